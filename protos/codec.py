@@ -1,0 +1,282 @@
+"""Python values <-> wire: clips as safetensors bytes, everything else as protobuf messages or JSON.
+
+A tensor clip is a safetensors file with one tensor `frames` and the metadata `layout` ("TCHW"),
+`range` ("0-255" for uint8, "0-1" for float16 and float32) and `fps`. Anything else is refused by
+name, so that [0,1] and [0,255] can never be confused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from enum import Enum
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from protos import reward_pb2 as pb
+from protos.types import (
+    Bounds,
+    Clip,
+    Context,
+    ContractError,
+    Error,
+    Input,
+    Limits,
+    Logits,
+    Media,
+    Model,
+    Origin,
+    Outcome,
+    OutcomeKind,
+    Provenance,
+    Reward,
+    Source,
+    Submission,
+    Timings,
+    WindowLogits,
+)
+
+V = TypeVar("V")
+
+TENSOR_NAME = "frames"
+RANGES = {"U8": "0-255", "F16": "0-1", "F32": "0-1"}
+TENSOR_FORMS = ("uint8 TCHW 0-255", "float16 TCHW 0-1", "float32 TCHW 0-1")
+
+
+# --- clips as tensors ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorHeader:
+    """What the first bytes of a tensor clip declare, read without touching its data."""
+
+    dtype: str
+    frames: int
+    height_px: int
+    width_px: int
+    fps: float
+
+
+def clip_to_tensor(clip: Clip) -> bytes:
+    """Losslessly, as uint8 TCHW 0-255."""
+    frames = np.ascontiguousarray(clip.frames)
+    return save({TENSOR_NAME: frames}, {"layout": "TCHW", "range": "0-255", "fps": repr(float(clip.fps))})
+
+
+def frames_to_tensor(frames: NDArray[np.floating[Any]], fps: float) -> bytes:
+    """Float frames [T,3,H,W] in 0..1 (a diffusion pipeline's output) as float16 or float32 bytes."""
+    kept = frames if frames.dtype == np.float16 else frames.astype(np.float32)
+    return save({TENSOR_NAME: np.ascontiguousarray(kept)}, {"layout": "TCHW", "range": "0-1", "fps": repr(float(fps))})
+
+
+def tensor_header(data: bytes) -> TensorHeader:
+    """Check the declaration of a tensor clip. Raises ContractError("bad_tensor") naming what is wrong."""
+    header = _safetensors_header(data)
+    meta = header.pop("__metadata__", {})
+    if set(header) != {TENSOR_NAME}:
+        raise _bad(f"holds tensors {sorted(header)}; give exactly one, named '{TENSOR_NAME}'")
+    dtype, shape = header[TENSOR_NAME].get("dtype"), header[TENSOR_NAME].get("shape", [])
+    if dtype not in RANGES:
+        raise _bad(f"dtype {dtype} is not one of {sorted(RANGES)} (uint8, float16, float32)")
+    if meta.get("layout") != "TCHW":
+        raise _bad(f"layout is {meta.get('layout')!r}; only 'TCHW' is accepted: permute the frames and declare it")
+    if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
+        raise _bad(f"shape {shape} is not [T,3,H,W]")
+    if meta.get("range") != RANGES[dtype]:
+        raise _bad(f"range is {meta.get('range')!r}; {dtype} frames must be declared and scaled '{RANGES[dtype]}'")
+    return TensorHeader(dtype=dtype, frames=shape[0], height_px=shape[2], width_px=shape[3], fps=_fps(meta.get("fps")))
+
+
+def tensor_to_clip(data: bytes) -> Clip:
+    """Decode and check a tensor clip. Raises ContractError("bad_tensor") naming what is wrong."""
+    header = tensor_header(data)
+    try:
+        frames = load(data)[TENSOR_NAME]
+    except (SafetensorError, ValueError) as error:
+        raise _bad(f"is damaged: {error}") from error
+    return Clip(frames=_to_uint8(frames), fps=header.fps)
+
+
+def _to_uint8(frames: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(frames.min()), float(frames.max())
+    if frames.dtype == np.uint8:
+        if high == 1:
+            raise _bad("uint8 values go only from 0 to 1; scale them to 0..255 before casting")
+        return frames
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise _bad("values are not all finite; look for NaN in the decoder that made them")
+    if low < 0 or high > 1:
+        raise _bad(f"values go from {low:g} to {high:g} but float frames must lie in 0..1; rescale them")
+    return np.asarray(np.rint(frames.astype(np.float32) * 255), dtype=np.uint8)
+
+
+def _safetensors_header(data: bytes) -> dict[str, Any]:
+    try:
+        (size,) = struct.unpack("<Q", data[:8])
+        if not 0 < size <= min(len(data) - 8, 100_000):
+            raise ValueError(f"header size {size}")
+        header = json.loads(data[8 : 8 + size])
+        if not (isinstance(header, dict) and all(isinstance(value, dict) for value in header.values())):
+            raise ValueError("header is not an object of objects")
+    except (struct.error, ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(f"is not a safetensors file ({error}); send videos as media 'container'") from error
+    return header
+
+
+def _fps(text: str | None) -> float:
+    try:
+        fps = float(text or "")
+    except ValueError:
+        fps = math.nan
+    if not (math.isfinite(fps) and fps > 0):
+        raise _bad(f"fps is {text!r}; declare the frame rate as a positive number")
+    return fps
+
+
+def _bad(what: str) -> ContractError:
+    return ContractError("bad_tensor", f"tensor clip {what}")
+
+
+# --- values <-> messages ------------------------------------------------------------------------
+
+
+def context_to_message(context: Context) -> pb.Context:
+    fields = {name: value for name, value in _fields(context).items() if value is not None and name != "origin"}
+    origin = pb.Origin.Value(context.origin.name) if context.origin else pb.ORIGIN_UNSPECIFIED
+    return pb.Context(**fields, origin=origin)
+
+
+def context_from_message(message: pb.Context) -> Context:
+    return Context(
+        group_id=message.group_id,
+        run_id=message.run_id,
+        origin=Origin[pb.Origin.Name(message.origin)] if message.origin else None,
+        query_seed=message.query_seed if message.HasField("query_seed") else None,
+        deadline_s=message.deadline_s if message.HasField("deadline_s") else None,
+        idempotency_key=message.idempotency_key,
+        policy_version=message.policy_version,
+        discriminator_version=message.discriminator_version,
+    )
+
+
+def submission_to_message(submission: Submission) -> pb.Clip:
+    media = pb.Media.Value(submission.media.name)
+    return pb.Clip(media=media, payload=submission.payload, context=context_to_message(submission.context))
+
+
+def media_from_message(media: pb.Media.ValueType) -> Media:
+    if media not in (pb.CONTAINER, pb.TENSOR):
+        raise ContractError("bad_media", f"media is {media}; set CONTAINER (a video file) or TENSOR (safetensors)")
+    return Media[pb.Media.Name(media)]
+
+
+def submission_from_message(message: pb.Clip) -> Submission:
+    context = context_from_message(message.context)
+    return Submission(payload=message.payload, media=media_from_message(message.media), context=context)
+
+
+def outcome_to_message(outcome: Outcome) -> pb.Outcome:
+    return pb.Outcome(
+        job_id=outcome.job_id,
+        kind=pb.OutcomeKind.Value(outcome.kind.name),
+        reward=_reward_to_message(outcome.reward) if outcome.reward else None,
+        error=pb.Error(**_fields(outcome.error)) if outcome.error else None,
+        context=context_to_message(outcome.context),
+        cursor=outcome.cursor,
+    )
+
+
+def outcome_from_message(message: pb.Outcome) -> Outcome:
+    return Outcome(
+        job_id=message.job_id,
+        kind=OutcomeKind[pb.OutcomeKind.Name(message.kind)],
+        reward=_reward_from_message(message.reward) if message.HasField("reward") else None,
+        error=Error(code=message.error.code, message=message.error.message) if message.HasField("error") else None,
+        context=context_from_message(message.context),
+        cursor=message.cursor,
+    )
+
+
+def model_to_message(model: Model) -> pb.Model:
+    nested = {"bounds": pb.Bounds, "weights": pb.Logits, "limits": pb.Limits, "input": pb.Input}
+    fields = _fields(model)
+    return pb.Model(**{name: nested[name](**_fields(v)) if name in nested else v for name, v in fields.items()})
+
+
+def model_from_message(message: pb.Model) -> Model:
+    return Model(
+        profile=message.profile,
+        discriminator_version=message.discriminator_version,
+        weights_digest=message.weights_digest,
+        preprocessing_digest=message.preprocessing_digest,
+        bounds=_scalars(Bounds, message.bounds),
+        weights=_scalars(Logits, message.weights),
+        limits=_scalars(Limits, message.limits),
+        input=_scalars(Input, message.input),
+    )
+
+
+def _reward_to_message(reward: Reward) -> pb.Reward:
+    provenance = _fields(reward.provenance)
+    provenance["source"] = pb.Source(**_fields(reward.provenance.source))
+    provenance["timings"] = pb.Timings(**_fields(reward.provenance.timings))
+    return pb.Reward(
+        combined=reward.combined,
+        instantaneous=reward.instantaneous,
+        long_term=reward.long_term,
+        logits=pb.Logits(**_fields(reward.logits)),
+        clipped=reward.clipped,
+        bounds=pb.Bounds(**_fields(reward.bounds)),
+        windows=[pb.WindowLogits(start_s=w.start_s, logits=pb.Logits(**_fields(w.logits))) for w in reward.windows],
+        provenance=pb.Provenance(**provenance),
+    )
+
+
+def _reward_from_message(message: pb.Reward) -> Reward:
+    return Reward(
+        combined=message.combined,
+        instantaneous=message.instantaneous,
+        long_term=message.long_term,
+        logits=_scalars(Logits, message.logits),
+        clipped=message.clipped,
+        bounds=_scalars(Bounds, message.bounds),
+        windows=tuple(WindowLogits(start_s=w.start_s, logits=_scalars(Logits, w.logits)) for w in message.windows),
+        provenance=_scalars(
+            Provenance,
+            message.provenance,
+            source=_scalars(Source, message.provenance.source),
+            timings=_scalars(Timings, message.provenance.timings),
+        ),
+    )
+
+
+# --- values <-> JSON ----------------------------------------------------------------------------
+
+
+def to_json(value: Any) -> Any:
+    """Any value of types.py as plain JSON data, field by field; enums as their value, absent ones as null."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: to_json(item) for name, item in _fields(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _scalars(kind: type[V], message: Any, **given: Any) -> V:
+    """`kind` from a message with the same field names; repeated fields become tuples."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in given]  # type: ignore[arg-type]
+    values = {name: getattr(message, name) for name in names}
+    repeated = {name: tuple(v) for name, v in values.items() if not isinstance(v, (str, bytes, int, float))}
+    return kind(**{**values, **repeated, **given})

@@ -1,0 +1,1 @@
+"""The motion-realism reward server."""

@@ -1,0 +1,153 @@
+"""Every error a user can meet, as one tree, and what each means at the two doors.
+
+    RewardServerError
+    ├─ InvalidClip            outcome invalid: the clip cannot be scored, sending it again will not help
+    │  ├─ EmptyPayload        zero bytes
+    │  ├─ ClipTooLarge        bytes, frames, pixels or seconds over a limit
+    │  ├─ ClipTooShort        fewer frames than the profile's minimum, after resampling
+    │  ├─ UnreadableClip      not a video, truncated, no video stream, nothing decodes
+    │  ├─ DecodeTooSlow       decoding passed its wall-time limit
+    │  └─ BadTensor           a tensor clip whose declaration or values break the contract
+    ├─ DeadlinePassed         outcome timeout: the submitter's deadline passed first
+    ├─ Overloaded             outcome overloaded: the queue is full, retry after `retry_after_s`
+    ├─ ScoringFailed          outcome failed: our fault
+    │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
+    │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
+    ├─ VersionNotServed       outcome failed: the pinned discriminator version is not loaded
+    ├─ BadRequest             the request itself, not a clip, is wrong
+    ├─ UnknownJob             no such job, or its result has expired
+    ├─ IdempotencyConflict    the idempotency key was used for other bytes
+    ├─ NotReady               no weights, no Redis or no live worker yet
+    └─ RefreshUnavailable     this server cannot refresh its discriminators
+
+`code` is the stable name programs may act on. `DOORS` is the one table from leaf to HTTP status and
+gRPC code name; `OUTCOMES` says which errors end a single clip rather than a whole request.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from protos.types import OutcomeKind
+
+
+class RewardServerError(Exception):
+    """Base of all. The message names the value, the limit and the next step."""
+
+    @property
+    def code(self) -> str:
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+class InvalidClip(RewardServerError):
+    pass
+
+
+class EmptyPayload(InvalidClip):
+    pass
+
+
+class ClipTooLarge(InvalidClip):
+    pass
+
+
+class ClipTooShort(InvalidClip):
+    pass
+
+
+class UnreadableClip(InvalidClip):
+    pass
+
+
+class DecodeTooSlow(InvalidClip):
+    pass
+
+
+class BadTensor(InvalidClip):
+    pass
+
+
+class DeadlinePassed(RewardServerError):
+    pass
+
+
+class Overloaded(RewardServerError):
+    """Raised at admission; nothing of the request was queued."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ScoringFailed(RewardServerError):
+    pass
+
+
+class NonFiniteLogit(ScoringFailed):
+    pass
+
+
+class AttemptsExhausted(ScoringFailed):
+    pass
+
+
+class VersionNotServed(RewardServerError):
+    pass
+
+
+class BadRequest(RewardServerError):
+    pass
+
+
+class UnknownJob(RewardServerError):
+    pass
+
+
+class IdempotencyConflict(RewardServerError):
+    pass
+
+
+class NotReady(RewardServerError):
+    pass
+
+
+class RefreshUnavailable(RewardServerError):
+    pass
+
+
+class Door(NamedTuple):
+    http: int
+    grpc: str  # name in grpc.StatusCode
+
+
+DOORS: dict[type[RewardServerError], Door] = {
+    InvalidClip: Door(422, "INVALID_ARGUMENT"),
+    DeadlinePassed: Door(504, "DEADLINE_EXCEEDED"),
+    Overloaded: Door(429, "RESOURCE_EXHAUSTED"),
+    ScoringFailed: Door(500, "INTERNAL"),
+    VersionNotServed: Door(409, "FAILED_PRECONDITION"),
+    BadRequest: Door(400, "INVALID_ARGUMENT"),
+    UnknownJob: Door(404, "NOT_FOUND"),
+    IdempotencyConflict: Door(409, "ALREADY_EXISTS"),
+    NotReady: Door(503, "UNAVAILABLE"),
+    RefreshUnavailable: Door(501, "UNIMPLEMENTED"),
+    RewardServerError: Door(500, "INTERNAL"),
+}
+
+OUTCOMES: dict[type[RewardServerError], OutcomeKind] = {
+    InvalidClip: OutcomeKind.INVALID,
+    DeadlinePassed: OutcomeKind.TIMEOUT,
+    Overloaded: OutcomeKind.OVERLOADED,
+    RewardServerError: OutcomeKind.FAILED,
+}
+
+
+def door(error: RewardServerError) -> Door:
+    """The nearest row of DOORS up the tree."""
+    return next(DOORS[kind] for kind in type(error).__mro__ if kind in DOORS)
+
+
+def outcome_kind(error: RewardServerError) -> OutcomeKind:
+    """The nearest row of OUTCOMES up the tree."""
+    return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)

@@ -1,0 +1,1 @@
+"""The training client. It knows the reward server only through `protos`."""

@@ -49,6 +49,7 @@ class ResidualViT(nn.Module):
             dynamic_img_size=True,
         )
         self.head = nn.Linear(config.dim, 1)
+        self.channel_scale: Tensor
         self.register_buffer("channel_scale", torch.tensor([config.residual_scale, 1.0]), persistent=False)
 
     def features(self, maps_BP2HW: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ class ResidualViT(nn.Module):
         if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
             raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
         pairs = maps_BP2HW.flatten(0, 1) * self.channel_scale[:, None, None]
-        return self.backbone(pairs).unflatten(0, maps_BP2HW.shape[:2])  # type: ignore[no-any-return]
+        features: Tensor = self.backbone(pairs)
+        return features.view(*maps_BP2HW.shape[:2], -1)
 
     def forward(self, maps_BP2HW: Tensor) -> Tensor:
         return self.head(self.features(maps_BP2HW).mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ of an attention block is a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.layers.mlp import Mlp
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         return self.to_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class SelfBlock(nn.Module):
@@ -118,7 +119,7 @@ class TrackTransformer(nn.Module):
         virtual = self.space_virtual_blocks[stage](virtual)
         points = self.space_point2virtual_blocks[stage](points, virtual)
         both = torch.cat([points, virtual], dim=1)
-        return both.unflatten(0, (x_BNTC.shape[0], -1)).transpose(1, 2)
+        return both.reshape(x_BNTC.shape[0], -1, *both.shape[1:]).transpose(1, 2)
 
 
 class PooledLogit(nn.Module):
@@ -151,4 +152,4 @@ class TrackViT(TrackTransformer):
 
 
 def _mlp(config: TrackViTConfig) -> nn.Module:
-    return Mlp(config.dim, config.mlp_dim, act_layer=lambda: nn.GELU(approximate="tanh"))
+    return Mlp(config.dim, config.mlp_dim, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""Playback at other source times, by motion-compensated interpolation between frames.
+
+Between two frames both are warped along their optical flow to the wanted time; the nearer one gives the
+pixels and the other fills what it hides, so that the result neither repeats a frame nor cross-fades two.
+H, W frame size; HW2 and HW3 images as OpenCV wants them.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from protos.types import Clip
+
+Floats = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+SNAP_FRAMES = 1e-4  # a source time this close to a frame is that frame
+MAX_ROUND_TRIP_PX = 1.0  # forward-backward error at which a pixel's match loses most of its weight
+
+
+def time_remap(clip: Clip, source_times: ArrayLike) -> Clip:
+    """The clip as seen at `source_times`, in frames, each 0..T-1: uint8 [len(source_times),3,H,W], same fps.
+
+    Whole times return the frames exactly. Raises ValueError for times that are not a list of finite
+    numbers within the clip.
+    """
+    times = _checked_times(source_times, len(clip.frames))
+    lower = np.floor(times).astype(np.int64)
+    frames = clip.frames[lower]
+    for first in np.unique(lower[times > lower]):
+        pair = _Pair(clip.frames[first], clip.frames[first + 1])
+        for i in np.flatnonzero((lower == first) & (times > lower)):
+            frames[i] = pair.between(float(times[i] - first)).transpose(2, 0, 1)
+    return Clip(frames=frames, fps=clip.fps)
+
+
+def _checked_times(source_times: ArrayLike, num_frames: int) -> NDArray[np.float64]:
+    times = np.asarray(source_times, np.float64)
+    if times.ndim != 1 or not times.size or not np.isfinite(times).all():
+        raise ValueError(f"source_times must be a list of finite numbers, got shape {list(times.shape)}")
+    nearest = np.round(times)
+    times = np.where(np.abs(times - nearest) < SNAP_FRAMES, nearest, times)
+    if times.min() < 0 or times.max() > num_frames - 1:
+        raise ValueError(f"source_times must be within 0..{num_frames - 1}, got {times.min():g}..{times.max():g}")
+    return times
+
+
+class _Pair:
+    """Two neighbouring frames [3,H,W] with the flow between them, in both directions."""
+
+    def __init__(self, first: Image, second: Image) -> None:
+        self.images = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in (first, second)]
+        grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in self.images]
+        search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self.grid = pixel_grid(*grays[0].shape)
+        start = np.zeros_like(self.grid)
+        self.flows = [np.asarray(search.calc(a, b, start.copy()), np.float32) for a, b in (grays, grays[::-1])]
+        self.trust = [self._trust(0), self._trust(1)]
+
+    def _trust(self, side: int) -> Floats:
+        """Weight 0..1 of each pixel of one frame [H,W]: whether its flow there and back closes."""
+        there = self.flows[side]
+        error = there + _sample(self.flows[1 - side], self.grid + there)
+        return np.asarray(np.exp(-(error**2).sum(-1) / MAX_ROUND_TRIP_PX**2), np.float32)
+
+    def between(self, phase: float) -> Image:
+        """The image [H,W,3] at `phase` of the way, in (0,1), from the first frame to the second."""
+        warped, weights = [], []
+        for side, distance in enumerate((phase, 1 - phase)):
+            place = self.grid + self._flow_to(side, distance)
+            warped.append(sample_sharp(self.images[side], place).astype(np.float32))
+            weights.append((_sample(self.trust[side], place) + 1e-3) * (1 - distance) ** 3)
+        share = (weights[1] / (weights[0] + weights[1]))[..., None]
+        return np.asarray(np.rint(warped[0] + share * (warped[1] - warped[0]))).clip(0, 255).astype(np.uint8)
+
+    def _flow_to(self, side: int, distance: float) -> Floats:
+        """Flow [H,W,2] from the wanted time to one frame: a first guess from both flows, then made consistent."""
+        ours, theirs = self.flows[side], self.flows[1 - side]
+        guess = np.float32(distance) * (np.float32(distance) * theirs - np.float32(1 - distance) * ours)
+        return np.float32(-distance) * _sample(ours, self.grid + guess)
+
+
+def pixel_grid(height: int, width: int) -> Floats:
+    """The place of every pixel, x then y: float32 [H,W,2]."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+
+
+def sample_sharp(image: Image, place: Floats) -> Image:
+    """The image at `place` [H,W,2], with a kernel that keeps texture and edges reflected beyond the frame."""
+    sampled = cv2.remap(image, place[..., 0], place[..., 1], cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(sampled, np.uint8)
+
+
+def _sample(values: Floats, place: Floats) -> Floats:
+    sampled = cv2.remap(values, place[..., 0], place[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(sampled, np.float32)

@@ -1,0 +1,161 @@
+"""Faults of place: what is shown where it should not be.
+
+Each takes (clip, strength in (0,1], rng) and returns a clip of as many frames. Distances are shares of
+the short side S. Warps resample every frame but the first with a kernel that keeps texture, so that
+sharpness does not give the fault away; beyond the frame the image is reflected.
+T frames, H, W frame size, K waves.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.types import Clip
+from reward_server.degradations.interpolation import Floats, pixel_grid, sample_sharp
+
+Image = NDArray[np.uint8]
+
+# Root mean square displacement at strength 1, in S; weaker ones fall with strength ** EASE.
+JITTER = 0.025
+WOBBLE = 0.03
+SWIM = 0.014
+EASE = 1.5
+NUM_JUMPS = 6
+
+
+def jittered(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Every frame after the first is shifted and rotated on its own, S 0.3% (at 0.25) .. 2.5% (at 1) rms each."""
+    num_frames, _, height, width = clip.frames.shape
+    reach = JITTER * strength**EASE * min(height, width)
+    shifts = rng.normal(0, reach / np.sqrt(2), (num_frames, 2))
+    angles = np.rad2deg(rng.normal(0, reach / np.hypot(height, width) * 2, num_frames))
+    frames = clip.frames.copy()
+    for t in range(1, num_frames):
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[t], 1.0)
+        turn[:, 2] += shifts[t]
+        warped = cv2.warpAffine(
+            _image(frames[t]), turn, (width, height), flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101
+        )
+        frames[t] = warped.transpose(2, 0, 1)
+    return Clip(frames=frames, fps=clip.fps)
+
+
+def wobbled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """The picture swells and bends smoothly in space and time, S 0.4% (at 0.25) .. 3% (at 1) rms: generated video."""
+    flow = _waves(clip, rng, wavelengths=(0.6, 2.0), periods_s=(0.6, 2.0), solenoidal=False)
+    return _warped(clip, WOBBLE * strength**EASE * flow)
+
+
+def swimming(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Texture crawls within a textured region, along small eddies (no divergence); the rest stays untouched."""
+    mask = _textured_region(clip, rng)
+    flow = _waves(clip, rng, wavelengths=(0.12, 0.3), periods_s=(0.5, 1.5), solenoidal=True)
+    return _warped(clip, SWIM * strength * mask * flow)
+
+
+def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Patches, hard rectangles or soft blobs, show up displaced for a few frames: 1 .. NUM_JUMPS jumps, farther."""
+    num_frames = len(clip.frames)
+    frames = clip.frames.copy()
+    jumps = [_Jump(clip, rng) for _ in range(NUM_JUMPS)]
+    for jump in jumps[: max(1, round(strength * NUM_JUMPS))]:
+        for t in range(jump.start, min(num_frames, jump.start + 1 + round(strength * jump.extra_frames))):
+            jump.paste(clip.frames[t], frames[t], strength)
+    return Clip(frames=frames, fps=clip.fps)
+
+
+class _Jump:
+    """One patch that moves at once from its place to another: the most visible of a few random ones."""
+
+    def __init__(self, clip: Clip, rng: np.random.Generator, candidates: int = 6) -> None:
+        num_frames, _, height, width = clip.frames.shape
+        self.start = int(rng.integers(1, num_frames - 1))
+        self.extra_frames = int(rng.integers(1, max(2, num_frames // 4)))
+        self.size = np.rint(rng.uniform(0.25, 0.45, 2) * min(height, width)).astype(int)
+        self.alpha = _blob(*self.size) if rng.random() < 0.5 else np.ones(self.size, np.float32)
+        self.room = np.array([height, width]) - self.size
+        drawn = [(rng.uniform(0, self.room), rng.uniform(0, 2 * np.pi)) for _ in range(candidates)]
+        reach = rng.uniform(0.16, 0.24) * min(height, width)
+        self.moves = max(
+            ((place, reach * np.array([np.sin(a), np.cos(a)])) for place, a in drawn),
+            key=lambda move: self._change(clip.frames[self.start], *move),
+        )
+
+    def _slices(self, place: NDArray[np.float64]) -> tuple[slice, slice, slice]:
+        top, left = np.rint(np.clip(place, 0, self.room)).astype(int)
+        return slice(None), slice(top, top + self.size[0]), slice(left, left + self.size[1])
+
+    def _change(self, frame: Image, place: NDArray[np.float64], move: NDArray[np.float64]) -> float:
+        source, target = frame[self._slices(place)], frame[self._slices(place + move)]
+        return float(np.abs(source.astype(np.int16) - target).mean())
+
+    def paste(self, source: Image, target: Image, strength: float) -> None:
+        """Show the patch of `source` in `target`, in place, displaced by 0.4 (weak) .. 1 of the full move."""
+        place, move = self.moves
+        there = self._slices(place + (0.2 + 0.8 * strength) * move)
+        old, new = target[there], source[self._slices(place)]
+        target[there] = np.rint(old + self.alpha * (new.astype(np.float32) - old)).astype(np.uint8)
+
+
+def _waves(
+    clip: Clip,
+    rng: np.random.Generator,
+    *,
+    wavelengths: tuple[float, float],
+    periods_s: tuple[float, float],
+    solenoidal: bool,
+    num_waves: int = 16,
+) -> Floats:
+    """A displacement [T,H,W,2], x then y, in pixels: a sum of travelling waves, 0 at the first frame, 1 S rms after.
+
+    `wavelengths` in S, `periods_s` in seconds. Solenoidal waves move across their own direction, so that
+    their sum has no divergence. Waves separate in x, y and t, which makes them one matrix product.
+    """
+    num_frames, _, height, width = clip.frames.shape
+    side = min(height, width)
+    heading = rng.uniform(0, 2 * np.pi, num_waves)
+    wavenumber = 2 * np.pi / (side * rng.uniform(*wavelengths, num_waves))
+    pulse = 2 * np.pi / rng.uniform(*periods_s, num_waves) * rng.choice([-1, 1], num_waves)
+    push = heading + np.pi / 2 if solenoidal else rng.uniform(0, 2 * np.pi, num_waves)
+    phase = np.exp(1j * rng.uniform(0, 2 * np.pi, num_waves))
+    in_t = np.exp(1j * np.outer(np.arange(num_frames) / clip.fps, pulse)) - 1
+    in_y = np.exp(1j * np.outer(np.arange(height), wavenumber * np.sin(heading)))
+    in_x = np.exp(1j * np.outer(wavenumber * np.cos(heading), np.arange(width)))
+    along = np.stack([np.cos(push), np.sin(push)])  # [2,K]
+    left = (phase * in_t)[:, None, None] * along[:, None] * in_y  # [T,2,H,K]
+    flow = (left.astype(np.complex64) @ in_x.astype(np.complex64)).real.transpose(0, 2, 3, 1)
+    rms = np.sqrt((flow[1:] ** 2).sum(-1).mean())
+    return np.asarray(flow * (side / rms), np.float32)
+
+
+def _warped(clip: Clip, flow: Floats) -> Clip:
+    """Every frame after the first, sampled at its pixels displaced by `flow` [T,H,W,2]."""
+    frames = clip.frames.copy()
+    grid = pixel_grid(*frames.shape[2:])
+    for t in range(1, len(frames)):
+        frames[t] = sample_sharp(_image(frames[t]), grid + flow[t]).transpose(2, 0, 1)
+    return Clip(frames=frames, fps=clip.fps)
+
+
+def _textured_region(clip: Clip, rng: np.random.Generator) -> Floats:
+    """A soft mask [H,W,1] 0..1 over about a third of the frame, where the first frame has texture."""
+    _, _, height, width = clip.frames.shape
+    gray = clip.frames[0].mean(0, dtype=np.float32)
+    detail = cv2.blur(np.abs(cv2.Laplacian(gray, cv2.CV_32F)), (9, 9))
+    noise = cv2.resize(rng.normal(size=(4, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    wanted = cv2.GaussianBlur(np.log1p(detail), (0, 0), 0.05 * min(height, width)) + 0.5 * noise
+    edge, full = np.quantile(wanted, [0.6, 0.75])
+    return np.asarray(np.clip((wanted - edge) / max(full - edge, 1e-6), 0, 1), np.float32)[..., None]
+
+
+def _blob(height: int, width: int) -> Floats:
+    """A soft ellipse [height,width], 1 inside, falling to 0 at the rim."""
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    return np.asarray(np.clip((1 - np.hypot(y, x)) / 0.3, 0, 1), np.float32)
+
+
+def _image(frame: Image) -> Image:
+    """[3,H,W] as OpenCV wants it: [H,W,3], contiguous."""
+    return np.ascontiguousarray(frame.transpose(1, 2, 0))

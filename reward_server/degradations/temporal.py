@@ -1,0 +1,115 @@
+"""Faults of time: which source frame, or which mixture of them, is shown when.
+
+Each takes (clip, strength in (0,1], rng) and returns a clip of as many frames. All but `ghosted` and the
+two slow-downs show source frames untouched.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.types import Clip
+from reward_server.degradations.interpolation import time_remap
+
+Indices = NDArray[np.int64]
+
+SLOWEST = 0.35  # playback speed after (or before) the strongest speed change
+DAMPING = 4.0  # e-folds by which the strongest damping lowers the speed over the clip
+MAX_BLEND = 0.75  # share of other frames in the strongest ghosting
+MAX_RELABEL = 4.0  # factor on the frame rate of the strongest relabelling
+
+
+def static(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Motion dies: the last share `strength` of the clip repeats one frame; at 1 all of it is the first frame."""
+    last = len(clip.frames) - 1
+    return _show(clip, np.minimum(np.arange(last + 1), min(round((1 - strength) * last), last - 1)))
+
+
+def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """One stretch, or two in a longer clip, stands still, then the clip jumps to where it would be."""
+    num_frames = len(clip.frames)
+    num_stretches = 1 if num_frames < 14 else int(rng.integers(1, 3))
+    shown = np.arange(num_frames)
+    for slot in np.array_split(np.arange(1, num_frames - 1), num_stretches):
+        longest = max(1, round(0.75 * len(slot)) - 1)  # repeats of the held frame; some real motion stays around it
+        start = slot[0] + int(rng.integers(0, len(slot) - longest))
+        repeats = max(min(2, longest), round(strength * longest))
+        shown[start : start + repeats + 1] = start
+    return _show(clip, shown)
+
+
+def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Frames come at a fraction 1 - 2/3 strength of their rate and are held: one in six repeats .. two in three."""
+    ticks = np.arange(len(clip.frames))
+    new = np.floor((ticks + rng.random()) * (1 - strength * 2 / 3)).astype(np.int64)
+    fresh = np.diff(new, prepend=-1) > 0
+    if fresh.all():
+        fresh[-1] = False
+    return _show(clip, np.maximum.accumulate(np.where(fresh, ticks, 0)))
+
+
+def shuffled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Frames after the first change places: a few neighbours, then more and farther; at 1 at random."""
+    ticks = np.arange(len(clip.frames) - 1)
+    noise = _disorder(len(ticks), rng)
+    # A pair (i, j) is swapped where 3 s (noise_i - noise_j) > (1 - s) (j - i): more pairs as s grows, never fewer.
+    steepest = -np.diff(noise).min()
+    strength = max(strength, 1.001 / (1 + 3 * steepest))  # at least one pair
+    order = np.argsort((1 - strength) * ticks + 3 * strength * noise, kind="stable")
+    return _show(clip, np.concatenate([[0], 1 + order]))
+
+
+def ghosted(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Frames after the first are mixed with a fading trail of earlier ones, or with neighbours on both sides."""
+    num_frames = len(clip.frames)
+    share = MAX_BLEND * strength
+    lag = np.subtract.outer(np.arange(num_frames), np.arange(num_frames))  # output frame minus source frame
+    if rng.random() < 0.5:
+        weights = np.where(lag >= 0, share ** np.maximum(lag, 0), 0.0)
+    else:
+        near = (np.abs(lag) <= 2) & (lag != 0)
+        weights = (1 - share) * np.eye(num_frames) + share * near / near.sum(1, keepdims=True)
+    weights[0] = lag[0] == 0
+    weights /= weights.sum(1, keepdims=True)
+    mixed = weights.astype(np.float32) @ clip.frames.reshape(num_frames, -1).astype(np.float32)
+    return Clip(frames=np.rint(mixed).astype(np.uint8).reshape(clip.frames.shape), fps=clip.fps)
+
+
+def damped(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """The dynamic degree collapses: playback slows all along, at 1 to 2% of its speed a quarter of the way in."""
+    elapsed = np.linspace(0, 1, len(clip.frames))
+    rate = DAMPING * strength
+    return time_remap(clip, (len(clip.frames) - 1) * -np.expm1(-rate * elapsed) / rate)
+
+
+def speed_change(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Playback changes abruptly mid-clip between full speed and SLOWEST ** strength, in either direction."""
+    num_frames = len(clip.frames)
+    change = round(rng.uniform(0.35, 0.65) * (num_frames - 1))
+    speeds = np.full(num_frames - 1, SLOWEST**strength)
+    if rng.random() < 0.5:
+        speeds[:change] = 1.0
+    else:
+        speeds[change:] = 1.0
+    return time_remap(clip, np.concatenate([[0.0], np.cumsum(speeds)]))
+
+
+def fps_relabelled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """The same frames, said to be faster or slower by MAX_RELABEL ** strength."""
+    direction = 1 if rng.random() < 0.5 else -1
+    return Clip(frames=clip.frames, fps=clip.fps * MAX_RELABEL ** (direction * strength))
+
+
+def _disorder(num: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Numbers in -1..1 whose order is far from both the identity and its reverse, as nearly all long ones are."""
+    pairs = np.triu_indices(num, 1)
+    while True:
+        noise = rng.uniform(-1, 1, num)
+        inverted = np.mean(noise[pairs[0]] > noise[pairs[1]])
+        if 0.25 < inverted < 0.75:
+            return noise
+
+
+def _show(clip: Clip, indices: Indices) -> Clip:
+    return Clip(frames=clip.frames[indices], fps=clip.fps)

@@ -1,0 +1,242 @@
+"""SEA-RAFT-M: optical flow and its mixture parameters between consecutive frames; frozen.
+
+From SEA-RAFT (arXiv 2405.14793): two ResNet encoders, an all-pairs correlation pyramid, four
+recurrent refinements, convex upsampling. Feeds `motion.residual_map` and `motion.mixture_confidence`.
+Parameter names are those of the published checkpoints, so they load strictly. BatchNorm always uses
+its running statistics and is folded into the convolution before it; `.train()` changes nothing.
+
+Shapes: B clips, T frames, P = T-1 pairs, C channels, H, W pixels, h = H/8, w = W/8, Q = h*w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE_PX = 8
+RADIUS = 4
+NUM_LEVELS = 4
+MIN_SIDE_PX = 64  # the coarsest correlation level still has one cell
+CHANNELS_LAST = torch.channels_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeaRaftConfig:
+    """`iters` refinements; `pairs_per_pass` trades memory for parallelism (1 is best on a CPU)."""
+
+    iters: int = 4
+    pairs_per_pass: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowInfo:
+    """flow [B,P,2,H,W]: (u, v) in pixels from frame t to t+1; info [B,P,4,H,W]: two mixture logits, two raw log b."""
+
+    flow_BP2HW: Tensor
+    info_BP4HW: Tensor
+
+
+class SeaRaft(nn.Module):
+    def __init__(self, config: SeaRaftConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or SeaRaftConfig()
+        self.cnet = Encoder(6)
+        self.init_conv = nn.Conv2d(256, 256, 3, padding=1)
+        self.upsample_weight = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 576, 1))
+        self.flow_head = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 6, 3, padding=1))
+        self.fnet = Encoder(3)
+        self.update_block = UpdateBlock()
+        self.to(memory_format=CHANNELS_LAST)
+
+    def forward(self, frames_BT3HW: Tensor, iters: int | None = None) -> FlowInfo:
+        """Frames RGB 0..255, uint8 or float, each side at least 64 px; T = 1 gives no pairs."""
+        if frames_BT3HW.dim() != 5 or frames_BT3HW.shape[2] != 3 or min(frames_BT3HW.shape[-2:]) < MIN_SIDE_PX:
+            raise ValueError(f"frames must be [B,T,3,H,W], H and W >= {MIN_SIDE_PX}, got {list(frames_BT3HW.shape)}")
+        iters = self.config.iters if iters is None else iters
+        clips = [self._clip(clip_T3HW, iters) for clip_T3HW in frames_BT3HW]
+        pairs_BP6HW = torch.stack(clips)
+        return FlowInfo(flow_BP2HW=pairs_BP6HW[:, :, :2], info_BP4HW=pairs_BP6HW[:, :, 2:])
+
+    def _clip(self, clip_T3HW: Tensor, iters: int) -> Tensor:
+        """Flow and info [P,6,H,W] of one clip; every frame passes the feature net once."""
+        height, width = clip_T3HW.shape[-2:]
+        left, right, top, bottom = margins = _margins(height, width)
+        frames = F.pad(self._normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
+        size = self.config.pairs_per_pass
+        features = torch.cat([self.fnet(chunk) for chunk in frames.split(size)])
+        starts = range(0, len(frames) - 1, size)
+        pairs = [self._pairs(frames[s : s + size + 1], features[s : s + size + 1], iters) for s in starts]
+        padded = torch.cat(pairs) if pairs else frames.new_zeros(0, 6, *frames.shape[-2:])
+        return padded[..., top : padded.shape[-2] - bottom, left : padded.shape[-1] - right]
+
+    def _normalised(self, clip_T3HW: Tensor) -> Tensor:
+        return clip_T3HW.to(self.init_conv.weight.dtype) * (2 / 255) - 1
+
+    def _pairs(self, frames: Tensor, features: Tensor, iters: int) -> Tensor:
+        """Flow and info [P,6,H,W] between the P+1 frames of one pass."""
+        net, context = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
+        volumes = correlation_pyramid(features[:-1], features[1:])
+        out = self.flow_head(net)
+        flow8, info = out[:, :2], out[:, 2:]
+        for _ in range(iters):
+            net = self.update_block(net, context, lookup(volumes, flow8), flow8)
+            out = self.flow_head(net)
+            flow8, info = flow8 + out[:, :2], out[:, 2:]
+        values = torch.cat([STRIDE_PX * flow8, info], dim=1)
+        return upsampled(values, 0.25 * self.upsample_weight(net))
+
+
+class Encoder(nn.Module):
+    """Frames [P,C,H,W] -> features [P,256,h,w]: the first three stages of a ResNet-34."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(*(Block(64, 64) for _ in range(3)))
+        self.layer2 = nn.Sequential(Block(64, 128, stride=2), *(Block(128, 128) for _ in range(3)))
+        self.layer3 = nn.Sequential(Block(128, 256, stride=2), *(Block(256, 256) for _ in range(5)))
+        self.final_conv = nn.Conv2d(256, 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = conv_norm(x, self.conv1, self.bn1).relu_()
+        return self.final_conv(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1:
+            self.bn3 = nn.BatchNorm2d(channels)  # one module under two names, as the checkpoints list it
+            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride), self.bn3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv_norm(x, self.conv1, self.bn1).relu_()
+        y = conv_norm(y, self.conv2, self.bn2).relu_()
+        shortcut = x if self.downsample is None else conv_norm(x, self.downsample[0], self.bn3)
+        return y.add_(shortcut).relu_()
+
+
+class UpdateBlock(nn.Module):
+    """One refinement of the hidden state `net` [P,128,h,w]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = MotionEncoder()
+        self.refine = nn.ModuleList(ConvNextBlock() for _ in range(2))
+
+    def forward(self, net: Tensor, context: Tensor, correlation: Tensor, flow8: Tensor) -> Tensor:
+        inputs = torch.cat([context, self.encoder(correlation, flow8)], dim=1)
+        for block in self.refine:
+            net = block(torch.cat([net, inputs], dim=1))
+        return net
+
+
+class MotionEncoder(nn.Module):
+    """Correlation [P,324,h,w] and flow [P,2,h,w] -> motion features [P,128,h,w]; the last two are the flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convc1 = nn.Conv2d(NUM_LEVELS * (2 * RADIUS + 1) ** 2, 256, 1)
+        self.convc2 = nn.Conv2d(256, 192, 3, padding=1)
+        self.convf1 = nn.Conv2d(2, 128, 7, padding=3)
+        self.convf2 = nn.Conv2d(128, 64, 3, padding=1)
+        self.conv = nn.Conv2d(256, 126, 3, padding=1)
+
+    def forward(self, correlation: Tensor, flow8: Tensor) -> Tensor:
+        matched = self.convc2(self.convc1(correlation).relu_()).relu_()
+        moved = self.convf2(self.convf1(flow8).relu_()).relu_()
+        return torch.cat([self.conv(torch.cat([matched, moved], dim=1)).relu_(), flow8], dim=1)
+
+
+class ConvNextBlock(nn.Module):
+    """ConvNeXt residual at 384 channels, then a projection to the hidden state's 128."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(384, 384, 7, padding=3, groups=384)
+        self.norm = nn.LayerNorm(384, eps=1e-6)
+        self.pwconv1 = nn.Linear(384, 512)
+        self.pwconv2 = nn.Linear(512, 384)
+        self.gamma = nn.Parameter(torch.full((384,), 1e-6))
+        self.final = nn.Conv2d(384, 128, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # a view, not a copy, in channels-last
+        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        return self.final(x + y.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    """Convolution and BatchNorm by running statistics, as one convolution."""
+    assert isinstance(conv, nn.Conv2d) and norm.running_mean is not None and norm.running_var is not None
+    assert conv.bias is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = (conv.bias - norm.running_mean) * scale + norm.bias
+    return F.conv2d(x, conv.weight * scale[:, None, None, None], bias, conv.stride, conv.padding)
+
+
+def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]:
+    """Scaled dot products of every cell of `first` with every cell of `second`: level l is [P,Q,h/2^l,w/2^l]."""
+    queries_PQC = first_PCHW.flatten(2).transpose(1, 2) * first_PCHW.shape[1] ** -0.5
+    volumes = []
+    for level in range(NUM_LEVELS):
+        target = F.avg_pool2d(second_PCHW, 2) if level else second_PCHW
+        volumes.append((queries_PQC @ target.flatten(2)).unflatten(2, target.shape[2:]))
+        second_PCHW = target
+    return volumes
+
+
+def lookup(volumes: list[Tensor], flow_P2HW: Tensor) -> Tensor:
+    """Correlation around each cell's match, [P,324,h,w]: level slowest, then x offset, then y offset."""
+    height, width = flow_P2HW.shape[2:]
+    y, x = torch.meshgrid(
+        torch.arange(height, device=flow_P2HW.device), torch.arange(width, device=flow_P2HW.device), indexing="ij"
+    )
+    match_PQ2 = (torch.stack([x, y]) + flow_P2HW.float()).flatten(2).transpose(1, 2)
+    windows = [_window(volume, match_PQ2 / 2**level).flatten(2) for level, volume in enumerate(volumes)]
+    correlation = torch.cat(windows, dim=2).to(flow_P2HW.dtype)  # [P,Q,324]: channels last
+    return correlation.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _window(volume_PQHW: Tensor, centre_PQ2: Tensor) -> Tensor:
+    """Bilinear samples [P,Q,9,9] at integer offsets (x first) from the centre, zero outside the map.
+
+    All share one fraction, so a 10x10 patch is gathered once and mixed along x, then y.
+    """
+    height, width = volume_PQHW.shape[2:]
+    corner = centre_PQ2.floor()
+    fraction = (centre_PQ2 - corner).to(volume_PQHW.dtype)
+    steps = torch.arange(-RADIUS, RADIUS + 2, device=centre_PQ2.device)
+    x, y = (corner[..., axis, None].long() + steps for axis in (0, 1))
+    inside = ((x >= 0) & (x < width))[..., :, None] & ((y >= 0) & (y < height))[..., None, :]
+    index = y.clamp(0, height - 1)[..., None, :] * width + x.clamp(0, width - 1)[..., :, None]
+    patch = volume_PQHW.flatten(2).gather(2, index.flatten(2)).view(inside.shape)
+    patch = patch.masked_fill(~inside, 0)
+    patch = torch.lerp(patch[..., :-1, :], patch[..., 1:, :], fraction[..., 0, None, None])
+    return torch.lerp(patch[..., :-1], patch[..., 1:], fraction[..., 1, None, None])
+
+
+def upsampled(values_PCHW: Tensor, mask_logits: Tensor) -> Tensor:
+    """Convex upsampling x8: each pixel mixes the 3x3 cells around its own by mask_logits [P,576,h,w]."""
+    num_pairs, channels, height, width = values_PCHW.shape
+    mask = mask_logits.reshape(num_pairs, 1, 9, STRIDE_PX, STRIDE_PX, height, width).softmax(dim=2)
+    cells = F.unfold(values_PCHW, 3, padding=1).view(num_pairs, channels, 9, 1, 1, height, width)
+    pixels = (mask * cells).sum(dim=2)  # [P,C,8,8,h,w]
+    return pixels.permute(0, 1, 4, 2, 5, 3).reshape(num_pairs, channels, STRIDE_PX * height, STRIDE_PX * width)
+
+
+def _margins(height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) pixels of replicate padding to multiples of 8."""
+    pad_y, pad_x = -height % STRIDE_PX, -width % STRIDE_PX
+    return pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2

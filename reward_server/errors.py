@@ -15,6 +15,8 @@
     │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
     ├─ VersionNotServed       outcome failed: the pinned discriminator version is not loaded
     ├─ BadRequest             the request itself, not a clip, is wrong
+    │  ├─ RequestTooLarge     the clips of one request are too many bytes together
+    │  └─ UnsupportedMedia    neither a video nor a safetensors file is declared
     ├─ UnknownJob             no such job, or its result has expired
     ├─ IdempotencyConflict    the idempotency key was used for other bytes
     ├─ NotReady               no weights, no Redis or no live worker yet
@@ -29,7 +31,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from protos.types import OutcomeKind
+from protos.types import Context, Error, Outcome, OutcomeKind
 
 
 class RewardServerError(Exception):
@@ -100,6 +102,14 @@ class BadRequest(RewardServerError):
     pass
 
 
+class RequestTooLarge(BadRequest):
+    pass
+
+
+class UnsupportedMedia(BadRequest):
+    pass
+
+
 class UnknownJob(RewardServerError):
     pass
 
@@ -128,6 +138,8 @@ DOORS: dict[type[RewardServerError], Door] = {
     ScoringFailed: Door(500, "INTERNAL"),
     VersionNotServed: Door(409, "FAILED_PRECONDITION"),
     BadRequest: Door(400, "INVALID_ARGUMENT"),
+    RequestTooLarge: Door(413, "INVALID_ARGUMENT"),
+    UnsupportedMedia: Door(415, "INVALID_ARGUMENT"),
     UnknownJob: Door(404, "NOT_FOUND"),
     IdempotencyConflict: Door(409, "ALREADY_EXISTS"),
     NotReady: Door(503, "UNAVAILABLE"),
@@ -151,3 +163,9 @@ def door(error: RewardServerError) -> Door:
 def outcome_kind(error: RewardServerError) -> OutcomeKind:
     """The nearest row of OUTCOMES up the tree."""
     return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
+
+
+def error_outcome(job_id: str, error: RewardServerError, context: Context) -> Outcome:
+    """The outcome of a clip that `error` ended."""
+    described = Error(code=error.code, message=str(error))
+    return Outcome(job_id=job_id, kind=outcome_kind(error), error=described, context=context)

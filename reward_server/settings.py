@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     # Doors
     http: str = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP door; loopback unless told otherwise.")
     grpc: str = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC door; loopback unless told otherwise.")
+    grpc_max_message_bytes: int = Field(
+        4 * MIB, ge=64 * 1024, description="Bytes of one gRPC message; larger clips come through Submit in chunks."
+    )
     score_timeout_s: float = Field(120.0, gt=0, description="How long a synchronous request waits, in seconds.")
     drain_s: float = Field(30.0, ge=0, description="How long a stopping process may finish its work, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

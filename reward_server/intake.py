@@ -1,0 +1,115 @@
+"""What both doors do alike with a request before the service sees it, and with an error on its way out.
+
+One request is a list of submissions, checked here for number and bytes; a malformed context or
+media is a BadRequest, not an outcome, because it is the caller's code that is wrong and not a clip.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protos.types import Context, ContractError, Media, Origin, Submission
+from reward_server.errors import BadRequest, RequestTooLarge, RewardServerError, UnsupportedMedia
+from reward_server.settings import Settings
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
+
+log = structlog.get_logger("doors")
+
+
+def request_id(given: str | None) -> str:
+    """The caller's X-Request-ID if it is 1 to 128 plain characters (it goes into the logs), else a new one."""
+    return given if given and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def door_error(error: Exception) -> RewardServerError:
+    """What the caller is told: its own mistake by name; one of ours without its insides, which go to the log."""
+    if isinstance(error, RewardServerError):
+        return error
+    if isinstance(error, ContractError):
+        kind = UnsupportedMedia if error.code == "bad_media" else BadRequest
+        return kind(str(error))
+    log.error("a request broke", exc_info=error)
+    return RewardServerError("the server failed on this request; look for its request id in the server's log")
+
+
+class ContextFields(BaseModel):
+    """The context of a clip as a person writes it: form fields, query parameters or JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group_id: Annotated[str, Field(max_length=256, description="Clips compared with each other share it.")] = ""
+    run_id: Annotated[str, Field(max_length=256, description="Training run the clip belongs to.")] = ""
+    origin: Annotated[Origin | None, Field(description="Camera footage or a model's rollout.")] = None
+    query_seed: Annotated[int | None, Field(ge=0, lt=2**64, description="Seed of the query points.")] = None
+    deadline_s: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Seconds after which the result is worthless.")
+    ] = None
+    idempotency_key: Annotated[str, Field(max_length=256, description="Same key and bytes: the same job.")] = ""
+    policy_version: Annotated[str, Field(max_length=256, description="Carried through unchanged.")] = ""
+    discriminator_version: Annotated[str, Field(max_length=256, description="Pin: this version or an error.")] = ""
+
+
+def context_from_fields(fields: Mapping[str, Any]) -> Context:
+    """Raises BadRequest naming every field that is unknown or out of range."""
+    try:
+        return Context(**ContextFields.model_validate(fields).model_dump())
+    except ValidationError as error:
+        causes = (f"{'.'.join(map(str, e['loc'])) or 'context'}: {e['msg']}" for e in error.errors())
+        raise BadRequest(f"bad context: {'; '.join(causes)}") from error
+
+
+class Intake:
+    """The clips of one request as they arrive; refuses it as soon as they are too many or too large together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._num_clips = 0
+        self._num_bytes = 0
+
+    def count_clip(self) -> None:
+        """Raises BadRequest past settings.max_clips_per_request."""
+        self._num_clips += 1
+        if self._num_clips > self._settings.max_clips_per_request:
+            raise BadRequest(
+                f"more than {self._settings.max_clips_per_request} clips in one request; send several requests"
+            )
+
+    def count_bytes(self, num_bytes: int) -> None:
+        """Raises RequestTooLarge past settings.max_request_bytes."""
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._settings.max_request_bytes:
+            raise RequestTooLarge(
+                f"the clips of this request are over {self._settings.max_request_bytes} bytes together; "
+                "send several requests, or shorter clips"
+            )
+
+
+def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequence[Submission]:
+    """The submissions of a whole request, if they are at least one and within the settings' limits."""
+    if not submissions:
+        raise BadRequest("no clip in the request; send at least one video or safetensors tensor")
+    intake = Intake(settings)
+    for submission in submissions:
+        intake.count_clip()
+        intake.count_bytes(len(submission.payload))
+    return submissions
+
+
+def media_of_content_type(content_type: str) -> Media:
+    """Of a bare body. Raises UnsupportedMedia."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/vnd.safetensors":
+        return Media.TENSOR
+    if kind.startswith("video/") or kind in ("image/gif", "image/webp"):
+        return Media.CONTAINER
+    raise UnsupportedMedia(
+        f"content type '{kind}' is not taken; send multipart/form-data with files in `video` or `tensor`, "
+        "or one clip as video/* or application/vnd.safetensors"
+    )

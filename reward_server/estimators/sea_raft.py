@@ -66,7 +66,7 @@ class SeaRaft(nn.Module):
         left, right, top, bottom = margins = _margins(height, width)
         frames = F.pad(self._normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
         size = self.config.pairs_per_pass
-        features = torch.cat([self.fnet(chunk) for chunk in frames.split(size)])
+        features = torch.cat([self.fnet(chunk) for chunk in torch.split(frames, size)])
         starts = range(0, len(frames) - 1, size)
         pairs = [self._pairs(frames[s : s + size + 1], features[s : s + size + 1], iters) for s in starts]
         padded = torch.cat(pairs) if pairs else frames.new_zeros(0, 6, *frames.shape[-2:])
@@ -192,7 +192,8 @@ def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]
     volumes = []
     for level in range(NUM_LEVELS):
         target = F.avg_pool2d(second_PCHW, 2) if level else second_PCHW
-        volumes.append((queries_PQC @ target.flatten(2)).unflatten(2, target.shape[2:]))
+        products_PQQ = queries_PQC @ target.flatten(2)
+        volumes.append(products_PQQ.view(*products_PQQ.shape[:2], *target.shape[2:]))
         second_PCHW = target
     return volumes
 
@@ -205,8 +206,8 @@ def lookup(volumes: list[Tensor], flow_P2HW: Tensor) -> Tensor:
     )
     match_PQ2 = (torch.stack([x, y]) + flow_P2HW.float()).flatten(2).transpose(1, 2)
     windows = [_window(volume, match_PQ2 / 2**level).flatten(2) for level, volume in enumerate(volumes)]
-    correlation = torch.cat(windows, dim=2).to(flow_P2HW.dtype)  # [P,Q,324]: channels last
-    return correlation.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    correlation_PQC = torch.cat(windows, dim=2).to(flow_P2HW.dtype)
+    return correlation_PQC.view(len(match_PQ2), height, width, -1).permute(0, 3, 1, 2)  # channels last
 
 
 def _window(volume_PQHW: Tensor, centre_PQ2: Tensor) -> Tensor:

@@ -1,0 +1,215 @@
+"""CoTracker3 offline: tracks of query points through a clip, and the tokens the long-term head reads; frozen.
+
+From CoTracker3 (arXiv 2410.11831): a feature net per frame, a feature pyramid, correlation of the
+7x7 neighbourhoods of query and track, and a transformer that refines position, visibility and
+confidence a few times. Parameter names, misspellings included, are those of the published
+checkpoint, so it loads strictly. Clips of any length; clips of a batch are independent.
+
+Shapes: B clips, T frames, N tracks, C channels, D token size, H, W pixels of the input, h, w cells of a
+pyramid level. "Model pixels" are those of the 384x512 frames the networks see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
+from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
+from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlations, neighbourhood
+from reward_server.motion import displacement_features
+
+NUM_LEVELS = 4
+CORRELATION_DIM = 256
+DISPLACEMENT_DIM = 84
+TOKEN_DIM = 2 + NUM_LEVELS * CORRELATION_DIM + DISPLACEMENT_DIM
+SUPPORT_SIDE = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoTracker3Config:
+    """Sizes; the defaults are the published checkpoint's. The two `per_pass` trade memory for parallelism."""
+
+    height_px: int = 384
+    width_px: int = 512
+    iters: int = 4
+    window_frames: int = 60
+    trunk: TrackViTConfig = field(default_factory=lambda: TrackViTConfig(token_dim=TOKEN_DIM))
+    frames_per_pass: int = 1
+    tracks_per_pass: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.height_px, self.width_px) < STRIDE_PX * 2 ** (NUM_LEVELS - 1) or self.iters < 1:
+            raise ValueError(f"need at least 32x32 model pixels and one iteration, got {self}")
+        if self.trunk.token_dim != TOKEN_DIM:
+            raise ValueError(f"the trunk must read tokens of {TOKEN_DIM}, got {self.trunk.token_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """tracks in model pixels, visibility and confidence 0..1, and the last iteration's tokens.
+
+    The tokens describe the state before the last update. After a `tokens_only` run the other three
+    are that same state, since the last update was left out.
+    """
+
+    tracks_BTN2: Tensor
+    visibility_BTN: Tensor
+    confidence_BTN: Tensor
+    tokens_BNTD: Tensor
+
+
+class CoTracker3(nn.Module):
+    def __init__(self, config: CoTracker3Config | None = None) -> None:
+        super().__init__()
+        self.config = config or CoTracker3Config()
+        self.time_emb: Tensor
+        self.register_buffer("time_emb", time_embedding(self.config.window_frames, TOKEN_DIM))
+        self.fnet = FeatureNet()
+        self.updateformer = UpdateFormer(self.config.trunk)
+        self.corr_mlp = Mlp(WINDOW**4, 384, CORRELATION_DIM)
+
+    def forward(
+        self, frames_BT3HW: Tensor, queries_BN3: Tensor, *, tokens_only: bool = False, keep_support: bool = False
+    ) -> Tracking:
+        """Track `queries` (frame, x, y in input pixels) through `frames` (RGB 0..255, uint8 or float).
+
+        `tokens_only` leaves out the last update; `keep_support` keeps the support grid's tracks, at the end.
+        """
+        _check(frames_BT3HW, queries_BN3)
+        height, width = frames_BT3HW.shape[-2:]
+        clips = []
+        for frames_T3HW, queries_N3 in zip(frames_BT3HW, queries_BN3, strict=True):
+            queries = self.model_queries(queries_N3, height, width)
+            kept = len(queries) if keep_support else len(queries_N3)
+            clips.append(self.track(self.encode(frames_T3HW), queries, kept, tokens_only=tokens_only))
+        return Tracking(
+            **{f.name: torch.stack([getattr(c, f.name) for c in clips]) for f in dataclasses.fields(Tracking)}
+        )
+
+    def model_queries(self, queries_N3: Tensor, height: int, width: int) -> Tensor:
+        """Queries in model pixels, with the support grid of frame 0 appended: [N+36,3]."""
+        config = self.config
+        scale = [1, (config.width_px - 1) / max(width - 1, 1), (config.height_px - 1) / max(height - 1, 1)]
+        queries = queries_N3.float() * queries_N3.new_tensor(scale, dtype=torch.float32)
+        return torch.cat([queries, support_grid(config.height_px, config.width_px).to(queries)])
+
+    def encode(self, frames_T3HW: Tensor) -> Pyramid:
+        """The feature pyramid of a clip; it serves any number of query sets."""
+        chunks = torch.split(frames_T3HW, self.config.frames_per_pass)
+        level = torch.cat([self._features(chunk) for chunk in chunks])
+        levels = [level]
+        for _ in range(NUM_LEVELS - 1):
+            levels.append(F.avg_pool2d(levels[-1], 2))
+        return tuple(level_TCHW.permute(0, 2, 3, 1).contiguous() for level_TCHW in levels)
+
+    def resized(self, frames_T3HW: Tensor) -> Tensor:
+        """Frames in model pixels, still 0..255, float32."""
+        size = (self.config.height_px, self.config.width_px)
+        return F.interpolate(frames_T3HW.float(), size, mode="bilinear", align_corners=True)
+
+    def _features(self, frames_T3HW: Tensor) -> Tensor:
+        frames = 2 * (self.resized(frames_T3HW) / 255) - 1
+        features = self.fnet(frames.to(self.fnet.conv1.weight.dtype)).float()
+        return features * features.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()  # type: ignore[no-any-return]
+
+    def track(
+        self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
+    ) -> Tracking:
+        """Tracks of one clip (no B) from its pyramid and queries in model pixels, of the first `num_kept` queries."""
+        *_, last = self.refinements(pyramid, queries_N3, num_kept if tokens_only else None, tokens_only=tokens_only)
+        tokens, state = (part[:num_kept] for part in last)
+        tracks, visibility, confidence = torch.split(state.transpose(0, 1), [2, 1, 1], dim=-1)
+        return Tracking(
+            tracks_BTN2=tracks * STRIDE_PX,
+            visibility_BTN=visibility[..., 0].sigmoid(),
+            confidence_BTN=confidence[..., 0].sigmoid(),
+            tokens_BNTD=tokens,
+        )
+
+    def refinements(
+        self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each iteration: the tokens [N,T,D] it read and the state [N,T,4] it left.
+
+        The state is (x, y) in level-0 cells, then logits of visibility and confidence. With
+        `tokens_only`, the last iteration reads the tokens of the first `num_kept` queries and updates nothing.
+        """
+        frames_N, centres_N2 = queries_N3[:, 0].long(), queries_N3[:, 1:] / STRIDE_PX
+        support = [neighbourhood(level, centres_N2 / 2**k, frames_N) for k, level in enumerate(pyramid)]
+        state = F.pad(centres_N2, (0, 2))[:, None].repeat(1, len(pyramid[0]), 1)
+        for iteration in range(self.config.iters):
+            final = tokens_only and iteration == self.config.iters - 1
+            state = state[:num_kept] if final else state
+            tokens = self.tokens(pyramid, support, state)
+            if not final:
+                state = state + self.updateformer(tokens[None])[0].float()
+            yield tokens, state
+
+    def tokens(self, pyramid: Pyramid, support: list[Tensor], state_NT4: Tensor) -> Tensor:
+        """What the transformer reads of each track and frame: [N,T,D], in passes over tracks."""
+        time_TD = resampled(self.time_emb, state_NT4.shape[1])
+        passes = []
+        for start in range(0, len(state_NT4), self.config.tracks_per_pass):
+            part = slice(start, start + self.config.tracks_per_pass)
+            volumes = correlations(pyramid, [level[part] for level in support], state_NT4[part, :, :2])
+            matches = [self.corr_mlp(volume.to(self.corr_mlp.fc1.weight.dtype)).float() for volume in volumes]
+            passes.append(torch.cat([state_NT4[part, :, 2:], *matches, self._displacements(state_NT4[part])], dim=-1))
+        return torch.cat(passes).add_(time_TD)
+
+    def _displacements(self, state_NT4: Tensor) -> Tensor:
+        tracks_BTN2 = state_NT4[None, ..., :2].transpose(1, 2)
+        scale = (self.config.width_px / STRIDE_PX, self.config.height_px / STRIDE_PX)
+        return displacement_features(tracks_BTN2, scale)[0].transpose(0, 1)
+
+
+class UpdateFormer(TrackTransformer):
+    """The track transformer with linear heads: tokens [B,N,T,D] -> (dx, dy, d visibility, d confidence) [B,N,T,4]."""
+
+    def __init__(self, config: TrackViTConfig) -> None:
+        super().__init__(config)
+        self.flow_head = nn.Linear(config.dim, 2)
+        self.vis_conf_head = nn.Linear(config.dim, 2)
+
+    def forward(self, tokens_BNTD: Tensor) -> Tensor:
+        features = self.trunk(tokens_BNTD.to(self.input_transform.weight.dtype))
+        return torch.cat([self.flow_head(features), self.vis_conf_head(features)], dim=-1)
+
+
+def support_grid(height: int, width: int) -> Tensor:
+    """6x6 extra queries (frame 0, x, y) [36,3] in model pixels, a 64th of the width from the borders, row by row."""
+    margin = width / 64
+    y = torch.linspace(margin, height - margin, SUPPORT_SIDE)
+    x = torch.linspace(margin, width - margin, SUPPORT_SIDE)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([torch.zeros_like(rows), columns, rows], dim=-1).flatten(0, 1)
+
+
+def time_embedding(num_frames: int, dim: int) -> Tensor:
+    """Sines, then cosines, of t * 10000^(-k/(dim/2)): [1,T,dim]."""
+    rates = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    phase = torch.arange(num_frames, dtype=torch.float64)[:, None] * rates
+    return torch.cat([phase.sin(), phase.cos()], dim=1).float()[None]
+
+
+def resampled(time_1SD: Tensor, num_frames: int) -> Tensor:
+    """The time embedding stretched linearly to `num_frames`: [T,D]."""
+    if num_frames == time_1SD.shape[1]:
+        return time_1SD[0]
+    stretched = F.interpolate(time_1SD.float().transpose(1, 2), num_frames, mode="linear", align_corners=False)
+    return stretched[0].transpose(0, 1)
+
+
+def _check(frames: Tensor, queries: Tensor) -> None:
+    if frames.dim() != 5 or frames.shape[2] != 3 or min(frames.shape) < 1:
+        raise ValueError(f"frames must be [B,T,3,H,W], got {list(frames.shape)}")
+    if queries.dim() != 3 or queries.shape[2] != 3 or len(queries) != len(frames) or queries.shape[1] < 1:
+        raise ValueError(f"queries must be [{len(frames)},N,3] (frame, x, y), got {list(queries.shape)}")
+    if not bool(((queries[..., 0] >= 0) & (queries[..., 0] < frames.shape[1])).all()):
+        raise ValueError(f"query frames must be in 0..{frames.shape[1] - 1}, got up to {float(queries[..., 0].max())}")

@@ -1,0 +1,198 @@
+"""The HTTP door: FastAPI routes over the service, one error table, a request id in every answer and log line.
+
+A clip comes in through http_body.py, its result goes out as http_models.py says. Nothing here blocks
+the event loop and nothing here knows how a clip is scored.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated, Any
+
+import structlog
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from protos.json_codec import result_to_json
+from protos.types import ContractError, Model
+from reward_server.errors import BadRequest, Overloaded, RequestTooLarge, RewardServerError, door
+from reward_server.http_body import submissions_of
+from reward_server.http_models import (
+    RESULT_EXAMPLE,
+    Job,
+    Jobs,
+    Live,
+    ReadinessBody,
+    Results,
+    clips_request_body,
+    failures,
+)
+from reward_server.intake import ContextFields, door_error, request_id
+from reward_server.service import Service
+from reward_server.settings import Settings
+
+REQUEST_ID_HEADER = "x-request-id"
+QUIET_PATHS = ("/healthz", "/readyz", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+
+log = structlog.get_logger("http")
+
+
+def create_app(service: Service, settings: Settings) -> FastAPI:
+    """The whole HTTP door over `service`; it owns neither of them."""
+    app = FastAPI(
+        title="Motion reward server",
+        summary="Motion-realism rewards for video clips.",
+        version="1",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    _add_scoring(app, service, settings)
+    _add_jobs(app, service, settings)
+    _add_health(app, service)
+    for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _on_error)
+    app.add_middleware(RequestScope)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
+    body = {"requestBody": clips_request_body()}
+    refusals = failures(400, 409, 413, 415, 429, 503)
+    scored: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"application/json": {"example": {"results": [RESULT_EXAMPLE]}}}}
+    }
+
+    @app.post("/v1/score", responses=refusals | scored, openapi_extra=body, tags=["scoring"])
+    async def score(request: Request, context: Annotated[ContextFields, Query()]) -> Results:
+        """Score clips and wait for all of them; one result each, in order, also for a clip that cannot be scored."""
+        outcomes = await service.score(await submissions_of(request, context, settings))
+        return Results.model_validate({"results": [result_to_json(outcome) for outcome in outcomes]})
+
+    @app.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=body, tags=["scoring"])
+    async def submit(request: Request, context: Annotated[ContextFields, Query()]) -> Jobs:
+        """Queue clips; their results are fetched by job id."""
+        job_ids = await service.submit(await submissions_of(request, context, settings))
+        return Jobs.model_validate({"jobs": [{"id": job_id} for job_id in job_ids]})
+
+
+def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
+    wait = Query(ge=0, le=settings.score_timeout_s, allow_inf_nan=False, description="Answer once done, or after this.")
+
+    @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
+    async def job(job_id: str, wait_s: Annotated[float, wait] = 0) -> Job:
+        """A job's state, and its result once it is done."""
+        if wait_s:
+            async for _ in service.outcomes([job_id], timeout_s=wait_s):
+                pass
+        view = await service.job(job_id)
+        result = result_to_json(view.outcome) if view.outcome else None
+        return Job.model_validate({"id": view.id, "state": view.state, "result": result})
+
+    @app.get("/v1/model", responses=failures(503), tags=["scoring"])
+    async def model() -> Model:
+        """What is served: profile, discriminator version, digests, bounds, limits and what it expects of a clip."""
+        return await service.model()
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": ReadinessBody, "description": "No weights, no Redis or no live worker; the body says which."}
+    }
+
+    @app.get("/healthz", tags=["health"])
+    @app.get("/v2/health/live", tags=["health"], include_in_schema=False)
+    async def live() -> Live:
+        """This process answers."""
+        return Live()
+
+    @app.get("/readyz", tags=["health"], responses=not_ready, response_model=ReadinessBody)
+    @app.get("/ready", tags=["health"], include_in_schema=False, response_model=ReadinessBody)
+    @app.get("/v2/health/ready", tags=["health"], include_in_schema=False, response_model=ReadinessBody)
+    async def ready() -> JSONResponse:
+        """Whether clips can be scored now: Redis answers and a worker with loaded weights lives."""
+        readiness = await service.readiness()
+        body = ReadinessBody(ready=readiness.ready, reasons=list(readiness.reasons))
+        return JSONResponse(body.model_dump(), 200 if readiness.ready else 503)
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Prometheus metrics."""
+        return PlainTextResponse(await service.metrics_text())
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    """Every error a route raises, as {"error": {"code", "message"}} with the status of errors.DOORS."""
+    if isinstance(error, HTTPException):  # the router's own: no such path, no such method
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        text = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
+        return _failure(error.status_code, code, text, dict(error.headers or {}))
+    if isinstance(error, RequestValidationError):
+        causes = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        error = BadRequest("; ".join(causes))
+    return _response(door_error(error))
+
+
+def _response(error: RewardServerError) -> JSONResponse:
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, RequestTooLarge):
+        headers["connection"] = "close"  # what is left of the body will not be read
+    return _failure(door(error).http, error.code, str(error), headers)
+
+
+def _failure(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+class RequestScope:
+    """Around every request: its id bound to the logs and echoed, one log line, and a 500 that hides our insides."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = identity
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=identity):
+            started = time.perf_counter()
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                if status:
+                    raise
+                await _response(door_error(error))(scope, receive, send_with_id)
+            finally:
+                _log_request(scope, status, (time.perf_counter() - started) * 1000)
+
+
+def _log_request(scope: Scope, status: int, took_ms: float) -> None:
+    write = log.debug if scope["path"] in QUIET_PATHS and status < 400 else log.info
+    write("request", method=scope["method"], path=scope["path"], status=status, took_ms=round(took_ms, 1))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document without the 422 it promises for every parameter: ours are 400s."""
+    document = FastAPI.openapi(app)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for schema in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(schema, None)
+    return document

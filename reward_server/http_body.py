@@ -1,0 +1,122 @@
+"""The body of a scoring request over HTTP -> submissions, counted while it is read, never spilled to disk.
+
+Either multipart/form-data (files in the fields `video` and `tensor`, in any number and order; the
+context as one field `context` of JSON, or field by field), or one bare clip with its content type.
+Context fields in the query hold for every clip that does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from protos.types import Context, Media, Submission
+from reward_server.errors import BadRequest, RequestTooLarge
+from reward_server.intake import ContextFields, check_request, context_from_fields, media_of_content_type
+from reward_server.settings import MIB, Settings
+
+CLIP_FIELDS = {"video": Media.CONTAINER, "tensor": Media.TENSOR}
+ENVELOPE_BYTES = MIB  # what multipart boundaries, part headers and contexts may add to the clips
+MAX_FIELDS = 16
+
+
+async def submissions_of(request: Request, shared: ContextFields, settings: Settings) -> list[Submission]:
+    """Raises BadRequest, RequestTooLarge and UnsupportedMedia. A clip that is no clip is not looked at here."""
+    content_type = request.headers.get("content-type", "")
+    try:
+        async with asyncio.timeout(settings.score_timeout_s):
+            if content_type.lower().startswith("multipart/form-data"):
+                submissions = await _from_multipart(request, _given(shared), settings)
+            else:
+                submissions = [await _from_bare_body(request, content_type, _given(shared), settings)]
+    except TimeoutError as error:
+        raise BadRequest(f"the body did not arrive within {settings.score_timeout_s:g} s") from error
+    except ClientDisconnect as error:
+        raise BadRequest("the client went away before its body was complete") from error
+    check_request(submissions, settings)
+    return submissions
+
+
+async def _from_bare_body(
+    request: Request, content_type: str, shared: dict[str, Any], settings: Settings
+) -> Submission:
+    media = media_of_content_type(content_type)
+    payload = b"".join([chunk async for chunk in _counted(request, settings.max_request_bytes)])
+    return Submission(payload=payload, media=media, context=context_from_fields(shared))
+
+
+async def _from_multipart(request: Request, shared: dict[str, Any], settings: Settings) -> list[Submission]:
+    stream = _counted(request, settings.max_request_bytes + ENVELOPE_BYTES)
+    parser = MultiPartParser(
+        request.headers, stream, max_files=settings.max_clips_per_request, max_fields=MAX_FIELDS, max_part_size=MIB
+    )
+    parser.spool_max_size = settings.max_request_bytes + ENVELOPE_BYTES  # in memory: the queue is, too
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadRequest(f"the multipart body is malformed: {error.message}") from error
+    try:
+        files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+        contexts = _contexts(form, shared, len(files))
+        return [
+            Submission(payload=file.file.read(), media=_media_of_field(name), context=context)
+            for (name, file), context in zip(files, contexts, strict=True)
+        ]
+    finally:
+        await form.close()
+
+
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; refused by its declared length, or by its true one as soon as it is passed."""
+    refusal = RequestTooLarge(f"the request is over {max_bytes} bytes; send several requests, or shorter clips")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise refusal
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise refusal
+        yield chunk
+
+
+def _contexts(form: FormData, shared: dict[str, Any], num_clips: int) -> list[Context]:
+    """One per clip: the JSON field `context` (an object for all, or a list) over single fields over `shared`."""
+    fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    if misplaced := CLIP_FIELDS.keys() & fields.keys():
+        name = misplaced.pop()
+        raise BadRequest(f"field '{name}' is text; send it as a file, for instance curl -F {name}=@FILE")
+    written = fields.pop("context", "")
+    shared = {**shared, **{name: value for name, value in fields.items() if value}}  # a form leaves fields empty
+    if not written:
+        return [context_from_fields(shared)] * num_clips
+    given = _parsed(written)
+    each = given if isinstance(given, list) else [given] * num_clips
+    if len(each) != num_clips:
+        raise BadRequest(f"`context` lists {len(each)} contexts for {num_clips} clips; give one, or one per clip")
+    if not all(isinstance(context, dict) for context in each):
+        raise BadRequest("`context` must be a JSON object, or a list of objects")
+    return [context_from_fields({**shared, **context}) for context in each]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"`context` is not JSON: {error}") from error
+
+
+def _given(fields: ContextFields) -> dict[str, Any]:
+    return fields.model_dump(exclude_unset=True)
+
+
+def _media_of_field(name: str) -> Media:
+    if name not in CLIP_FIELDS:
+        raise BadRequest(f"file field '{name}' is unknown; clips come in {sorted(CLIP_FIELDS)}")
+    return CLIP_FIELDS[name]

@@ -1,0 +1,139 @@
+"""What the HTTP door says: response bodies as pydantic models over the contract's values, and the OpenAPI text.
+
+The values of protos/types.py are used as they are, so that no field is written down twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from pydantic import BaseModel, create_model
+
+from protos.types import Context, Error, OutcomeKind, Provenance, Reward
+from reward_server.intake import ContextFields
+from reward_server.jobs import JobState
+
+_REWARD_HINTS = typing.get_type_hints(Reward)
+RewardBody = create_model(
+    "Reward",
+    __doc__="Raw logits clipped to `bounds`, and their weighted mean; real motion is high.",
+    **{  # type: ignore[call-overload]
+        field.name: (_REWARD_HINTS[field.name], ...)
+        for field in dataclasses.fields(Reward)
+        if field.name != "provenance"
+    },
+)
+
+
+class Result(BaseModel):
+    """What became of one clip: a reward if and only if `outcome` is ok, otherwise an error."""
+
+    id: str
+    outcome: OutcomeKind
+    reward: RewardBody | None  # type: ignore[valid-type]
+    provenance: Provenance | None
+    error: Error | None
+    context: Context
+
+
+class Results(BaseModel):
+    """In the order of the request."""
+
+    results: list[Result]
+
+
+class JobReference(BaseModel):
+    id: str
+
+
+class Jobs(BaseModel):
+    """In the order of the request."""
+
+    jobs: list[JobReference]
+
+
+class Job(BaseModel):
+    """A job's state; its result once it is done."""
+
+    id: str
+    state: JobState
+    result: Result | None
+
+
+class Live(BaseModel):
+    status: typing.Literal["ok"] = "ok"
+
+
+class ReadinessBody(BaseModel):
+    """Whether requests can be served now; if not, every reason why."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class Failure(BaseModel):
+    """A request that failed as a whole. `code` is stable, for programs."""
+
+    error: Error
+
+
+FAILURES = {
+    400: "The request is malformed.",
+    404: "There is no such job, or its result has expired.",
+    409: "The idempotency key was used for other bytes.",
+    413: "The clips are too many bytes together.",
+    415: "Neither a video nor a safetensors file.",
+    429: "The queue is full; nothing was queued. Retry after the seconds in Retry-After.",
+    503: "Not ready: no Redis or no live worker yet.",
+}
+
+RESULT_EXAMPLE: dict[str, Any] = {
+    "id": "5f0c9a3e6f4b4a0f8f0d1c2b3a495867",
+    "outcome": "invalid",
+    "reward": None,
+    "provenance": None,
+    "error": {"code": "clip_too_short", "message": "3 frames after resampling to 12 fps, at least 8 are needed"},
+    "context": {
+        "group_id": "prompt-17",
+        "run_id": "",
+        "origin": "rollout",
+        "query_seed": None,
+        "deadline_s": None,
+        "idempotency_key": "",
+        "policy_version": "step-200",
+        "discriminator_version": "",
+    },
+}
+
+
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can fail so."""
+    return {status: {"model": Failure, "description": FAILURES[status]} for status in statuses}
+
+
+def clips_request_body() -> dict[str, Any]:
+    """The request body of /v1/score and /v1/jobs for OpenAPI; `http_body.py` is what reads it."""
+    context = ContextFields.model_json_schema()["properties"]
+    file = {"type": "string", "format": "binary"}
+    one_context = {"type": "object", "properties": context, "additionalProperties": False}
+    many = {"oneOf": [one_context, {"type": "array", "items": one_context}]}
+    form = {
+        "type": "object",
+        "properties": {
+            "video": {"type": "array", "items": file, "description": "mp4, webm, mkv, avi, gif or animated webp files"},
+            "tensor": {"type": "array", "items": file, "description": "safetensors files: one tensor `frames`, TCHW"},
+            "context": {"description": "For all clips, or a list with one per clip."} | many,
+        }
+        | context,
+        "anyOf": [{"required": ["video"]}, {"required": ["tensor"]}],
+        "additionalProperties": False,
+    }
+    bare = {"schema": file}
+    content = {"video/mp4": bare, "image/gif": bare, "image/webp": bare, "application/vnd.safetensors": bare}
+    encoding = {"context": {"contentType": "application/json"}}
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": form, "encoding": encoding}, **content},
+    }

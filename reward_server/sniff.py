@@ -1,0 +1,129 @@
+"""What a payload is, told by its first bytes, and whether all of it arrived, told by its own structure.
+
+The first gate of decode.py. Only the demuxers named here are ever opened, by name: ffmpeg never guesses, so
+a playlist, a script or a picture in a video's clothes is refused here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+from reward_server.errors import UnreadableClip
+
+CONTAINERS = ("mp4", "mov", "webm", "mkv", "avi", "gif", "webp", "mpg", "ts")  # as users call them
+
+MOV_BOXES = {
+    *(b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide"),
+    *(b"udta", b"meta", b"uuid", b"mfra", b"pnot", b"pdin", b"emsg", b"ssix", b"prft"),
+}
+OTHERS = {  # what is often sent by mistake, to be named in the refusal
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"BM": "a BMP picture",
+    b"OggS": "an Ogg file",
+    b"fLaC": "FLAC audio",
+    b"ID3": "MP3 audio",
+    b"\xff\xfb": "MP3 audio",
+    b"FLV": "a Flash video",
+    b"\x30\x26\xb2\x75": "a Windows Media file",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+    b"\x93NUMPY": "a NumPy array (send it as a safetensors tensor)",
+    b"\x00\x00\x01\xb3": "a bare MPEG video stream (put it into a container)",
+    b"\x00\x00\x00\x01": "a bare H.264 or HEVC stream (put it into a container)",
+}
+TS_PACKET = 188
+RE_ENCODE = f"send one of {', '.join(CONTAINERS)}"
+
+
+def sniff(data: bytes) -> str:
+    """mov | matroska | avi | gif | webp | mpegts | mpeg. Raises UnreadableClip naming what else it is."""
+    if data[4:8] in MOV_BOXES:
+        return "mov"
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"RIFF" and data[8:12] in (b"AVI ", b"WEBP"):
+        return "avi" if data[8:12] == b"AVI " else "webp"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if len(data) >= TS_PACKET and set(data[: 3 * TS_PACKET : TS_PACKET]) == {0x47}:
+        return "mpegts"
+    if data[:4] == b"\x00\x00\x01\xba":
+        return "mpeg"
+    raise UnreadableClip(f"the payload's {len(data)} bytes are {_looks_like(data)}, not a known video; {RE_ENCODE}")
+
+
+def check_complete(data: bytes, form: str) -> None:
+    """Raises UnreadableClip if over 2 % of the bytes that the file itself declares did not arrive.
+
+    Formats that declare nothing (transport streams, live webm) pass: a cut one is a shorter clip. A
+    smaller loss passes too, since writers are often off by a few bytes; lost frames are counted later.
+    """
+    if form == "gif" and data.rstrip(b"\0\r\n")[-1:] != b";":
+        raise UnreadableClip(f"the gif's {len(data)} bytes end without its trailer byte; upload the whole file")
+    declared = _declared_bytes(data, form)
+    if (declared - len(data)) * 50 > declared:
+        raise UnreadableClip(
+            f"the {form} file declares {declared} bytes but only {len(data)} arrived, and at most 2 % may be missing; "
+            "upload the whole file"
+        )
+
+
+def _declared_bytes(data: bytes, form: str) -> int:
+    """Where the file's outermost structure ends; the length of `data` where it does not say."""
+    if form == "mov":
+        return _end_of_boxes(data)
+    if form == "matroska":
+        return _end_of_segment(data)
+    if form in ("avi", "webp"):
+        size = struct.unpack_from("<I", data, 4)[0]
+        return 8 + size if 0 < size < 2**32 - 1 else len(data)  # 0 and -1: written to a pipe
+    return len(data)
+
+
+def _end_of_boxes(data: bytes) -> int:
+    """End of the last top-level box of an mp4; 100 000 boxes are more than any true clip has."""
+    at = 0
+    for _ in range(100_000):
+        if at + 16 > len(data) or data[at + 4 : at + 8] not in MOV_BOXES:
+            break
+        size = struct.unpack_from(">I", data, at)[0]
+        size = struct.unpack_from(">Q", data, at + 8)[0] if size == 1 else size
+        if size < 8:  # 0: to the end of the file
+            return len(data)
+        at += size
+    return at
+
+
+def _end_of_segment(data: bytes) -> int:
+    """End of a Matroska file's Segment element, which follows the EBML header; live files leave it open."""
+    header = _vint(data, 4)
+    at = header[0] + header[1] if header else len(data)
+    segment = _vint(data, at + 4) if data[at : at + 4] == b"\x18\x53\x80\x67" else None
+    return sum(segment) if segment else len(data)
+
+
+def _vint(data: bytes, at: int) -> tuple[int, int] | None:
+    """(end of the field, value) of an EBML size at `at`; None when it is cut, malformed or says "unknown"."""
+    first = data[at] if at < len(data) else 0
+    width = 9 - first.bit_length()
+    if width > 8 or at + width > len(data):
+        return None
+    value = int.from_bytes(data[at : at + width], "big") ^ (1 << 7 * width)
+    return None if value == (1 << 7 * width) - 1 else (at + width, value)
+
+
+def _looks_like(data: bytes) -> str:
+    known = next((name for magic, name in OTHERS.items() if data.startswith(magic)), None)
+    if known:
+        return known
+    if data[8:9] == b"{":
+        return "probably a safetensors file (send it as media 'tensor')"
+    try:
+        text = data[:64].decode("utf-8", errors="strict" if len(data) <= 64 else "ignore")
+    except UnicodeDecodeError:
+        return f"of an unknown kind (they begin {data[:8].hex(' ')})"
+    printable = "".join(itertools.takewhile(lambda c: c.isprintable() or c in "\r\n\t", text))
+    return f"text ({printable[:24]!r}...)" if len(printable) == len(text) else f"unknown ({data[:8].hex(' ')})"

@@ -1,0 +1,71 @@
+"""Animated webp -> Reel: timestamps from the file's chunks, pictures from Pillow (ffmpeg decodes no animated webp)."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from reward_server.errors import ClipTooLarge, UnreadableClip
+from reward_server.reel import Guard, Picture, Reel, over_black
+
+PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
+QUICKEST_MS = 10  # browsers show a frame that asks for less, or for this, for SLOW_MS, and authors count on it
+SLOW_MS = 100
+
+
+@contextmanager
+def open_webp(data: bytes, guard: Guard) -> Iterator[Reel]:
+    """Raises UnreadableClip, ClipTooLarge, DecodeTooSlow; nothing is decoded before the limits are checked."""
+    times_s = _times(data, guard)
+    if times_s.size:
+        guard.duration(float(times_s[-1]))
+    try:
+        with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+            yield Reel(codec="webp", times_s=times_s, pictures=_pictures(image, times_s, guard))
+    except Image.DecompressionBombError as error:
+        raise ClipTooLarge(f"{error}; scale the clip down") from error
+
+
+def _times(data: bytes, guard: Guard) -> NDArray[np.float64]:
+    """When each frame begins, in seconds [T]; a still picture is one frame."""
+    durations_ms: list[int] = []
+    for name, body in _chunks(data):
+        guard.clock()
+        if name == b"VP8X" and len(body) >= 10:
+            guard.size(1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little"))
+        if name == b"ANMF" and len(body) >= 16:
+            durations_ms.append(int.from_bytes(body[12:15], "little"))
+            guard.frames(len(durations_ms))
+    shown_ms = [SLOW_MS if ms <= QUICKEST_MS else ms for ms in durations_ms] or [SLOW_MS]
+    return np.concatenate(([0.0], np.cumsum(shown_ms)[:-1] / 1000))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(name, first bytes) of each chunk at the top level of a RIFF file."""
+    at, view = 12, memoryview(data)
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        yield name, view[at + 8 : at + 8 + min(size, 16)]
+        at += 8 + size + size % 2
+
+
+def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) -> Iterator[tuple[float, Picture]]:
+    guard.size(image.height, image.width)
+    for index, time_s in enumerate(times_s):
+        guard.clock()
+        try:
+            image.seek(index)
+            rgba = np.asarray(image.convert("RGBA"))
+        except PILLOW_ERRORS as error:
+            raise UnreadableClip(
+                f"frame {index} of {times_s.size} of the webp does not decode ({error}): the file is damaged; "
+                "upload the whole file or re-encode it"
+            ) from error
+        yield float(time_s), Picture(height_px=image.height, width_px=image.width, rgb=partial(over_black, rgba))

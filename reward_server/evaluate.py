@@ -1,0 +1,302 @@
+"""Does the reward tell real clips from generated ones, and better than the amount of motion does?
+
+`motion-reward evaluate`: AUC per head with confidence intervals over clips, average rewards and saturation of
+both sets, and beside them the floors: how far a few plain statistics of the same clips get. A head that does
+not beat the floors may have learnt no more than "generated clips move less".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from protos.codec import to_json
+from protos.types import Clip, Context, Outcome, Submission
+from reward_server import plots, report
+from reward_server.decode import decode
+from reward_server.errors import RewardServerError
+from reward_server.estimators.classical import ClassicalEstimators
+from reward_server.matched import Protocol, matched_submission
+from reward_server.motion import random_queries
+from reward_server.scoring import (
+    HEADS,
+    OUTCOME_COLUMNS,
+    Scorer,
+    clip_files,
+    count_outcomes,
+    failed_outcome,
+    file_submission,
+    head_rewards,
+    open_scorer,
+    outcome_row,
+)
+from reward_server.settings import Settings
+from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
+
+REAL, GENERATED = "real", "generated"
+FLOORS = ("flow_magnitude", "frame_difference", "track_roughness", "sharpness")
+NUM_TRACKS = 256
+BATCH = 8  # clips handed to the scorer at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One clip of one set: what became of it, and its plain statistics (none where it does not decode)."""
+
+    side: str
+    clip: str
+    outcome: Outcome
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separation:
+    """How well one number tells the sets apart: AUC of real above generated, None where a set is empty."""
+
+    name: str
+    auc: float | None
+    bootstrap: Interval | None  # 95%, over clips
+    delong: Interval | None
+    num_real: int
+    num_generated: int
+
+    @property
+    def either_way(self) -> float | None:
+        """The AUC with its better sign: what a floor would reach with the direction known."""
+        return None if self.auc is None else max(self.auc, 1 - self.auc)
+
+    def as_json(self) -> dict[str, Any]:
+        ends = {"bootstrap": report.interval_json(self.bootstrap), "delong": report.interval_json(self.delong)}
+        return {**asdict(self), **ends, "either_way": self.either_way}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """One head's rewards over one set; `saturated` is the share of scored clips with any head at its bound."""
+
+    side: str
+    head: str
+    num: int
+    mean: float | None
+    std: float | None
+    median: float | None
+    saturated: float | None
+
+
+def run(
+    real: Sequence[Path],
+    generated: Sequence[Path],
+    settings: Settings,
+    *,
+    server: str | None = None,
+    matched: bool = False,
+    seed: int = 0,
+    json_path: Path | None = None,
+    csv_path: Path | None = None,
+    plot_dir: Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """The command: print the figures, write what was asked for. Returns the exit code, 1 if a clip has no reward."""
+    console = console or Console()
+    protocol = Protocol() if matched else None
+    files = [(REAL, path) for path in clip_files(real)] + [(GENERATED, path) for path in clip_files(generated)]
+    with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
+        task = bar.add_task("clips", total=len(files))
+        cases = list(
+            judge(files, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
+        )
+    figures, averages = separations(cases, seed), side_averages(cases)
+    counts = {side: count_outcomes(case.outcome for case in cases if case.side == side) for side in (REAL, GENERATED)}
+    document = {
+        "model": to_json(scorer.model),
+        "scored_by": scorer.where,
+        "seed": seed,
+        "matched": None if protocol is None else asdict(protocol),
+        "outcomes": counts,
+        "auc": [figure.as_json() for figure in figures],
+        "averages": [asdict(average) for average in averages],
+    }
+    console.print(separation_table(figures), average_table(averages), f"outcomes: {counts}", sep="\n")
+    report.write_json(json_path, {**document, "clips": [case_row(case) for case in cases]})
+    report.write_csv(csv_path, CSV_COLUMNS, [case_row(case) for case in cases])
+    if plot_dir is not None:
+        draw(plot_dir, cases)
+    report.print_last_line(console, document)
+    return int(any(case.outcome.reward is None for case in cases))
+
+
+def judge(
+    files: Sequence[tuple[str, Path]],
+    scorer: Scorer,
+    settings: Settings,
+    *,
+    protocol: Protocol | None = None,
+    seed: int = 0,
+    done: Callable[[], None] = lambda: None,
+) -> Iterator[Case]:
+    """One case per file, in order; every clip is scored with the same query seed, as it is or under `protocol`."""
+    for start in range(0, len(files), BATCH):
+        ready: list[tuple[str, Path, Submission | Outcome]] = []
+        for side, path in files[start : start + BATCH]:
+            ready.append((side, path, _submission(path, scorer, settings, protocol, seed)))
+        scored = iter(scorer.score([item for *_, item in ready if isinstance(item, Submission)]))
+        for side, path, item in ready:
+            if isinstance(item, Outcome):
+                yield Case(side=side, clip=str(path), outcome=item)
+            else:
+                known = _statistics(item, scorer, settings, seed)
+                yield Case(side=side, clip=str(path), outcome=next(scored), statistics=known)
+            done()
+
+
+def _submission(
+    path: Path, scorer: Scorer, settings: Settings, protocol: Protocol | None, seed: int
+) -> Submission | Outcome:
+    context = Context(query_seed=seed)
+    try:
+        submission = file_submission(path, context)
+        if protocol is None:
+            return submission
+        return matched_submission(submission, protocol, scorer.limits, settings.max_decode_s, context)
+    except (RewardServerError, OSError) as error:
+        return failed_outcome(error)
+
+
+# --- floors -------------------------------------------------------------------------------------
+
+
+def _statistics(submission: Submission, scorer: Scorer, settings: Settings, seed: int) -> dict[str, float]:
+    """Of the first window that the decoder makes of it; none where it does not decode (its outcome says why)."""
+    try:
+        decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)
+    except RewardServerError:
+        return {}
+    return plain_statistics(decoded.windows[0].clip, seed)
+
+
+def plain_statistics(clip: Clip, seed: int) -> dict[str, float]:
+    """Numbers that know nothing of realism, FLOORS by name; a statistic that does not exist is left out.
+
+    flow_magnitude    mean length of the DIS flow, short sides of the frame per second
+    frame_difference  mean absolute change of the grey level from frame to frame, 0..255
+    track_roughness   mean length of the tracks' second differences where visible, px per frame^2
+    sharpness         mean absolute Laplacian, grey levels: no motion at all, it shows how alike the sets look
+    """
+    _, _, height, width = clip.frames.shape
+    gray = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in clip.frames.transpose(0, 2, 3, 1)])
+    motion = ClassicalEstimators().estimate(clip, random_queries(seed, NUM_TRACKS, height, width))
+    speed = motion.flow.square().sum(1).sqrt().mean().item() * clip.fps / min(height, width)
+    bend = (motion.tracks[2:] - 2 * motion.tracks[1:-1] + motion.tracks[:-2]).norm(dim=-1)
+    followed = motion.visibility[2:] > 0.5
+    values = {
+        "flow_magnitude": speed,
+        "frame_difference": float(np.abs(np.diff(gray.astype(np.float32), axis=0)).mean()),
+        "sharpness": float(np.mean([np.abs(cv2.Laplacian(frame, cv2.CV_32F)).mean() for frame in gray])),
+    }
+    return values | ({"track_roughness": bend[followed].mean().item()} if followed.any() else {})
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def separations(cases: Sequence[Case], seed: int = 0) -> list[Separation]:
+    """One per head, then one per floor; clips without the number are left out of it and counted elsewhere."""
+    real, generated = columns(cases, REAL), columns(cases, GENERATED)
+    return [_separation(name, real[name], generated[name], seed) for name in (*HEADS, *FLOORS)]
+
+
+def columns(cases: Sequence[Case], side: str) -> dict[str, Floats]:
+    """Every head's rewards and every floor's values of one set, absent ones left out."""
+    mine = [case for case in cases if case.side == side]
+    rewards = np.array([head_rewards(case.outcome) for case in mine]).reshape(-1, len(HEADS))
+    heads = dict(zip(HEADS, rewards[~np.isnan(rewards).any(axis=1)].T, strict=True))
+    floors = {name: [case.statistics[name] for case in mine if name in case.statistics] for name in FLOORS}
+    return heads | {name: np.array(values, dtype=np.float64) for name, values in floors.items()}
+
+
+def _separation(name: str, real: Floats, generated: Floats, seed: int) -> Separation:
+    both = bool(real.size and generated.size)
+    return Separation(
+        name=name,
+        auc=auc(real, generated) if both else None,
+        bootstrap=auc_bootstrap(real, generated, seed=seed) if both else None,
+        delong=auc_delong(real, generated) if both else None,
+        num_real=real.size,
+        num_generated=generated.size,
+    )
+
+
+def side_averages(cases: Sequence[Case]) -> list[Average]:
+    """Per set and head: count, mean, standard deviation, median, and the set's saturation."""
+    return [
+        _average(side, head, columns(cases, side)[head], [c for c in cases if c.side == side])
+        for side in (REAL, GENERATED)
+        for head in HEADS
+    ]
+
+
+def _average(side: str, head: str, rewards: Floats, cases: Sequence[Case]) -> Average:
+    clipped = [case.outcome.reward.clipped for case in cases if case.outcome.reward is not None]
+    return Average(
+        side=side,
+        head=head,
+        num=rewards.size,
+        mean=float(rewards.mean()) if rewards.size else None,
+        std=float(rewards.std(ddof=1)) if rewards.size > 1 else None,
+        median=float(np.median(rewards)) if rewards.size else None,
+        saturated=sum(clipped) / len(clipped) if clipped else None,
+    )
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+CSV_COLUMNS = ("set", "clip", *OUTCOME_COLUMNS, *FLOORS)
+
+
+def case_row(case: Case) -> dict[str, object]:
+    """One line of the CSV, one entry of the JSON's `clips`."""
+    floors = {name: case.statistics.get(name) for name in FLOORS}
+    return {"set": case.side, "clip": case.clip, **outcome_row(case.outcome), **floors}
+
+
+def separation_table(figures: Sequence[Separation]) -> Table:
+    table = Table(title="AUC: chance that a random real clip lies above a random generated one")
+    table.add_column("by")
+    for title in ("AUC", "95% bootstrap", "95% DeLong", "either way", "real", "generated"):
+        table.add_column(title, justify="right")
+    for row in figures:
+        numbers = (report.number(row.auc, 3), report.interval(row.bootstrap, 3), report.interval(row.delong, 3))
+        counts = (report.number(row.either_way, 3), str(row.num_real), str(row.num_generated))
+        label = row.name.replace("_", " ") if row.name in HEADS else f"floor: {row.name.replace('_', ' ')}"
+        table.add_row(label, *numbers, *counts, end_section=row.name == HEADS[-1])
+    return table
+
+
+def average_table(averages: Sequence[Average]) -> Table:
+    table = Table(title="Rewards (clipped logits)")
+    for title in ("set", "head"):
+        table.add_column(title)
+    for title in ("clips", "mean", "std", "median", "clips at a bound"):
+        table.add_column(title, justify="right")
+    for row in averages:
+        numbers = (report.number(value) for value in (row.mean, row.std, row.median))
+        bound = report.ABSENT if row.saturated is None else f"{row.saturated:.1%}"
+        table.add_row(row.side, row.head.replace("_", " "), str(row.num), *numbers, bound)
+    return table
+
+
+def draw(folder: Path, cases: Sequence[Case]) -> None:
+    """histograms.png and roc.png, of every head and floor that both sets have."""
+    sides = [columns(cases, side) for side in (REAL, GENERATED)]
+    both = [name for name in (*HEADS, *FLOORS) if all(side[name].size for side in sides)]
+    if both:
+        real, generated = ({name: side[name] for name in both} for side in sides)
+        plots.histograms(folder / "histograms.png", real, generated)
+        plots.roc_curves(folder / "roc.png", real, generated)

@@ -1,0 +1,112 @@
+"""The pictures of `sanity` and `evaluate`, drawn with matplotlib's Agg canvas: no display, no global figure.
+
+Legend: C ladders, D degradations, R rungs (real, then STRENGTHS), 3 heads in the order of HEADS.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from reward_server.degradations import NAMES, STRENGTHS
+from reward_server.scoring import HEADS
+from reward_server.stats import Floats, auc, roc
+
+if TYPE_CHECKING:
+    from reward_server import sanity
+
+COLOURS = {"combined": "black", "instantaneous": "tab:blue", "long_term": "tab:orange"}
+NUM_BINS = 24
+
+
+def ladder(path: Path, rewards_CDR3: Floats) -> None:
+    """Reward against strength, one panel per degradation: mean over ladders, and the 10th to 90th percentile."""
+    rows = -(-len(NAMES) // 4)
+    figure = Figure(figsize=(14, 3 * rows), layout="constrained")
+    panels = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, name, rewards_CR3 in zip(panels, NAMES, rewards_CDR3.transpose(1, 0, 2, 3), strict=False):
+        for head, rewards_CR in zip(HEADS, rewards_CR3.transpose(2, 0, 1), strict=True):
+            _spread(panel, head, rewards_CR)
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.supxlabel("strength of the degradation (0: the real clip)")
+    figure.supylabel("reward: mean, 10th to 90th percentile")
+    _save(figure, path)
+
+
+def shares(path: Path, figures: Sequence[sanity.Figures]) -> None:
+    """Heat map of the share of pairs ordered right, degradations by strengths, one panel per head."""
+    names = list(dict.fromkeys(row.name for row in figures))
+    figure = Figure(figsize=(13, 1.5 + 0.4 * len(names)), layout="constrained")
+    for panel, head in zip(figure.subplots(1, len(HEADS), sharey=True), HEADS, strict=True):
+        rows = [row for row in figures if row.head == head]
+        percents = np.array([[_percent(share.fraction) for share in row.by_strength] for row in rows])
+        drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto")
+        for (y, x), value in np.ndenumerate(percents):
+            panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
+        panel.set_xticks(range(len(STRENGTHS)), [f"{strength:g}" for strength in STRENGTHS])
+        panel.set_yticks(range(len(names)), names)
+        panel.set(title=head, xlabel="strength")
+    figure.colorbar(drawn, label="% of pairs with the real clip above")
+    _save(figure, path)
+
+
+def histograms(path: Path, real: Mapping[str, Floats], generated: Mapping[str, Floats]) -> None:
+    """How a reward or statistic is spread over both sets, one panel each."""
+    figure = Figure(figsize=(14, 3 * -(-len(real) // 4)), layout="constrained")
+    panels = figure.subplots(-(-len(real) // 4), 4, squeeze=False).ravel()
+    for panel, (name, values) in zip(panels, real.items(), strict=False):
+        bins = np.histogram_bin_edges(np.concatenate([values, generated[name]]), NUM_BINS)
+        for label, colour, side in (("real", "tab:green", values), ("generated", "tab:red", generated[name])):
+            weights = np.full(side.size, 1 / side.size)
+            panel.hist(side, bins=bins, weights=weights, alpha=0.5, color=colour, label=f"{label} ({side.size})")
+        panel.set_title(name.replace("_", " "), fontsize=10)
+    for panel in panels[len(real) :]:
+        panel.set_axis_off()
+    panels[0].legend(fontsize=8)
+    figure.supylabel("share of the clips")
+    _save(figure, path)
+
+
+def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, Floats]) -> None:
+    """ROC curve of each head (solid) and of each floor (dotted)."""
+    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, values in real.items():
+        false_rate, true_rate = roc(values, generated[name])
+        label = f"{name.replace('_', ' ')} ({auc(values, generated[name]):.2f})"
+        axes.plot(
+            false_rate, true_rate, label=label, color=COLOURS.get(name), linestyle="-" if name in COLOURS else ":"
+        )
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
+    axes.set(xlabel="generated clips at or above the threshold", ylabel="real clips at or above it", aspect="equal")
+    axes.legend(title="AUC, real above generated", fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def _spread(panel: Axes, head: str, rewards_CR: Floats) -> None:
+    strengths = (0.0, *STRENGTHS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a rung that no clip reached is a gap in the line
+        middle = np.nanmean(rewards_CR, axis=0)
+        low, high = np.nanpercentile(rewards_CR, [10, 90], axis=0)
+    panel.plot(strengths, middle, color=COLOURS[head], marker=".", label=head.replace("_", " "))
+    panel.fill_between(strengths, low, high, color=COLOURS[head], alpha=0.12, linewidth=0)
+
+
+def _percent(fraction: float | None) -> float:
+    return np.nan if fraction is None else 100 * fraction
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,252 @@
+"""The sanity ladder: does the reward put a real clip above every degradation of it, and fall with strength?
+
+`motion-reward sanity`. A clip is decoded as the server would, degraded at that rate, and real and degraded
+are submitted losslessly as one group with the same query points, so that nothing but the fault differs.
+Legend of arrays: C ladders (a real clip and its rungs), D degradations, R rungs (real, then STRENGTHS), 3 heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from protos.codec import to_json
+from protos.types import Clip, Context, Outcome, Submission
+from reward_server import plots, report
+from reward_server.decode import Window, decode
+from reward_server.degradations import NAMES, STRENGTHS, degrade
+from reward_server.errors import RewardServerError
+from reward_server.scoring import (
+    HEADS,
+    OUTCOME_COLUMNS,
+    Scorer,
+    clip_files,
+    count_outcomes,
+    derived_seed,
+    failed_outcome,
+    file_submission,
+    head_rewards,
+    open_scorer,
+    outcome_row,
+    tensor_submission,
+)
+from reward_server.settings import Settings
+from reward_server.stats import Floats, Interval, Share, falling, mean_bootstrap, ordered
+
+REAL = "real"
+RETIMED = ("speed_change", "fps_relabelled")  # faults that a plausible clip of another speed could also show
+RUNGS = (0.0, *STRENGTHS)
+LEVELS = [(REAL, 0.0), *((name, strength) for name in NAMES for strength in STRENGTHS)]
+# A clip relabelled k times faster is sampled k times more sparsely: the ladder keeps this many windows of it.
+STRETCH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One clip of a ladder and what became of it; the real one has strength 0."""
+
+    clip: str
+    start_s: float
+    degradation: str
+    strength: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How one head ordered one degradation, or a set of them."""
+
+    head: str
+    name: str
+    by_strength: tuple[Share, ...]  # in the order of STRENGTHS
+    total: Share
+    interval: Interval | None  # of the total share, resampled by file, 95%
+    falling: float | None  # mean over ladders and degradations, see stats.falling
+
+    def as_json(self) -> dict[str, Any]:
+        shares = {str(s): report.share_json(share) for s, share in zip(STRENGTHS, self.by_strength, strict=True)}
+        total = {**report.share_json(self.total), "interval": report.interval_json(self.interval)}
+        return {"head": self.head, "name": self.name, "by_strength": shares, "total": total, "falling": self.falling}
+
+
+def run(
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    server: str | None = None,
+    windows: int = 1,
+    seed: int = 0,
+    json_path: Path | None = None,
+    csv_path: Path | None = None,
+    plot_dir: Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """The command: print the ladder, write what was asked for. Returns the exit code, 1 if a file has no reward."""
+    console = console or Console()
+    with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
+        files = clip_files(paths)
+        task = bar.add_task("ladders", total=len(files))
+        ladders = climb(files, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
+        rungs = [rung for ladder in ladders for rung in ladder]
+    figures = ladder_figures(rungs)
+    counts = count_outcomes(rung.outcome for rung in rungs)
+    head = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "files": len(files)}
+    document = {**head, "outcomes": counts, "figures": [row.as_json() for row in figures]}
+    console.print(*[ladder_table(figures, name) for name in HEADS], f"outcomes: {counts}", sep="\n")
+    report.write_json(json_path, {**document, "rungs": [rung_row(rung) for rung in rungs]})
+    report.write_csv(csv_path, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
+    if plot_dir is not None:
+        plots.ladder(plot_dir / "ladder.png", reward_array(rungs))
+        plots.shares(plot_dir / "shares.png", figures)
+    report.print_last_line(console, document)
+    return int(any(rung.degradation == REAL and rung.outcome.reward is None for rung in rungs))
+
+
+def climb(
+    files: Sequence[Path],
+    scorer: Scorer,
+    settings: Settings,
+    *,
+    windows: int = 1,
+    seed: int = 0,
+    done: Callable[[], None] = lambda: None,
+) -> Iterator[list[Rung]]:
+    """One ladder per file and window, all its rungs scored together; a file that cannot be decoded is one rung."""
+    for path in files:
+        try:
+            stretches = _stretches(path, scorer, settings, windows)
+        except (RewardServerError, OSError) as error:
+            yield [Rung(clip=str(path), start_s=0.0, degradation=REAL, strength=0.0, outcome=failed_outcome(error))]
+        else:
+            for stretch in stretches:
+                submissions = ladder_submissions(stretch, scorer, path.name, seed)
+                yield [
+                    Rung(clip=str(path), start_s=stretch.start_s, degradation=name, strength=level, outcome=outcome)
+                    for (name, level), outcome in zip(LEVELS, scorer.score(submissions), strict=True)
+                ]
+        done()
+
+
+def ladder_submissions(stretch: Window, scorer: Scorer, name: str, seed: int) -> list[Submission]:
+    """The first window of the stretch and all its degradations, in the order of LEVELS, as one group."""
+    own = derived_seed(seed, name, stretch.start_s)
+    context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
+    clips = [rung_clip(stretch.clip, scorer, *level, own) for level in LEVELS]
+    return [tensor_submission(clip, context) for clip in clips]
+
+
+def rung_clip(stretch: Clip, scorer: Scorer, name: str, strength: float, seed: int) -> Clip:
+    """The window, degraded; taken from more of the stretch where the decoder will thin it out again."""
+    window = scorer.sampling.window_frames
+    base = replace(stretch, frames=stretch.frames[:window])
+    if name == REAL:
+        return base
+    degraded = degrade(base, name, strength, seed)
+    thinned = round(degraded.fps / scorer.sampling.fps)
+    if degraded.fps > base.fps and thinned > 1:
+        return degrade(replace(stretch, frames=stretch.frames[: thinned * window]), name, strength, seed)
+    return degraded
+
+
+def _stretches(path: Path, scorer: Scorer, settings: Settings, windows: int) -> tuple[Window, ...]:
+    sampling = scorer.sampling
+    longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
+    return decode(file_submission(path), longer, scorer.limits, settings.max_decode_s).windows
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def reward_array(rungs: Sequence[Rung]) -> Floats:
+    """[C,D,R,3] rewards, NaN where there is none; the real clip's rewards stand in the first rung of every D."""
+    ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
+    rewards = np.full((len(ladders), len(NAMES), len(RUNGS), len(HEADS)), math.nan)
+    for ladder, rewards_DR3 in zip(ladders, rewards, strict=True):
+        for rung in ladder:
+            place = slice(None) if rung.degradation == REAL else NAMES.index(rung.degradation)
+            rewards_DR3[place, RUNGS.index(rung.strength)] = head_rewards(rung.outcome)
+    return rewards
+
+
+def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
+    """Per head: every degradation, then all of them, then all but the RETIMED."""
+    rewards = reward_array(rungs)
+    files = [file for (file, _), _ in groupby(rungs, key=_ladder_of)]
+    kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
+    groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
+    groups.append((f"all but {' and '.join(RETIMED)}", kept))
+    return [
+        _figures(head, name, rewards[:, chosen, :, index], files)
+        for index, head in enumerate(HEADS)
+        for name, chosen in groups
+    ]
+
+
+def _figures(head: str, name: str, rewards_CDR: Floats, files: Sequence[str]) -> Figures:
+    real, degraded = rewards_CDR[..., :1], rewards_CDR[..., 1:]
+    by_file = [ordered(real[rows], degraded[rows]) for rows in _rows_of(files)]
+    per_file = [share.fraction for share in by_file if share.fraction is not None]
+    falls = [fall for rewards_R in rewards_CDR.reshape(-1, len(RUNGS)) if (fall := _fall(rewards_R)) is not None]
+    return Figures(
+        head=head,
+        name=name,
+        by_strength=tuple(ordered(real[..., 0], degraded[..., rung]) for rung in range(len(STRENGTHS))),
+        total=ordered(real, degraded),
+        interval=mean_bootstrap(per_file) if per_file else None,
+        falling=float(np.mean(falls)) if falls else None,
+    )
+
+
+def _fall(rewards_R: Floats) -> float | None:
+    """None without the real clip's reward or with fewer than three rungs."""
+    present = ~np.isnan(rewards_R)
+    if not present[0] or present.sum() < 3:
+        return None
+    return falling(np.array(RUNGS)[present].tolist(), rewards_R[present])
+
+
+def _rows_of(files: Sequence[str]) -> list[list[int]]:
+    return [[row for row, file in enumerate(files) if file == wanted] for wanted in dict.fromkeys(files)]
+
+
+def _ladder_of(rung: Rung) -> tuple[str, float]:
+    return rung.clip, rung.start_s
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+CSV_COLUMNS = ("clip", "start_s", "degradation", "strength", *OUTCOME_COLUMNS)
+
+
+def rung_row(rung: Rung) -> dict[str, object]:
+    """One line of the CSV, one entry of the JSON's `rungs`."""
+    place = {"clip": rung.clip, "start_s": rung.start_s, "degradation": rung.degradation, "strength": rung.strength}
+    return {**place, **outcome_row(rung.outcome)}
+
+
+def ladder_table(figures: Sequence[Figures], head: str) -> Table:
+    """Share of pairs ordered right by strength, in total with its interval, and how steadily the reward falls."""
+    table = Table(title=f"{head}: real clips rewarded above their degraded twins")
+    table.add_column("degradation")
+    for title in (
+        *(f"at {strength:g}" for strength in STRENGTHS),
+        "all",
+        "95% over files",
+        "pairs",
+        "falls (Spearman)",
+    ):
+        table.add_column(title, justify="right")
+    for row in figures:
+        if row.head == head:
+            shares = [report.percent(share) for share in (*row.by_strength, row.total)]
+            counts = (report.interval(row.interval), str(row.total.pairs), report.number(row.falling))
+            table.add_row(row.name, *shares, *counts, end_section=row.name == NAMES[-1])
+    return table

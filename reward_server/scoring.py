@@ -1,0 +1,127 @@
+"""Where `sanity`, `evaluate` and `bench` get their rewards: one function type, in this process or from a server.
+
+A missing reward stays missing: it is an outcome with an error, a row in the tables and NaN inside the
+arithmetic, and never becomes a number in a report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from protos.codec import clip_to_tensor
+from protos.types import Clip, Context, Limits, Media, Model, Outcome, Submission
+from reward_server.decode import Sampling
+from reward_server.errors import RewardServerError, UnreadableClip, error_outcome
+from reward_server.settings import Settings
+from reward_server.stats import Floats
+
+Score = Callable[[Sequence[Submission]], list[Outcome]]
+
+SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mov", ".m4v", ".safetensors"}
+HEADS = ("combined", "instantaneous", "long_term")
+OUTCOME_COLUMNS = (
+    *("outcome", "error_code", "error"),
+    *HEADS,
+    *("logit_instantaneous", "logit_long_term", "clipped"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Something that scores, what it serves, and where it is ("in-process" or a URL)."""
+
+    score: Score
+    model: Model
+    where: str
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the profile decodes, so that a clip prepared here passes its decoder unchanged."""
+        names = ("fps", "window_frames", "min_frames", "area_px")
+        return Sampling(**{name: getattr(self.model.input, name) for name in names})
+
+    @property
+    def limits(self) -> Limits:
+        return self.model.limits
+
+
+@contextmanager
+def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
+    """The pipeline in this process, or the server at `server` (grpc://HOST:PORT or http://HOST:PORT)."""
+    if server is None:
+        from reward_server.pipeline import Pipeline  # noqa: PLC0415  (torch loads only where it scores)
+
+        pipeline = Pipeline.load(settings)
+        yield Scorer(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
+    else:
+        from protos.client import RewardClient  # noqa: PLC0415
+
+        with RewardClient(server, timeout_s=settings.score_timeout_s) as client:
+            yield Scorer(score=client.score, model=client.model(), where=server)
+
+
+def file_submission(path: Path, context: Context | None = None) -> Submission:
+    """The bytes of a file; `.safetensors` are a tensor clip, everything else is a container."""
+    media = Media.TENSOR if path.suffix == ".safetensors" else Media.CONTAINER
+    return Submission(payload=path.read_bytes(), media=media, context=context or Context())
+
+
+def tensor_submission(clip: Clip, context: Context) -> Submission:
+    """Decoded frames, losslessly."""
+    return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
+
+
+def failed_outcome(error: RewardServerError | OSError) -> Outcome:
+    """What a clip that could not be read or prepared on this side becomes."""
+    if isinstance(error, OSError):
+        error = UnreadableClip(f"cannot be read: {error.strerror or error}; check the path and its permissions")
+    return error_outcome("", error, Context())
+
+
+def head_rewards(outcome: Outcome) -> Floats:
+    """[3] rewards in the order of HEADS; NaN where there is none."""
+    if outcome.reward is None:
+        return np.full(len(HEADS), math.nan)
+    return np.array([getattr(outcome.reward, head) for head in HEADS], dtype=np.float64)
+
+
+def outcome_row(outcome: Outcome) -> dict[str, object]:
+    """OUTCOME_COLUMNS of one outcome; None (an empty cell, a JSON null) where it holds no such thing."""
+    reward, error = outcome.reward, outcome.error
+    row: dict[str, object] = dict.fromkeys(OUTCOME_COLUMNS)
+    row["outcome"] = outcome.kind.value
+    if error is not None:
+        row.update(error_code=error.code, error=error.message)
+    if reward is not None:
+        row.update({head: getattr(reward, head) for head in HEADS})
+        row.update(logit_instantaneous=reward.logits.instantaneous, logit_long_term=reward.logits.long_term)
+        row["clipped"] = reward.clipped
+    return row
+
+
+def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many came out ok, and how many with each error code."""
+    return dict(Counter(outcome.error.code if outcome.error else "ok" for outcome in outcomes))
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed in 0..2^32-1 that depends on `seed` and `parts` only: the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def clip_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and those with a clip's suffix in the folders named, at any depth, sorted."""
+    found: list[Path] = []
+    for path in paths:
+        inside = path.rglob("*") if path.is_dir() else ()
+        found += sorted(file for file in inside if file.suffix.lower() in SUFFIXES) or [path]
+    return list(dict.fromkeys(found))

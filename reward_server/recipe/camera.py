@@ -29,7 +29,7 @@ def random_path(rng: np.random.Generator, num: int, fps: float, subject: Array) 
     target = np.array([*rng.uniform(-0.2, 0.2, 2), rng.uniform(0.4, 0.9)]) + np.zeros((num, 3))
     azimuth = np.full(num, rng.uniform(0, 2 * np.pi))
     elevation = np.full(num, np.deg2rad(rng.uniform(8, 40)))
-    distance = np.full(num, rng.uniform(2.6, 4.4))
+    distance = np.full(num, rng.uniform(2.4, 4.2))
     move = rng.choice(["stand", "orbit", "dolly", "pan", "follow"], p=[0.3, 0.25, 0.15, 0.15, 0.15])
     progress = _eased(times_s / times_s[-1], rng)
     if move == "orbit":

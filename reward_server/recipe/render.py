@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from protos.types import Clip
+from reward_server.errors import RewardServerError
 from reward_server.recipe.catalogue import PHOTOS
 from reward_server.recipe.manifest import NAME, Entry, Kind, Split, write_manifest
 from reward_server.recipe.scenes import render_scene
@@ -25,6 +26,10 @@ RATES = (8.0, 10.0, 12.0, 12.0, 15.0, 18.0)
 SIZES = ((240, 320), (180, 320), (320, 240), (320, 180), (256, 256), (192, 256), (160, 288))  # height, width
 HELD_OUT_EVERY = 6  # of scenes; stills follow their photograph
 WRITE_EVERY = 20
+
+
+class PhotographMissing(RewardServerError):
+    """A photograph of the catalogue is not in the folder given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ def _make_scene(job: Job, fps: float, height: int, width: int) -> Clip:
 
 
 def _make_still(job: Job, fps: float, height: int, width: int) -> Clip:
-    return glide(job.photos[0], job.seed, job.frames, fps, height, width)[0]
+    return glide(job.photos[0], job.seed, frames=job.frames, fps=fps, height=height, width=width)[0]
 
 
 _MAKERS: dict[Kind, Callable[[Job, float, int, int], Clip]] = {"scene": _make_scene, "still": _make_still}
@@ -130,7 +135,7 @@ def _still_job(folder: Path, index: int, seed: int, frames: int, photos: Path) -
 def _photo(folder: Path, source: str) -> Path:
     found = next(folder.glob(f"{source}.*"), None)
     if found is None:
-        raise FileNotFoundError(f"{folder} lacks the photograph '{source}'; run the recipe's step 'clips' first")
+        raise PhotographMissing(f"{folder} lacks the photograph '{source}'; run the recipe's step 'clips' first")
     return found
 
 

@@ -29,11 +29,11 @@ def build_room(stage: Stage, photos: Sequence[Path] = ()) -> Any:
 <mujoco>
   <compiler angle="radian"/>
   <option timestep="{MAX_STEP_S}" gravity="0 0 {-9.81 / scale:.4f}" integrator="implicitfast"/>
+  <statistic center="0 0 0.5" extent="3"/>
   <visual>
-    <quality shadowsize="1024" offsamples="4" numslices="48" numstacks="32"/>
-    <map znear="0.02" zfar="60"/>
+    <quality shadowsize="2048" offsamples="4" numslices="48" numstacks="32"/>
+    <map znear="0.01" zfar="20"/>
     <headlight ambient="{_grey(rng, 0.25, 0.45)}" diffuse="{_grey(rng, 0.1, 0.4)}" specular="0 0 0"/>
-    <global offwidth="1920" offheight="1920"/>
   </visual>
   <default>
     <geom solref="-{bounce} -{damping}" friction="{rng.uniform(0.15, 0.9):.3f} 0.005 0.0005" condim="4" density="400"/>
@@ -68,7 +68,7 @@ def _material(name: str, rng: np.random.Generator) -> str:
             f'<texture name="{name}" type="cube" file="{name}.png" gridsize="1 1"/>'
             f'<material name="{name}" texture="{name}" {shine}/>'
         )
-    repeat = rng.uniform(3, 9) if name == "ground" else rng.uniform(1, 2.5)
+    repeat = rng.uniform(3, 7) if name == "ground" else rng.uniform(1, 2.5)
     return (
         f'<texture name="{name}" type="2d" file="{name}.png"/>'
         f'<material name="{name}" texture="{name}" texrepeat="{repeat:.2f} {repeat:.2f}" specular="0"/>'

@@ -27,7 +27,8 @@ Array = NDArray[np.float64]
 MAX_DRAWS = 40
 MAX_OVERLAP_M = -1e-3  # a contact's signed distance
 STAGE_RADIUS_M = 2.5
-MIN_GAP_M = 0.8
+MIN_GAP_M = 0.4
+MAX_THING_M = 2.0  # walls are larger
 MIN_EYE_HEIGHT_M = 0.15
 MIN_SPEED_M_S = 0.15
 SAME_SURFACE = 1e-3  # a ray that stops this fraction of its length short of a point does not see it
@@ -42,16 +43,15 @@ class Scene:
     positions: Array
     camera: CameraPath
 
-    def tracks(self, points: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def tracks(self, points: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Follow points [N,2] (x, y) of the first frame exactly.
 
         Returns tracks [T,N,2] in pixels, an integer being a pixel's centre, and visibility [T,N].
         Points on the sky are infinitely far. Behind the camera a track is NaN and invisible.
         """
-        points = np.asarray(points, np.float64)
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"points must be [N,2] (x, y), got {list(points.shape)}; reshape them")
-        anchors = self._anchors(points)
+        anchors = self._anchors(points.astype(np.float64))
         pairs = [self._project(frame, anchors) for frame in range(len(self.positions))]
         tracks, visibility = (np.stack(parts) for parts in zip(*pairs, strict=True))
         return tracks.astype(np.float32), visibility
@@ -126,9 +126,10 @@ def render_scene(seed: int, frames: int, fps: float, height: int, width: int, *,
     for _ in range(MAX_DRAWS):
         stage = _random_stage(rng)
         model = build_room(stage, photos)
-        positions, centres = _simulate(model, stage, frames, fps)
-        camera = random_path(rng, frames, fps, _liveliest(centres))
-        if not _overlaps(model, positions[0]) and _is_worth_watching(centres, camera, frames / fps):
+        positions = simulate(model, stage, frames, fps)
+        things = _things(model, positions)
+        camera = random_path(rng, frames, fps, _liveliest(things))
+        if _is_worth_watching(things, camera, frames / fps):
             return film(model, positions, camera, fps=fps, height=height, width=width)
     raise RuntimeError(f"seed {seed}: no scene worth watching in {MAX_DRAWS} draws")  # would be our own mistake
 
@@ -137,6 +138,7 @@ def film(model: Any, positions: Array, camera: CameraPath, *, fps: float, height
     """Render positions [T,nq] of a model, whose camera 0 is moved along the path."""
     mujoco = import_mujoco()
     model.cam_fovy[0] = camera.fovy_deg
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height  # a larger buffer only costs time
     data = mujoco.MjData(model)
     frames = np.empty((len(positions), 3, height, width), np.uint8)
     with mujoco.Renderer(model, height, width) as renderer:
@@ -161,22 +163,20 @@ def _random_stage(rng: np.random.Generator) -> Stage:
     return stage
 
 
-def _simulate(model: Any, stage: Stage, frames: int, fps: float) -> tuple[Array, Array]:
-    """Positions [T,nq] and centres of the moving bodies [T,B,3], from the moment the acts begin."""
+def simulate(model: Any, stage: Stage, frames: int, fps: float) -> Array:
+    """Generalised positions [T,nq] from the moment the acts begin, one every 1/fps seconds."""
     mujoco = import_mujoco()
     num_steps = int(np.ceil(1 / fps / MAX_STEP_S))
     model.opt.timestep = 1 / fps / num_steps
     data = mujoco.MjData(model)
     _start(model, data, stage)
-    positions, centres = [], []
-    for _ in range(frames):
-        mujoco.mj_kinematics(model, data)
-        positions.append(data.qpos.copy())
-        centres.append(data.xipos[1:].copy())
+    positions = [data.qpos.copy()]
+    for _ in range(frames - 1):
         for _ in range(num_steps):
             data.ctrl[:] = [drive.at(data.time) for drive in stage.drives]
             mujoco.mj_step(model, data)
-    return np.stack(positions), np.stack(centres)
+        positions.append(data.qpos.copy())
+    return np.stack(positions)
 
 
 def _start(model: Any, data: Any, stage: Stage) -> None:
@@ -191,28 +191,44 @@ def _start(model: Any, data: Any, stage: Stage) -> None:
         data.qvel[joint.dofadr[0]] = drive.at(0) if drive.is_speed else drive.slope_at(0)
 
 
-def _overlaps(model: Any, position: Array) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _Things:
+    """What a camera must mind: centres [T,G,3] and bounding radii [G] of bodies and props, not of ground and walls."""
+
+    centres: Array
+    radii: Array
+    overlap_m: float  # the deepest contact of the first frame, negative where bodies overlap
+
+
+def _things(model: Any, positions: Array) -> _Things:
     mujoco = import_mujoco()
     data = mujoco.MjData(model)
-    data.qpos[:] = position
+    chosen = (model.geom_rbound > 0) & (model.geom_rbound < MAX_THING_M)
+    centres = []
+    for position in positions:
+        data.qpos[:] = position
+        mujoco.mj_kinematics(model, data)
+        centres.append(data.geom_xpos[chosen])
+    data.qpos[:] = positions[0]
     mujoco.mj_forward(model, data)
-    return bool((data.contact.dist[: data.ncon] < MAX_OVERLAP_M).any())
+    overlap_m = float(data.contact.dist[: data.ncon].min(initial=0.0))
+    return _Things(centres=np.stack(centres), radii=model.geom_rbound[chosen], overlap_m=overlap_m)
 
 
-def _liveliest(centres: Array) -> Array:
-    """The path [T,3] of the body that goes farthest without leaving the ground."""
-    length = np.linalg.norm(np.diff(centres, axis=0), axis=-1).sum(axis=0)
-    strays = np.linalg.norm(centres[..., :2], axis=-1).max(axis=0) > STAGE_RADIUS_M
-    return np.asarray(centres[:, np.where(strays, -1, length).argmax()])
+def _liveliest(things: _Things) -> Array:
+    """The path [T,3] of the thing that goes farthest without leaving the stage."""
+    length = np.linalg.norm(np.diff(things.centres, axis=0), axis=-1).sum(axis=0)
+    strays = np.linalg.norm(things.centres[..., :2], axis=-1).max(axis=0) > STAGE_RADIUS_M
+    return np.asarray(things.centres[:, np.where(strays, -1, length).argmax()])
 
 
-def _is_worth_watching(centres: Array, camera: CameraPath, duration_s: float) -> bool:
-    """Whether something moves in sight and nothing comes too near the eye or falls off the ground."""
-    gaps = np.linalg.norm(centres - camera.eye[:, None], axis=-1)
-    if not np.isfinite(centres).all() or gaps.min() < MIN_GAP_M or camera.eye[:, 2].min() < MIN_EYE_HEIGHT_M:
+def _is_worth_watching(things: _Things, camera: CameraPath, duration_s: float) -> bool:
+    """Whether nothing overlaps at the start, nothing comes too near the eye, and something moves in sight."""
+    gaps = np.linalg.norm(things.centres - camera.eye[:, None], axis=-1) - things.radii
+    if things.overlap_m < MAX_OVERLAP_M or not gaps.min() > MIN_GAP_M or camera.eye[:, 2].min() < MIN_EYE_HEIGHT_M:
         return False
-    relative = np.einsum("tji,tbj->tbi", camera.rotation, centres - camera.eye[:, None])
-    slope = np.abs(relative[..., :2]).max(axis=-1) / -relative[..., 2]
-    in_sight = (relative[..., 2] < 0) & (slope < np.tan(np.deg2rad(camera.fovy_deg) / 2))
-    speed = np.linalg.norm(np.diff(centres, axis=0), axis=-1).sum(axis=0) / duration_s
+    relative = np.einsum("tji,tgj->tgi", camera.rotation, things.centres - camera.eye[:, None])
+    reach = np.abs(relative[..., :2]).max(axis=-1)
+    in_sight = reach < -relative[..., 2] * np.tan(np.deg2rad(camera.fovy_deg) / 2)
+    speed = np.linalg.norm(np.diff(things.centres, axis=0), axis=-1).sum(axis=0) / duration_s
     return bool((speed[in_sight.mean(axis=0) > 0.6] > MIN_SPEED_M_S).any())

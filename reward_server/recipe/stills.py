@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 OVERSAMPLING = 2
 
 
-def glide(photo: Path, seed: int, frames: int, fps: float, height: int, width: int) -> tuple[Clip, Array]:
+def glide(photo: Path, seed: int, *, frames: int, fps: float, height: int, width: int) -> tuple[Clip, Array]:
     """A clip of a smooth camera motion over a photo, and its homographies [T,3,3].
 
     Homography t takes pixels (x, y, 1) of the first frame to frame t, an integer being a pixel's
@@ -50,7 +50,7 @@ def _view_path(rng: np.random.Generator, num: int, fps: float, photo_aspect: flo
         angle = rng.uniform(-0.15, 0.15) * calm + _drift(rng, times_s, 0.08 * calm)
         shift = np.stack([_drift(rng, times_s, 0.3 * calm) for _ in range(2)]) + rng.uniform(-0.5, 0.5, (2, 1)) * calm
         tilt = np.stack([_drift(rng, times_s, 0.06 * calm) for _ in range(2)])
-        path = _homographies(zoom, angle, shift, tilt, photo_aspect, aspect)
+        path = _homographies(zoom, angle, shift, tilt, (photo_aspect, aspect))
         if np.abs(_corners(path)).max() < 0.98:
             return path
     raise AssertionError("a calm, close view stays inside of any photo")
@@ -63,15 +63,16 @@ def _drift(rng: np.random.Generator, times_s: Array, size: float) -> Array:
     if kind == "none":
         return np.zeros_like(times_s)
     if kind == "even":
-        return speed * times_s * (1 + rng.uniform(-0.3, 0.3) * times_s / times_s[-1])
+        return np.asarray(speed * times_s * (1 + rng.uniform(-0.3, 0.3) * times_s / times_s[-1]))
     frequency = rng.uniform(0.1, 0.4) if kind == "wave" else rng.uniform(0.8, 2.0)
     phase = rng.uniform(0, 2 * np.pi)
     wave = np.sin(2 * np.pi * frequency * times_s + phase) - np.sin(phase)
     return np.asarray(speed * wave / (2 * np.pi * frequency))
 
 
-def _homographies(zoom: Array, angle: Array, shift: Array, tilt: Array, photo_aspect: float, aspect: float) -> Array:
-    """[T,3,3]; `zoom` is the view's size as a share of the largest that fits in the photo."""
+def _homographies(zoom: Array, angle: Array, shift: Array, tilt: Array, aspects: tuple[float, float]) -> Array:
+    """[T,3,3]; `zoom` is the view's size as a share of the largest that fits; aspects of the photo and the view."""
+    photo_aspect, aspect = aspects
     fit = min(1.0, photo_aspect / aspect)  # half height of the largest view, in half heights of the photo
     path = np.zeros((len(zoom), 3, 3))
     cosine, sine = np.cos(angle) * zoom * fit, np.sin(angle) * zoom * fit

@@ -22,7 +22,7 @@ Field = NDArray[np.float32]  # [SIDE_PX,SIDE_PX], 0..1
 def random_texture(rng: np.random.Generator, photos: Sequence[Path] = ()) -> Picture:
     """A texture of a random sort; half of them are cut out of a photo where photos are given."""
     if photos and rng.random() < 0.5:
-        return photo_patch(photos[rng.integers(len(photos))], rng)
+        return photo_patch(photos[int(rng.integers(len(photos)))], rng)
     pattern = [_clouds, _cells, _bricks, _waves, _checks][rng.integers(5)](rng)
     detail = _clouds(rng, first_octave=4)
     return _coloured(0.8 * pattern + 0.2 * detail, rng)
@@ -49,11 +49,11 @@ def _clouds(rng: np.random.Generator, first_octave: int = 1) -> Field:
 
 def _cells(rng: np.random.Generator) -> Field:
     """Voronoi cells of random grey."""
-    num = int(rng.integers(12, 80))
-    points = rng.random((num, 2), dtype=np.float32) * SIDE_PX
-    y, x = np.mgrid[:SIDE_PX, :SIDE_PX].astype(np.float32)
-    distance = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
-    return rng.random(num, dtype=np.float32)[distance.argmin(axis=-1)]
+    seeds = np.ones((SIDE_PX, SIDE_PX), np.uint8)
+    y, x = rng.integers(SIDE_PX, size=(2, rng.integers(12, 80)))
+    seeds[y, x] = 0
+    _, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    return np.asarray(rng.random(labels.max() + 1, dtype=np.float32)[labels])
 
 
 def _bricks(rng: np.random.Generator) -> Field:
@@ -72,7 +72,7 @@ def _waves(rng: np.random.Generator) -> Field:
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX] / SIDE_PX
     angle, periods, bend = rng.uniform(0, np.pi), rng.uniform(4, 16), rng.uniform(0.5, 5)
     phase = (x * np.cos(angle) + y * np.sin(angle)) * periods + bend * _clouds(rng)
-    return (0.5 + 0.5 * np.sin(2 * np.pi * phase)).astype(np.float32)
+    return np.asarray(0.5 + 0.5 * np.sin(2 * np.pi * phase), dtype=np.float32)
 
 
 def _checks(rng: np.random.Generator) -> Field:

@@ -17,7 +17,10 @@ OPTIONS = {"libx264": {"crf": "10", "preset": "veryfast"}, "ffv1": {}}
 def write_video(
     path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, codec: Literal["libx264", "ffv1"] = "libx264"
 ) -> int:
-    """Write frames [H,W,3] or [H,W] (gray, FFV1 only), sides even; return how many. The file appears only when whole."""
+    """Write frames [H,W,3], or gray ones [H,W] by FFV1, sides even; return how many.
+
+    The file appears only when it is whole.
+    """
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     num = 0
     with av.open(str(partial), "w") as container:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
-from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlations, neighbourhood
+from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlations, support_features
 from reward_server.motion import displacement_features
 
 NUM_LEVELS = 4
@@ -42,7 +42,7 @@ class CoTracker3Config:
     window_frames: int = 60
     trunk: TrackViTConfig = field(default_factory=lambda: TrackViTConfig(token_dim=TOKEN_DIM))
     frames_per_pass: int = 1
-    tracks_per_pass: int = 32
+    tracks_per_pass: int = 16
 
     def __post_init__(self) -> None:
         if min(self.height_px, self.width_px) < STRIDE_PX * 2 ** (NUM_LEVELS - 1) or self.iters < 1:
@@ -53,16 +53,19 @@ class CoTracker3Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """tracks in model pixels, visibility and confidence 0..1, and the last iteration's tokens.
+    """Tracks and what the long-term head reads of them; one clip's has no B.
 
-    The tokens describe the state before the last update. After a `tokens_only` run the other three
-    are that same state, since the last update was left out.
+    tracks      [B,T,N,2]    float32, (x, y) model pixels
+    visibility  [B,T,N]      float32 0..1
+    confidence  [B,T,N]      float32 0..1
+    tokens      [B,N,T,1110] float32, what the last iteration read: the state before the last update. After a
+                `tokens_only` run the other three are that state too, since the last update was left out.
     """
 
-    tracks_BTN2: Tensor
-    visibility_BTN: Tensor
-    confidence_BTN: Tensor
-    tokens_BNTD: Tensor
+    tracks: Tensor
+    visibility: Tensor
+    confidence: Tensor
+    tokens: Tensor
 
 
 class CoTracker3(nn.Module):
@@ -74,6 +77,7 @@ class CoTracker3(nn.Module):
         self.fnet = FeatureNet()
         self.updateformer = UpdateFormer(self.config.trunk)
         self.corr_mlp = Mlp(WINDOW**4, 384, CORRELATION_DIM)
+        self.requires_grad_(False)
 
     def forward(
         self, frames_BT3HW: Tensor, queries_BN3: Tensor, *, tokens_only: bool = False, keep_support: bool = False
@@ -89,9 +93,8 @@ class CoTracker3(nn.Module):
             queries = self.model_queries(queries_N3, height, width)
             kept = len(queries) if keep_support else len(queries_N3)
             clips.append(self.track(self.encode(frames_T3HW), queries, kept, tokens_only=tokens_only))
-        return Tracking(
-            **{f.name: torch.stack([getattr(c, f.name) for c in clips]) for f in dataclasses.fields(Tracking)}
-        )
+        names = [f.name for f in dataclasses.fields(Tracking)]
+        return Tracking(**{name: torch.stack([getattr(clip, name) for clip in clips]) for name in names})
 
     def model_queries(self, queries_N3: Tensor, height: int, width: int) -> Tensor:
         """Queries in model pixels, with the support grid of frame 0 appended: [N+36,3]."""
@@ -123,14 +126,14 @@ class CoTracker3(nn.Module):
         self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
     ) -> Tracking:
         """Tracks of one clip (no B) from its pyramid and queries in model pixels, of the first `num_kept` queries."""
-        *_, last = self.refinements(pyramid, queries_N3, num_kept if tokens_only else None, tokens_only=tokens_only)
-        tokens, state = (part[:num_kept] for part in last)
-        tracks, visibility, confidence = torch.split(state.transpose(0, 1), [2, 1, 1], dim=-1)
+        for refined in self.refinements(pyramid, queries_N3, num_kept, tokens_only=tokens_only):
+            tokens, state = refined  # earlier ones are freed as the next comes
+        state_TN4 = state[:num_kept].transpose(0, 1)
         return Tracking(
-            tracks_BTN2=tracks * STRIDE_PX,
-            visibility_BTN=visibility[..., 0].sigmoid(),
-            confidence_BTN=confidence[..., 0].sigmoid(),
-            tokens_BNTD=tokens,
+            tracks=state_TN4[..., :2] * STRIDE_PX,
+            visibility=state_TN4[..., 2].sigmoid(),
+            confidence=state_TN4[..., 3].sigmoid(),
+            tokens=tokens[:num_kept],
         )
 
     def refinements(
@@ -142,7 +145,7 @@ class CoTracker3(nn.Module):
         `tokens_only`, the last iteration reads the tokens of the first `num_kept` queries and updates nothing.
         """
         frames_N, centres_N2 = queries_N3[:, 0].long(), queries_N3[:, 1:] / STRIDE_PX
-        support = [neighbourhood(level, centres_N2 / 2**k, frames_N) for k, level in enumerate(pyramid)]
+        support = support_features(pyramid, centres_N2, frames_N)
         state = F.pad(centres_N2, (0, 2))[:, None].repeat(1, len(pyramid[0]), 1)
         for iteration in range(self.config.iters):
             final = tokens_only and iteration == self.config.iters - 1
@@ -155,13 +158,13 @@ class CoTracker3(nn.Module):
     def tokens(self, pyramid: Pyramid, support: list[Tensor], state_NT4: Tensor) -> Tensor:
         """What the transformer reads of each track and frame: [N,T,D], in passes over tracks."""
         time_TD = resampled(self.time_emb, state_NT4.shape[1])
-        passes = []
+        tokens = state_NT4.new_empty(*state_NT4.shape[:2], TOKEN_DIM)
         for start in range(0, len(state_NT4), self.config.tracks_per_pass):
             part = slice(start, start + self.config.tracks_per_pass)
             volumes = correlations(pyramid, [level[part] for level in support], state_NT4[part, :, :2])
             matches = [self.corr_mlp(volume.to(self.corr_mlp.fc1.weight.dtype)).float() for volume in volumes]
-            passes.append(torch.cat([state_NT4[part, :, 2:], *matches, self._displacements(state_NT4[part])], dim=-1))
-        return torch.cat(passes).add_(time_TD)
+            tokens[part] = torch.cat([state_NT4[part, :, 2:], *matches, self._displacements(state_NT4[part])], dim=-1)
+        return tokens.add_(time_TD)
 
     def _displacements(self, state_NT4: Tensor) -> Tensor:
         tracks_BTN2 = state_NT4[None, ..., :2].transpose(1, 2)
@@ -211,5 +214,6 @@ def _check(frames: Tensor, queries: Tensor) -> None:
         raise ValueError(f"frames must be [B,T,3,H,W], got {list(frames.shape)}")
     if queries.dim() != 3 or queries.shape[2] != 3 or len(queries) != len(frames) or queries.shape[1] < 1:
         raise ValueError(f"queries must be [{len(frames)},N,3] (frame, x, y), got {list(queries.shape)}")
-    if not bool(((queries[..., 0] >= 0) & (queries[..., 0] < frames.shape[1])).all()):
-        raise ValueError(f"query frames must be in 0..{frames.shape[1] - 1}, got up to {float(queries[..., 0].max())}")
+    first, last = (float(bound) for bound in queries[..., 0].aminmax())
+    if not 0 <= first <= last < frames.shape[1]:
+        raise ValueError(f"query frames must be in 0..{frames.shape[1] - 1}, got {first:g}..{last:g}")

@@ -19,22 +19,26 @@ WINDOW = 2 * RADIUS + 1
 Pyramid = tuple[Tensor, ...]  # level l: features [T,h,w,C], each half the size of the one before
 
 
+def support_features(pyramid: Pyramid, centres_N2: Tensor, frames_N: Tensor) -> list[Tensor]:
+    """Per level, the query's neighbourhood in its own frame, [N,C,49]; centres in level-0 cells, computed once."""
+    levels = []
+    for level, features_ThwC in enumerate(pyramid):
+        samples_N77C = _mixed(*_patch(features_ThwC, centres_N2 / 2**level, frames_N))
+        levels.append(samples_N77C.flatten(1, 2).transpose(1, 2).contiguous())
+    return levels
+
+
 def correlations(pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
-    """Per level, dot products of the track's 7x7 neighbourhood with its query's: [N,T,2401], query index fastest.
+    """Per level, dot products of the track's neighbourhood with its query's: [N,T,2401], query index fastest.
 
     All 49 samples of a neighbourhood share one fractional offset: the products of the 8x8 cells around
     it are taken first and mixed after, which is the same by linearity and needs no sampling of features.
     """
     frames_T = torch.arange(centres_NT2.shape[1], device=centres_NT2.device)
-    for level, (features_ThwC, support_N77C) in enumerate(zip(pyramid, support, strict=True)):
+    for level, (features_ThwC, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
         cells, fraction = _patch(features_ThwC, centres_NT2 / 2**level, frames_T)
-        products = cells.flatten(1, 3) @ support_N77C.flatten(1, 2).transpose(1, 2)  # [N, T*8*8, 49]
+        products = cells.flatten(1, 3) @ support_NCK  # [N, T*8*8, 49]
         yield _mixed(products.view(*cells.shape[:4], -1), fraction).flatten(2)
-
-
-def neighbourhood(features_ThwC: Tensor, centres_N2: Tensor, frames_N: Tensor) -> Tensor:
-    """Bilinear samples [N,7,7,C] at integer offsets (x first) from the centre, borders repeated."""
-    return _mixed(*_patch(features_ThwC, centres_N2, frames_N))
 
 
 def _patch(features_ThwC: Tensor, centres: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

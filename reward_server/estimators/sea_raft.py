@@ -10,6 +10,7 @@ Shapes: B clips, T frames, P = T-1 pairs, C channels, H, W pixels, h = H/8, w = 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,8 @@ class SeaRaftConfig:
 class FlowInfo:
     """flow [B,P,2,H,W]: (u, v) in pixels from frame t to t+1; info [B,P,4,H,W]: two mixture logits, two raw log b."""
 
-    flow_BP2HW: Tensor
-    info_BP4HW: Tensor
+    flow: Tensor
+    info: Tensor
 
 
 class SeaRaft(nn.Module):
@@ -49,6 +50,7 @@ class SeaRaft(nn.Module):
         self.flow_head = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 6, 3, padding=1))
         self.fnet = Encoder(3)
         self.update_block = UpdateBlock()
+        self.requires_grad_(False)
         self.to(memory_format=CHANNELS_LAST)
 
     def forward(self, frames_BT3HW: Tensor, iters: int | None = None) -> FlowInfo:
@@ -58,13 +60,13 @@ class SeaRaft(nn.Module):
         iters = self.config.iters if iters is None else iters
         clips = [self._clip(clip_T3HW, iters) for clip_T3HW in frames_BT3HW]
         pairs_BP6HW = torch.stack(clips)
-        return FlowInfo(flow_BP2HW=pairs_BP6HW[:, :, :2], info_BP4HW=pairs_BP6HW[:, :, 2:])
+        return FlowInfo(flow=pairs_BP6HW[:, :, :2], info=pairs_BP6HW[:, :, 2:])
 
     def _clip(self, clip_T3HW: Tensor, iters: int) -> Tensor:
         """Flow and info [P,6,H,W] of one clip; every frame passes the feature net once."""
         height, width = clip_T3HW.shape[-2:]
         left, right, top, bottom = margins = _margins(height, width)
-        frames = F.pad(self._normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
+        frames = F.pad(self.normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
         size = self.config.pairs_per_pass
         features = torch.cat([self.fnet(chunk) for chunk in torch.split(frames, size)])
         starts = range(0, len(frames) - 1, size)
@@ -72,21 +74,28 @@ class SeaRaft(nn.Module):
         padded = torch.cat(pairs) if pairs else frames.new_zeros(0, 6, *frames.shape[-2:])
         return padded[..., top : padded.shape[-2] - bottom, left : padded.shape[-1] - right]
 
-    def _normalised(self, clip_T3HW: Tensor) -> Tensor:
+    def normalised(self, clip_T3HW: Tensor) -> Tensor:
+        """Frames in -1..1, as the encoders take them."""
         return clip_T3HW.to(self.init_conv.weight.dtype) * (2 / 255) - 1
 
     def _pairs(self, frames: Tensor, features: Tensor, iters: int) -> Tensor:
-        """Flow and info [P,6,H,W] between the P+1 frames of one pass."""
-        net, context = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
-        volumes = correlation_pyramid(features[:-1], features[1:])
-        out = self.flow_head(net)
-        flow8, info = out[:, :2], out[:, 2:]
-        for _ in range(iters):
-            net = self.update_block(net, context, lookup(volumes, flow8), flow8)
-            out = self.flow_head(net)
-            flow8, info = flow8 + out[:, :2], out[:, 2:]
+        """Flow and info [P,6,H,W] between the P+1 frames of one pass; only the last estimate is upsampled."""
+        for refined in self.refinements(frames, features, iters):
+            net, flow8, info = refined
         values = torch.cat([STRIDE_PX * flow8, info], dim=1)
         return upsampled(values, 0.25 * self.upsample_weight(net))
+
+    def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Before any and after each iteration: hidden state [P,128,h,w], flow [P,2,h,w] in cells, info [P,4,h,w]."""
+        net, context = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
+        volumes = correlation_pyramid(features[:-1], features[1:])
+        flow8, info = self.flow_head(net).split([2, 4], dim=1)
+        yield net, flow8, info
+        for _ in range(iters):
+            net = self.update_block(net, context, lookup(volumes, flow8), flow8)
+            step, info = self.flow_head(net).split([2, 4], dim=1)
+            flow8 = flow8 + step
+            yield net, flow8, info
 
 
 class Encoder(nn.Module):

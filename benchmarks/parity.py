@@ -1,0 +1,116 @@
+"""Compare the `shift` profile's networks with stored outputs of the official code.
+
+    python benchmarks/parity.py DIR [--threads N]
+
+DIR holds golden files `cotracker3*.npz`, `lc*.npz`, `searaft_m*.npz`, `ic*.npz` (see `golden.py`) and
+`tolerances.json`, the largest absolute error per array. Prints a table and, as the last line,
+{"checked", "failed", "worst"}; exits 1 if an array is off, if a stored output could not be checked, or
+if there was nothing to check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from golden import Golden, computed, kind
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One stored array against ours. `error` is infinite where they cannot be compared, and `note` says why."""
+
+    file: str
+    array: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def share(self) -> float:
+        """Error as a share of the tolerance; infinite where either says nothing, as a NaN does."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.tolerance if math.isfinite(self.error) and self.tolerance > 0 else math.inf
+
+    @property
+    def failed(self) -> bool:
+        return self.share > 1
+
+
+def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """The checks of one file. A file that cannot be checked is one failed row, and does not hide the others."""
+    try:
+        golden = Golden.read(path)
+        ours, allowed = computed(golden), tolerances[kind(path) or ""]
+        return [
+            _row(path.name, name, golden.stored[name], ours.get(name), allowed.get(name)) for name in golden.outputs
+        ]
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, BadZipFile) as error:
+        return [Row(file=path.name, array="*", error=math.inf, tolerance=0, note=f"{type(error).__name__}: {error}")]
+
+
+def _row(file: str, array: str, stored: NDArray[np.generic], ours: Tensor | None, tolerance: float | None) -> Row:
+    note, error = "", math.inf
+    if ours is None or tolerance is None:
+        note = "not computed by us" if ours is None else "no tolerance given"
+    elif tuple(ours.shape) != stored.shape:
+        note = f"shape {list(ours.shape)}, stored {list(stored.shape)}"
+    else:
+        error = float((ours.double() - torch.from_numpy(stored.astype(np.float64))).abs().max())
+    return Row(file=file, array=array, error=error, tolerance=tolerance or 0.0, note=note)
+
+
+def summary(checked: Iterable[Row]) -> dict[str, object]:
+    """What the last line says; `worst` has the largest share of its tolerance. JSON has no infinity: null."""
+    checked = list(checked)
+    worst = max(checked, key=lambda row: row.share, default=None)
+    finite = {name: value if math.isfinite(value) else None for name, value in _numbers(worst).items()}
+    named = {"file": worst.file, "array": worst.array, **finite} if worst else None
+    return {"checked": len(checked), "failed": sum(row.failed for row in checked), "worst": named}
+
+
+def _numbers(row: Row | None) -> dict[str, float]:
+    return {"error": row.error, "tolerance": row.tolerance, "share": row.share} if row else {}
+
+
+def _line(row: Row) -> str:
+    verdict = "FAILED" if row.failed else "ok"
+    return f"{row.file:<20} {row.array:<22} {row.error:>10.2e} {row.tolerance:>10.1e} {verdict:>7}  {row.note}".rstrip()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden files")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
+    args = parser.parse_args(argv)
+    if args.threads > 0:
+        torch.set_num_threads(args.threads)
+    if not (args.folder / "tolerances.json").is_file():
+        parser.error(f"{args.folder} has no tolerances.json; give a folder of golden files")
+    tolerances = json.loads((args.folder / "tolerances.json").read_text())
+    checked: list[Row] = []
+    print(f"{'file':<20} {'array':<22} {'max error':>10} {'tolerance':>10}")
+    for path in sorted(args.folder.glob("*.npz")):
+        start_s = time.perf_counter()
+        of_file = rows(path, tolerances)
+        checked += of_file
+        print("\n".join(map(_line, of_file)))
+        print(f"{path.name:<20} took {time.perf_counter() - start_s:.1f} s", flush=True)
+    print(json.dumps(summary(checked)))
+    return int(not checked or any(row.failed for row in checked))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

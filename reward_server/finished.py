@@ -1,0 +1,189 @@
+"""Waiting for outcomes: one blocking reader per process on the stream of finished jobs wakes local waiters.
+
+A waiter first registers its watch, then looks for what is stored already, so nothing falls between.
+Entries are numbered: after a gap (the stream was trimmed past us) or a lost connection every waiter
+looks again. The reader also ends jobs whose time is up, whether or not a worker lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from protos.types import Outcome
+from reward_server.errors import RewardServerError
+from reward_server.records import unpack_outcome
+from reward_server.redis_link import Entry, RedisLink
+from reward_server.transitions import Keys
+
+log = structlog.get_logger(__name__)
+
+READ_COUNT = 256
+BACKOFF_S = (0.05, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One job's end, as the stream tells it to every process."""
+
+    outcome: Outcome
+    queue_ms: float  # from admission to the claim, or to the end where nobody claimed it
+    batch: int  # clips that were scored together; 0: it was never scored
+
+
+class Watch:
+    """What one waiter waits for: outcomes of its jobs come in `take`, news of its run only wake it."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._outcomes: list[Outcome] = []
+        self._look = True
+
+    def bring(self, outcome: Outcome | None) -> None:
+        """An outcome; or None: look at what is stored."""
+        if outcome is None:
+            self._look = True
+        else:
+            self._outcomes.append(outcome)
+        self._event.set()
+
+    def must_look(self) -> bool:
+        """True once after each time that something may have been missed, and at first."""
+        look, self._look = self._look, False
+        return look
+
+    def take(self) -> list[Outcome]:
+        taken, self._outcomes = self._outcomes, []
+        self._event.clear()
+        return taken
+
+    async def news(self, timeout_s: float) -> bool:
+        """Wait for news; False when the time is up without."""
+        if not self._event.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._event.wait(), timeout_s)
+        return self._event.is_set()
+
+
+class FinishedReader:
+    """Start it with `run` in a task; `sweep` is called about every `tick_s`, `prepare` after each (re)connection."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        keys: Keys,
+        *,
+        tick_s: float,
+        prepare: Callable[[], Awaitable[None]],
+        sweep: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._link, self._keys, self._tick_s = link, keys, tick_s
+        self._prepare, self._sweep = prepare, sweep
+        self._by_job: dict[str, set[Watch]] = {}
+        self._by_run: dict[str, set[Watch]] = {}
+        self._cursor, self._number = "0-0", 0
+        self.observers: list[Callable[[Finished], None]] = []
+
+    @contextlib.contextmanager
+    def watch(self, *, job_ids: Iterable[str] = (), run_id: str = "") -> Iterator[Watch]:
+        """A watch that is registered from here on and forgotten at the end."""
+        watch, ids = Watch(), list(job_ids)
+        runs = [run_id] if run_id else []
+        _add(self._by_job, ids, watch)
+        _add(self._by_run, runs, watch)
+        try:
+            yield watch
+        finally:
+            _discard(self._by_job, ids, watch)
+            _discard(self._by_run, runs, watch)
+
+    async def run(self) -> None:
+        """Until cancelled; outages are waited out."""
+        backoff_s = BACKOFF_S[0]
+        while True:
+            try:
+                await self._catch_up()
+                backoff_s = BACKOFF_S[0]
+                await self._follow()
+            except RewardServerError as error:
+                log.warning("waiting for Redis", error=str(error), retry_s=backoff_s)
+            except Exception:
+                log.exception("the reader of finished jobs failed; it starts again")
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_S[1])
+
+    async def _catch_up(self) -> None:
+        """Read on from the newest entry; whatever ended before, the waiters find stored."""
+        await self._prepare()
+        self._number = (await self._link.hash_numbers(self._keys.counts)).get("finished", 0)
+        for newest in await self._link.newest(self._keys.finished, 1):
+            self._cursor, self._number = newest.id, int(newest.fields["number"])
+        self._all_look()
+
+    async def _follow(self) -> None:
+        swept_at = -self._tick_s
+        loop = asyncio.get_running_loop()
+        while True:
+            if loop.time() - swept_at >= self._tick_s:
+                swept_at = loop.time()
+                await self._sweep()
+            await self._tell(
+                await self._link.follow(
+                    self._keys.finished, after=self._cursor, count=READ_COUNT, wait_ms=self._tick_s * 1000
+                )
+            )
+
+    async def _tell(self, entries: Sequence[Entry]) -> None:
+        jobs = {entry.fields["job"].decode(): entry for entry in entries}
+        wanted = [job_id for job_id in jobs if self.observers or job_id in self._by_job]
+        for job_id, outcome in (await stored_outcomes(self._link, self._keys, wanted)).items():
+            if outcome:
+                self._tell_one(outcome, jobs[job_id])
+        for entry in entries:
+            for watch in self._by_run.get(entry.fields["run"].decode(), ()):
+                watch.bring(None)
+            self._number += 1
+            if self._number != int(entry.fields["number"]):
+                log.warning("finished jobs went by unseen; all waiters look again", expected=self._number)
+                self._number = int(entry.fields["number"])
+                self._all_look()
+            self._cursor = entry.id
+
+    def _tell_one(self, outcome: Outcome, entry: Entry) -> None:
+        for watch in self._by_job.get(outcome.job_id, ()):
+            watch.bring(outcome)
+        finished = Finished(outcome=outcome, queue_ms=float(entry.fields["queue_ms"]), batch=int(entry.fields["batch"]))
+        for observe in self.observers:
+            observe(finished)
+
+    def _all_look(self) -> None:
+        for watches in (*self._by_job.values(), *self._by_run.values()):
+            for watch in watches:
+                watch.bring(None)
+
+
+async def stored_outcomes(link: RedisLink, keys: Keys, job_ids: Sequence[str]) -> dict[str, Outcome | None]:
+    """The outcome of each job that is known, None where it is not done; unknown jobs are left out."""
+    rows = await link.hash_rows([keys.job(job_id) for job_id in job_ids], "state", "outcome")
+    return {
+        job_id: unpack_outcome(data) if data else None
+        for job_id, (state, data) in zip(job_ids, rows, strict=True)
+        if state
+    }
+
+
+def _add(watches: dict[str, set[Watch]], names: Iterable[str], watch: Watch) -> None:
+    for name in names:
+        watches.setdefault(name, set()).add(watch)
+
+
+def _discard(watches: dict[str, set[Watch]], names: Iterable[str], watch: Watch) -> None:
+    for name in names:
+        if held := watches.get(name):
+            held.discard(watch)
+            if not held:
+                del watches[name]

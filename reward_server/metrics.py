@@ -1,0 +1,116 @@
+"""Prometheus metrics of the whole queue, as any door shows them.
+
+Counts live in Redis, written with each transition, and are exact whoever restarts. Histograms are fed
+by the stream of finished jobs, which every door reads in full: they start with the door and cover all
+workers. So look at one door's metrics; adding up two doors would count every job twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from protos.types import OutcomeKind, Reward
+from reward_server.admission import QueueDepth
+from reward_server.finished import Finished
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+LOGITS = tuple(float(x) for x in range(-10, 11))
+CLIPS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What Redis knows at one moment; counts as JobQueue.counts gives them."""
+
+    depth: QueueDepth
+    counts: Mapping[str, int]
+    workers: int
+
+
+class Metrics(Collector):
+    """A registry of its own: tests and several servers in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._snapshot: Snapshot | None = None
+        self._queue_wait = Histogram(
+            "motion_reward_queue_wait_seconds", "From admission to claim.", buckets=SECONDS, registry=self.registry
+        )
+        self._stage = Histogram(
+            "motion_reward_stage_seconds",
+            "Time of a stage; motion and discriminator: of the clip's whole batch.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._batch = Histogram(
+            "motion_reward_batch_clips", "Clips in the batch that a clip was in.", buckets=CLIPS, registry=self.registry
+        )
+        self._reward = Histogram(
+            "motion_reward_reward", "Clipped logits and their mean.", ["head"], buckets=LOGITS, registry=self.registry
+        )
+        self._scored = Counter(
+            "motion_reward_rewards", "Rewards given.", ["discriminator_version"], registry=self.registry
+        )
+        self._clipped = Counter(
+            "motion_reward_rewards_clipped",
+            "Rewards with a head at its bound; over motion_reward_rewards: the saturated fraction.",
+            ["discriminator_version"],
+            registry=self.registry,
+        )
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def observe(self, finished: Finished) -> None:
+        """One job ended; give it to JobQueue.observe."""
+        self._queue_wait.observe(finished.queue_ms / 1000)
+        if finished.batch:
+            self._batch.observe(finished.batch)
+        if finished.outcome.reward:
+            self._observe_reward(finished.outcome.reward)
+
+    def render(self, snapshot: Snapshot | None) -> str:
+        """Prometheus's text format; without a snapshot Redis is shown as down."""
+        self._snapshot = snapshot
+        return generate_latest(self.registry).decode()
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus asks for what Redis knew at the last `render`."""
+        snapshot = self._snapshot
+        yield GaugeMetricFamily("motion_reward_redis_up", "1 if Redis answers.", float(snapshot is not None))
+        if snapshot is None:
+            return
+        yield GaugeMetricFamily("motion_reward_workers", "Live workers.", snapshot.workers)
+        yield GaugeMetricFamily("motion_reward_queue_jobs", "Unfinished jobs.", snapshot.depth.jobs)
+        yield GaugeMetricFamily("motion_reward_queue_pixels", "Their estimated pixels.", snapshot.depth.cost)
+        yield GaugeMetricFamily("motion_reward_queue_bytes", "Their payload bytes.", snapshot.depth.bytes)
+        counts = snapshot.counts
+        yield CounterMetricFamily("motion_reward_jobs_admitted", "Jobs admitted.", counts.get("admitted", 0))
+        yield CounterMetricFamily("motion_reward_redeliveries", "Claims after the first.", counts.get("redelivered", 0))
+        yield CounterMetricFamily("motion_reward_dead_letters", "Jobs out of attempts.", counts.get("dead", 0))
+        outcomes = CounterMetricFamily("motion_reward_outcomes", "Jobs ended, by outcome.", labels=["kind"])
+        for kind in OutcomeKind:
+            outcomes.add_metric([kind.value], counts.get(kind.value, 0))
+        yield outcomes
+
+    def _observe_reward(self, reward: Reward) -> None:
+        version, timings = reward.provenance.discriminator_version, reward.provenance.timings
+        self._scored.labels(version).inc()
+        self._clipped.labels(version).inc(int(reward.clipped))
+        for head in ("combined", "instantaneous", "long_term"):
+            self._reward.labels(head).observe(getattr(reward, head))
+        for stage in ("decode", "motion", "discriminator"):
+            self._stage.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)

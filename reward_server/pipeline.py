@@ -1,0 +1,270 @@
+"""The whole of scoring on one page: clips -> motion -> discriminators -> clipped logits -> rewards.
+
+`prepare` is the part that needs no model (decoding), safe to call from many threads; `score` takes
+a batch of prepared clips of one shape. A worker runs the two as stages; `score_submissions` does
+both for people who score inside their own process. Results do not depend on what else is in the
+batch beyond 1e-4 in the logits (matrix products of another size round differently).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from protos.codec import TENSOR_FORMS
+from protos.types import (
+    Bounds,
+    Clip,
+    Context,
+    Input,
+    Limits,
+    Logits,
+    Model,
+    Outcome,
+    OutcomeKind,
+    Provenance,
+    Reward,
+    Submission,
+    Timings,
+    WindowLogits,
+)
+from reward_server.decode import CONTAINERS, DecodedClip, Sampling, decode
+from reward_server.discriminators.checkpoint import Heads, load_heads
+from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
+from reward_server.motion import Motion
+from reward_server.profile import PROFILES, Profile
+from reward_server.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A decoded clip waiting for its batch."""
+
+    decoded: DecodedClip
+    context: Context
+    query_seed: int
+    decode_ms: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames, height and width of its windows: clips of one shape share a batch."""
+        frames, _, height, width = self.decoded.windows[0].clip.frames.shape
+        return frames, height, width
+
+    @property
+    def cost(self) -> float:
+        """Pixels of all its windows."""
+        frames, height, width = self.shape
+        return float(len(self.decoded.windows) * frames * height * width)
+
+
+class Pipeline:
+    """A profile, its heads and its settings, ready to score."""
+
+    def __init__(self, profile: Profile, heads: Heads, settings: Settings) -> None:
+        self._profile, self._heads, self._settings = profile, heads, settings
+        self._sampling = replace(profile.sampling, max_windows=settings.max_windows)
+        self._bounds = Bounds(min=settings.reward_min, max=settings.reward_max)
+        self._threads = settings.threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="motion")
+        self.model = _describe(profile, heads, self._sampling, settings)
+
+    @classmethod
+    def load(cls, settings: Settings) -> Pipeline:
+        """Load the profile's heads. Raises NotReady if there are none."""
+        profile = PROFILES[settings.profile]
+        return cls(profile, load_heads(profile, settings.checkpoint, device=settings.device), settings)
+
+    def prepare(self, submission: Submission) -> Prepared:
+        """Decode and sample one clip. Raises InvalidClip leaves and VersionNotServed. Thread-safe."""
+        wanted = submission.context.discriminator_version
+        if wanted and wanted != self._heads.version:
+            raise VersionNotServed(
+                f"discriminator version '{wanted}' is not served, '{self._heads.version}' is; "
+                "pin that one, or leave the pin out"
+            )
+        started = time.perf_counter()
+        decoded = decode(submission, self._sampling, self.model.limits, self._settings.max_decode_s)
+        return Prepared(
+            decoded=decoded,
+            context=submission.context,
+            query_seed=query_seed(submission),
+            decode_ms=_ms_since(started),
+        )
+
+    def score(self, prepared: Sequence[Prepared]) -> list[Reward | RewardServerError]:
+        """Score a batch of one shape, in order; one clip's fault is its own result alone."""
+        started = time.perf_counter()
+        clips = [(window.clip, item.query_seed) for item in prepared for window in item.decoded.windows]
+        motions = list(self._pool.map(lambda pair: self._motion(*pair), clips))
+        motion_ms = _ms_since(started)
+        started = time.perf_counter()
+        logits = torch.cat([self._logits(chunk) for chunk in self._chunks(motions)])
+        timings = Timings(motion_ms=motion_ms, discriminator_ms=_ms_since(started))
+        ends = list(accumulate(len(item.decoded.windows) for item in prepared))
+        spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [
+            self._reward(item, logits[span], motions[span], timings) for item, span in zip(prepared, spans, strict=True)
+        ]
+
+    def score_submissions(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """Score clips in this process: one outcome each, in order. Job ids are positions."""
+        prepared = list(self._pool.map(self._try_prepare, submissions))
+        results: dict[int, Reward | RewardServerError] = {}
+        buckets: dict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+        for position, item in enumerate(prepared):
+            if isinstance(item, Prepared):
+                buckets[item.shape].append((position, item))
+            else:
+                results[position] = item
+        for bucket in buckets.values():
+            for batch in batches_by_cost(bucket, self._settings.batch_cost):
+                scored = self.score([item for _, item in batch])
+                results |= zip((position for position, _ in batch), scored, strict=True)
+        return [outcome(str(i), results[i], submission.context) for i, submission in enumerate(submissions)]
+
+    def _try_prepare(self, submission: Submission) -> Prepared | RewardServerError:
+        try:
+            return self.prepare(submission)
+        except RewardServerError as error:
+            return error
+
+    def _motion(self, clip: Clip, seed: int) -> Motion:
+        return self._profile.motion(clip, query_seed=seed, num_tracks=self._settings.num_tracks)
+
+    def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
+        """As many windows at once as `batch_cost` allows, to bound the heads' memory."""
+        size = max(1, int(self._settings.batch_cost / motions[0].residual.numel()))
+        return (motions[start : start + size] for start in range(0, len(motions), size))
+
+    def _logits(self, motions: Sequence[Motion]) -> Tensor:
+        maps = torch.stack([self._profile.residual_maps(motion) for motion in motions])
+        tokens = torch.stack(
+            [self._profile.track_tokens(m.tracks, m.visibility, m.confidence, m.correlation) for m in motions]
+        )
+        device = self._settings.device
+        return self._heads.logits(maps.to(device), tokens.to(device)).double().cpu()
+
+    def _reward(
+        self, item: Prepared, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
+    ) -> Reward | RewardServerError:
+        if not bool(torch.isfinite(logits_W2).all()):
+            return NonFiniteLogit("a discriminator returned NaN or infinity; report the clip and the version")
+        raw = _logits(logits_W2.mean(dim=0))
+        low, high = self._bounds.min, self._bounds.max
+        clipped = Logits(
+            instantaneous=min(max(raw.instantaneous, low), high), long_term=min(max(raw.long_term, low), high)
+        )
+        return Reward(
+            combined=self._combined(clipped),
+            instantaneous=clipped.instantaneous,
+            long_term=clipped.long_term,
+            logits=raw,
+            clipped=clipped != raw,
+            bounds=self._bounds,
+            windows=tuple(
+                WindowLogits(start_s=window.start_s, logits=_logits(row))
+                for window, row in zip(item.decoded.windows, logits_W2, strict=True)
+            ),
+            provenance=self._provenance(item, motions, replace(timings, decode_ms=item.decode_ms)),
+        )
+
+    def _combined(self, logits: Logits) -> float:
+        weights = self.model.weights
+        total = weights.instantaneous * logits.instantaneous + weights.long_term * logits.long_term
+        return total / (weights.instantaneous + weights.long_term)
+
+    def _provenance(self, item: Prepared, motions: Sequence[Motion], timings: Timings) -> Provenance:
+        frames, height, width = item.shape
+        return Provenance(
+            profile=self._profile.name,
+            discriminator_version=self._heads.version,
+            weights_digest=self._heads.digest,
+            preprocessing_digest=self._profile.preprocessing_digest,
+            query_seed=item.query_seed,
+            num_tracks=self._settings.num_tracks,
+            source=item.decoded.source,
+            fps_used=item.decoded.fps_used,
+            frames_used=frames,
+            height_px=height,
+            width_px=width,
+            mean_visibility=sum(float(m.visibility.mean()) for m in motions) / len(motions),
+            mean_confidence=sum(float(m.confidence.mean()) for m in motions) / len(motions),
+            timings=timings,
+        )
+
+
+def query_seed(submission: Submission) -> int:
+    """The given seed; else one that the clips of a group share; else one that depends on the bytes alone."""
+    context = submission.context
+    if context.query_seed is not None:
+        return context.query_seed
+    shared = f"{context.run_id}\0{context.group_id}".encode() if context.group_id else submission.payload
+    return int.from_bytes(hashlib.sha256(shared).digest()[:8], "big")
+
+
+def outcome(job_id: str, result: Reward | RewardServerError, context: Context) -> Outcome:
+    """A scored clip's outcome."""
+    if isinstance(result, Reward):
+        return Outcome(job_id=job_id, kind=OutcomeKind.OK, reward=result, context=context)
+    return error_outcome(job_id, result, context)
+
+
+def batches_by_cost(
+    bucket: Sequence[tuple[int, Prepared]], max_cost: float
+) -> Iterable[Sequence[tuple[int, Prepared]]]:
+    """Consecutive batches of at most `max_cost` pixels, or of one clip that alone costs more."""
+    batch: list[tuple[int, Prepared]] = []
+    for item in bucket:
+        if batch and sum(other.cost for _, other in [*batch, item]) > max_cost:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _describe(profile: Profile, heads: Heads, sampling: Sampling, settings: Settings) -> Model:
+    if settings.weight_instantaneous + settings.weight_long_term <= 0:
+        raise ScoringFailed("both head weights are 0; set weight_instantaneous or weight_long_term above 0")
+    return Model(
+        profile=profile.name,
+        discriminator_version=heads.version,
+        weights_digest=heads.digest,
+        preprocessing_digest=profile.preprocessing_digest,
+        bounds=Bounds(min=settings.reward_min, max=settings.reward_max),
+        weights=Logits(instantaneous=settings.weight_instantaneous, long_term=settings.weight_long_term),
+        limits=Limits(
+            max_bytes=settings.max_bytes,
+            max_frames=settings.max_frames,
+            max_frame_pixels=settings.max_frame_pixels,
+            max_duration_s=settings.max_duration_s,
+            max_clips_per_request=settings.max_clips_per_request,
+        ),
+        input=Input(
+            fps=sampling.fps,
+            window_frames=sampling.window_frames,
+            min_frames=sampling.min_frames,
+            num_tracks=settings.num_tracks,
+            area_px=sampling.area_px,
+            containers=CONTAINERS,
+            tensor_forms=TENSOR_FORMS,
+        ),
+    )
+
+
+def _logits(pair: Tensor) -> Logits:
+    return Logits(instantaneous=float(pair[0]), long_term=float(pair[1]))
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

@@ -1,0 +1,264 @@
+"""Pretrain the heads of a profile on a folder of real clips: `motion-reward pretrain`.
+
+1. Views of every real clip, and their negatives, go through the frozen estimators once; their motion
+   features stay on disk. Negatives are the user's generated clips, or, without those, motion faults
+   applied to the views.
+2. The heads train on the cached features alone (`discriminators/training.py`), held-out sources
+   deciding when to stop.
+3. The best averaged weights are written as one safetensors file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import multiprocessing
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import Progress, track
+
+from protos.types import Clip
+from reward_server.degradations import NAMES, degrade
+from reward_server.discriminators.checkpoint import save_heads
+from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig, View, views_of
+from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.feature_cache import FeatureCache, Sample
+from reward_server.profile import PROFILES, Profile
+from reward_server.recipe.manifest import clips_of
+from reward_server.views import SourceFrames, random_view, read_source, soften
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg"}
+# Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
+TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
+MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceClip:
+    """A cut-free stretch of a file, real or generated."""
+
+    source: str
+    path: Path
+    first: int = 0
+    last: int | None = None
+    real: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """What is cached of every source clip."""
+
+    profile: str = "embedded"
+    frames_per_view: int = 6  # a clip gives one view for so many of its frames
+    negatives_per_view: int = 3
+    num_tracks: int = 256
+    num_pairs: int = 8
+    faults: tuple[str, ...] = TRAINED_FAULTS
+    seed: int = 0
+
+
+def pretrain(
+    *,
+    real: Sequence[Path],
+    generated: Path | None,
+    out: Path,
+    work: Path,
+    cache_config: CacheConfig,
+    config: TrainingConfig,
+    held_out_share: float = 0.1,
+    version: str | None = None,
+    processes: int = os.cpu_count() or 1,
+) -> dict[str, float]:
+    """Cache, train, write `out`; returns each head's held-out AUC. Resumes from `work`, the run's folder."""
+    profile = PROFILES[cache_config.profile]
+    clips = [clip for folder in real for clip in find_clips(folder, real=True)]
+    if generated:
+        clips += find_clips(generated, real=False)
+        cache_config = replace(cache_config, faults=())
+    cache = FeatureCache(work / "features" / _cache_name(profile, cache_config))
+    for reason in build_cache(cache, clips, cache_config, processes):
+        print(f"skipped {reason}")
+    views, held_out = split_by_source(views_of(cache.samples()), held_out_share, config.seed)
+    print(f"{len(views)} views to train on, {len(held_out)} held out by source")
+    jobs = [
+        HeadJob(name=name, cache_config=cache_config, cache=cache.folder, config=config, folder=work / name)
+        for name in HEADS
+    ]
+    trained = train_heads(jobs, views, held_out, processes)
+    weights = {job.name: torch.load(job.folder / "best.pt", weights_only=True)["average"] for job in jobs}
+    save_heads(out, profile=profile, version=version or _version(profile, weights), **weights)
+    return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadJob:
+    """One head's training run, as it is handed to a process."""
+
+    name: HeadName
+    cache_config: CacheConfig
+    cache: Path
+    config: TrainingConfig
+    folder: Path
+
+
+def train_heads(
+    jobs: Sequence[HeadJob], views: Sequence[View], held_out: Sequence[View], processes: int
+) -> dict[str, float]:
+    """Train heads side by side, a process each, one progress bar each; returns their held-out AUCs."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
+        Progress() as progress,
+    ):
+        reports = manager.Queue()
+        bars = {str(job.folder): progress.add_task(job.name, total=job.config.steps) for job in jobs}
+        tasks = [pool.submit(_train_head, job, views, held_out, reports) for job in jobs]
+        while not all(task.done() for task in tasks) or not reports.empty():
+            with contextlib.suppress(queue.Empty):
+                folder, step, line = reports.get(timeout=0.5)
+                progress.update(bars[folder], completed=step)
+                if line:
+                    progress.console.print(line)
+        return {job.name: task.result() for job, task in zip(jobs, tasks, strict=True)}
+
+
+def _train_head(
+    job: HeadJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
+) -> float:
+    trainer = HeadTrainer(job.name, PROFILES[job.cache_config.profile], FeatureCache(job.cache), job.config, job.folder)
+    return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
+
+
+def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
+    """The clips of a folder: those of its manifest.jsonl that are for training, else every video file below it."""
+    manifest = folder / "manifest.jsonl"
+    if manifest.is_file():
+        clips = list(_from_manifest(manifest))
+    else:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        clips = [SourceClip(source=path.stem, path=path, real=real) for path in files]
+    if not clips:
+        raise BadRequest(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}); give the folder of clips")
+    return clips
+
+
+def build_cache(cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, processes: int) -> list[str]:
+    """Cache the features of every clip that is not cached yet; returns why clips were skipped."""
+    waiting = [clip for clip in clips if not cache.has_part(_part(clip))]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        tasks = [pool.submit(_cache_clip, cache.folder, clip, config) for clip in waiting]
+        done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
+    return [reason for reason in done if reason]
+
+
+def split_by_source(views: Sequence[View], share: float, seed: int) -> tuple[list[View], list[View]]:
+    """(training, held-out) views; no source is on both sides, and at least one is on each."""
+    sources = sorted({view.real.source for view in views})
+    if len(sources) < 2:
+        raise BadRequest(f"views come from {len(sources)} source clip(s); at least 2 are needed to hold one out")
+    order = np.random.default_rng(seed).permutation(len(sources))
+    held = {sources[i] for i in order[: min(len(sources) - 1, max(1, round(share * len(sources))))]}
+    return [v for v in views if v.real.source not in held], [v for v in views if v.real.source in held]
+
+
+def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig) -> str | None:
+    """One part of the cache: the views of one clip, each with its negatives. Runs in a process of its own."""
+    cache, profile = FeatureCache(folder), PROFILES[config.profile]
+    samples: list[Sample] = []
+    try:
+        for sample, pixels in _clip_samples(clip, profile, config):
+            motion = profile.motion(pixels, query_seed=_number(sample.view), num_tracks=config.num_tracks)
+            cache.add(sample, motion, num_pairs=config.num_pairs)
+            samples.append(sample)
+    except (UnreadableClip, OSError) as error:
+        return f"{clip.path}: {error}"
+    cache.close_part(_part(clip), samples)
+    return None if samples else f"{clip.path}: nothing moves in it"
+
+
+def _clip_samples(clip: SourceClip, profile: Profile, config: CacheConfig) -> Iterator[tuple[Sample, Clip]]:
+    rng = np.random.default_rng((config.seed, _number(clip.source), clip.first))
+    frames = read_source(clip.path, first=clip.first, last=clip.last)
+    for index in range(math.ceil(len(frames.frames) / config.frames_per_view)):
+        base = _moving_view(frames, profile, rng) if clip.real else random_view(frames, profile.sampling, rng)
+        if base is not None:
+            yield from _view_samples(clip, f"{_part(clip)}-{index:03d}", base, config, rng)
+
+
+def _view_samples(
+    clip: SourceClip, view: str, base: Clip, config: CacheConfig, rng: np.random.Generator
+) -> Iterator[tuple[Sample, Clip]]:
+    """A view itself and, for a real clip, its negatives by random faults of random strength."""
+    yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), soften(base, rng)
+    if clip.real and config.faults:
+        for fault in rng.choice(config.faults, size=min(config.negatives_per_view, len(config.faults)), replace=False):
+            strength = float(rng.uniform(0.1, 1.0))
+            degraded = degrade(base, str(fault), strength, int(rng.integers(2**31)))
+            yield _sample(clip, view, degraded, str(fault), strength), soften(degraded, rng)
+
+
+def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generator) -> Clip | None:
+    """A view in which something moves, or None after a few draws."""
+    for _ in range(4):
+        view = random_view(frames, profile.sampling, rng)
+        if float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE:
+            return view
+    return None
+
+
+def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float) -> Sample:
+    num, _, height, width = base.frames.shape
+    return Sample(
+        key=hashlib.sha256(f"{view} {fault}".encode()).hexdigest()[:24],
+        source=clip.source,
+        view=view,
+        real=not fault,
+        fault=fault,
+        strength=strength,
+        shape=(num, height, width),
+    )
+
+
+def _from_manifest(manifest: Path) -> Iterator[SourceClip]:
+    """The training entries of a recipe's manifest."""
+    for entry in clips_of(manifest):
+        if entry.split == "train":
+            yield SourceClip(source=entry.source, path=entry.path, first=entry.first, last=entry.last)
+
+
+def _cache_name(profile: Profile, config: CacheConfig) -> str:
+    return hashlib.sha256(f"{profile.preprocessing_digest} {config}".encode()).hexdigest()[:16]
+
+
+def _version(profile: Profile, weights: dict[HeadName, dict[str, torch.Tensor]]) -> str:
+    """The profile's name and a digest of the weights: the same training gives the same version."""
+    digest = hashlib.sha256()
+    for head in weights.values():
+        for tensor in head.values():
+            digest.update(tensor.numpy().tobytes())
+    return f"{profile.name}-{digest.hexdigest()[:8]}"
+
+
+def _part(clip: SourceClip) -> str:
+    name = f"{clip.path.resolve()} {clip.first} {clip.last} {clip.real}"
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

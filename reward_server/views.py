@@ -1,0 +1,139 @@
+"""Random views of a source clip for pretraining: a crop, a rate, a stretch of time, a flip, a softness.
+
+A view is what the profile would see of the clip had it been filmed and encoded a little differently,
+so that the heads learn motion and not the look of a dozen cameras. Real and degraded samples take
+their softness independently of each other: blur must not give a degraded clip away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.types import Clip
+from reward_server.decode import Sampling, profile_size, resize_frame
+from reward_server.errors import UnreadableClip
+
+FPS_RANGE = (7.5, 18.0)  # rates that the profile's resampling can leave a clip at
+ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFrames:
+    """Frames of one cut-free shot, uint8 [T,H,W,3] RGB, at their own rate."""
+
+    frames: NDArray[np.uint8]
+    fps: float
+
+
+def read_source(path: Path, *, first: int = 0, last: int | None = None, max_side_px: int = 640) -> SourceFrames:
+    """Frames first..last (exclusive) of a video, no side longer than `max_side_px`."""
+    frames = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        for index, frame in enumerate(container.decode(stream)):
+            if last is not None and index >= last:
+                break
+            if index >= first:
+                frames.append(_shrink(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), max_side_px))
+    if not frames or fps <= 0:
+        raise UnreadableClip(f"{path} gives no frames from {first} on, or no frame rate; leave it out")
+    return SourceFrames(frames=np.stack(frames), fps=fps)
+
+
+def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> Clip:
+    """One random view at the profile's size and about its rate. Raises UnreadableClip if too short."""
+    stride = _random_stride(source, sampling, rng)
+    num = min(sampling.window_frames, (len(source.frames) - 1) // stride + 1)
+    if rng.random() < 0.15:  # the heads must also judge clips shorter than a window
+        num = int(rng.integers(sampling.min_frames, num + 1))
+    start = int(rng.integers(0, len(source.frames) - (num - 1) * stride))
+    chosen = source.frames[start : start + (num - 1) * stride + 1 : stride]
+    boxes = _camera_path(chosen.shape[1:3], num, rng)
+    height, width = profile_size(*_box_shape(boxes[0]), sampling)
+    if rng.random() < 0.5:
+        chosen = chosen[:, :, ::-1]
+    frames = np.stack([_cut(frame, box, height, width) for frame, box in zip(chosen, boxes, strict=True)])
+    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=source.fps / stride)
+
+
+def soften(clip: Clip, rng: np.random.Generator) -> Clip:
+    """A random mild loss of sharpness: none, a blur, a sub-pixel resample or a JPEG round trip."""
+    kind = rng.choice(["none", "blur", "resample", "jpeg"])
+    if kind == "none":
+        return clip
+    amount = rng.random()
+    frames = [_soften_frame(frame.transpose(1, 2, 0), str(kind), amount) for frame in clip.frames]
+    return Clip(frames=np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), fps=clip.fps)
+
+
+def _random_stride(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> int:
+    longest = (len(source.frames) - 1) // (sampling.min_frames - 1)
+    if longest < 1:
+        raise UnreadableClip(
+            f"the clip has {len(source.frames)} frames, {sampling.min_frames} are needed; leave it out"
+        )
+    strides = range(1, max(2, round(source.fps / FPS_RANGE[0]) + 1))
+    fitting = [s for s in strides if FPS_RANGE[0] <= source.fps / s <= FPS_RANGE[1] and s <= longest]
+    return int(rng.choice(fitting)) if fitting else 1
+
+
+def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Boxes [T,4] (x, y, width, height): mostly still, sometimes a smooth pan and zoom."""
+    height, width = shape
+    aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.5 else width / height
+    largest = min(width, height * aspect)
+    size = largest * rng.uniform(0.6, 1.0)
+    start = _random_box(width, height, aspect, size, rng)
+    if rng.random() < 0.6:
+        return np.repeat(start[None], num, axis=0)
+    end = _random_box(width, height, aspect, min(largest, size * rng.uniform(0.8, 1.25)), rng)
+    reach = rng.uniform(0.1, 1.0)
+    ease = rng.uniform(-0.5, 0.5)  # accelerating or slowing gently
+    t = np.linspace(0, 1, num)[:, None]
+    return start + (end - start) * reach * (t + ease * t * (1 - t))
+
+
+def _random_box(width: int, height: int, aspect: float, size: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    box_height = size / aspect
+    return np.array([rng.uniform(0, width - size), rng.uniform(0, height - box_height), size, box_height])
+
+
+def _box_shape(box: NDArray[np.float64]) -> tuple[int, int]:
+    return round(box[3]), round(box[2])
+
+
+def _cut(frame: NDArray[np.uint8], box: NDArray[np.float64], height: int, width: int) -> NDArray[np.uint8]:
+    """The box of a frame, resampled at sub-pixel accuracy; area-averaged first where it shrinks."""
+    x, y, box_width, box_height = box
+    patch_size = (max(1, round(box_width)), max(1, round(box_height)))
+    centre = (x + (box_width - 1) / 2, y + (box_height - 1) / 2)
+    patch = cv2.getRectSubPix(frame, patch_size, centre)
+    return resize_frame(patch, height, width)
+
+
+def _soften_frame(frame: NDArray[np.uint8], kind: str, amount: float) -> NDArray[np.uint8]:
+    if kind == "blur":
+        return np.asarray(cv2.GaussianBlur(frame, (0, 0), 0.3 + 0.7 * amount), dtype=np.uint8)
+    if kind == "resample":
+        shift = np.array([[1, 0, amount], [0, 1, 1 - amount]])
+        moved = cv2.warpAffine(
+            frame, shift, (frame.shape[1], frame.shape[0]), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+        return np.asarray(moved, dtype=np.uint8)
+    _, encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(95 - 45 * amount)])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
+
+
+def _shrink(frame: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    factor = max_side_px / max(frame.shape[:2])
+    if factor >= 1:
+        return frame
+    size = (round(frame.shape[1] * factor), round(frame.shape[0] * factor))
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

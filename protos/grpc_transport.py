@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -19,11 +19,9 @@ from protos import reward_pb2_grpc as rpc
 from protos.client_errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
 from protos.types import Model, Outcome, Submission
 
-T = TypeVar("T")
-
 CHUNK_BYTES = 1024**2
 SCORE_BYTES = 3 * 1024**2  # payload that surely fits a message of 4 MiB, gRPC's default cap
-WAY_BACK_S = 5.0  # a call outlives the wait it asks for by this, so that the server ends the wait
+WAY_BACK_S = 1.0  # a call outlives the wait it asks for by this, so that the server ends the wait
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -53,7 +51,7 @@ class GrpcTransport:
             return list(self._stub.Submit(_parts(submissions), timeout=timeout_s).job_ids)
 
     def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> Iterator[Outcome]:
-        with _translated(self._target):
+        with _translated(self._target), _until_deadline():
             for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
                 yield codec.outcome_from_message(message)
 
@@ -84,7 +82,7 @@ class AsyncGrpcTransport:
             return list((await self._stub.Submit(_parts(submissions), timeout=timeout_s)).job_ids)
 
     async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncIterator[Outcome]:
-        with _translated(self._target):
+        with _translated(self._target), _until_deadline():
             async for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
                 yield codec.outcome_from_message(message)
 
@@ -132,6 +130,16 @@ def _translated(target: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _client_error(error, target) from error
+
+
+@contextmanager
+def _until_deadline() -> Iterator[None]:
+    """A stream of outcomes that runs into the call's deadline has ended, not failed: the time was up."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if cast(grpc.Call, error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
 
 
 def _client_error(error: Any, target: str) -> RewardClientError:

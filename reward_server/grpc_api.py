@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -99,15 +99,13 @@ class RewardServicer(rpc.MotionRewardServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Call) -> pb.ScoreResponse:
         async with _Scope(context, "Score"):
-            submissions = [codec.submission_from_message(clip) for clip in request.clips]
-            check_request(submissions, self._settings)
-            outcomes = await self._service.score(submissions, timeout_s=self._patience_s(context))
+            patience_s = self._patience_s(context)
+            outcomes = await self._service.score(self._submissions(request), timeout_s=patience_s)
             return pb.ScoreResponse(outcomes=[codec.outcome_to_message(outcome) for outcome in outcomes])
 
     async def Submit(self, request_iterator: AsyncIterator[pb.SubmitRequest], context: Call) -> pb.SubmitResponse:
         async with _Scope(context, "Submit"):
-            submissions = await self._received(request_iterator)
-            return pb.SubmitResponse(job_ids=await self._service.submit(submissions))
+            return pb.SubmitResponse(job_ids=await self._service.submit(await self._received(request_iterator)))
 
     async def Await(self, request: pb.AwaitRequest, context: Call) -> AsyncIterator[pb.Outcome]:
         async with _Scope(context, "Await"):
@@ -132,6 +130,11 @@ class RewardServicer(rpc.MotionRewardServicer):
     async def Refresh(self, request: pb.RefreshRequest, context: Call) -> pb.RefreshResponse:
         async with _Scope(context, "Refresh"):
             await self._service.refresh()
+            return pb.RefreshResponse()
+
+    def _submissions(self, request: pb.ScoreRequest) -> Sequence[Submission]:
+        clips = [codec.submission_from_message(clip) for clip in request.clips]
+        return check_request(clips, self._settings)
 
     def _patience_s(self, context: Call) -> float:
         """How long to wait for outcomes: an answer that says `timeout` must still reach the caller."""

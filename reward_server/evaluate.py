@@ -25,11 +25,11 @@ from reward_server.errors import RewardServerError
 from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.matched import Protocol, matched_submission
 from reward_server.motion import random_queries
+from reward_server.score_files import expand
 from reward_server.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
-    clip_files,
     count_outcomes,
     failed_outcome,
     file_submission,
@@ -91,8 +91,8 @@ class Average:
 
 
 def run(
-    real: Sequence[Path],
-    generated: Sequence[Path],
+    real: Sequence[str],
+    generated: Sequence[str],
     settings: Settings,
     *,
     server: str | None = None,
@@ -106,7 +106,7 @@ def run(
     """The command: print the figures, write what was asked for. Returns the exit code, 1 if a clip has no reward."""
     console = console or Console()
     protocol = Protocol() if matched else None
-    files = [(REAL, path) for path in clip_files(real)] + [(GENERATED, path) for path in clip_files(generated)]
+    files = [(REAL, path) for path in expand(real)] + [(GENERATED, path) for path in expand(generated)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         task = bar.add_task("clips", total=len(files))
         cases = list(

@@ -24,11 +24,12 @@ from reward_server import plots, report
 from reward_server.decode import Window, decode
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import RewardServerError
+from reward_server.sampling import stride_of
+from reward_server.score_files import expand
 from reward_server.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
-    clip_files,
     count_outcomes,
     derived_seed,
     failed_outcome,
@@ -78,7 +79,7 @@ class Figures:
 
 
 def run(
-    paths: Sequence[Path],
+    paths: Sequence[str],
     settings: Settings,
     *,
     server: str | None = None,
@@ -92,7 +93,7 @@ def run(
     """The command: print the ladder, write what was asked for. Returns the exit code, 1 if a file has no reward."""
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        files = clip_files(paths)
+        files = expand(paths)
         task = bar.add_task("ladders", total=len(files))
         ladders = climb(files, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
         rungs = [rung for ladder in ladders for rung in ladder]
@@ -150,7 +151,7 @@ def rung_clip(stretch: Clip, scorer: Scorer, name: str, strength: float, seed: i
     if name == REAL:
         return base
     degraded = degrade(base, name, strength, seed)
-    thinned = round(degraded.fps / scorer.sampling.fps)
+    thinned = stride_of(degraded.fps, scorer.sampling.fps)
     if degraded.fps > base.fps and thinned > 1:
         return degrade(replace(stretch, frames=stretch.frames[: thinned * window]), name, strength, seed)
     return degraded
@@ -184,7 +185,7 @@ def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
     groups.append((f"all but {' and '.join(RETIMED)}", kept))
     return [
-        _figures(head, name, rewards[:, chosen, :, index], files)
+        _figures(head, name, rewards[..., index][:, chosen], files)
         for index, head in enumerate(HEADS)
         for name, chosen in groups
     ]

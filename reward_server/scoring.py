@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from protos.client import RewardClient, submission
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Limits, Media, Model, Outcome, Submission
 from reward_server.decode import Sampling
@@ -27,6 +28,7 @@ Score = Callable[[Sequence[Submission]], list[Outcome]]
 
 SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mov", ".m4v", ".safetensors"}
 HEADS = ("combined", "instantaneous", "long_term")
+CLIPS_PER_REQUEST = 16  # enough to fill the server's batches, few enough to stay within its limits and timeouts
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *HEADS,
@@ -62,16 +64,20 @@ def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
         pipeline = Pipeline.load(settings)
         yield Scorer(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
     else:
-        from protos.client import RewardClient  # noqa: PLC0415
+        with RewardClient(server) as client:
+            model = client.model()
+            size = min(CLIPS_PER_REQUEST, model.limits.max_clips_per_request)
+            yield Scorer(score=_in_requests(client.score, size), model=model, where=server)
 
-        with RewardClient(server, timeout_s=settings.score_timeout_s) as client:
-            yield Scorer(score=client.score, model=client.model(), where=server)
+
+def _in_requests(score: Score, size: int) -> Score:
+    """`score`, asked for at most `size` clips at once."""
+    return lambda clips: [one for at in range(0, len(clips), size) for one in score(clips[at : at + size])]
 
 
 def file_submission(path: Path, context: Context | None = None) -> Submission:
-    """The bytes of a file; `.safetensors` are a tensor clip, everything else is a container."""
-    media = Media.TENSOR if path.suffix == ".safetensors" else Media.CONTAINER
-    return Submission(payload=path.read_bytes(), media=media, context=context or Context())
+    """A file as it is; a `.safetensors` is a tensor clip. Raises OSError."""
+    return submission(path, context=context)
 
 
 def tensor_submission(clip: Clip, context: Context) -> Submission:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media import texture, video
+from plain_scorer import SAMPLING, PlainScorer
 
+from protos.types import Outcome
+from reward_server import sanity
+from reward_server.decode import decode
+from reward_server.degradations import NAMES, STRENGTHS, degrade
+from reward_server.sanity import LEVELS, REAL, RETIMED, Rung, climb, ladder_figures
+from reward_server.scoring import clip_files, derived_seed
+from reward_server.settings import Settings
 from reward_server.stats import Share, falling, ordered
 
 RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SETTINGS = Settings()
 
 
 @pytest.mark.parametrize(
@@ -53,3 +66,142 @@ def test_a_tie_is_not_ordered_right_and_a_missing_reward_is_no_pair():
     assert ordered([[1], [nan]], [[0, nan], [0, 0]]) == Share(right=1, pairs=1)
     assert Share(right=0, pairs=0).fraction is None
     assert Share(right=3, pairs=4).fraction == 0.75
+
+
+# --- the ladder ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a long moving clip, a short one, and a text that calls itself a video."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "long.mp4").write_bytes(video(texture(72, 96, 144), fps=12))
+    (folder / "short.mp4").write_bytes(video(texture(16, 96, 144, seed=1), fps=12))
+    (folder / "broken.mp4").write_text("no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rungs(clips: Path) -> list[Rung]:
+    files = [clips / name for name in ("long.mp4", "short.mp4", "broken.mp4")]
+    return [rung for ladder in climb(files, PlainScorer().scorer, SETTINGS) for rung in ladder]
+
+
+def test_a_ladder_is_one_group_with_one_query_seed(clips):
+    plain = PlainScorer()
+    list(climb([clips / "long.mp4", clips / "short.mp4"], plain.scorer, SETTINGS, seed=5))
+    contexts = [submission.context for submission in plain.seen]
+    assert len(contexts) == 2 * len(LEVELS)
+    first, second = set(contexts[: len(LEVELS)]), set(contexts[len(LEVELS) :])
+    assert [len(first), len(second), len(first | second)] == [1, 1, 2]
+    assert first.pop().query_seed == derived_seed(5, "long.mp4", 0.0)
+
+
+def test_what_is_submitted_passes_the_decoder_unchanged(clips):
+    """The real clip is the first window the server would make of the file; a rung is that window, degraded."""
+    plain, path = PlainScorer(), clips / "short.mp4"
+    list(climb([path], plain.scorer, SETTINGS))
+    window = decode(sanity.file_submission(path), SAMPLING, plain.scorer.limits, 30.0).windows[0].clip
+    own = plain.seen[0].context.query_seed
+    for (name, strength), submission in zip(LEVELS, plain.seen, strict=True):
+        if name != "fps_relabelled":
+            expected = window if name == REAL else degrade(window, name, strength, own)
+            (scored,) = decode(submission, SAMPLING, plain.scorer.limits, 30.0).windows
+            assert np.array_equal(scored.clip.frames, expected.frames), name
+            assert scored.clip.fps == pytest.approx(expected.fps)
+
+
+def test_a_clip_relabelled_faster_is_taken_from_a_longer_stretch(clips):
+    """The decoder thins 48 fps to 12: sixteen frames would be left with four, and no reward."""
+    scorer = PlainScorer().scorer
+    (stretch,) = sanity._stretches(clips / "long.mp4", scorer, SETTINGS, 1)
+    for seed in range(4):  # both directions
+        for strength in STRENGTHS:
+            clip = sanity.rung_clip(stretch.clip, scorer, "fps_relabelled", strength, seed)
+            scored = decode(sanity.tensor_submission(clip, None), SAMPLING, scorer.limits, 30.0).windows[0].clip
+            assert len(scored.frames) == SAMPLING.window_frames
+            assert np.array_equal(scored.frames[0], stretch.clip.frames[0])
+
+
+def test_windows_are_stretches_evenly_placed_over_the_file(clips):
+    ladders = list(climb([clips / "long.mp4"], PlainScorer().scorer, SETTINGS, windows=2))
+    assert [ladder[0].start_s for ladder in ladders] == pytest.approx([0.0, 8 / 12])  # 72 frames, stretches of 64
+
+
+def test_a_missing_reward_is_a_row_with_its_error_and_no_pair(clips, rungs):
+    (broken,) = [rung for rung in rungs if rung.clip.endswith("broken.mp4")]
+    assert broken.degradation == REAL and broken.outcome.error.code == "unreadable_clip"
+    short = [rung for rung in rungs if rung.clip.endswith("short.mp4")]
+    missing = [rung for rung in short if rung.outcome.reward is None]
+    assert len(short) == len(LEVELS)
+    assert {(rung.degradation, rung.outcome.error.code) for rung in missing} <= {("fps_relabelled", "clip_too_short")}
+    everything = next(row for row in ladder_figures(rungs) if row.name == "all")
+    assert everything.total.pairs == 2 * 48 - len(missing)
+
+
+def test_the_plain_scorer_orders_what_it_must(rungs):
+    """It rewards even motion: stutter, shuffles and jitter are below the even clip at every strength."""
+    rows = {row.name: row for row in ladder_figures(rungs) if row.head == "combined"}
+    for name in ("stutter", "shuffled", "jittered"):
+        assert rows[name].total.right == rows[name].total.pairs == 8
+    assert rows["jittered"].falling == pytest.approx(1.0)
+
+
+# --- its figures --------------------------------------------------------------------------------
+
+
+def by_hand(rewards: dict[str, dict[str, list[float | None]]], outcome: Outcome) -> list[Rung]:
+    """Rungs of ladders given as clip -> degradation -> rewards at RUNGS; other degradations have no rung."""
+    return [
+        Rung(clip=clip, start_s=0.0, degradation=name, strength=strength, outcome=with_reward(outcome, value))
+        for clip, by_name in rewards.items()
+        for name, values in by_name.items()
+        for strength, value in zip((0.0,) if name == REAL else STRENGTHS, values, strict=True)
+    ]
+
+
+def with_reward(outcome: Outcome, value: float | None) -> Outcome:
+    if value is None:
+        return sanity.failed_outcome(OSError("gone"))
+    reward = replace(outcome.reward, combined=value, instantaneous=-value, long_term=0.0)
+    return replace(outcome, reward=reward)
+
+
+def test_figures_of_rewards_set_by_hand(rungs):
+    set_by_hand = {
+        "a": {REAL: [5.0], "static": [4.0, 3.0, 2.0, 1.0], "frozen": [6.0, 5.0, 4.0, 3.0]},
+        "b": {REAL: [2.0], "static": [3.0, None, 1.0, 0.0]},
+        "c": {REAL: [None], "static": [0.0, 0.0, 0.0, 0.0]},
+    }
+    figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
+    rows = {(row.head, row.name): row for row in figures}
+    static = rows["combined", "static"]
+    assert [(share.right, share.pairs) for share in static.by_strength] == [(1, 2), (1, 1), (2, 2), (2, 2)]
+    assert (static.total.right, static.total.pairs) == (6, 7)
+    assert static.falling == pytest.approx((1.0 + 0.8) / 2)  # b: 2 3 1 0, one swap of four
+    frozen = rows["combined", "frozen"]
+    assert (frozen.total.right, frozen.total.pairs, frozen.interval) == (2, 4, None)  # one file: no interval
+    assert frozen.falling == pytest.approx(7.5 / math.sqrt(10 * 9.5))
+    assert (rows["combined", "all"].total.right, rows["combined", "all"].total.pairs) == (8, 11)
+    assert rows["combined", "all"].falling == pytest.approx((1.0 + 0.8 + frozen.falling) / 3)
+    assert rows["instantaneous", "static"].total.right == 1  # the mirror image, but for b's weakest rung
+    assert rows["long_term", "static"].total.right == 0  # ties
+    assert rows["long_term", "static"].falling == 0.0
+    assert rows["combined", "shuffled"].total.pairs == 0
+    assert rows["combined", "shuffled"].falling is None
+
+
+def test_retimed_degradations_are_left_out_of_the_last_row(rungs):
+    set_by_hand = {"a": {REAL: [1.0], **{name: [2.0 if name in RETIMED else 0.0] * 4 for name in NAMES}}}
+    figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
+    everything, kept = (row.total for row in figures[len(NAMES) : len(NAMES) + 2])
+    assert (everything.right, everything.pairs) == (40, 48)
+    assert (kept.right, kept.pairs) == (40, 40)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_files_are_found_in_folders_once_and_in_order(clips):
+    names = [path.name for path in clip_files([clips, clips / "short.mp4"])]
+    assert names == ["broken.mp4", "long.mp4", "short.mp4"]

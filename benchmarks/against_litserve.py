@@ -1,0 +1,169 @@
+"""The same pipeline behind LitServe and behind our doors: same clips, same clients, alternating rounds in one run.
+
+    python benchmarks/against_litserve.py [--rounds 5] [--clips 64] [--clients 16] [--json FILE]
+
+LitServe (dev extra) runs one worker process and batches up to `batch_jobs` requests for `batch_wait_ms`, as ours
+does; each batch goes to `Pipeline.score_submissions` and the answer is our door's JSON. It keeps requests in memory,
+where ours queue through Redis. Ratios are ours over theirs; the last line of the output is one JSON document.
+"""
+
+# No `from __future__ import annotations`: LitServe compares the annotations of decode_request with classes.
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import litserve
+from rich.console import Console
+from rich.table import Table
+
+from protos.json_codec import result_from_json, result_to_json
+from protos.types import Media, Outcome, Submission
+from reward_server import report
+from reward_server.bench import PAPER, checked, door_name, machine, quantiles, senders, spread
+from reward_server.load import Load, Send, drive, free_port, local_server, made_up_clip, started
+from reward_server.pipeline import Pipeline
+from reward_server.settings import Settings
+
+TIMEOUT_S = 150.0
+THEIRS = "litserve, http"
+
+
+class RewardApi(litserve.LitAPI):  # type: ignore[misc]
+    """The pipeline as LitServe wants it: a multipart field `video` in, the JSON of its result out."""
+
+    def setup(self, device: str) -> None:
+        self._pipeline = Pipeline.load(Settings())
+
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
+        return Submission(payload=request["video"].file.read(), media=Media.CONTAINER)
+
+    def batch(self, inputs: list[Submission]) -> list[Submission]:
+        return list(inputs)
+
+    def predict(self, inputs: list[Submission]) -> list[Outcome]:
+        return self._pipeline.score_submissions(inputs)
+
+    def unbatch(self, output: list[Outcome]) -> list[Outcome]:
+        return output
+
+    def encode_response(self, output):  # type: ignore[no-untyped-def]
+        return result_to_json(output)
+
+
+def serve_litserve(port: int) -> None:
+    """What the benchmark starts as a process of its own."""
+    settings = Settings()
+    api = RewardApi(max_batch_size=settings.batch_jobs, batch_timeout=settings.batch_wait_ms / 1000)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=TIMEOUT_S)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
+
+
+@contextmanager
+def litserve_senders(clients: int) -> Iterator[list[Send]]:
+    """A LitServe of its own, and clients with a connection each."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(port)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        log = Path(folder) / "litserve.log"
+        stack.enter_context(started(command, os.environ, f"http://127.0.0.1:{port}/health", log))
+        opened = [stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")) for _ in range(clients)]
+        yield [partial(_post, client) for client in opened]
+
+
+def _post(client: httpx.Client, submission: Submission) -> Outcome:
+    response = client.post("/predict", files={"video": ("clip", submission.payload)}, timeout=TIMEOUT_S)
+    return result_from_json(response.raise_for_status().json())
+
+
+def measure(settings: Settings, *, rounds: int, num_clips: int, clients: int) -> dict[str, list[Load]]:
+    """Loads by server; every round drives each server once, with the order turned round from one to the next."""
+    made = [made_up_clip(PAPER, seed) for seed in range(16)]
+    clips = [made[index % len(made)] for index in range(num_clips)]
+    with local_server(settings) as ours, litserve_senders(clients) as theirs, ExitStack() as stack:
+        servers = {
+            f"ours, {door_name(url)}": senders(url, clients, stack) for url in (ours.http_url, ours.grpc_url)
+        } | {THEIRS: theirs}
+        loads: dict[str, list[Load]] = {name: [] for name in servers}
+        for clients_of_one in servers.values():
+            checked(drive(clients_of_one, clips[:clients]).outcomes)  # warm
+        for index in range(rounds):
+            for name in list(servers)[:: 1 if index % 2 == 0 else -1]:
+                loads[name].append(drive(servers[name], clips))
+                checked(loads[name][-1].outcomes)
+    return loads
+
+
+def compare(loads: dict[str, list[Load]]) -> dict[str, Any]:
+    """Per server throughput and latency; per door of ours the ratios to LitServe, round by round."""
+    per_server = {
+        name: {
+            "clips_per_s": spread([load.clips_per_s for load in rounds]),
+            "latency_ms": quantiles([1000 * latency_s for load in rounds for latency_s in load.latencies_s]),
+        }
+        for name, rounds in loads.items()
+    }
+    ratios = {name: _ratios(rounds, loads[THEIRS]) for name, rounds in loads.items() if name != THEIRS}
+    return {"servers": per_server, "ours_over_litserve": ratios}
+
+
+def _ratios(ours: Sequence[Load], theirs: Sequence[Load]) -> dict[str, dict[str, float]]:
+    pairs = list(zip(ours, theirs, strict=True))
+    return {
+        "throughput": spread([mine.clips_per_s / other.clips_per_s for mine, other in pairs]),
+        "p99": spread([_p99(mine) / _p99(other) for mine, other in pairs]),
+    }
+
+
+def _p99(load: Load) -> float:
+    return quantiles(load.latencies_s)["p99"]
+
+
+def result_table(document: dict[str, Any]) -> Table:
+    """One row per server; ratios are the median over rounds, with the range."""
+    table = Table(title=f"{document['clips']} clips of {PAPER} a round, {document['clients']} clients")
+    table.add_column("server")
+    for title in ("clips/s", "p50 ms", "p90 ms", "p99 ms", "throughput / LitServe's", "p99 / LitServe's"):
+        table.add_column(title, justify="right")
+    for name, figures in document["servers"].items():
+        ratios = document["ours_over_litserve"].get(name)
+        cells = [_range(ratios[key]) if ratios else report.ABSENT for key in ("throughput", "p99")]
+        latency = [f"{value:.0f}" for value in figures["latency_ms"].values()]
+        table.add_row(name, f"{figures['clips_per_s']['median']:.2f}", *latency, *cells)
+    return table
+
+
+def _range(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clips", type=int, default=64, help="per round and server")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="write the document here too")
+    parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve_litserve(given.serve)
+        return
+    loads = measure(Settings(), rounds=given.rounds, num_clips=given.clips, clients=given.clients)
+    head = {"bench": "against_litserve", "machine": machine(), "litserve": litserve.__version__}
+    plan = {"rounds": given.rounds, "clips": given.clips, "clients": given.clients, "size": str(PAPER)}
+    document = {**head, **plan, **compare(loads)}
+    console = Console()
+    console.print(result_table(document))
+    report.write_json(given.json, document)
+    report.print_last_line(console, document)
+
+
+if __name__ == "__main__":
+    main()

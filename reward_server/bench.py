@@ -1,0 +1,245 @@
+"""How fast, and how big in memory? `motion-reward bench`: in this process by stage, and through a server of its own.
+
+Clips are made up, so nothing is needed but the product. In-process and served rounds alternate, so that a busy
+machine slows both; their ratio is what the server costs. The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from protos.client import RewardClient
+from protos.types import Outcome, Submission
+from reward_server import report
+from reward_server.load import Load, MemoryMeter, Send, Size, drive, local_server, made_up_clip
+from reward_server.pipeline import Pipeline
+from reward_server.settings import Settings
+
+PAPER = Size(frames=24, height_px=320, width_px=576, fps=14.0)
+SMALL = Size(frames=16, height_px=256, width_px=256, fps=12.0)
+LARGE = Size(frames=96, height_px=720, width_px=1280, fps=24.0)
+STAGES = ("queue", "decode", "motion", "discriminator")
+QUANTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured."""
+
+    sizes: tuple[Size, ...] = (SMALL, PAPER, LARGE)
+    batches: tuple[int, ...] = (1, 4, 8)
+    clips: int = 32  # per size and batch, in-process
+    clients: int = 16
+    rounds: int = 5  # of in-process against served
+    round_clips: int = 64
+
+
+QUICK = Plan(sizes=(PAPER,), batches=(1, 8), clips=8, rounds=2, round_clips=32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Throughput of one way of scoring one size; milliseconds per clip by stage, see Timings, and in total."""
+
+    how: str
+    size: str
+    batch: int
+    clips_per_s: float
+    ms: dict[str, dict[str, float]]  # stage or "total" -> p50, p90, p99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The same clips, round by round: in-process, and through each door by its URL; memory of the server's tree."""
+
+    alone: tuple[Load, ...]
+    doors: dict[str, tuple[Load, ...]]
+    memory: MemoryMeter
+
+    def ratios(self, url: str) -> list[float]:
+        """Served over in-process throughput, round by round."""
+        return [door.clips_per_s / alone.clips_per_s for door, alone in zip(self.doors[url], self.alone, strict=True)]
+
+
+def run(
+    settings: Settings, *, quick: bool = False, json_path: Path | None = None, console: Console | None = None
+) -> int:
+    """The command. Raises RuntimeError where a clip comes back without a reward: then nothing was measured."""
+    console = console or Console()
+    plan = QUICK if quick else Plan()
+    pipeline = Pipeline.load(settings)
+    alone = [row for size in plan.sizes for row in in_process(pipeline, size, plan)]
+    one_clip_s = median(seconds_per_clip(pipeline, PAPER, repeats=5))
+    served = against_server(pipeline, settings, plan)
+    through = [served_timing(url, loads, plan, settings) for url, loads in served.doors.items()]
+    document = {
+        "bench": "motion-reward",
+        "machine": machine(),
+        "profile": pipeline.model.profile,
+        "discriminator_version": pipeline.model.discriminator_version,
+        "plan": {**asdict(plan), "sizes": [str(size) for size in plan.sizes]},
+        "timings": [asdict(row) for row in (*alone, *through)],
+        "one_clip_s": one_clip_s,
+        "in_process_clips_per_s": [load.clips_per_s for load in served.alone],
+        "served_over_in_process": {door_name(url): spread(served.ratios(url)) for url in served.doors},
+        "peak_resident_mib": served.memory.peak_mib,
+        "resident_mib_by_process": served.memory.at_peak_mib,
+    }
+    console.print(timing_table((*alone, *through)), summary_table(document, plan), sep="\n")
+    report.write_json(json_path, document)
+    report.print_last_line(console, document)
+    return 0
+
+
+def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
+    """One row per batch size; `total` is the time of the batch that a clip was in."""
+    clips = [made_up_clip(size, seed) for seed in range(min(8, plan.clips))]
+    checked(pipeline.score_submissions(clips[:1]))
+    rows = []
+    for batch in plan.batches:
+        chosen = [clips[index % len(clips)] for index in range(plan.clips)]
+        rows.append(timing("in-process", size, batch, [alone_load(pipeline, chosen, batch)]))
+    return rows
+
+
+def alone_load(pipeline: Pipeline, clips: Sequence[Submission], batch: int) -> Load:
+    """Score the clips in this process, `batch` at once."""
+    started = time.perf_counter()
+    outcomes: list[Outcome] = []
+    latencies_s: list[float] = []
+    for at in range(0, len(clips), batch):
+        before = time.perf_counter()
+        outcomes += checked(pipeline.score_submissions(clips[at : at + batch]))
+        latencies_s += [time.perf_counter() - before] * len(clips[at : at + batch])
+    wall_s = time.perf_counter() - started
+    return Load(wall_s=wall_s, latencies_s=tuple(latencies_s), outcomes=tuple(outcomes))
+
+
+def seconds_per_clip(pipeline: Pipeline, size: Size, *, repeats: int) -> list[float]:
+    """Bytes to reward of one clip alone, after one to warm up, in seconds."""
+    loads = [alone_load(pipeline, [made_up_clip(size, seed)], 1) for seed in range(repeats + 1)]
+    return [load.wall_s for load in loads[1:]]
+
+
+def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served:
+    """Rounds of the same clips: in-process, as many at once as there are clients, then through each door."""
+    clips = [made_up_clip(PAPER, seed) for seed in range(16)]
+    clips = [clips[index % len(clips)] for index in range(plan.round_clips)]
+    with local_server(settings) as server, ExitStack() as stack:
+        doors = {url: senders(url, plan.clients, stack) for url in (server.grpc_url, server.http_url)}
+        for send in doors.values():  # warms the server and opens the connections
+            checked(drive(send, clips[: plan.clients]).outcomes)
+        memory = stack.enter_context(MemoryMeter(server.process).running())
+        rounds = [
+            (alone_load(pipeline, clips, plan.clients), {url: drive(send, clips) for url, send in doors.items()})
+            for _ in range(plan.rounds)
+        ]
+    for _, loads in rounds:
+        checked([outcome for load in loads.values() for outcome in load.outcomes])
+    by_door = {url: tuple(loads[url] for _, loads in rounds) for url in doors}
+    return Served(alone=tuple(load for load, _ in rounds), doors=by_door, memory=memory)
+
+
+def senders(url: str, clients: int, stack: ExitStack) -> list[Send]:
+    """One client each, with its own connection, closed with the stack."""
+    opened = [stack.enter_context(RewardClient(url)) for _ in range(clients)]
+    return [partial(_send, client) for client in opened]
+
+
+def _send(client: RewardClient, submission: Submission) -> Outcome:
+    return client.score([submission])[0]
+
+
+def checked(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """The outcomes, all with a reward. Raises RuntimeError with the first that has none."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise RuntimeError(f"a clip of the benchmark has no reward: {outcome.error.code}: {outcome.error.message}")
+    return outcomes
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def timing(how: str, size: Size, batch: int, loads: Sequence[Load]) -> Timing:
+    """Figures of some rounds together."""
+    rewards = [outcome.reward for load in loads for outcome in load.outcomes if outcome.reward is not None]
+    timings = [reward.provenance.timings for reward in rewards]
+    ms = {stage: [float(getattr(item, f"{stage}_ms")) for item in timings] for stage in STAGES}
+    ms["total"] = [1000 * latency_s for load in loads for latency_s in load.latencies_s]
+    return Timing(
+        how=how,
+        size=str(size),
+        batch=batch,
+        clips_per_s=sum(len(load.outcomes) for load in loads) / sum(load.wall_s for load in loads),
+        ms={stage: quantiles(values) for stage, values in ms.items()},
+    )
+
+
+def served_timing(url: str, loads: Sequence[Load], plan: Plan, settings: Settings) -> Timing:
+    return timing(f"{door_name(url)}, {plan.clients} clients", PAPER, settings.batch_jobs, loads)
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p90 and p99, linear between neighbours."""
+    return {f"p{q}": float(value) for q, value in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def door_name(url: str) -> str:
+    return url.partition(":")[0]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {name: version(name) for name in ("torch", "opencv-python-headless", "av")}
+    return {"cpu": _cpu_name(), "cores": cores, "python": platform.python_version(), **versions}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def timing_table(rows: Sequence[Timing]) -> Table:
+    table = Table(title="Milliseconds per clip, p50 / p90 / p99; motion and discriminator: of the whole batch")
+    for title in ("how", "clip"):
+        table.add_column(title)
+    for title in ("batch", "clips/s", *STAGES, "total"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = (" / ".join(f"{value:.0f}" for value in row.ms[stage].values()) for stage in (*STAGES, "total"))
+        table.add_row(row.how, row.size, str(row.batch), f"{row.clips_per_s:.2f}", *cells)
+    return table
+
+
+def summary_table(document: dict[str, Any], plan: Plan) -> Table:
+    """The few figures that the README quotes."""
+    table = Table(title=f"{PAPER} clips", show_header=False)
+    table.add_row("one clip in this process, alone", f"{document['one_clip_s']:.2f} s")
+    for door, ratio in document["served_over_in_process"].items():
+        label = f"served / in-process throughput, {door}, {plan.clients} clients"
+        table.add_row(label, f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})")
+    table.add_row("peak resident memory of the server's processes", f"{document['peak_resident_mib']:.0f} MiB")
+    for process, mib in document["resident_mib_by_process"]:
+        table.add_row(f"  {process}", f"{mib:.0f} MiB")
+    return table

@@ -1,0 +1,239 @@
+"""What a benchmark needs around the thing it measures: made-up clips, a server of its own, clients, a memory meter.
+
+Used by `motion-reward bench` and benchmarks/against_litserve.py, so that both sides of a comparison are driven
+by the same code.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from protos.types import Clip, Media, Outcome, Submission
+from reward_server.encode import encode_h264
+from reward_server.settings import MIB, PREFIX, Settings
+
+Send = Callable[[Submission], Outcome]
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of a made-up clip."""
+
+    frames: int
+    height_px: int
+    width_px: int
+    fps: float
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height_px}x{self.width_px}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one round of concurrent requests took, seconds, and what came back."""
+
+    wall_s: float
+    latencies_s: tuple[float, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def clips_per_s(self) -> float:
+        return len(self.outcomes) / self.wall_s
+
+
+def made_up_clip(size: Size, seed: int) -> Submission:
+    """A textured background that drifts and sways, a textured disc that crosses it; h264 in mp4."""
+    rng = np.random.default_rng(seed)
+    backdrop, disc = (_texture(rng, 2 * size.height_px, 2 * size.width_px) for _ in range(2))
+    drift = rng.uniform(-0.01, 0.01, 2) * size.height_px  # px per frame
+    path = rng.uniform(0.2, 0.8, (2, 2)) * (size.width_px, size.height_px)  # of the disc, start to end
+    images = []
+    for index, share in enumerate(np.linspace(0, 1, size.frames)):
+        sway = 2 * np.sin(index * 0.4)
+        image = _moved(backdrop, size, drift * index, sway)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        centre = path[0] + share * (path[1] - path[0])
+        cv2.circle(mask, tuple(map(int, centre)), size.height_px // 6, 255, -1, cv2.LINE_AA)
+        images.append(np.where(mask[..., None] > 127, _moved(disc, size, centre - path[0], 5 * sway), image))
+    frames = np.stack(images).transpose(0, 3, 1, 2)
+    return Submission(payload=encode_h264(Clip(frames=frames, fps=size.fps), crf=20), media=Media.CONTAINER)
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Noise of several scales, [height,width,3]."""
+    octaves = [
+        cv2.resize(rng.normal(0, 40, (height // step, width // step, 3)), (width, height)) for step in (64, 16, 6)
+    ]
+    return np.asarray(np.clip(128 + np.sum(octaves, axis=0), 0, 255), np.uint8)
+
+
+def _moved(texture: NDArray[np.uint8], size: Size, shift: NDArray[np.float64], degrees: float) -> NDArray[np.uint8]:
+    """The middle of the texture, turned and shifted by (x, y) px."""
+    height, width = texture.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
+    matrix[:, 2] = matrix[:, 2] + shift - np.array([size.width_px, size.height_px]) / 2
+    moved = cv2.warpAffine(texture, matrix, (size.width_px, size.height_px), borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(moved, np.uint8)
+
+
+def drive(senders: Sequence[Send], submissions: Sequence[Submission]) -> Load:
+    """Send every submission once, `len(senders)` at a time, each client taking the next when it has its answer."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(submissions)):
+        waiting.put(index)
+    done: dict[int, tuple[float, Outcome]] = {}
+
+    def work(send: Send) -> None:
+        while True:
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            started = time.perf_counter()
+            outcome = send(submissions[index])
+            done[index] = (time.perf_counter() - started, outcome)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(senders)) as pool:
+        for future in [pool.submit(work, send) for send in senders]:
+            future.result()
+    wall_s = time.perf_counter() - started
+    latencies_s, outcomes = zip(*(done[index] for index in range(len(submissions))), strict=True)
+    return Load(wall_s=wall_s, latencies_s=latencies_s, outcomes=outcomes)
+
+
+# --- a server of its own ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalServer:
+    """A `motion-reward serve` that this process started."""
+
+    process: psutil.Process
+    http_url: str
+    grpc_url: str
+
+
+@contextmanager
+def local_server(settings: Settings) -> Iterator[LocalServer]:
+    """`motion-reward serve` on free loopback ports with a private data folder and Redis, gone on leaving.
+
+    What was set in `settings` holds there too, but for the addresses, the data folder and the Redis.
+    """
+    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    with tempfile.TemporaryDirectory(prefix="motion-reward-") as folder:
+        own = {"http": http, "grpc": grpc, "data_dir": folder, "log_level": "warning", "redis_url": None}
+        given = {name: getattr(settings, name) for name in settings.model_fields_set} | own
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        environment |= {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
+        command = [sys.executable, "-m", "reward_server", "serve"]
+        with started(command, environment, f"http://{http}/readyz", Path(folder) / "server.log") as process:
+            yield LocalServer(process=process, http_url=f"http://{http}", grpc_url=f"grpc://{grpc}")
+
+
+@contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str], ready_url: str, log: Path
+) -> Iterator[psutil.Process]:
+    """A process that answers 200 at `ready_url`; it and its children are ended on leaving. Raises RuntimeError."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+    process = psutil.Process(child.pid)
+    try:
+        _await_ready(child, command, ready_url, log)
+        yield process
+    finally:
+        family = [process, *process.children(recursive=True)] if child.poll() is None else []
+        child.terminate()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        for straggler in alive:
+            straggler.kill()
+        child.wait()
+
+
+def _await_ready(child: subprocess.Popen[bytes], command: Sequence[str], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            if httpx.get(url, timeout=2).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass  # the door is not open yet
+        time.sleep(0.1)
+    ended = "did not get ready" if child.poll() is None else f"ended with {child.returncode}"
+    raise RuntimeError(f"{' '.join(command)} {ended}: {log.read_text(errors='replace')[-2000:]}")
+
+
+def free_port() -> int:
+    """A loopback TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@dataclass
+class MemoryMeter:
+    """Peak resident memory of a process and all its descendants together; pages they share count for each."""
+
+    process: psutil.Process
+    period_s: float = 0.05
+    peak_mib: float = 0.0
+    at_peak_mib: tuple[tuple[str, float], ...] = ()  # what each process held at that moment
+
+    @contextmanager
+    def running(self) -> Iterator[MemoryMeter]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self._sample_until, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join()
+
+    def _sample_until(self, stop: threading.Event) -> None:
+        while True:
+            held = [row for process in self._family() if (row := _resident(process))]
+            total = sum(mib for _, mib in held)
+            if total > self.peak_mib:
+                self.peak_mib, self.at_peak_mib = total, tuple(held)
+            if stop.wait(self.period_s):
+                return
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _resident(process: psutil.Process) -> tuple[str, float] | None:
+    """What the process runs, and its resident MiB; None if it has just ended."""
+    try:
+        words = [Path(word).name for word in process.cmdline()]
+        return " ".join(words[:4]), process.memory_info().rss / MIB
+    except psutil.NoSuchProcess:
+        return None

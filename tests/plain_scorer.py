@@ -1,0 +1,116 @@
+"""A scorer without weights, for testing what stands around a scorer: it rewards clips for moving evenly.
+
+It decodes as the pipeline does and answers as the pipeline does; only the heads are two formulas of the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from protos.types import (
+    Bounds,
+    Clip,
+    Input,
+    Limits,
+    Logits,
+    Model,
+    Outcome,
+    OutcomeKind,
+    Provenance,
+    Reward,
+    Submission,
+)
+from reward_server.decode import DecodedClip, Sampling, decode
+from reward_server.errors import RewardServerError, error_outcome
+from reward_server.scoring import Scorer
+
+SAMPLING = Sampling(area_px=64 * 96)
+BOUNDS = Bounds(min=-10.0, max=10.0)
+MODEL = Model(
+    profile="plain",
+    discriminator_version="plain-1",
+    weights_digest="",
+    preprocessing_digest="",
+    bounds=BOUNDS,
+    weights=Logits(instantaneous=1.0, long_term=1.0),
+    limits=Limits(
+        max_bytes=8 * 1024**2,
+        max_frames=300,
+        max_frame_pixels=640 * 480,
+        max_duration_s=30.0,
+        max_clips_per_request=64,
+    ),
+    input=Input(
+        fps=SAMPLING.fps,
+        window_frames=SAMPLING.window_frames,
+        min_frames=SAMPLING.min_frames,
+        num_tracks=0,
+        area_px=SAMPLING.area_px,
+        containers=(),
+        tensor_forms=(),
+    ),
+)
+
+
+def unevenness(clip: Clip) -> Logits:
+    """Minus the mean absolute second difference in time, minus its largest frame."""
+    frames = clip.frames.astype(np.float32)
+    bend = np.abs(np.diff(frames, n=2, axis=0)).mean(axis=(1, 2, 3))
+    return Logits(instantaneous=10 - float(bend.mean()), long_term=10 - float(bend.max()))
+
+
+@dataclass
+class PlainScorer:
+    """`scorer` is what to hand over; `seen` keeps every submission that was scored, in order."""
+
+    seen: list[Submission] = field(default_factory=list)
+
+    @property
+    def scorer(self) -> Scorer:
+        return Scorer(score=self.score, model=MODEL, where="plain")
+
+    def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        self.seen += submissions
+        return [_outcome(submission) for submission in submissions]
+
+
+def _outcome(submission: Submission) -> Outcome:
+    try:
+        decoded = decode(submission, SAMPLING, MODEL.limits, 30.0)
+    except RewardServerError as error:
+        return error_outcome("", error, submission.context)
+    return Outcome(job_id="", kind=OutcomeKind.OK, reward=_reward(decoded), context=submission.context)
+
+
+def _reward(decoded: DecodedClip) -> Reward:
+    raw = unevenness(decoded.windows[0].clip)
+    kept = Logits(instantaneous=max(raw.instantaneous, BOUNDS.min), long_term=max(raw.long_term, BOUNDS.min))
+    frames, _, height, width = decoded.windows[0].clip.frames.shape
+    provenance = Provenance(
+        profile="plain",
+        discriminator_version="plain-1",
+        weights_digest="",
+        preprocessing_digest="",
+        query_seed=0,
+        num_tracks=0,
+        source=decoded.source,
+        fps_used=decoded.fps_used,
+        frames_used=frames,
+        height_px=height,
+        width_px=width,
+        mean_visibility=1.0,
+        mean_confidence=1.0,
+    )
+    return Reward(
+        combined=(kept.instantaneous + kept.long_term) / 2,
+        instantaneous=kept.instantaneous,
+        long_term=kept.long_term,
+        logits=raw,
+        clipped=kept != raw,
+        bounds=BOUNDS,
+        windows=(),
+        provenance=provenance,
+    )

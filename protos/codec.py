@@ -82,11 +82,12 @@ def tensor_header(data: bytes) -> TensorHeader:
     if set(header) != {TENSOR_NAME}:
         raise _bad(f"holds tensors {sorted(header)}; give exactly one, named '{TENSOR_NAME}'")
     dtype, shape = header[TENSOR_NAME].get("dtype"), header[TENSOR_NAME].get("shape", [])
-    if dtype not in RANGES:
+    if not (isinstance(dtype, str) and dtype in RANGES):
         raise _bad(f"dtype {dtype} is not one of {sorted(RANGES)} (uint8, float16, float32)")
     if meta.get("layout") != "TCHW":
         raise _bad(f"layout is {meta.get('layout')!r}; only 'TCHW' is accepted: permute the frames and declare it")
-    if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
+    sound = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    if not sound or len(shape) != 4 or shape[1] != 3:
         raise _bad(f"shape {shape} is not [T,3,H,W]")
     if meta.get("range") != RANGES[dtype]:
         raise _bad(f"range is {meta.get('range')!r}; {dtype} frames must be declared and scaled '{RANGES[dtype]}'")
@@ -132,7 +133,7 @@ def _safetensors_header(data: bytes) -> dict[str, Any]:
 def _fps(text: str | None) -> float:
     try:
         fps = float(text or "")
-    except ValueError:
+    except (TypeError, ValueError):
         fps = math.nan
     if not (math.isfinite(fps) and fps > 0):
         raise _bad(f"fps is {text!r}; declare the frame rate as a positive number")

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import av
@@ -19,18 +18,16 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from reward_server.errors import UnreadableClip
-from reward_server.reel import Guard, Picture, Reel, over_black
+from reward_server.pixels import picture
+from reward_server.reel import Guard, Picture, Reel
 
 if TYPE_CHECKING:  # generic in its stub only
     Packet = av.Packet[av.VideoStream]
 
 FFMPEG_ERRORS = (av.FFmpegError, OSError, ValueError)
-# Without both flags swscale's shortcuts darken a picture by up to two levels.
-EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 MAX_PIXEL_ASPECT = 4.0
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -51,9 +48,10 @@ class Footage:
 def open_container(data: bytes, form: str, guard: Guard) -> Iterator[Reel]:
     """`form` is a demuxer's name from sniff.py. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow."""
     with _open(data, form, guard) as container:
+        guard.clock()
         stream = _video_stream(container)
         guard.size(stream.codec_context.height, stream.codec_context.width)
-        guard.frames(stream.frames if form != "gif" else 0)
+        guard.frames(stream.frames)
         footage = _footage(container, stream, form, guard)
         yield Reel(
             codec=stream.codec_context.codec.canonical_name,
@@ -62,17 +60,28 @@ def open_container(data: bytes, form: str, guard: Guard) -> Iterator[Reel]:
         )
 
 
+class _Payload(io.BytesIO):
+    """The bytes as ffmpeg reads them; they end early when time is up, since a demuxer that searches through
+    megabytes of junk for the next frame looks at no clock."""
+
+    def __init__(self, data: bytes, guard: Guard) -> None:
+        super().__init__(data)
+        self._guard = guard
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return b"" if self._guard.late else super().read(size)
+
+
 def _open(data: bytes, form: str, guard: Guard) -> InputContainer:
     """`codec_whitelist` names no codec, so that probing cannot decode; `io_open` forbids any other file."""
     try:
         return av.open(
-            io.BytesIO(data),
+            _Payload(data, guard),
             mode="r",
             format=form,
             container_options={"codec_whitelist": "none"},
             io_open=_refuse_to_open,
             metadata_errors="replace",
-            timeout=guard.max_decode_s,
         )
     except FFMPEG_ERRORS as error:
         guard.clock()
@@ -116,6 +125,7 @@ def _footage(container: InputContainer, stream: av.VideoStream, form: str, guard
 
 def _packets(container: InputContainer, stream: av.VideoStream, guard: Guard) -> list[Packet]:
     packets: list[Packet] = []
+    trouble: Exception | None = None
     try:
         for packet in container.demux(stream):
             guard.clock()
@@ -123,10 +133,12 @@ def _packets(container: InputContainer, stream: av.VideoStream, guard: Guard) ->
                 packets.append(packet)
                 guard.frames(len(packets))
     except FFMPEG_ERRORS as error:
-        guard.clock()
-        if not packets:
-            raise UnreadableClip(f"the file holds no readable frame ({_reason(error)}); re-encode it") from error
-    return packets  # a damaged tail ends the packets; what is missing is counted against the index
+        trouble = error  # a damaged tail ends the packets; what is missing is counted against the index
+    guard.clock()
+    if not packets:
+        why = _reason(trouble) if trouble else "it is empty"
+        raise UnreadableClip(f"the file's video stream holds no frame ({why}); re-encode the clip")
+    return packets
 
 
 def _ticks(packets: Sequence[Packet]) -> list[int]:
@@ -141,7 +153,7 @@ def _ticks(packets: Sequence[Packet]) -> list[int]:
 
 def _is_hidden(packet: Packet, stream: av.VideoStream) -> bool:
     """A vp8 packet that only updates a reference: bit 4 of its first byte, show_frame, is off (RFC 6386, 9.1)."""
-    return stream.codec_context.codec.canonical_name == "vp8" and not bytes(packet)[0] & 16
+    return stream.codec_context.codec.canonical_name == "vp8" and not memoryview(packet)[0] & 16
 
 
 def _least_frames(num_shown: int, num_packets: int, stream: av.VideoStream, form: str) -> int:
@@ -159,7 +171,7 @@ def _least_frames(num_shown: int, num_packets: int, stream: av.VideoStream, form
 def _pictures(
     stream: av.VideoStream, footage: Footage, guard: Guard, *, in_order: bool
 ) -> Iterator[tuple[float, Picture]]:
-    """Decode once, front to back. Frames that the decoder calls corrupt count as missing.
+    """Decode once, front to back; a frame that cannot be trusted counts as missing.
 
     `in_order`: the container stores no presentation times (avi), so the k-th frame has the k-th time.
     """
@@ -174,7 +186,7 @@ def _pictures(
         num_frames += 1
         if time_s > last_s:  # of frames with one timestamp the first is taken
             last_s = time_s
-            yield time_s, _picture(frame, _pixel_aspect(stream, decoder))
+            yield time_s, picture(frame, _pixel_aspect(stream, decoder))
     if num_frames < footage.least_frames:
         raise UnreadableClip(
             f"only {num_frames} of the file's {footage.times_s.size} or more {decoder.codec.canonical_name} frames "
@@ -190,70 +202,32 @@ def _decoder(stream: av.VideoStream, guard: Guard) -> VideoCodecContext:
     if with_alpha and stream.metadata.get("alpha_mode") == "1":
         decoder = cast(VideoCodecContext, av.CodecContext.create(with_alpha, "r"))
     decoder.thread_count = 1
-    decoder.options = {"max_pixels": str(guard.limits.max_frame_pixels)}  # a stream may lie in its header
+    # A stream may be larger than its header says; twice the limit, since the decoder counts its padding too.
+    decoder.options = {"max_pixels": str(2 * guard.limits.max_frame_pixels)}
     return decoder
 
 
 def _frames(decoder: VideoCodecContext, packets: Sequence[Packet], guard: Guard) -> Iterator[av.VideoFrame]:
+    """The frames that can be trusted: after an error none is until the next key frame, for each repeats its damage."""
+    trusted = True
     for packet in (*packets, None):
         guard.clock()
         try:
             frames = decoder.decode(packet)
         except FFMPEG_ERRORS:
             guard.size(decoder.height, decoder.width)  # what the stream itself said, where max_pixels stopped it
+            trusted = False
             continue
-        yield from (frame for frame in frames if not frame.is_corrupt)
+        for frame in frames:
+            trusted = not frame.is_corrupt and (trusted or frame.key_frame)
+            if trusted:
+                yield frame
 
 
 def _pixel_aspect(stream: av.VideoStream, decoder: VideoCodecContext) -> float:
     """Width of a pixel over its height; an absurd one is taken for 1."""
     aspect = float(stream.sample_aspect_ratio or decoder.sample_aspect_ratio or 1)
     return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
-
-
-def _picture(frame: av.VideoFrame, pixel_aspect: float) -> Picture:
-    a, b, c, d = _display_matrix(frame)
-    size = (frame.height, round(frame.width * pixel_aspect))
-    height, width = size[::-1] if abs(b) > abs(a) else size
-    return Picture(
-        height_px=height,
-        width_px=max(1, width),
-        rgb=partial(_rgb, frame, (a, b, c, d)),
-        rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
-    )
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d) of x' = ax + cy, y' = bx + dy, with y down: how a pixel moves on its way to the screen."""
-    try:
-        a, b, _, c, d = np.frombuffer(bytes(cast(Any, frame.side_data)["DISPLAYMATRIX"]), np.int32)[:5].tolist()
-    except (KeyError, ValueError):  # none, or PyAV does not know another of the frame's side data
-        turn = math.radians(-frame.rotation)
-        a, b, c, d = math.cos(turn), math.sin(turn), -math.sin(turn), math.cos(turn)
-    return a, b, c, d
-
-
-def _rgb(frame: av.VideoFrame, matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    try:
-        converted = frame.reformat(format="rgba" if has_alpha else "rgb24", interpolation=EXACT, threads=1)
-        pixels = np.asarray(converted.to_ndarray(), dtype=np.uint8)
-    except FFMPEG_ERRORS as error:
-        raise UnreadableClip(
-            f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB "
-            f"({_reason(error)}); re-encode the clip as yuv420p, BT.709"
-        ) from error
-    return _upright(over_black(pixels) if has_alpha else pixels, matrix)
-
-
-def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """Turn and mirror [H,W,3] to the nearest of the eight ways that a display matrix can ask for."""
-    a, b, c, d = matrix
-    if abs(b) > abs(a):
-        pixels, along_x, along_y = pixels.swapaxes(0, 1), c, b
-    else:
-        along_x, along_y = a, d
-    return pixels[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1]
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,8 +70,12 @@ class Guard:
                 f"{self.limits.max_frame_pixels}; scale the clip down or raise max_frame_pixels"
             )
 
+    @property
+    def late(self) -> bool:
+        return time.monotonic() - self.started_s > self.max_decode_s
+
     def clock(self) -> None:
-        if time.monotonic() - self.started_s > self.max_decode_s:
+        if self.late:
             raise DecodeTooSlow(
                 f"decoding took over {self.max_decode_s:g} s of wall time; send a smaller or shorter clip, "
                 "an easier codec (h264), or raise max_decode_s"
@@ -81,11 +84,3 @@ class Guard:
     def _at_most(self, value: float, limit: float, unit: str, name: str, remedy: str) -> None:
         if not value <= limit:
             raise ClipTooLarge(f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {name}")
-
-
-def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H,W,4] with straight alpha -> uint8 [H,W,3] over black."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgb)
-    return np.asarray(cv2.multiply(rgb, np.repeat(alpha, 3, axis=2), scale=1 / 255), dtype=np.uint8)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reward_server.errors import ClipTooLarge, UnreadableClip
-from reward_server.reel import Guard, Picture, Reel, over_black
+from reward_server.pixels import over_black
+from reward_server.reel import Guard, Picture, Reel
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
 QUICKEST_MS = 10  # browsers show a frame that asks for less, or for this, for SLOW_MS, and authors count on it
@@ -26,11 +27,17 @@ def open_webp(data: bytes, guard: Guard) -> Iterator[Reel]:
     times_s = _times(data, guard)
     if times_s.size:
         guard.duration(float(times_s[-1]))
+    with _open(data) as image:
+        yield Reel(codec="webp", times_s=times_s, pictures=_pictures(image, times_s, guard))
+
+
+def _open(data: bytes) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-            yield Reel(codec="webp", times_s=times_s, pictures=_pictures(image, times_s, guard))
+        return Image.open(io.BytesIO(data), formats=["WEBP"])
     except Image.DecompressionBombError as error:
         raise ClipTooLarge(f"{error}; scale the clip down") from error
+    except PILLOW_ERRORS as error:
+        raise UnreadableClip(f"the webp's {len(data)} bytes cannot be opened ({error}); upload it whole") from error
 
 
 def _times(data: bytes, guard: Guard) -> NDArray[np.float64]:

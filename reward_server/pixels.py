@@ -1,0 +1,76 @@
+"""A decoded frame -> upright RGB as displayed: colours, transparency, pixel shape, rotation and mirroring.
+
+Between containers.py and webp.py, which decode, and decode.py, which resizes. Tone mapping of HDR is not done.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, cast
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+from reward_server.errors import UnreadableClip
+from reward_server.reel import Picture
+
+# Without both flags swscale's shortcuts darken a picture by up to two levels.
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+def picture(frame: av.VideoFrame, pixel_aspect: float) -> Picture:
+    """`pixel_aspect` is a pixel's width over its height as displayed. Its rgb() raises UnreadableClip."""
+    a, b, c, d = _display_matrix(frame)
+    size = (frame.height, round(frame.width * pixel_aspect))
+    height, width = size[::-1] if abs(b) > abs(a) else size
+    return Picture(
+        height_px=height,
+        width_px=max(1, width),
+        rgb=partial(_rgb, frame, (a, b, c, d)),
+        rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
+    )
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
+    """(a, b, c, d) of x' = ax + cy, y' = bx + dy, with y down: how a pixel moves on its way to the screen."""
+    try:
+        a, b, _, c, d = np.frombuffer(bytes(cast(Any, frame.side_data)["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+    except (KeyError, ValueError):  # none, or PyAV does not know another of the frame's side data
+        turn = math.radians(-frame.rotation)
+        a, b, c, d = math.cos(turn), math.sin(turn), -math.sin(turn), math.cos(turn)
+    return a, b, c, d
+
+
+def _rgb(frame: av.VideoFrame, matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    try:
+        converted = frame.reformat(format="rgba" if has_alpha else "rgb24", interpolation=EXACT, threads=1)
+        pixels = np.asarray(converted.to_ndarray(), dtype=np.uint8)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UnreadableClip(
+            f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB "
+            f"({error}); re-encode the clip as yuv420p, BT.709"
+        ) from error
+    return _upright(over_black(pixels) if has_alpha else pixels, matrix)
+
+
+def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    """Turn and mirror [H,W,3] to the nearest of the eight ways that a display matrix can ask for."""
+    a, b, c, d = matrix
+    if abs(b) > abs(a):
+        pixels, along_x, along_y = pixels.swapaxes(0, 1), c, b
+    else:
+        along_x, along_y = a, d
+    return pixels[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1]
+
+
+def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [H,W,4] with straight alpha -> uint8 [H,W,3] over black."""
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
+    return np.asarray(cv2.multiply(rgb, np.repeat(alpha, 3, axis=2), scale=1 / 255), dtype=np.uint8)

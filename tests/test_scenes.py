@@ -190,6 +190,14 @@ def test_bodies_do_not_overlap_at_the_start_and_something_moves(mujoco: Any, see
     assert np.abs(np.diff(made.positions, axis=0)).max() > 1e-3
 
 
+def test_a_machine_without_opengl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    with pytest.raises(RenderingUnavailable, match="apt-get install libosmesa6"):
+        import_mujoco()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_cameras_turn_rigidly_and_smoothly(seed: int) -> None:
     subject = np.stack([np.linspace(-1, 1, 24), np.zeros(24), np.full(24, 0.5)], axis=1)

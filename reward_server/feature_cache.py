@@ -3,7 +3,7 @@
 One safetensors file per sample, compact: tracks as int16 in 1/64 px, visibility and confidence as
 uint8, correlation as int8, residuals as int8 companded by a square root (3% relative accuracy from
 0.02 to 250 grey levels), about 0.8 MiB for 256 tracks x 16 frames and 8 frame pairs of 144x256. A
-step reads only the tracks and pairs it asks for. The index is JSON lines.
+step reads only the frame pairs it asks for. The index is JSON lines.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class FeatureCache:
 
     def tokens(self, sample: Sample, profile: Profile, start: int, num: int) -> Tensor:
         """Track tokens [num,T,D] of `num` tracks from `start` on; their order is already random."""
-        rows = slice(start, start + num)
         with safe_open(self._path(sample.key), framework="pt") as file:
             tracks, state, correlation = (
-                file.get_slice(name)[rows].float().transpose(0, 1) for name in ("tracks", "state", "correlation")
+                file.get_tensor(name).transpose(0, 1).float() for name in ("tracks", "state", "correlation")
             )
         visibility, confidence = (state / 255).unbind(-1)
-        return profile.track_tokens(tracks / TRACK_SCALE, visibility, confidence, correlation / 127)
+        chosen = slice(start, start + num)
+        return profile.track_tokens(tracks / TRACK_SCALE, visibility, confidence, correlation / 127, chosen=chosen)
 
     def maps(self, sample: Sample, start: int, num: int) -> Tensor:
         """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs."""

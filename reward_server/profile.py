@@ -20,11 +20,15 @@ from reward_server.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.classical import ClassicalEstimators
-from reward_server.motion import Motion, displacement_features, random_queries
+from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 
 # Drifts are divided by half the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
 DISPLACEMENT_SCALE = 0.5
+KINEMATICS = 8
+NUM_NEIGHBOURS = 8
+NEIGHBOUR_POOL = 256  # neighbours come from the first so many tracks, so that more tracks do not change their distance
+FINEST_PX = 0.1  # kinematics are linear below it and logarithmic above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,13 @@ class Profile:
 
     @property
     def track_config(self) -> TrackViTConfig:
-        token_dim = 2 + self.correlation_scales * self.correlation_window**2 + 84
+        token_dim = 2 + self.correlation_scales * self.correlation_window**2 + DISPLACEMENT_FEATURES + KINEMATICS
         return TrackViTConfig(token_dim=token_dim, dim=64, heads=4, depth=2, mlp_dim=256, num_virtual=16)
 
     @property
     def residual_config(self) -> ResidualViTConfig:
         return ResidualViTConfig(
-            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, log_magnitude=True
+            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, compressed=True
         )
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
@@ -58,13 +62,24 @@ class Profile:
         return self.estimators.estimate(clip, random_queries(query_seed, num_tracks, height, width))
 
     def track_tokens(
-        self, tracks_TN2: Tensor, visibility_TN: Tensor, confidence_TN: Tensor, correlation_TNSKK: Tensor
+        self,
+        tracks_TN2: Tensor,
+        visibility_TN: Tensor,
+        confidence_TN: Tensor,
+        correlation_TNSKK: Tensor,
+        *,
+        chosen: slice = slice(None),
     ) -> Tensor:
-        """[N,T,D] per track and frame: visibility, confidence, correlation maps, displacement features."""
+        """[N,T,D] per track and frame: visibility, confidence, correlation maps, displacements, kinematics.
+
+        All tracks of a clip must be given, as kinematics compare a track with its neighbours; tokens
+        are made of the `chosen` ones.
+        """
         scale = DISPLACEMENT_SCALE * self.sampling.area_px**0.5
-        displacement = displacement_features(tracks_TN2[None], (scale, scale))[0]
-        state = torch.stack([visibility_TN, confidence_TN], dim=-1)
-        tokens = torch.cat([state, correlation_TNSKK.flatten(2), displacement], dim=-1)
+        displacement = displacement_features(tracks_TN2[None, :, chosen], (scale, scale))[0]
+        state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
+        correlation = correlation_TNSKK[:, chosen].flatten(2)
+        tokens = torch.cat([state, correlation, displacement, kinematics(tracks_TN2)[:, chosen]], dim=-1)
         return (tokens + time_embedding(*tokens.shape[::2])[:, None]).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
@@ -75,6 +90,25 @@ class Profile:
     def preprocessing_digest(self) -> str:
         """sha256 of everything between bytes and heads; heads refuse features of another digest."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def kinematics(tracks_TN2: Tensor) -> Tensor:
+    """[T,N,8]: drift and acceleration of each track, alone and less the mean of its nearest tracks.
+
+    Pixels, compressed as asinh(d / 0.1 px). A rigid or smoothly bending scene moves with its
+    neighbourhood; wobble, swimming and teleports do not.
+    """
+    drift = torch.zeros_like(tracks_TN2)
+    drift[1:] = tracks_TN2.diff(dim=0)
+    acceleration = torch.zeros_like(drift)
+    acceleration[1:-1] = drift[2:] - drift[1:-1]
+    motion = torch.cat([drift, acceleration], dim=-1)
+    pool = tracks_TN2[0, :NEIGHBOUR_POOL]
+    distance = torch.cdist(tracks_TN2[0], pool)
+    distance[range(len(pool)), range(len(pool))] = torch.inf
+    nearest = distance.topk(min(NUM_NEIGHBOURS, len(pool) - 1), largest=False).indices
+    relative = motion - motion[:, nearest].mean(dim=2)
+    return torch.asinh(torch.cat([motion, relative], dim=-1) / FINEST_PX)
 
 
 def time_embedding(num_frames: int, dim: int) -> Tensor:

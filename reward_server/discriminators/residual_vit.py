@@ -26,7 +26,7 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    log_magnitude: bool = False  # see log(1 + |residual|) in place of the residual: small ViTs learn it sooner
+    compressed: bool = False  # see the residual as asinh and as its magnitude: a small ViT learns it sooner
 
 
 class ResidualViT(nn.Module):
@@ -38,7 +38,7 @@ class ResidualViT(nn.Module):
         self.backbone = VisionTransformer(
             img_size=(config.height_px, config.width_px),
             patch_size=config.patch_px,
-            in_chans=2,
+            in_chans=3 if config.compressed else 2,
             num_classes=0,
             embed_dim=config.dim,
             depth=config.depth,
@@ -55,8 +55,9 @@ class ResidualViT(nn.Module):
         if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
             raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
         pairs = maps_BP2HW.flatten(0, 1)
-        if self.config.log_magnitude:
-            pairs = torch.stack([pairs[:, 0].abs().log1p(), pairs[:, 1]], dim=1)
+        if self.config.compressed:
+            residual = pairs[:, 0].asinh()
+            pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
         features: Tensor = self.backbone(pairs)
         return features.view(*maps_BP2HW.shape[:2], -1)
 

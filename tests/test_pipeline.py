@@ -16,7 +16,7 @@ from reward_server.errors import NonFiniteLogit, NotReady
 from reward_server.pipeline import Pipeline, query_seed
 from reward_server.profile import PROFILES
 from reward_server.settings import Settings
-from tests.textures import moving_texture
+from media import texture
 
 TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
 
@@ -27,7 +27,7 @@ def pipeline() -> Pipeline:
 
 
 def tensor(frames: int = 16, seed: int = 0, height: int = 144, width: int = 256, **context: object) -> Submission:
-    clip = moving_texture(frames, height, width, seed=seed, fps=12.0)
+    clip = Clip(frames=texture(frames, height, width, seed=seed).transpose(0, 3, 1, 2).copy(), fps=12.0)
     return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=Context(**context))  # type: ignore[arg-type]
 
 

@@ -12,37 +12,32 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from protos.codec import to_json
-from protos.types import Clip, Context, Outcome, Submission
+from protos.types import Context, Outcome, Submission
 from reward_server import plots, report
 from reward_server.decode import decode
 from reward_server.errors import RewardServerError
-from reward_server.estimators.classical import ClassicalEstimators
+from reward_server.floors import FLOORS, plain_statistics
 from reward_server.matched import Protocol, matched_submission
-from reward_server.motion import random_queries
-from reward_server.score_files import expand
 from reward_server.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
     count_outcomes,
     failed_outcome,
-    file_submission,
     head_rewards,
     open_scorer,
     outcome_row,
 )
 from reward_server.settings import Settings
+from reward_server.shots import Shot, find_shots
 from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
 REAL, GENERATED = "real", "generated"
-FLOORS = ("flow_magnitude", "frame_difference", "track_roughness", "sharpness")
-NUM_TRACKS = 256
 BATCH = 8  # clips handed to the scorer at once
 
 
@@ -103,14 +98,14 @@ def run(
     plot_dir: Path | None = None,
     console: Console | None = None,
 ) -> int:
-    """The command: print the figures, write what was asked for. Returns the exit code, 1 if a clip has no reward."""
+    """The command: print the figures, write what was asked for. Returns 1 if a clip has no reward, else 0."""
     console = console or Console()
     protocol = Protocol() if matched else None
-    files = [(REAL, path) for path in expand(real)] + [(GENERATED, path) for path in expand(generated)]
+    shots = [(REAL, shot) for shot in find_shots(real)] + [(GENERATED, shot) for shot in find_shots(generated)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        task = bar.add_task("clips", total=len(files))
+        task = bar.add_task("clips", total=len(shots))
         cases = list(
-            judge(files, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
+            judge(shots, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
         )
     figures, averages = separations(cases, seed), side_averages(cases)
     counts = {side: count_outcomes(case.outcome for case in cases if case.side == side) for side in (REAL, GENERATED)}
@@ -133,7 +128,7 @@ def run(
 
 
 def judge(
-    files: Sequence[tuple[str, Path]],
+    shots: Sequence[tuple[str, Shot]],
     scorer: Scorer,
     settings: Settings,
     *,
@@ -141,35 +136,34 @@ def judge(
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[Case]:
-    """One case per file, in order; every clip is scored with the same query seed, as it is or under `protocol`."""
-    for start in range(0, len(files), BATCH):
-        ready: list[tuple[str, Path, Submission | Outcome]] = []
-        for side, path in files[start : start + BATCH]:
-            ready.append((side, path, _submission(path, scorer, settings, protocol, seed)))
-        scored = iter(scorer.score([item for *_, item in ready if isinstance(item, Submission)]))
-        for side, path, item in ready:
+    """One case per clip, in order; every clip is scored with the same query seed, as it is or under `protocol`."""
+    for start in range(0, len(shots), BATCH):
+        ready = [
+            (side, shot, _submission(shot, scorer, settings, protocol, seed))
+            for side, shot in shots[start : start + BATCH]
+        ]
+        sent = [item for *_, item in ready if isinstance(item, Submission)]
+        scored = iter(scorer.score(sent) if sent else [])
+        for side, shot, item in ready:
             if isinstance(item, Outcome):
-                yield Case(side=side, clip=str(path), outcome=item)
+                yield Case(side=side, clip=shot.name, outcome=item)
             else:
                 known = _statistics(item, scorer, settings, seed)
-                yield Case(side=side, clip=str(path), outcome=next(scored), statistics=known)
+                yield Case(side=side, clip=shot.name, outcome=next(scored), statistics=known)
             done()
 
 
 def _submission(
-    path: Path, scorer: Scorer, settings: Settings, protocol: Protocol | None, seed: int
+    shot: Shot, scorer: Scorer, settings: Settings, protocol: Protocol | None, seed: int
 ) -> Submission | Outcome:
     context = Context(query_seed=seed)
     try:
-        submission = file_submission(path, context)
+        submission = shot.submission(context)
         if protocol is None:
             return submission
         return matched_submission(submission, protocol, scorer.limits, settings.max_decode_s, context)
     except (RewardServerError, OSError) as error:
         return failed_outcome(error)
-
-
-# --- floors -------------------------------------------------------------------------------------
 
 
 def _statistics(submission: Submission, scorer: Scorer, settings: Settings, seed: int) -> dict[str, float]:
@@ -179,28 +173,6 @@ def _statistics(submission: Submission, scorer: Scorer, settings: Settings, seed
     except RewardServerError:
         return {}
     return plain_statistics(decoded.windows[0].clip, seed)
-
-
-def plain_statistics(clip: Clip, seed: int) -> dict[str, float]:
-    """Numbers that know nothing of realism, FLOORS by name; a statistic that does not exist is left out.
-
-    flow_magnitude    mean length of the DIS flow, short sides of the frame per second
-    frame_difference  mean absolute change of the grey level from frame to frame, 0..255
-    track_roughness   mean length of the tracks' second differences where visible, px per frame^2
-    sharpness         mean absolute Laplacian, grey levels: no motion at all, it shows how alike the sets look
-    """
-    _, _, height, width = clip.frames.shape
-    gray = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in clip.frames.transpose(0, 2, 3, 1)])
-    motion = ClassicalEstimators().estimate(clip, random_queries(seed, NUM_TRACKS, height, width))
-    speed = motion.flow.square().sum(1).sqrt().mean().item() * clip.fps / min(height, width)
-    bend = (motion.tracks[2:] - 2 * motion.tracks[1:-1] + motion.tracks[:-2]).norm(dim=-1)
-    followed = motion.visibility[2:] > 0.5
-    values = {
-        "flow_magnitude": speed,
-        "frame_difference": float(np.abs(np.diff(gray.astype(np.float32), axis=0)).mean()),
-        "sharpness": float(np.mean([np.abs(cv2.Laplacian(frame, cv2.CV_32F)).mean() for frame in gray])),
-    }
-    return values | ({"track_roughness": bend[followed].mean().item()} if followed.any() else {})
 
 
 # --- figures ------------------------------------------------------------------------------------

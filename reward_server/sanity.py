@@ -25,7 +25,6 @@ from reward_server.decode import Window, decode
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import RewardServerError
 from reward_server.sampling import stride_of
-from reward_server.score_files import expand
 from reward_server.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
@@ -33,13 +32,13 @@ from reward_server.scoring import (
     count_outcomes,
     derived_seed,
     failed_outcome,
-    file_submission,
     head_rewards,
     open_scorer,
     outcome_row,
     tensor_submission,
 )
 from reward_server.settings import Settings
+from reward_server.shots import Shot, find_shots
 from reward_server.stats import Floats, Interval, Share, falling, mean_bootstrap, ordered
 
 REAL = "real"
@@ -69,7 +68,7 @@ class Figures:
     name: str
     by_strength: tuple[Share, ...]  # in the order of STRENGTHS
     total: Share
-    interval: Interval | None  # of the total share, resampled by file, 95%
+    interval: Interval | None  # of the total share, resampled by clip, 95%
     falling: float | None  # mean over ladders and degradations, see stats.falling
 
     def as_json(self) -> dict[str, Any]:
@@ -90,16 +89,16 @@ def run(
     plot_dir: Path | None = None,
     console: Console | None = None,
 ) -> int:
-    """The command: print the ladder, write what was asked for. Returns the exit code, 1 if a file has no reward."""
+    """The command: print the ladder, write what was asked for. Returns 1 if a real clip has no reward, else 0."""
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        files = expand(paths)
-        task = bar.add_task("ladders", total=len(files))
-        ladders = climb(files, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
+        shots = find_shots(paths)
+        task = bar.add_task("ladders", total=len(shots))
+        ladders = climb(shots, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
         rungs = [rung for ladder in ladders for rung in ladder]
     figures = ladder_figures(rungs)
     counts = count_outcomes(rung.outcome for rung in rungs)
-    head = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "files": len(files)}
+    head = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
     document = {**head, "outcomes": counts, "figures": [row.as_json() for row in figures]}
     console.print(*[ladder_table(figures, name) for name in HEADS], f"outcomes: {counts}", sep="\n")
     report.write_json(json_path, {**document, "rungs": [rung_row(rung) for rung in rungs]})
@@ -112,7 +111,7 @@ def run(
 
 
 def climb(
-    files: Sequence[Path],
+    shots: Sequence[Shot],
     scorer: Scorer,
     settings: Settings,
     *,
@@ -120,17 +119,17 @@ def climb(
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Rung]]:
-    """One ladder per file and window, all its rungs scored together; a file that cannot be decoded is one rung."""
-    for path in files:
+    """One ladder per clip and window, all its rungs scored together; a clip that cannot be decoded is one rung."""
+    for shot in shots:
         try:
-            stretches = _stretches(path, scorer, settings, windows)
+            stretches = _stretches(shot, scorer, settings, windows)
         except (RewardServerError, OSError) as error:
-            yield [Rung(clip=str(path), start_s=0.0, degradation=REAL, strength=0.0, outcome=failed_outcome(error))]
+            yield [Rung(clip=shot.name, start_s=0.0, degradation=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
-                submissions = ladder_submissions(stretch, scorer, path.name, seed)
+                submissions = ladder_submissions(stretch, scorer, shot.short_name, seed)
                 yield [
-                    Rung(clip=str(path), start_s=stretch.start_s, degradation=name, strength=level, outcome=outcome)
+                    Rung(clip=shot.name, start_s=stretch.start_s, degradation=name, strength=level, outcome=outcome)
                     for (name, level), outcome in zip(LEVELS, scorer.score(submissions), strict=True)
                 ]
         done()
@@ -157,10 +156,10 @@ def rung_clip(stretch: Clip, scorer: Scorer, name: str, strength: float, seed: i
     return degraded
 
 
-def _stretches(path: Path, scorer: Scorer, settings: Settings, windows: int) -> tuple[Window, ...]:
+def _stretches(shot: Shot, scorer: Scorer, settings: Settings, windows: int) -> tuple[Window, ...]:
     sampling = scorer.sampling
     longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
-    return decode(file_submission(path), longer, scorer.limits, settings.max_decode_s).windows
+    return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s).windows
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -180,28 +179,28 @@ def reward_array(rungs: Sequence[Rung]) -> Floats:
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
     """Per head: every degradation, then all of them, then all but the RETIMED."""
     rewards = reward_array(rungs)
-    files = [file for (file, _), _ in groupby(rungs, key=_ladder_of)]
+    clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
     groups.append((f"all but {' and '.join(RETIMED)}", kept))
     return [
-        _figures(head, name, rewards[..., index][:, chosen], files)
+        _figures(head, name, rewards[..., index][:, chosen], clips)
         for index, head in enumerate(HEADS)
         for name, chosen in groups
     ]
 
 
-def _figures(head: str, name: str, rewards_CDR: Floats, files: Sequence[str]) -> Figures:
+def _figures(head: str, name: str, rewards_CDR: Floats, clips: Sequence[str]) -> Figures:
     real, degraded = rewards_CDR[..., :1], rewards_CDR[..., 1:]
-    by_file = [ordered(real[rows], degraded[rows]) for rows in _rows_of(files)]
-    per_file = [share.fraction for share in by_file if share.fraction is not None]
+    by_clip = [ordered(real[rows], degraded[rows]) for rows in _rows_of(clips)]
+    per_clip = [share.fraction for share in by_clip if share.fraction is not None]
     falls = [fall for rewards_R in rewards_CDR.reshape(-1, len(RUNGS)) if (fall := _fall(rewards_R)) is not None]
     return Figures(
         head=head,
         name=name,
         by_strength=tuple(ordered(real[..., 0], degraded[..., rung]) for rung in range(len(STRENGTHS))),
         total=ordered(real, degraded),
-        interval=mean_bootstrap(per_file) if per_file else None,
+        interval=mean_bootstrap(per_clip) if per_clip else None,
         falling=float(np.mean(falls)) if falls else None,
     )
 
@@ -214,8 +213,8 @@ def _fall(rewards_R: Floats) -> float | None:
     return falling(np.array(RUNGS)[present].tolist(), rewards_R[present])
 
 
-def _rows_of(files: Sequence[str]) -> list[list[int]]:
-    return [[row for row, file in enumerate(files) if file == wanted] for wanted in dict.fromkeys(files)]
+def _rows_of(clips: Sequence[str]) -> list[list[int]]:
+    return [[row for row, clip in enumerate(clips) if clip == wanted] for wanted in dict.fromkeys(clips)]
 
 
 def _ladder_of(rung: Rung) -> tuple[str, float]:
@@ -240,7 +239,7 @@ def ladder_table(figures: Sequence[Figures], head: str) -> Table:
     for title in (
         *(f"at {strength:g}" for strength in STRENGTHS),
         "all",
-        "95% over files",
+        "95% over clips",
         "pairs",
         "falls (Spearman)",
     ):

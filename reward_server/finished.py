@@ -65,7 +65,8 @@ class Watch:
         """Wait for news; False when the time is up without."""
         if not self._event.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._event.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._event.wait()
         return self._event.is_set()
 
 
@@ -85,7 +86,8 @@ class FinishedReader:
         self._prepare, self._sweep = prepare, sweep
         self._by_job: dict[str, set[Watch]] = {}
         self._by_run: dict[str, set[Watch]] = {}
-        self._cursor, self._number = "0-0", 0
+        self._cursor, self._last = "", (0, 0)  # began_ms and number of the last entry seen
+        self.tried = asyncio.Event()  # set once the first attempt to reach Redis is over
         self.observers: list[Callable[[Finished], None]] = []
 
     @contextlib.contextmanager
@@ -113,16 +115,22 @@ class FinishedReader:
                 log.warning("waiting for Redis", error=str(error), retry_s=backoff_s)
             except Exception:
                 log.exception("the reader of finished jobs failed; it starts again")
+            self.tried.set()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, BACKOFF_S[1])
 
     async def _catch_up(self) -> None:
-        """Read on from the newest entry; whatever ended before, the waiters find stored."""
+        """At first read on from the newest entry; later from the last one seen, unless this is an emptied Redis."""
         await self._prepare()
-        self._number = (await self._link.hash_numbers(self._keys.counts)).get("finished", 0)
-        for newest in await self._link.newest(self._keys.finished, 1):
-            self._cursor, self._number = newest.id, int(newest.fields["number"])
+        counts = await self._link.hash_numbers(self._keys.counts)
+        newest = [entry.id for entry in await self._link.newest(self._keys.finished, 1)]
+        if not self._cursor:
+            self._cursor = newest[0] if newest else "0-0"
+            self._last = counts.get("began_ms", 0), counts.get("finished", 0)
+        elif counts.get("began_ms", 0) != self._last[0]:
+            self._cursor = "0-0"
         self._all_look()
+        self.tried.set()
 
     async def _follow(self) -> None:
         swept_at = -self._tick_s
@@ -146,12 +154,11 @@ class FinishedReader:
         for entry in entries:
             for watch in self._by_run.get(entry.fields["run"].decode(), ()):
                 watch.bring(None)
-            self._number += 1
-            if self._number != int(entry.fields["number"]):
-                log.warning("finished jobs went by unseen; all waiters look again", expected=self._number)
-                self._number = int(entry.fields["number"])
+            number = int(entry.fields["began_ms"]), int(entry.fields["number"])
+            if number != (self._last[0], self._last[1] + 1):
+                log.info("ends of jobs went by unseen; all waiters look again", expected=self._last, got=number)
                 self._all_look()
-            self._cursor = entry.id
+            self._cursor, self._last = entry.id, number
 
     def _tell_one(self, outcome: Outcome, entry: Entry) -> None:
         for watch in self._by_job.get(outcome.job_id, ()):

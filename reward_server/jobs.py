@@ -54,7 +54,7 @@ from reward_server.errors import (
 )
 from reward_server.finished import Finished, FinishedReader, stored_outcomes
 from reward_server.records import pack_model, pack_outcome, unpack_context, unpack_model
-from reward_server.redis_link import RedisLink
+from reward_server.redis_link import RedisLink, end_task
 from reward_server.settings import Settings
 
 STAGE_S = 120
@@ -106,14 +106,14 @@ class JobQueue:
         self._reading: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Follow the queue from now on; Redis may come later."""
+        """Follow the queue from now on. Does not raise: Redis may come later."""
         self._reading = asyncio.create_task(self._reader.run(), name="finished-reader")
+        await self._reader.tried.wait()
 
     async def close(self) -> None:
         """Stop following, and close the connections of the client that was given."""
         if self._reading:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await end_task(self._reading)
         await self._link.close()
 
     def observe(self, observer: Callable[[Finished], None]) -> None:
@@ -259,7 +259,7 @@ class JobQueue:
         return QueueDepth(**await self._link.hash_numbers(self._keys.depth))
 
     async def counts(self) -> dict[str, int]:
-        """Since Redis began: admitted, finished, each outcome kind, redelivered, dead."""
+        """Since `began_ms` on Redis's clock: admitted, finished, each outcome kind, redelivered, dead."""
         return await self._link.hash_numbers(self._keys.counts)
 
     # --- the workers' side ----------------------------------------------------------------------

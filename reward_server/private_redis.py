@@ -12,12 +12,13 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import structlog
 
@@ -82,7 +83,7 @@ class PrivateRedis:
         self._password = secrets.token_urlsafe(24)
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless, it vanishes with us
+        self._log: IO[bytes] | None = None  # what the server prints; a file without a name, it vanishes with us
 
     @property
     def url(self) -> str:
@@ -95,8 +96,8 @@ class PrivateRedis:
             self._launch()
             if self._answers(START_S):
                 return
-            self.stop()
             written = self._written()
+            self.stop()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
             self._port = 0  # someone else may have taken the port meanwhile
         raise NotReady(f"{self._binary} does not start on 127.0.0.1; its log ends: {written or '(empty)'}")
@@ -104,16 +105,11 @@ class PrivateRedis:
     def stop(self) -> None:
         """End it and leave nothing behind; twice is fine."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_S)
+        if process is not None:
+            _end(process)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     async def keep(self) -> None:
         """Until cancelled, start it again whenever it ends by itself; its jobs are lost, the service is not."""
@@ -135,6 +131,7 @@ class PrivateRedis:
         """The config goes through a pipe, so that its password is neither on disk nor in `ps`."""
         self._data_dir.mkdir(parents=True, exist_ok=True)
         folder = self._data_dir.resolve()
+        self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         config, writer = os.pipe()
         os.write(writer, CONFIG.format(port=self._port, password=self._password, folder=folder).encode())
         os.close(writer)
@@ -151,6 +148,7 @@ class PrivateRedis:
 
     def _written(self) -> str:
         """The end of what the server logged."""
+        assert self._log is not None
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 500))
         return self._log.read().decode(errors="replace").strip()
 
@@ -164,6 +162,18 @@ class PrivateRedis:
                 self._process.wait(0.02)
                 return False
         return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Closing its stdin is what ends it; see SHELL."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the shell leads a session of its own
+        process.wait(STOP_S)
 
 
 def _takes_password(port: int, password: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -58,10 +59,6 @@ class RedisLink:
 
     async def close(self) -> None:
         await self._redis.aclose()
-
-    async def ping(self) -> None:
-        with _failures():
-            await self._redis.ping()
 
     async def run(self, script: str, *args: Argument) -> Any:
         """One of the `scripts`, with the prefix as its key."""
@@ -148,6 +145,16 @@ class RedisLink:
             if "NOGROUP" not in str(error):
                 raise
             return False
+
+
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that uses Redis, and wait for its end.
+
+    More than one cancel may be needed: before Python 3.12 asyncio.wait_for, which redis-py uses, can swallow one.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
 
 
 def _entries(answer: Sequence[Any]) -> list[Entry]:

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         15.0, gt=0, description="A job whose worker is silent this long goes to another, in seconds."
     )
+    max_stall_s: float = Field(
+        600.0, gt=0, description="A worker stuck this long in one batch ends itself, in seconds."
+    )
     max_attempts: int = Field(3, ge=1, description="Workers that may die over a job before it is a dead letter.")
 
     # Batches

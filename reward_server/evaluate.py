@@ -93,9 +93,7 @@ def run(
     server: str | None = None,
     matched: bool = False,
     seed: int = 0,
-    json_path: Path | None = None,
-    csv_path: Path | None = None,
-    plot_dir: Path | None = None,
+    outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
     """The command: print the figures, write what was asked for. Returns 1 if a clip has no reward, else 0."""
@@ -119,10 +117,10 @@ def run(
         "averages": [asdict(average) for average in averages],
     }
     console.print(separation_table(figures), average_table(averages), f"outcomes: {counts}", sep="\n")
-    report.write_json(json_path, {**document, "clips": [case_row(case) for case in cases]})
-    report.write_csv(csv_path, CSV_COLUMNS, [case_row(case) for case in cases])
-    if plot_dir is not None:
-        draw(plot_dir, cases)
+    report.write_json(outputs.json, {**document, "clips": [case_row(case) for case in cases]})
+    report.write_csv(outputs.csv, CSV_COLUMNS, [case_row(case) for case in cases])
+    if outputs.plots is not None:
+        draw(outputs.plots, cases)
     report.print_last_line(console, document)
     return int(any(case.outcome.reward is None for case in cases))
 

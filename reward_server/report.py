@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reward_server.stats import Interval, Share
 
 ABSENT = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where to write what, beside the standard output; None: not wanted."""
+
+    json: Path | None = None
+    csv: Path | None = None
+    plots: Path | None = None  # a folder
 
 
 def write_json(path: Path | None, document: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,9 +83,7 @@ def run(
     server: str | None = None,
     windows: int = 1,
     seed: int = 0,
-    json_path: Path | None = None,
-    csv_path: Path | None = None,
-    plot_dir: Path | None = None,
+    outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
     """The command: print the ladder, write what was asked for. Returns 1 if a real clip has no reward, else 0."""
@@ -101,11 +98,11 @@ def run(
     head = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
     document = {**head, "outcomes": counts, "figures": [row.as_json() for row in figures]}
     console.print(*[ladder_table(figures, name) for name in HEADS], f"outcomes: {counts}", sep="\n")
-    report.write_json(json_path, {**document, "rungs": [rung_row(rung) for rung in rungs]})
-    report.write_csv(csv_path, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
-    if plot_dir is not None:
-        plots.ladder(plot_dir / "ladder.png", reward_array(rungs))
-        plots.shares(plot_dir / "shares.png", figures)
+    report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
+    report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
+    if outputs.plots is not None:
+        plots.ladder(outputs.plots / "ladder.png", reward_array(rungs))
+        plots.shares(outputs.plots / "shares.png", figures)
     report.print_last_line(console, document)
     return int(any(rung.degradation == REAL and rung.outcome.reward is None for rung in rungs))
 

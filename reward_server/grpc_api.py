@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
-from protos.types import Context, Media, Submission
+from protos.types import Context, ContractError, Media, Submission
 from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
 from reward_server.intake import Intake, check_request, door_error, request_id
 from reward_server.service import Service
@@ -143,13 +143,24 @@ class RewardServicer(rpc.MotionRewardServicer):
         return patience_s if left_s is None else max(0.0, min(patience_s, left_s - ANSWER_MARGIN_S))
 
     async def _received(self, parts: AsyncIterator[pb.SubmitRequest]) -> list[Submission]:
-        assembly = Assembly(self._settings)
+        """The stream's clips. A refused stream is read on for as much again as is allowed, and thrown away:
+        a client that is still writing would see its own broken write in place of the reason."""
+        assembly, refusal, spare_bytes = Assembly(self._settings), None, self._settings.max_request_bytes
         try:
             async with asyncio.timeout(self._settings.score_timeout_s):
                 async for part in parts:
-                    assembly.add(part)
+                    if refusal is None:
+                        try:
+                            assembly.add(part)
+                        except (RewardServerError, ContractError) as error:
+                            assembly, refusal = Assembly(self._settings), error
+                    elif (spare_bytes := spare_bytes - len(part.chunk)) < 0:
+                        break
         except TimeoutError as error:
-            raise BadRequest(f"the clips did not arrive within {self._settings.score_timeout_s:g} s") from error
+            late = BadRequest(f"the clips did not arrive within {self._settings.score_timeout_s:g} s")
+            raise refusal or late from error
+        if refusal:
+            raise refusal
         return assembly.submissions()
 
 

@@ -73,17 +73,24 @@ async def _from_multipart(request: Request, shared: dict[str, Any], settings: Se
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; refused by its declared length, or by its true one as soon as it is passed."""
+    """The body's chunks, as long as they are within the limit; then RequestTooLarge.
+
+    What is over the limit is thrown away, up to as much again: a client that is still sending when the
+    connection closes would see a reset in place of the reason. A length declared beyond that is refused unread.
+    """
     refusal = RequestTooLarge(f"the request is over {max_bytes} bytes; send several requests, or shorter clips")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    length = request.headers.get("content-length", "")
+    num_bytes, declared = 0, int(length) if length.isdigit() else 0
+    if declared > 2 * max_bytes:
         raise refusal
-    num_bytes = 0
     async for chunk in request.stream():
         num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise refusal
-        yield chunk
+        if num_bytes > 2 * max_bytes:
+            break
+        if max(num_bytes, declared) <= max_bytes:
+            yield chunk
+    if num_bytes > max_bytes:
+        raise refusal
 
 
 def _contexts(form: FormData, shared: dict[str, Any], num_clips: int) -> list[Context]:

@@ -1,0 +1,226 @@
+"""Both doors over a real queue with a real worker, in the test's own event loop, and both ways to knock.
+
+`Knock` puts the same clips through either door without the client, so that the doors are tested by the
+wire alone: it answers with outcomes, or with the status and code the door refused with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+
+from protos import codec
+from protos import reward_pb2 as pb
+from protos import reward_pb2_grpc as rpc
+from protos.http_transport import FIELDS
+from protos.json_codec import result_from_json
+from protos.types import Outcome, Submission, Timings
+from reward_server.grpc_api import GrpcDoor
+from reward_server.jobs import JobQueue
+from reward_server.metrics import Metrics
+from reward_server.redis_link import connect
+from reward_server.serve import HttpDoor
+from reward_server.service import Service
+from reward_server.settings import Settings
+from reward_server.worker import Scorer, run_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doors:
+    """Where they listen, and what is behind them."""
+
+    http_url: str
+    grpc_url: str
+    service: Service
+    settings: Settings
+
+    @property
+    def urls(self) -> tuple[str, str]:
+        return self.http_url, self.grpc_url
+
+
+@asynccontextmanager
+async def open_doors(settings: Settings, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0") -> AsyncIterator[Doors]:
+    """Both doors, on free ports unless told otherwise, without a worker."""
+    settings = settings.model_copy(update={"http": http, "grpc": grpc})
+    queue = JobQueue(connect(settings), settings)
+    await queue.open()
+    service = Service(queue, settings, Metrics())
+    http_door, grpc_door = HttpDoor(service, settings), GrpcDoor(service, settings)
+    addresses = http_door.bind(), grpc_door.bind()
+    await asyncio.gather(http_door.start(), grpc_door.start())
+    try:
+        yield Doors(
+            http_url=f"http://{addresses[0]}", grpc_url=f"grpc://{addresses[1]}", service=service, settings=settings
+        )
+    finally:
+        await asyncio.gather(http_door.stop(1), grpc_door.stop(1))
+        await queue.close()
+
+
+@asynccontextmanager
+async def working(doors: Doors, scorer: Scorer) -> AsyncIterator[None]:
+    """A worker in this event loop, announced before the block and drained after it."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(run_worker(doors.settings, scorer, stop=stop))
+    try:
+        while not (await doors.service.readiness()).ready:
+            await asyncio.wait([task], timeout=0.02)
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A request that failed as a whole: the door's status and the code both doors share."""
+
+    status: int | str
+    code: str
+    retry_after_s: float | None = None
+
+
+Answer = list[Outcome] | Refused
+
+
+class HttpKnock:
+    """Requests as a program without our client would send them."""
+
+    def __init__(self, doors: Doors) -> None:
+        self.client = httpx.AsyncClient(base_url=doors.http_url, timeout=60)
+
+    async def score(self, submissions: Sequence[Submission]) -> Answer:
+        return self._answer(await self.client.post("/v1/score", **multipart(submissions)))
+
+    async def submit(self, submissions: Sequence[Submission]) -> list[str] | Refused:
+        response = await self.client.post("/v1/jobs", **multipart(submissions))
+        return [job["id"] for job in response.json()["jobs"]] if response.is_success else self._refused(response)
+
+    async def job(self, job_id: str, wait_s: float = 20) -> Answer:
+        response = await self.client.get(f"/v1/jobs/{job_id}", params={"wait_s": wait_s})
+        return [result_from_json(response.json()["result"])] if response.is_success else self._refused(response)
+
+    async def model(self) -> dict[str, Any] | Refused:
+        response = await self.client.get("/v1/model")
+        return dict(response.json()) if response.is_success else self._refused(response)
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        if response.is_success:
+            return [result_from_json(result) for result in response.json()["results"]]
+        return self._refused(response)
+
+    def _refused(self, response: httpx.Response) -> Refused:
+        after = response.headers.get("retry-after")
+        code = response.json()["error"]["code"]
+        return Refused(status=response.status_code, code=code, retry_after_s=float(after) if after else None)
+
+
+class GrpcKnock:
+    """Calls on the bare stub."""
+
+    def __init__(self, doors: Doors) -> None:
+        self.channel = grpc.aio.insecure_channel(doors.grpc_url.removeprefix("grpc://"))
+        self.stub: Any = rpc.MotionRewardStub(self.channel)
+
+    async def score(self, submissions: Sequence[Submission]) -> Answer:
+        clips = [codec.submission_to_message(submission) for submission in submissions]
+        answer = await self._called(self.stub.Score(pb.ScoreRequest(clips=clips)))
+        return answer if isinstance(answer, Refused) else list(map(codec.outcome_from_message, answer.outcomes))
+
+    async def submit(self, submissions: Sequence[Submission]) -> list[str] | Refused:
+        answer = await self._called(self.stub.Submit(parts(submissions)))
+        return answer if isinstance(answer, Refused) else list(answer.job_ids)
+
+    async def job(self, job_id: str, wait_s: float = 20) -> Answer:
+        return await self.awaited(job_ids=[job_id], timeout_s=wait_s)
+
+    async def awaited(self, at_most: int = 1000, **request: Any) -> Answer:
+        """Until the stream ends, or `at_most` outcomes came."""
+        call, answer = self.stub.Await(pb.AwaitRequest(**request)), []
+        try:
+            async for message in call:
+                answer.append(codec.outcome_from_message(message))
+                if len(answer) == at_most:
+                    call.cancel()
+                    break
+        except grpc.aio.AioRpcError as error:
+            return _refused(error)
+        return answer
+
+    async def model(self) -> dict[str, Any] | Refused:
+        answer = await self._called(self.stub.GetModel(pb.GetModelRequest()))
+        return answer if isinstance(answer, Refused) else dict(codec.to_json(codec.model_from_message(answer)))
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+    async def _called(self, call: Any) -> Any:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            return _refused(error)
+
+
+Knock = HttpKnock | GrpcKnock
+
+
+@asynccontextmanager
+async def knocking(doors: Doors) -> AsyncIterator[tuple[HttpKnock, GrpcKnock]]:
+    knocks = HttpKnock(doors), GrpcKnock(doors)
+    try:
+        yield knocks
+    finally:
+        for knock in knocks:
+            await knock.close()
+
+
+def multipart(submissions: Sequence[Submission]) -> dict[str, Any]:
+    files = [(FIELDS[clip.media][0], ("clip", clip.payload)) for clip in submissions]
+    # a multipart body needs a part even where there is no clip
+    return {
+        "files": files or [("context", (None, "{}"))],
+        "data": {"context": json.dumps([codec.to_json(clip.context) for clip in submissions])} if files else {},
+    }
+
+
+def parts(submissions: Sequence[Submission], chunk_bytes: int = 50_000) -> list[pb.SubmitRequest]:
+    """The stream of Submit: header, chunks, header, chunks, ..."""
+    stream = []
+    for clip in submissions:
+        header = pb.SubmitRequest.Header(
+            media=pb.Media.Value(clip.media.name),
+            size_bytes=len(clip.payload),
+            context=codec.context_to_message(clip.context),
+        )
+        stream.append(pb.SubmitRequest(header=header))
+        starts = range(0, len(clip.payload), chunk_bytes)
+        stream += [pb.SubmitRequest(chunk=clip.payload[start : start + chunk_bytes]) for start in starts]
+    return stream
+
+
+def comparable(outcome: Outcome) -> Outcome:
+    """Without what differs between two scorings of one clip: the job and the time it took."""
+    reward = outcome.reward
+    if reward:
+        reward = replace(reward, provenance=replace(reward.provenance, timings=Timings()))
+    error = outcome.error and replace(outcome.error, message=outcome.error.message.replace(outcome.job_id, "JOB"))
+    return replace(outcome, job_id="", reward=reward, error=error, cursor="")
+
+
+def _refused(error: grpc.aio.AioRpcError) -> Refused:
+    trailing = dict(error.trailing_metadata() or ())
+    after = trailing.get("retry-after-s")
+    code = str(trailing.get("error-code", ""))
+    return Refused(status=error.code().name, code=code, retry_after_s=float(after) if after else None)

@@ -55,11 +55,9 @@ class _Pair:
 
     def __init__(self, first: Image, second: Image) -> None:
         self.images = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in (first, second)]
-        grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in self.images]
-        search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        grays = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8) for image in self.images]
         self.grid = pixel_grid(*grays[0].shape)
-        start = np.zeros_like(self.grid)
-        self.flows = [np.asarray(search.calc(a, b, start.copy()), np.float32) for a, b in (grays, grays[::-1])]
+        self.flows = [_flow(grays[0], grays[1]), _flow(grays[1], grays[0])]
         self.matches = [self._match(0), self._match(1)]
 
     def _match(self, side: int) -> Floats:
@@ -85,6 +83,15 @@ class _Pair:
         guess = distance * (distance * theirs - (1 - distance) * ours)
         match = _sample(self.matches[side], self.grid + guess)
         return self.grid - distance * match[..., :2], match[..., 2]
+
+
+def _flow(first: Image, second: Image) -> Floats:
+    """Optical flow [H,W,2] in pixels between gray images; searched at full scale, or small fast things stay behind."""
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    search.setFinestScale(0)
+    search.setGradientDescentIterations(12)
+    search.setPatchStride(6)
+    return np.asarray(search.calc(first, second, np.zeros((*first.shape, 2), np.float32)), np.float32)
 
 
 def pixel_grid(height: int, width: int) -> Floats:

@@ -17,10 +17,10 @@ from reward_server.degradations.interpolation import Floats, pixel_grid, sample_
 
 Image = NDArray[np.uint8]
 
-# Root mean square displacement at strength 1, in S; weaker ones fall with strength ** EASE.
+# Root mean square displacement at strength 1, in S. Jitter and wobble fall with strength ** EASE, swimming linearly.
 JITTER = 0.025
 WOBBLE = 0.03
-SWIM = 0.014
+SWIM = 0.012
 EASE = 1.5
 NUM_JUMPS = 6
 
@@ -49,7 +49,7 @@ def wobbled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def swimming(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Texture crawls within a textured region, along small eddies (no divergence); the rest stays untouched."""
+    """Texture crawls within a textured region, along small eddies, S 0.3% .. 1.2%; the rest stays untouched."""
     mask = _textured_region(clip, rng)
     flow = _waves(clip, rng, wavelengths=(0.12, 0.3), periods_s=(0.5, 1.5), solenoidal=True)
     return _warped(clip, SWIM * strength * mask * flow)
@@ -60,7 +60,7 @@ def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     num_frames = len(clip.frames)
     frames = clip.frames.copy()
     jumps = [_Jump(clip, rng) for _ in range(NUM_JUMPS)]
-    for jump in jumps[: max(1, round(strength * NUM_JUMPS))]:
+    for jump in jumps[: max(1, int(strength * NUM_JUMPS))]:
         for t in range(jump.start, min(num_frames, jump.start + 1 + round(strength * jump.extra_frames))):
             jump.paste(clip.frames[t], frames[t], strength)
     return Clip(frames=frames, fps=clip.fps)
@@ -92,9 +92,9 @@ class _Jump:
         return float(np.abs(source.astype(np.int16) - target).mean())
 
     def paste(self, source: Image, target: Image, strength: float) -> None:
-        """Show the patch of `source` in `target`, in place, displaced by 0.4 (weak) .. 1 of the full move."""
+        """Show the patch of `source` in `target`, in place, displaced by a third (weak) .. 1 of the full move."""
         place, move = self.moves
-        there = self._slices(place + (0.2 + 0.8 * strength) * move)
+        there = self._slices(place + (0.1 + 0.9 * strength) * move)
         old, new = target[there], source[self._slices(place)]
         target[there] = np.rint(old + self.alpha * (new.astype(np.float32) - old)).astype(np.uint8)
 

@@ -29,12 +29,12 @@ def static(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     """One stretch, or two in a longer clip, stands still, then the clip jumps to where it would be."""
     num_frames = len(clip.frames)
-    num_stretches = 1 if num_frames < 14 else int(rng.integers(1, 3))
+    num_stretches = 1 if num_frames < 16 else int(rng.integers(1, 3))
     shown = np.arange(num_frames)
     for slot in np.array_split(np.arange(1, num_frames - 1), num_stretches):
-        longest = max(1, round(0.75 * len(slot)) - 1)  # repeats of the held frame; some real motion stays around it
+        longest = max(1, round(0.8 * len(slot)) - 1)  # repeats of the held frame; some real motion stays around it
         start = slot[0] + int(rng.integers(0, len(slot) - longest))
-        repeats = max(min(2, longest), round(strength * longest))
+        repeats = 1 + round(strength * (longest - 1))
         shown[start : start + repeats + 1] = start
     return _show(clip, shown)
 
@@ -42,7 +42,7 @@ def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     """Frames come at a fraction 1 - 2/3 strength of their rate and are held: one in six repeats .. two in three."""
     ticks = np.arange(len(clip.frames))
-    new = np.floor((ticks + rng.random()) * (1 - strength * 2 / 3)).astype(np.int64)
+    new = np.floor(ticks * (1 - strength * 2 / 3) + rng.random()).astype(np.int64)
     fresh = np.diff(new, prepend=-1) > 0
     if fresh.all():
         fresh[-1] = False

@@ -1,0 +1,364 @@
+"""Motion faults: exact where a fault rearranges frames, measured by other means where it bends or slows them."""
+
+from __future__ import annotations
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from protos.types import Clip
+from reward_server.degradations import NAMES, STRENGTHS, degrade, time_remap
+
+T, H, W, FPS = 16, 96, 128, 12.0
+SEEDS = range(3)
+CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_change")
+
+
+def _scene(x, y):
+    """A band-limited texture, defined everywhere: exact values at any displacement."""
+    rng = np.random.default_rng(5)
+    waves = np.hstack([rng.uniform(-0.35, 0.35, (24, 2)), rng.uniform(0, 2 * np.pi, (24, 1))])
+    return 127.5 + 12 * sum(np.cos(a * x + b * y + c) for a, b, c in waves)
+
+
+def _panned(offsets_px, velocity=(1.0, 0.5)) -> np.ndarray:
+    """Frames [len,3,H,W] of the scene moved by `offsets_px` times `velocity`."""
+    y, x = np.mgrid[0:H, 0:W].astype(float)
+    frames = [_scene(x - velocity[0] * o, y - velocity[1] * o) for o in offsets_px]
+    return np.repeat(np.rint(np.clip(frames, 0, 255)).astype(np.uint8)[:, None], 3, axis=1)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    """The scene panned by 2 px right and 1 px down per frame."""
+    return Clip(frames=_panned(2.0 * np.arange(T)), fps=FPS)
+
+
+@pytest.fixture(scope="module")
+def still() -> Clip:
+    return Clip(frames=_panned(np.zeros(T)), fps=FPS)
+
+
+@pytest.fixture(scope="module")
+def map_clip() -> Clip:
+    """Each pixel of each frame holds its own place: x in half pixels, y in half pixels, 0. So warps can be read off."""
+    y, x = np.mgrid[0:H, 0:W]
+    return Clip(frames=np.repeat(np.stack([2 * x, 2 * y, 0 * x])[None], T, 0).astype(np.uint8), fps=FPS)
+
+
+def _displacement(degraded: Clip) -> np.ndarray:
+    """Of a degraded map_clip: [T,H,W,2] in pixels, to a quarter of a pixel, away from the reflected border."""
+    y, x = np.mgrid[0:H, 0:W]
+    found = degraded.frames[:, :2].transpose(0, 2, 3, 1) / 2.0 - np.stack([x, y], -1)
+    return found[:, 16:-16, 16:-16]
+
+
+def _shown(clip: Clip, degraded: Clip) -> list[int]:
+    """Which source frame each frame of `degraded` is, exactly."""
+    index = {frame.tobytes(): i for i, frame in enumerate(clip.frames)}
+    return [index[frame.tobytes()] for frame in degraded.frames]
+
+
+def _steps(clip: Clip) -> np.ndarray:
+    """How far the panned scene moves from frame to frame [T-1], in frames of the pan, by Gauss-Newton on the scene."""
+    y, x = np.mgrid[0:H, 0:W].astype(float)
+    inner = np.s_[12:-12, 12:-12]
+    places, place = [], 0.0
+    for frame in clip.frames:
+        for _ in range(4):
+            seen, ahead = (_scene(x - 2 * o, y - o)[inner] for o in (place, place + 0.05))
+            slope = (ahead - seen) / 0.05
+            place += float(((frame[0][inner] - seen) * slope).sum() / (slope**2).sum())
+        places.append(place)
+    return np.diff(places)
+
+
+def _change(clip: Clip, degraded: Clip) -> float:
+    return float(np.abs(degraded.frames.astype(int) - clip.frames).mean())
+
+
+def _inversions(order: list[int]) -> int:
+    return sum(a > b for a, b in itertools.combinations(order, 2))
+
+
+# Of every fault
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_keeps_shape_and_first_frame_and_changes_something(clip, name, strength):
+    before = clip.frames.copy()
+    degraded = degrade(clip, name, strength, seed=3)
+    assert degraded.frames.shape == clip.frames.shape and degraded.frames.dtype == np.uint8
+    assert np.array_equal(degraded.frames[0], before[0])
+    assert np.array_equal(clip.frames, before), "the source must not be written to"
+    assert (degraded.fps != clip.fps) == (name == "fps_relabelled")
+    assert degraded.fps != clip.fps or not np.array_equal(degraded.frames, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_one_clip_and_another_seed_another(clip, name):
+    first, again = degrade(clip, name, 0.75, seed=3), degrade(clip, name, 0.75, seed=3)
+    assert np.array_equal(first.frames, again.frames) and first.fps == again.fps
+    others = [degrade(clip, name, 0.75, seed=s) for s in range(4, 7)]
+    varies = any(o.fps != first.fps or not np.array_equal(o.frames, first.frames) for o in others)
+    assert varies == (name not in ("static", "damped")), "static and damped have nothing to draw"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(4, 32, 40), (5, 48, 33), (24, 33, 48)])
+def test_small_odd_and_long_clips(name, shape):
+    rng = np.random.default_rng(0)
+    clip = Clip(frames=rng.integers(0, 256, (shape[0], 3, *shape[1:]), dtype=np.uint8), fps=8.0)
+    for strength, seed in itertools.product((0.01, 1.0), range(2)):
+        assert degrade(clip, name, strength, seed).frames.shape == clip.frames.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_borders_do_not_betray_the_fault(name):
+    white = Clip(frames=np.full((T, 3, H, W), 255, np.uint8), fps=FPS)
+    assert (degrade(white, name, 1.0, seed=1).frames == 255).all()
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fades_to_the_original(clip, name, seed):
+    assert _change(clip, degrade(clip, name, 1e-3, seed)) < 0.15  # grey levels; the pan itself is worth dozens
+
+
+@pytest.mark.parametrize("name", ["jittered", "wobbled", "ghosted", "swimming", "teleporting", "damped", "static"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_more_strength_is_more_change(clip, name, seed):
+    changes = [_change(clip, degrade(clip, name, s, seed)) for s in STRENGTHS]
+    assert all(a < b for a, b in itertools.pairwise(changes)), changes
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.001, float("nan")])
+def test_strength_out_of_range_is_named(clip, strength):
+    with pytest.raises(ValueError, match=rf"strength of jittered must be in \(0, 1\], got {strength}"):
+        degrade(clip, "jittered", strength, seed=0)
+
+
+def test_other_bad_arguments_are_named(clip):
+    with pytest.raises(ValueError, match="no degradation named 'melted'; choose one of static, frozen"):
+        degrade(clip, "melted", 0.5, seed=0)
+    with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+        degrade(clip, "jittered", 0.5, seed=-1)
+    with pytest.raises(ValueError, match="too small to degrade"):
+        degrade(Clip(frames=clip.frames[:3], fps=FPS), "jittered", 0.5, seed=0)
+
+
+# Frames rearranged
+
+
+def test_static_never_resumes_and_at_full_strength_never_starts(clip):
+    assert _shown(clip, degrade(clip, "static", 1.0, seed=0)) == [0] * T
+    for strength in STRENGTHS:
+        last = round((1 - strength) * (T - 1))
+        assert _shown(clip, degrade(clip, "static", strength, seed=0)) == [min(t, last) for t in range(T)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_frozen_stretches_end_with_a_jump_to_the_true_place(clip, seed):
+    repeats = []
+    for strength in STRENGTHS:
+        shown = _shown(clip, degrade(clip, "frozen", strength, seed))
+        held = [t for t in range(1, T) if shown[t] == shown[t - 1]]
+        assert all(shown[t] == t for t in range(T) if t not in held), "what is not held is where it would be"
+        assert shown[0] == 0 and shown[-1] == T - 1 and shown == sorted(shown)
+        repeats.append(held)
+    assert all(set(a) < set(b) for a, b in itertools.pairwise(repeats)), "the same stretches, longer"
+    assert len(repeats[0]) >= 2 and len(repeats[-1]) >= T // 3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_stutter_shows_fewer_frames_in_order(clip, seed):
+    distinct = []
+    for strength in STRENGTHS:
+        shown = _shown(clip, degrade(clip, "stutter", strength, seed))
+        assert shown == sorted(shown) and all(s <= t for t, s in enumerate(shown))
+        assert max(len(list(run)) for _, run in itertools.groupby(shown)) <= 3
+        distinct.append(len(set(shown)))
+    assert all(a > b for a, b in itertools.pairwise(distinct))
+    assert T - distinct[0] in (2, 3) and distinct[-1] in (5, 6)  # one in six repeats .. each held for three
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_shuffled_is_a_permutation_ever_farther_from_either_direction_of_time(clip, seed):
+    orders = [_shown(clip, degrade(clip, "shuffled", s, seed)) for s in (0.001, *STRENGTHS)]
+    assert all(sorted(order) == list(range(T)) for order in orders)
+    inversions = [_inversions(order) for order in orders]
+    assert inversions == sorted(inversions) and inversions[0] >= 1
+    most = (T - 1) * (T - 2) / 2
+    assert 0.25 * most < inversions[-1] < 0.75 * most
+    assert max(abs(t - s) for t, s in enumerate(orders[1])) <= 3, "weak: neighbours only"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fps_relabelled_leaves_the_frames(clip, seed):
+    factors = []
+    for strength in STRENGTHS:
+        degraded = degrade(clip, "fps_relabelled", strength, seed)
+        assert np.array_equal(degraded.frames, clip.frames)
+        factors.append(degraded.fps / FPS)
+    np.testing.assert_allclose(np.abs(np.log2(factors)), [0.5, 1.0, 1.5, 2.0], rtol=1e-12)
+    assert len(set(np.sign(np.log2(factors)))) == 1
+
+
+def test_fps_relabelled_goes_both_ways(clip):
+    faster = {degrade(clip, "fps_relabelled", 1.0, seed).fps > FPS for seed in range(12)}
+    assert faster == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ghosted_is_a_mixture_of_frames_in_the_same_place(seed):
+    """One frame lit: what it leaves on the others is the mixing."""
+    frames = np.zeros((T, 3, H, W), np.uint8)
+    frames[6] = 200
+    shares = degrade(Clip(frames=frames, fps=FPS), "ghosted", 1.0, seed).frames[:, 0, 0, 0] / 200
+    if shares[5] == 0:  # trailing
+        k = np.arange(T - 6)
+        np.testing.assert_allclose(shares[6:], 0.25 * 0.75**k / (1 - 0.75 ** (7 + k)), atol=0.01)
+    else:  # neighbours
+        np.testing.assert_allclose(shares[4:9], [0.75 / 4, 0.75 / 4, 0.25, 0.75 / 4, 0.75 / 4], atol=0.01)
+        assert not shares[[3, 9]].any()
+
+
+# Pixels displaced
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_jittered_moves_each_frame_as_a_whole_on_its_own(map_clip, seed):
+    for strength, share in ((0.25, 0.003), (1.0, 0.025)):
+        found = _displacement(degrade(map_clip, "jittered", strength, seed))[1:]
+        shifts = found.mean((1, 2))
+        assert 0.4 < np.sqrt((shifts**2).sum(-1).mean()) / (share * H) < 1.7
+        assert abs(np.corrcoef(shifts[1:].ravel(), shifts[:-1].ravel())[0, 1]) < 0.6, "frames are independent"
+        bend = np.diff(found, 2, axis=2)[:, :, ::8]
+        assert abs(bend.mean()) < 0.02, "rigid: no curvature"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wobbled_is_smooth_in_space_and_time(map_clip, seed):
+    for strength, share in ((0.25, 0.00375), (1.0, 0.03)):
+        found = _displacement(degrade(map_clip, "wobbled", strength, seed))[1:]
+        assert 0.7 < np.sqrt((found**2).sum(-1).mean()) / (share * H) < 1.3
+    size = np.abs(found).mean()
+    assert np.abs(found[1:] - found[:-1]).mean() < 0.8 * size, "temporally smooth"
+    assert np.abs(found[:, :, 4:] - found[:, :, :-4]).mean() < 0.5 * size, "spatially smooth"
+    assert found.std((1, 2)).mean() > 0.3 * size, "but not a shift of the whole"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_swimming_is_local_and_finer_than_a_wobble(map_clip, clip, seed):
+    degraded = degrade(clip, "swimming", 1.0, seed)
+    moved = (degraded.frames != clip.frames).any((0, 1))
+    assert 0.2 < moved.mean() < 0.5, "the rest stays untouched"
+    swim, wobble = (_displacement(degrade(map_clip, name, 1.0, seed))[4:] for name in ("swimming", "wobbled"))
+    unlike = [np.abs(f[:, :, 8:] - f[:, :, :-8]).mean() / np.abs(f).mean() for f in (swim, wobble)]
+    assert unlike[0] > 1.3 * unlike[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_teleporting_copies_patches_within_a_frame_and_nothing_else(clip, seed):
+    changed = []
+    for strength in STRENGTHS:
+        degraded = degrade(clip, "teleporting", strength, seed)
+        changed.append((degraded.frames != clip.frames).any(1))
+        values = [np.unique(x) for x in (degraded.frames, clip.frames)]
+        assert values[0].min() >= values[1].min() and values[0].max() <= values[1].max()
+    frames_hit = [int(c.any((1, 2)).sum()) for c in changed]
+    assert 1 <= frames_hit[0] <= 2 and frames_hit == sorted(frames_hit)
+    assert 0.01 < changed[0].sum() / (frames_hit[0] * H * W) < 0.25, "one patch, the rest untouched"
+
+
+def test_teleporting_jumps_farther_when_stronger(map_clip):
+    """A copied pixel holds the place it came from."""
+    reach = []
+    for strength in (0.25, 1.0):
+        moves = [np.hypot(*np.moveaxis(_displacement(degrade(map_clip, "teleporting", strength, s)), -1, 0)).max()
+                 for s in range(8)]  # fmt: skip
+        reach.append(np.median(moves) / H)
+    assert 0.03 < reach[0] < 0.1 and 0.14 < reach[1] < 0.3
+
+
+# Time remapped
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_damped_slows_to_the_published_speed_without_duplicates(clip, strength):
+    steps = _steps(degrade(clip, "damped", strength, seed=0))
+    rate = 4 * strength
+    wanted = -np.diff(np.expm1(-rate * np.linspace(0, 1, T))) * (T - 1) / rate
+    np.testing.assert_allclose(steps, wanted, atol=0.05)
+
+
+def test_damped_at_full_strength_ends_nearly_at_a_stop(clip):
+    steps = _steps(degrade(clip, "damped", 1.0, seed=0))
+    assert steps[0] > 0.8 and steps[-1] < 0.1 and 0.2 < steps.mean() < 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_speed_change_is_abrupt_and_grows(clip, seed):
+    ratios = []
+    for strength in STRENGTHS:
+        speeds = _steps(degrade(clip, "speed_change", strength, seed))
+        slow, fast = 0.35**strength, 1.0
+        assert ((np.abs(speeds - slow) < 0.06) | (np.abs(speeds - fast) < 0.06)).all(), speeds
+        assert np.sum(np.abs(np.diff(speeds)) > (fast - slow) / 2) == 1, "one change, mid-clip"
+        ratios.append(speeds.max() / speeds.min())
+    assert ratios == sorted(ratios)
+
+
+def test_whole_times_return_the_frames_exactly(clip):
+    order = [3, 0, 15, 15, 7]
+    remapped = time_remap(clip, [3.0, 0, 15, 15 - 1e-9, 7 + 1e-9])
+    assert np.array_equal(remapped.frames, clip.frames[order]) and remapped.fps == clip.fps
+
+
+@pytest.mark.parametrize("phase", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("velocity", [(2.0, 1.0), (3.7, -2.2), (-6.0, 0.0)])
+def test_times_between_match_the_analytic_frame(velocity, phase):
+    pan = Clip(frames=_panned(np.arange(4), velocity), fps=FPS)
+    times = np.array([0, 1, 2]) + phase
+    error = time_remap(pan, times).frames.astype(int) - _panned(times, velocity)
+    interior = np.abs(error[..., 12:-12, 12:-12])
+    blended = np.abs(pan.frames[:-1] * (1 - phase) + pan.frames[1:] * phase - _panned(times, velocity))
+    assert interior.mean() < 1.0 and interior.mean() < 0.6 * blended.mean()
+
+
+def test_a_passing_object_keeps_its_edges_and_uncovers_what_it_hid():
+    """A textured square moves 4 px per frame over a still background: the frame between has it half way."""
+    rng = np.random.default_rng(1)
+    ground, thing = (cv2.GaussianBlur(rng.uniform(0, 255, (h, w)), (0, 0), 1.5) for h, w in ((H, W), (40, 40)))
+    ground, thing = 0.4 * ground, 255 - 0.4 * thing
+
+    def at(x):
+        frame = ground.copy()
+        frame[28:68, x : x + 40] = thing
+        return np.repeat(np.rint(frame).astype(np.uint8)[None], 3, 0)
+
+    pair = Clip(frames=np.stack([at(30), at(34)]), fps=FPS)
+    error = np.abs(time_remap(pair, [0.5]).frames[0].astype(int) - at(32))
+    blend = np.abs(pair.frames.mean(0) - at(32))
+    assert error.mean() < 0.4 * blend.mean()
+    assert (error > 60).mean() < 0.01
+
+
+@pytest.mark.parametrize("times", [[], [[0.0]], [float("nan")], [-0.5], [15.5]])
+def test_times_outside_the_clip_are_refused(clip, times):
+    with pytest.raises(ValueError, match="source_times must be"):
+        time_remap(clip, times)
+
+
+def test_a_single_frame_can_be_repeated(clip):
+    one = Clip(frames=clip.frames[:1], fps=FPS)
+    assert np.array_equal(time_remap(one, [0, 0, 0]).frames, clip.frames[[0, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["static", "jittered", "wobbled", "damped"])
+def test_a_still_clip_gains_no_motion_by_slowing_and_does_by_shaking(still, name):
+    changed = _change(still, degrade(still, name, 1.0, seed=2))
+    assert (changed > 1.0) == (name in ("jittered", "wobbled"))

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -221,20 +222,17 @@ def _cpu_name() -> str:
 
 
 def timing_table(rows: Sequence[Timing]) -> Table:
-    table = Table(title="Milliseconds per clip, p50 / p90 / p99; motion and discriminator: of the whole batch")
-    for title in ("how", "clip"):
-        table.add_column(title)
-    for title in ("batch", "clips/s", *STAGES, "total"):
-        table.add_column(title, justify="right")
+    title = "Milliseconds per clip, p50/p90/p99; motion and discriminator: of the whole batch"
+    table = report.figure_table(title, ("how", "clip"), ("batch", "clips/s", *STAGES, "total"))
     for row in rows:
-        cells = (" / ".join(f"{value:.0f}" for value in row.ms[stage].values()) for stage in (*STAGES, "total"))
+        cells = ("/".join(f"{value:.0f}" for value in row.ms[stage].values()) for stage in (*STAGES, "total"))
         table.add_row(row.how, row.size, str(row.batch), f"{row.clips_per_s:.2f}", *cells)
     return table
 
 
 def summary_table(document: dict[str, Any], plan: Plan) -> Table:
     """The few figures that the README quotes."""
-    table = Table(title=f"{PAPER} clips", show_header=False)
+    table = Table(title=f"{PAPER} clips", show_header=False, box=SIMPLE, title_justify="left")
     table.add_row("one clip in this process, alone", f"{document['one_clip_s']:.2f} s")
     for door, ratio in document["served_over_in_process"].items():
         label = f"served / in-process throughput, {door}, {plan.clients} clients"

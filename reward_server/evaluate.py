@@ -237,28 +237,25 @@ def case_row(case: Case) -> dict[str, object]:
 
 
 def separation_table(figures: Sequence[Separation]) -> Table:
-    table = Table(title="AUC: chance that a random real clip lies above a random generated one")
-    table.add_column("by")
-    for title in ("AUC", "95% bootstrap", "95% DeLong", "either way", "real", "generated"):
-        table.add_column(title, justify="right")
+    """AUC of every head and floor; `either way` is what a floor reaches with its better sign."""
+    title = "AUC: chance that a random real clip lies above a random generated one"
+    columns = ("AUC", "95% bootstrap", "95% DeLong", "either way", "real", "generated")
+    table = report.figure_table(title, ("by",), columns)
     for row in figures:
         numbers = (report.number(row.auc, 3), report.interval(row.bootstrap, 3), report.interval(row.delong, 3))
         counts = (report.number(row.either_way, 3), str(row.num_real), str(row.num_generated))
-        label = row.name.replace("_", " ") if row.name in HEADS else f"floor: {row.name.replace('_', ' ')}"
-        table.add_row(label, *numbers, *counts, end_section=row.name == HEADS[-1])
+        table.add_row(row.name.replace("_", " "), *numbers, *counts, end_section=row.name == HEADS[-1])
+    table.caption = "below the line: plain statistics, the floors that a head must beat"
     return table
 
 
 def average_table(averages: Sequence[Average]) -> Table:
-    table = Table(title="Rewards (clipped logits)")
-    for title in ("set", "head"):
-        table.add_column(title)
-    for title in ("clips", "mean", "std", "median", "clips at a bound"):
-        table.add_column(title, justify="right")
+    columns = ("clips", "mean", "std", "median", "% at a bound")
+    table = report.figure_table("Rewards (clipped logits)", ("set", "head"), columns)
     for row in averages:
         numbers = (report.number(value) for value in (row.mean, row.std, row.median))
-        bound = report.ABSENT if row.saturated is None else f"{row.saturated:.1%}"
-        table.add_row(row.side, row.head.replace("_", " "), str(row.num), *numbers, bound)
+        bound = report.ABSENT if row.saturated is None else f"{100 * row.saturated:.1f}"
+        table.add_row(row.side, row.head.replace("_", "-"), str(row.num), *numbers, bound)
     return table
 
 

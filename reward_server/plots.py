@@ -49,7 +49,7 @@ def shares(path: Path, figures: Sequence[sanity.Figures]) -> None:
     for panel, head in zip(figure.subplots(1, len(HEADS), sharey=True), HEADS, strict=True):
         rows = [row for row in figures if row.head == head]
         percents = np.array([[_percent(share.fraction) for share in row.by_strength] for row in rows])
-        drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto")
+        drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
         for (y, x), value in np.ndenumerate(percents):
             panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
         panel.set_xticks(range(len(STRENGTHS)), [f"{strength:g}" for strength in STRENGTHS])

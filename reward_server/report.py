@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from reward_server.stats import Interval, Share
 
@@ -59,12 +61,23 @@ def progress_bar() -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
 
 
+def figure_table(title: str, labels: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty table of label columns, which never wrap, and right-aligned figures; it fits 80 columns if they do."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
+    for name in labels:
+        table.add_column(name, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
 def number(value: float | None, digits: int = 2) -> str:
     return ABSENT if value is None else f"{value:.{digits}f}"
 
 
 def percent(share: Share) -> str:
-    return ABSENT if share.fraction is None else f"{100 * share.fraction:.1f}%"
+    """Without the sign: the column says that it holds per cent."""
+    return ABSENT if share.fraction is None else f"{100 * share.fraction:.0f}"
 
 
 def interval(value: Interval | None, digits: int = 2) -> str:

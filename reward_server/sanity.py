@@ -179,7 +179,7 @@ def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
-    groups.append((f"all but {' and '.join(RETIMED)}", kept))
+    groups.append(("all but retimed", kept))
     return [
         _figures(head, name, rewards[..., index][:, chosen], clips)
         for index, head in enumerate(HEADS)
@@ -231,19 +231,17 @@ def rung_row(rung: Rung) -> dict[str, object]:
 
 def ladder_table(figures: Sequence[Figures], head: str) -> Table:
     """Share of pairs ordered right by strength, in total with its interval, and how steadily the reward falls."""
-    table = Table(title=f"{head}: real clips rewarded above their degraded twins")
-    table.add_column("degradation")
-    for title in (
-        *(f"at {strength:g}" for strength in STRENGTHS),
-        "all",
-        "95% over clips",
-        "pairs",
-        "falls (Spearman)",
-    ):
-        table.add_column(title, justify="right")
+    title = f"{head.replace('_', '-')}: % of pairs with the real clip above, by strength"
+    table = report.figure_table(title, ("degradation",), (*map(str, STRENGTHS), "all", "95%", "pairs", "falls"))
+    table.caption = f"95%: interval over clips; falls: Spearman; retimed: {', '.join(RETIMED)}"
     for row in figures:
         if row.head == head:
             shares = [report.percent(share) for share in (*row.by_strength, row.total)]
-            counts = (report.interval(row.interval), str(row.total.pairs), report.number(row.falling))
+            ends = (
+                report.ABSENT
+                if row.interval is None
+                else f"{100 * row.interval.low:.0f}..{100 * row.interval.high:.0f}"
+            )
+            counts = (ends, str(row.total.pairs), report.number(row.falling))
             table.add_row(row.name, *shares, *counts, end_section=row.name == NAMES[-1])
     return table

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from protos import reward_pb2 as pb
 from protos.types import (
@@ -64,15 +64,24 @@ class TensorHeader:
 
 
 def clip_to_tensor(clip: Clip) -> bytes:
-    """Losslessly, as uint8 TCHW 0-255."""
-    frames = np.ascontiguousarray(clip.frames)
-    return save({TENSOR_NAME: frames}, {"layout": "TCHW", "range": "0-255", "fps": repr(float(clip.fps))})
+    """Losslessly, as uint8 TCHW 0-255; the same frames always give the same bytes."""
+    return _tensor_bytes(clip.frames, "U8", clip.fps)
 
 
 def frames_to_tensor(frames: NDArray[np.floating[Any]], fps: float) -> bytes:
     """Float frames [T,3,H,W] in 0..1 (a diffusion pipeline's output) as float16 or float32 bytes."""
-    kept = frames if frames.dtype == np.float16 else frames.astype(np.float32)
-    return save({TENSOR_NAME: np.ascontiguousarray(kept)}, {"layout": "TCHW", "range": "0-1", "fps": repr(float(fps))})
+    half = frames.dtype == np.float16
+    return _tensor_bytes(frames if half else frames.astype(np.float32), "F16" if half else "F32", fps)
+
+
+def _tensor_bytes(frames: NDArray[Any], dtype: str, fps: float) -> bytes:
+    """A safetensors file. Its own library writes the metadata in random order, but a clip's bytes must not vary:
+    idempotency keys and query seeds hang on them."""
+    meta = {"layout": "TCHW", "range": RANGES[dtype], "fps": repr(float(fps))}
+    tensor = {"dtype": dtype, "shape": list(frames.shape), "data_offsets": [0, frames.nbytes]}
+    header = json.dumps({"__metadata__": meta, TENSOR_NAME: tensor}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data begins aligned
+    return struct.pack("<Q", len(header)) + header + frames.tobytes()
 
 
 def tensor_header(data: bytes) -> TensorHeader:

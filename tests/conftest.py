@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
@@ -15,6 +15,9 @@ from reward_server.jobs import JobQueue
 from reward_server.private_redis import PrivateRedis
 from reward_server.redis_link import connect
 from reward_server.settings import Settings
+
+if TYPE_CHECKING:
+    from reward_server.pipeline import Pipeline
 
 MakeSettings = Callable[..., Settings]
 OpenQueue = Callable[..., Awaitable[JobQueue]]
@@ -59,3 +62,33 @@ async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
             return queue
 
         yield open_one
+
+
+@pytest.fixture(scope="session")
+def heads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of the embedded profile that learnt nothing, the same for every test: rewards without meaning, made
+    by the real pipeline."""
+    import torch  # noqa: PLC0415 - many tests need neither
+
+    from reward_server.discriminators.checkpoint import new_heads, save_heads  # noqa: PLC0415
+    from reward_server.profile import PROFILES  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    instantaneous, long_term = (head.state_dict() for head in new_heads(PROFILES["embedded"]))
+    path = tmp_path_factory.mktemp("heads") / "untrained.safetensors"
+    save_heads(
+        path,
+        profile=PROFILES["embedded"],
+        version="untrained",
+        instantaneous=instantaneous,
+        long_term=long_term,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_pipeline(heads_file: Path) -> Pipeline:
+    """The real pipeline on those heads: few tracks, one thread, and limits small enough to pass in a test."""
+    from reward_server.pipeline import Pipeline  # noqa: PLC0415
+
+    return Pipeline.load(Settings(checkpoint=heads_file, num_tracks=16, threads=1, max_frames=40))

@@ -30,9 +30,9 @@ SMALL = {"max_frames": 40, "max_bytes": 300_000, "max_request_bytes": 400_000, "
 
 
 @pytest.fixture
-async def doors(make_settings: MakeSettings, pipeline: Pipeline) -> AsyncIterator[Doors]:
+async def doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> AsyncIterator[Doors]:
     settings = make_settings(**SMALL, lease_s=5.0, score_timeout_s=60.0)
-    async with open_doors(settings) as doors, working(doors, pipeline):
+    async with open_doors(settings) as doors, working(doors, small_pipeline):
         yield doors
 
 
@@ -77,7 +77,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Submission], OutcomeKind, str]] = {
             deadline_s=600.0,
             idempotency_key="k",
             policy_version="step-7",
-            discriminator_version="test-heads",
+            discriminator_version="untrained",
         ),
         OutcomeKind.OK,
         "",
@@ -149,12 +149,12 @@ async def test_a_run_is_awaited_by_cursor(doors: Doors) -> None:
         assert other == []
 
 
-async def test_the_model_is_told_alike(doors: Doors, pipeline: Pipeline) -> None:
+async def test_the_model_is_told_alike(doors: Doors, small_pipeline: Pipeline) -> None:
     async with knocking(doors) as knocks:
         told = [await knock.model() for knock in knocks]
     assert told[0] == told[1]
     assert isinstance(told[0], dict)
-    assert told[0]["discriminator_version"] == pipeline.model.discriminator_version
+    assert told[0]["discriminator_version"] == small_pipeline.model.discriminator_version
 
 
 # --- one request, refused as a whole ------------------------------------------------------------
@@ -400,7 +400,7 @@ async def test_reflection_lists_the_service_and_health(idle_doors: Doors) -> Non
 READY_PATHS = ("/readyz", "/ready", "/v2/health/ready")
 
 
-async def test_health_follows_the_worker_and_redis(make_settings: MakeSettings, pipeline: Pipeline) -> None:
+async def test_health_follows_the_worker_and_redis(make_settings: MakeSettings, small_pipeline: Pipeline) -> None:
     """Not ready without a worker, ready with one, not ready once it is gone; alive all the time."""
     settings = make_settings()
     async with open_doors(settings) as doors, knocking(doors) as (http, knock):
@@ -409,7 +409,7 @@ async def test_health_follows_the_worker_and_redis(make_settings: MakeSettings, 
         assert await ready(http.client) == {503}
         assert await http.model() == refusal(http, errors.NotReady)
         assert await knock.model() == refusal(knock, errors.NotReady)
-        async with working(doors, pipeline):
+        async with working(doors, small_pipeline):
             assert await next_health(watch) == "SERVING"
             assert await ready(http.client) == {200}
         assert await next_health(watch) == "NOT_SERVING"

@@ -251,12 +251,24 @@ class TestOcclusion:
         clear = self._never_near(motion, edge, covered)
         assert _errors_px(motion, motion.tracks[:1].numpy())[clear].max() < 0.05
 
+    def test_lost_points_are_carried_by_the_flow(self, scene: Scene) -> None:
+        motion, _, _ = scene
+        tracks, lost = motion.tracks.numpy(), motion.visibility.numpy() == 0
+        for t in range(NUM_FRAMES - 1):
+            flow = motion.flow[t].double().numpy()
+            for here, there in zip(tracks[t, lost[t]], tracks[t + 1, lost[t]], strict=True):
+                carried = [_bilinear(channel, *here.clip(0, [WIDTH - 1, HEIGHT - 1])) for channel in flow]
+                np.testing.assert_allclose(there - here, carried, atol=0.2)  # OpenCV samples at 1/32 px
+        assert lost[:-1].sum() > 500
+
     def test_covered_points_and_uncovered_pixels_are_not_trusted(self, scene: Scene) -> None:
         motion, edge, covered = scene
         now = covered & ~covered[0]
         clear = self._never_near(motion, edge, covered)
         confidence = motion.confidence.numpy()
         assert confidence[now].mean() < 0.4 and confidence[clear].mean() > 0.9
+        peak = motion.correlation.numpy()[:, :, 0].max((-2, -1)).clip(0, 1)
+        assert (confidence <= peak).all()  # something else seen at the place is not the query
         ahead = int(edge[3] + BREADTH_PX)  # what the bar is about to cover has no match in the next frame
         about_to_vanish = motion.flow_confidence[3, 12:-12, ahead + 1 : ahead + 5].mean()
         assert about_to_vanish < 0.7 * motion.flow_confidence[3, 12:-12, ahead + 20 : ahead + 30].mean()

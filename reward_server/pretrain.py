@@ -34,7 +34,7 @@ from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.profile import PROFILES, Profile
 from reward_server.recipe.manifest import clips_of
-from reward_server.views import SourceFrames, random_view, read_source, soften
+from reward_server.views import SourceFrames, compress, random_quality, random_view, read_source, soften
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg"}
 # Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
@@ -200,12 +200,13 @@ def _view_samples(
     clip: SourceClip, view: str, base: Clip, config: CacheConfig, rng: np.random.Generator
 ) -> Iterator[tuple[Sample, Clip]]:
     """A view itself and, for a real clip, its negatives by random faults of random strength."""
-    yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), soften(base, rng)
+    base, quality = soften(base, rng), random_quality(rng)
+    yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), compress(base, quality)
     if clip.real and config.faults:
         for fault in rng.choice(config.faults, size=min(config.negatives_per_view, len(config.faults)), replace=False):
             strength = float(rng.uniform(0.1, 1.0))
             degraded = degrade(base, str(fault), strength, int(rng.integers(2**31)))
-            yield _sample(clip, view, degraded, str(fault), strength), soften(degraded, rng)
+            yield _sample(clip, view, degraded, str(fault), strength), compress(degraded, quality)
 
 
 def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generator) -> Clip | None:

@@ -103,12 +103,22 @@ def kinematics(tracks_TN2: Tensor) -> Tensor:
     acceleration = torch.zeros_like(drift)
     acceleration[1:-1] = drift[2:] - drift[1:-1]
     motion = torch.cat([drift, acceleration], dim=-1)
-    pool = tracks_TN2[0, :NEIGHBOUR_POOL]
-    distance = torch.cdist(tracks_TN2[0], pool)
-    distance[range(len(pool)), range(len(pool))] = torch.inf
-    nearest = distance.topk(min(NUM_NEIGHBOURS, len(pool) - 1), largest=False).indices
+    nearest = _neighbours(tracks_TN2[0])
     relative = motion - motion[:, nearest].mean(dim=2)
     return torch.asinh(torch.cat([motion, relative], dim=-1) / FINEST_PX)
+
+
+def _neighbours(points_N2: Tensor) -> Tensor:
+    """[N,K] indices of the nearest other points among the first NEIGHBOUR_POOL.
+
+    Queries are whole pixels, so equal distances are common: the earlier point wins, or rounding
+    would choose, and the same clip would get another reward.
+    """
+    points = points_N2.double()
+    pool = points[:NEIGHBOUR_POOL]
+    distance = (points[:, None] - pool).square().sum(dim=-1)
+    distance[range(len(pool)), range(len(pool))] = torch.inf
+    return distance.argsort(dim=-1, stable=True)[:, : min(NUM_NEIGHBOURS, len(pool) - 1)]
 
 
 def time_embedding(num_frames: int, dim: int) -> Tensor:

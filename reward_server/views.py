@@ -1,12 +1,13 @@
 """Random views of a source clip for pretraining: a crop, a rate, a stretch of time, a flip, a softness.
 
 A view is what the profile would see of the clip had it been filmed and encoded a little differently,
-so that the heads learn motion and not the look of a dozen cameras. Real and degraded samples take
-their softness independently of each other: blur must not give a degraded clip away.
+so that the heads learn motion and not the look of a dozen cameras. A real clip and its degraded
+twins share one look, and end with the same compression: nothing but motion tells them apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +65,21 @@ def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generat
 
 
 def soften(clip: Clip, rng: np.random.Generator) -> Clip:
-    """A random mild loss of sharpness: none, a blur, a sub-pixel resample or a JPEG round trip."""
-    kind = rng.choice(["none", "blur", "resample", "jpeg"])
+    """A random mild loss of sharpness: none, a blur or a sub-pixel resample."""
+    kind, amount = rng.choice(["none", "blur", "resample"]), rng.random()
     if kind == "none":
         return clip
-    amount = rng.random()
-    frames = [_soften_frame(frame.transpose(1, 2, 0), str(kind), amount) for frame in clip.frames]
-    return Clip(frames=np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), fps=clip.fps)
+    return _each_frame(clip, lambda frame: _blur(frame, amount) if kind == "blur" else _shift(frame, amount))
+
+
+def random_quality(rng: np.random.Generator) -> int | None:
+    """A JPEG quality to end all clips of a view with, or none."""
+    return int(rng.integers(60, 96)) if rng.random() < 0.5 else None
+
+
+def compress(clip: Clip, quality: int | None) -> Clip:
+    """Every frame through JPEG at `quality` (0..100), or the clip as it is."""
+    return clip if quality is None else _each_frame(clip, lambda frame: _jpeg(frame, quality))
 
 
 def _random_stride(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> int:
@@ -114,20 +123,29 @@ def _cut(frame: NDArray[np.uint8], box: NDArray[np.float64], height: int, width:
     x, y, box_width, box_height = box
     patch_size = (max(1, round(box_width)), max(1, round(box_height)))
     centre = (x + (box_width - 1) / 2, y + (box_height - 1) / 2)
-    patch = cv2.getRectSubPix(frame, patch_size, centre)
+    patch = np.asarray(cv2.getRectSubPix(frame, patch_size, centre), dtype=np.uint8)
     return resize_frame(patch, height, width)
 
 
-def _soften_frame(frame: NDArray[np.uint8], kind: str, amount: float) -> NDArray[np.uint8]:
-    if kind == "blur":
-        return np.asarray(cv2.GaussianBlur(frame, (0, 0), 0.3 + 0.7 * amount), dtype=np.uint8)
-    if kind == "resample":
-        shift = np.array([[1, 0, amount], [0, 1, 1 - amount]])
-        moved = cv2.warpAffine(
-            frame, shift, (frame.shape[1], frame.shape[0]), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
-        return np.asarray(moved, dtype=np.uint8)
-    _, encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(95 - 45 * amount)])
+def _each_frame(clip: Clip, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Clip:
+    frames = np.stack([change(frame.transpose(1, 2, 0)) for frame in clip.frames])
+    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=clip.fps)
+
+
+def _blur(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
+    return np.asarray(cv2.GaussianBlur(frame, (0, 0), 0.3 + 0.7 * amount), dtype=np.uint8)
+
+
+def _shift(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
+    """Moved by a fraction of a pixel, as a resample somewhere on a clip's way would."""
+    matrix = np.array([[1, 0, amount], [0, 1, 1 - amount]])
+    size = (frame.shape[1], frame.shape[0])
+    moved = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, dtype=np.uint8)
+
+
+def _jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    _, encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
 
 

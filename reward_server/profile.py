@@ -33,10 +33,10 @@ FINEST_PX = 0.1  # kinematics are linear below it and logarithmic above
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The embedded profile; every field goes into the preprocessing digest."""
+    """The embedded profile; every field, and the estimators' settings, go into the preprocessing digest."""
 
     name: str = "embedded"
-    revision: int = 1  # raise it when the code between bytes and heads changes the numbers
+    revision: int = 2  # raise it when the code between bytes and heads changes the numbers
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -89,7 +89,8 @@ class Profile:
     @property
     def preprocessing_digest(self) -> str:
         """sha256 of everything between bytes and heads; heads refuse features of another digest."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        parts = {"profile": asdict(self), "estimators": asdict(self.estimators)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def kinematics(tracks_TN2: Tensor) -> Tensor:

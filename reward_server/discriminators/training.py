@@ -149,7 +149,7 @@ class HeadTrainer:
         self.schedule.step()
         update_average(self.average, self.head, min(self.config.ema, (1 + self.step) / (10 + self.step)))
         self.step += 1
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": self.schedule.get_last_lr()[0]}
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
 
     def _subset(self, sample: Sample, rng: np.random.Generator) -> Tensor:
         """A fresh subset of a sample's frame pairs or tracks."""

@@ -83,6 +83,8 @@ class RewardClient:
 
     def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
+        if not submissions:
+            return []
         timeout_s = _patience_s(submissions, self._timeout_s)
         if _fits_one_request(submissions, self._transport.one_request_bytes):
             return self._retrying(timeout_s)(self._transport.score, submissions, timeout_s)
@@ -92,6 +94,8 @@ class RewardClient:
 
     def submit(self, submissions: Sequence[Submission]) -> list[str]:
         """Queue clips; their job ids, in order."""
+        if not submissions:
+            return []
         timeout_s = _patience_s(submissions, self._timeout_s)
         return self._retrying(timeout_s)(self._transport.submit, submissions, timeout_s)
 
@@ -132,6 +136,8 @@ class AsyncRewardClient:
 
     async def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
+        if not submissions:
+            return []
         timeout_s = _patience_s(submissions, self._timeout_s)
         if _fits_one_request(submissions, self._transport.one_request_bytes):
             return await self._retrying(timeout_s)(self._transport.score, submissions, timeout_s)
@@ -141,6 +147,8 @@ class AsyncRewardClient:
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
         """Queue clips; their job ids, in order."""
+        if not submissions:
+            return []
         timeout_s = _patience_s(submissions, self._timeout_s)
         return await self._retrying(timeout_s)(self._transport.submit, submissions, timeout_s)
 

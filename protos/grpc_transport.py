@@ -25,7 +25,7 @@ WAY_BACK_S = 1.0  # a call outlives the wait it asks for by this, so that the se
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 SILENT = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)

@@ -6,6 +6,7 @@ the event loop and nothing here knows how a clip is scored.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protos.json_codec import result_to_json
 from protos.types import ContractError, Model
-from reward_server.errors import BadRequest, Overloaded, RequestTooLarge, RewardServerError, door
+from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
 from reward_server.http_body import submissions_of
 from reward_server.http_models import (
     RESULT_EXAMPLE,
@@ -177,10 +178,12 @@ class RequestScope:
             started = time.perf_counter()
             try:
                 await self._app(scope, receive, send_with_id)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 if status:
                     raise
-                await _response(door_error(error))(scope, receive, send_with_id)
+                stopping = NotReady("the server is stopping; try again shortly")  # cancelled: uvicorn's drain is over
+                told = door_error(error) if isinstance(error, Exception) else stopping
+                await _response(told)(scope, receive, send_with_id)
             finally:
                 _log_request(scope, status, (time.perf_counter() - started) * 1000)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import httpx
+import pytest
 
 from protos import codec
 from protos import reward_pb2 as pb
@@ -31,6 +32,8 @@ from reward_server.serve import HttpDoor
 from reward_server.service import Service
 from reward_server.settings import Settings
 from reward_server.worker import Scorer, run_worker
+
+TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +213,27 @@ def parts(submissions: Sequence[Submission], chunk_bytes: int = 50_000) -> list[
     return stream
 
 
-def comparable(outcome: Outcome) -> Outcome:
-    """Without what differs between two scorings of one clip: the job and the time it took."""
+def assert_alike(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> None:
+    """Two scorings of the same clips: all the same but job and time, and numbers as near as batches allow."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert dict(_leaves(_lasting(one))) == pytest.approx(dict(_leaves(_lasting(other))), abs=TOLERANCE)
+
+
+def _lasting(outcome: Outcome) -> Any:
+    """Without what differs between two scorings of one clip."""
     reward = outcome.reward
     if reward:
         reward = replace(reward, provenance=replace(reward.provenance, timings=Timings()))
     error = outcome.error and replace(outcome.error, message=outcome.error.message.replace(outcome.job_id, "JOB"))
-    return replace(outcome, job_id="", reward=reward, error=error, cursor="")
+    return codec.to_json(replace(outcome, job_id="", reward=reward, error=error, cursor=""))
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, f"{path}.{key}")
+    else:
+        yield path, value
 
 
 def _refused(error: grpc.aio.AioRpcError) -> Refused:

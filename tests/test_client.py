@@ -29,7 +29,7 @@ from protos.types import Context, ContractError, Media, Model, Outcome, OutcomeK
 from reward_server.pipeline import Pipeline
 from tests import media
 from tests.conftest import MakeSettings
-from tests.running import Doors, comparable, open_doors, working
+from tests.running import Doors, assert_alike, open_doors, working
 
 FRAMES = media.texture(16, 32, 48)
 TENSOR = media.tensor(FRAMES, 12.0)
@@ -120,7 +120,7 @@ async def test_both_transports_in_both_colours_give_the_same_outcomes(doors: Doo
     for answer in answers:
         assert [outcome.kind.value for outcome in answer] == ["ok", "invalid", "ok", "invalid"]
         assert [outcome.context for outcome in answer] == [clip.context for clip in clips]
-        assert list(map(comparable, answer)) == list(map(comparable, answers[0]))
+        assert_alike(answer, answers[0])
 
 
 async def test_clips_too_big_for_one_message_go_in_chunks_and_come_back_in_order(doors: Doors) -> None:
@@ -128,7 +128,7 @@ async def test_clips_too_big_for_one_message_go_in_chunks_and_come_back_in_order
     answers = [await score(url, clips) for url in doors.urls for score in (score_blocking, score_async)]
     for answer in answers:
         assert [outcome.kind for outcome in answer] == [OutcomeKind.OK] * 3
-        assert list(map(comparable, answer)) == list(map(comparable, answers[0]))
+        assert_alike(answer, answers[0])
 
 
 async def test_submitted_jobs_are_awaited(doors: Doors) -> None:
@@ -142,6 +142,13 @@ async def test_submitted_jobs_are_awaited(doors: Doors) -> None:
         first = await asyncio.to_thread(lambda: next(iter(blocking.await_outcomes(job_ids))))  # noqa: B023
         assert first.job_id in job_ids
         blocking.close()
+
+
+async def test_no_clips_are_no_outcomes(doors: Doors) -> None:
+    for url in doors.urls:
+        assert await score_blocking(url, []) == await score_async(url, []) == []
+        async with AsyncRewardClient(url) as client:
+            assert await client.submit([]) == []
 
 
 async def test_the_model_is_the_pipelines_own(doors: Doors, small_pipeline: Pipeline) -> None:
@@ -206,7 +213,7 @@ async def test_retries_are_bounded_and_the_error_says_why(
 
 async def test_a_refusal_is_not_retried(doors: Doors, retries: list[RetryDetails]) -> None:
     refused: list[Callable[[AsyncRewardClient], object]] = [
-        lambda client: client.score([]),
+        lambda client: client.score([clip()] * 65),
         lambda client: client.submit([clip(idempotency_key="k"), clip(media.tensor(FRAMES, 8.0), idempotency_key="k")]),
         lambda client: anext(client.await_outcomes(["no-such-job"])),
     ]

@@ -23,7 +23,7 @@ from reward_server.intake import request_id
 from reward_server.pipeline import Pipeline
 from tests import media
 from tests.conftest import MakeSettings
-from tests.running import Answer, Doors, GrpcKnock, Knock, Refused, comparable, knocking, open_doors, parts, working
+from tests.running import Answer, Doors, GrpcKnock, Knock, Refused, assert_alike, knocking, open_doors, parts, working
 
 FRAMES = media.texture(16, 32, 48)
 SMALL = {"max_frames": 40, "max_bytes": 300_000, "max_request_bytes": 400_000, "max_clips_per_request": 3}
@@ -115,7 +115,7 @@ async def test_a_clip_ends_alike_at_both_doors(doors: Doors, name: str) -> None:
         assert (outcome.kind, outcome.error.code if outcome.error else "") == (kind, code), outcome.error
         assert outcome.context == submission.context
         assert (outcome.reward is None) == (kind is not OutcomeKind.OK)
-    assert comparable(answers[0]) == comparable(answers[1])
+    assert_alike(answers[:1], answers[1:])
 
 
 async def test_results_keep_the_order_of_a_mixed_request(doors: Doors) -> None:
@@ -125,7 +125,7 @@ async def test_results_keep_the_order_of_a_mixed_request(doors: Doors) -> None:
     for answer in answers:
         assert [outcome.context.group_id for outcome in answer] == ["a", "b", "c"]
         assert [outcome.kind.value for outcome in answer] == ["ok", "invalid", "ok"]
-    assert list(map(comparable, answers[0])) == list(map(comparable, answers[1]))
+    assert_alike(*answers)
 
 
 async def test_a_submitted_job_is_fetched_at_either_door(doors: Doors) -> None:

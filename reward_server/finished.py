@@ -1,8 +1,8 @@
 """Waiting for outcomes: one blocking reader per process on the stream of finished jobs wakes local waiters.
 
 A waiter first registers its watch, then looks for what is stored already, so nothing falls between.
-Entries are numbered: after a gap (the stream was trimmed past us) or a lost connection every waiter
-looks again. The reader also ends jobs whose time is up, whether or not a worker lives.
+Entries are numbered: after a gap (the stream was trimmed past us), a lost connection or the loss of
+Redis's data every waiter looks again. The reader also ends jobs whose time is up, whether or not a worker lives.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Watch:
 
 
 class FinishedReader:
-    """Start it with `run` in a task; `sweep` is called about every `tick_s`, `prepare` after each (re)connection."""
+    """Start it with `run` in a task; `begin` and `sweep` (see JobQueue) are called about every `tick_s`."""
 
     def __init__(
         self,
@@ -79,14 +79,15 @@ class FinishedReader:
         keys: Keys,
         *,
         tick_s: float,
-        prepare: Callable[[], Awaitable[None]],
+        begin: Callable[[], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         self._link, self._keys, self._tick_s = link, keys, tick_s
-        self._prepare, self._sweep = prepare, sweep
+        self._begin, self._sweep = begin, sweep
         self._by_job: dict[str, set[Watch]] = {}
         self._by_run: dict[str, set[Watch]] = {}
-        self._cursor, self._last = "", (0, 0)  # began_ms and number of the last entry seen
+        self._began_ms = 0  # since when Redis keeps the data we know
+        self._cursor, self._number = "0-0", 0  # of the last entry seen
         self.tried = asyncio.Event()  # set once the first attempt to reach Redis is over
         self.observers: list[Callable[[Finished], None]] = []
 
@@ -120,15 +121,15 @@ class FinishedReader:
             backoff_s = min(2 * backoff_s, BACKOFF_S[1])
 
     async def _catch_up(self) -> None:
-        """At first read on from the newest entry; later from the last one seen, unless this is an emptied Redis."""
-        await self._prepare()
-        counts = await self._link.hash_numbers(self._keys.counts)
-        newest = [entry.id for entry in await self._link.newest(self._keys.finished, 1)]
-        if not self._cursor:
-            self._cursor = newest[0] if newest else "0-0"
-            self._last = counts.get("began_ms", 0), counts.get("finished", 0)
-        elif counts.get("began_ms", 0) != self._last[0]:
-            self._cursor = "0-0"
+        """At first read on from the newest entry; later from the last one seen, unless Redis lost its data."""
+        first, began_ms = self._began_ms == 0, await self._begin()
+        if began_ms != self._began_ms:
+            self._cursor, self._number = "0-0", 0
+        if first:
+            self._number = (await self._link.hash_numbers(self._keys.counts)).get("finished", 0)
+            for newest in await self._link.newest(self._keys.finished, 1):
+                self._cursor, self._number = newest.id, int(newest.fields["number"])
+        self._began_ms = began_ms
         self._all_look()
         self.tried.set()
 
@@ -139,6 +140,9 @@ class FinishedReader:
             if loop.time() - swept_at >= self._tick_s:
                 swept_at = loop.time()
                 await self._sweep()
+                if await self._begin() != self._began_ms:  # redis-py reconnects without telling us
+                    log.warning("Redis lost its data; all waiters look again")
+                    await self._catch_up()
             await self._tell(
                 await self._link.follow(
                     self._keys.finished, after=self._cursor, count=READ_COUNT, wait_ms=self._tick_s * 1000
@@ -154,11 +158,10 @@ class FinishedReader:
         for entry in entries:
             for watch in self._by_run.get(entry.fields["run"].decode(), ()):
                 watch.bring(None)
-            number = int(entry.fields["began_ms"]), int(entry.fields["number"])
-            if number != (self._last[0], self._last[1] + 1):
-                log.info("ends of jobs went by unseen; all waiters look again", expected=self._last, got=number)
+            self._cursor, self._number = entry.id, self._number + 1
+            if self._number != int(entry.fields["number"]):
+                self._number = int(entry.fields["number"])
                 self._all_look()
-            self._cursor, self._last = entry.id, number
 
     def _tell_one(self, outcome: Outcome, entry: Entry) -> None:
         for watch in self._by_job.get(outcome.job_id, ()):

@@ -13,7 +13,8 @@ acknowledgement, and later ones change nothing. Keys, all under `motion-reward:{
     finished           stream of {job, number, ...}, wakes waiters; the last 16384, result_ttl_s after the latest
     run:<run_id>       stream of {job} in the order they ended; entries as old as result_ttl_s
     dead               stream of {job, attempts, letter}, the last 1024; no lifetime, for people to read
-    depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since Redis began
+    depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since `began_ms`, which
+                       tells readers an emptied Redis from the one they knew
     workers, models    sorted set and hash of live workers; lease_s after a worker's last heartbeat
 """
 
@@ -100,7 +101,7 @@ class JobQueue:
             self._link,
             self._keys,
             tick_s=min(1.0, settings.lease_s),
-            prepare=self._create_group,
+            begin=self._begin,
             sweep=self._end_overdue,
         )
         self._reading: asyncio.Task[None] | None = None
@@ -274,8 +275,11 @@ class JobQueue:
         entries = await self._link.read_group(
             self._keys.queue, transitions.GROUP, worker_id, count=count, wait_ms=wait_ms
         )
+        if not entries:
+            await self._begin()  # a new or emptied Redis has no group yet
+            return []
         pairs = (part for entry in entries for part in (entry.id, entry.fields["job"]))
-        rows = await self._link.run(transitions.START, _token(), *pairs) if entries else []
+        rows = await self._link.run(transitions.START, _token(), *pairs)
         jobs = [await self._viable(_job(row)) for row in rows]
         return [job for job in jobs if job]
 
@@ -346,8 +350,9 @@ class JobQueue:
         keep_s = self._settings.result_ttl_s
         return bool(await self._link.run(transitions.FINISH, job_id, outcome.kind.value, data, batch, keep_s, letter))
 
-    async def _create_group(self) -> None:
-        await self._link.create_group(self._keys.queue, transitions.GROUP)
+    async def _begin(self) -> int:
+        """Make sure of the group; answers since when this Redis keeps our data."""
+        return int(await self._link.run(transitions.BEGIN))
 
 
 def late(context: Context, settings: Settings) -> DeadlinePassed:

@@ -118,6 +118,7 @@ class PrivateRedis:
             if self._process is None:
                 return
             log.error("private redis ended, starting it again; queued jobs are lost", exit_code=code)
+            _end(self._process)
             await asyncio.to_thread(self.start)
 
     def __enter__(self) -> Self:

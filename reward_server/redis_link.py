@@ -113,17 +113,8 @@ class RedisLink:
             answer = await self._redis.xread({stream: after}, count=count, block=_block(wait_ms))
         return _entries(answer[0][1]) if answer else []
 
-    async def create_group(self, stream: str, group: str) -> None:
-        """At 0, so that what was queued before the first worker came is not skipped; fine if it exists."""
-        try:
-            with _failures():
-                await self._redis.xgroup_create(stream, group, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
     async def read_group(self, stream: str, group: str, consumer: str, *, count: int, wait_ms: float) -> list[Entry]:
-        """New entries for this consumer; blocks for the first. Creates the group where Redis is new or was emptied."""
+        """New entries for this consumer; blocks for the first. Nothing where the group does not exist."""
         try:
             with _failures():
                 answer = await self._redis.xreadgroup(
@@ -132,7 +123,6 @@ class RedisLink:
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            await self.create_group(stream, group)
             return []
         return _entries(answer[0][1]) if answer else []
 

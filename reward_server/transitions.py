@@ -54,10 +54,8 @@ local function settle(id, kind, outcome, batch, keep_s)
   redis.call('HINCRBY', key('depth'), 'bytes', 0 - bytes)
   redis.call('HINCRBY', key('counts'), kind, 1)
   local number = redis.call('HINCRBY', key('counts'), 'finished', 1)
-  redis.call('HSETNX', key('counts'), 'began_ms', now)  -- tells readers an emptied Redis from the one they knew
   redis.call('XADD', key('finished'), 'MAXLEN', '~', 16384, '*', 'job', id, 'run', run,
-    'number', number, 'began_ms', redis.call('HGET', key('counts'), 'began_ms'),
-    'queue_ms', queue_ms or now - admitted_ms, 'batch', batch)
+    'number', number, 'queue_ms', queue_ms or now - admitted_ms, 'batch', batch)
   redis.call('EXPIRE', key('finished'), keep_s)
   if run ~= '' then
     redis.call('XADD', key('run', run), '*', 'job', id)
@@ -83,6 +81,18 @@ local function start(entry, id, token)
   return {entry, id, tonumber(attempts), now - admitted_ms, due_ms - now, media, context}
 end
 """
+
+# Makes an empty Redis ready, and answers when that was: another answer means that Redis lost its data meanwhile.
+# The group begins at 0, so that what was queued before is not skipped.
+BEGIN = (
+    _COMMON
+    + """
+relieve()
+redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')  -- an error: it exists
+redis.call('HSETNX', key('counts'), 'began_ms', now)
+return tonumber(redis.call('HGET', key('counts'), 'began_ms'))
+"""
+)
 
 # ARGV: dry run?, jobs, cost and bytes at most, job_ttl_s, keep_s, then per job: id, media, bytes, cost, context,
 # run, idempotency key, fingerprint, deadline_ms or '', kind and outcome of a clip refused at the door or '', ''.
@@ -308,7 +318,7 @@ return redis.call('HMGET', key('models'), unpack(live))
 """
 )
 
-ALL = (ADMIT, START, RECLAIM, RENEW, HAND_BACK, FINISH, OVERDUE, ANNOUNCE, LEAVE, MODELS)
+ALL = (BEGIN, ADMIT, START, RECLAIM, RENEW, HAND_BACK, FINISH, OVERDUE, ANNOUNCE, LEAVE, MODELS)
 
 
 @dataclass(frozen=True, kw_only=True)

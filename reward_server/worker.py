@@ -16,13 +16,14 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from protos.types import Model, Outcome, OutcomeKind, Reward, Submission
 from reward_server.errors import NotReady, Overloaded, RewardServerError, ScoringFailed, error_outcome
+from reward_server.hand import Hand, Prepared, Ready
 from reward_server.jobs import Job, JobQueue, late
 from reward_server.redis_link import connect, end_task
 from reward_server.settings import Settings
@@ -34,15 +35,6 @@ PAUSE_S = (0.05, 2.0)
 STALLED_EXIT = 75  # EX_TEMPFAIL: start another
 
 log = structlog.get_logger("worker")
-
-
-class Prepared(Protocol):
-    """A decoded clip: those of one `shape` share a batch, `cost` (pixels) adds up to settings.batch_cost."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def cost(self) -> float: ...
 
 
 class Scorer(Protocol):
@@ -92,72 +84,13 @@ async def run_worker(settings: Settings, scorer: Scorer | None = None, *, stop: 
         await queue.close()
 
 
-@dataclass(kw_only=True)
-class _Ready:
-    """A job whose clip is decoded."""
-
-    job: Job
-    prepared: Prepared
-
-
-@dataclass(kw_only=True)
-class _Hand:
-    """The jobs in hand: what is not in `jobs` any more was taken over, or has ended, and is not worked on."""
-
-    jobs: dict[str, Job] = field(default_factory=dict)
-    unscored: set[str] = field(default_factory=set)
-    ready: list[_Ready] = field(default_factory=list)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def take(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        self.unscored.add(job.id)
-
-    def drop(self, job_id: str) -> None:
-        self.jobs.pop(job_id, None)
-        self.unscored.discard(job_id)
-        self.ready = [item for item in self.ready if item.job.id != job_id]
-        self.move()
-
-    def move(self) -> None:
-        """Something changed: let everyone in `until` look."""
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-
-    async def move_after(self, event: asyncio.Event) -> None:
-        await event.wait()
-        self.move()
-
-    async def until(self, holds: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Wait until it holds, or for at most `timeout_s`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not holds():
-                    await self._moved.wait()
-
-    def next_batch(self, max_jobs: int, max_cost: float) -> list[_Ready]:
-        """The oldest ready clip and those of its shape, within `max_cost` unless it alone is over."""
-        batch: list[_Ready] = []
-        for item in self.ready:
-            same = not batch or item.prepared.shape == batch[0].prepared.shape
-            if same and (not batch or sum(i.prepared.cost for i in [*batch, item]) <= max_cost):
-                batch.append(item)
-            if len(batch) == max_jobs:
-                break
-        for item in batch:
-            self.ready.remove(item)
-            self.unscored.discard(item.job.id)
-        self.move()
-        return batch
-
-
 class Worker:
     """One worker on an open queue; leave it as a context manager to end its threads."""
 
     def __init__(self, queue: JobQueue, scorer: Scorer, settings: Settings) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._queue, self._scorer, self._settings = queue, scorer, settings
-        self._hand = _Hand()
+        self._hand = Hand()
         self._num_decoders = max(1, num_threads(settings) // 2)  # the other half is scoring
         self._decoders = ThreadPoolExecutor(self._num_decoders, thread_name_prefix="decode")
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -236,7 +169,7 @@ class Worker:
                     await self._finish(job, _outcome(job, _fault(error)))
                     return
         if job.id in self._hand.jobs:
-            self._hand.ready.append(_Ready(job=job, prepared=prepared))
+            self._hand.ready.append(Ready(job=job, prepared=prepared))
             self._hand.move()
 
     async def _worth_it(self, job: Job) -> bool:

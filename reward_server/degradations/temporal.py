@@ -77,7 +77,7 @@ def ghosted(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def damped(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """The dynamic degree collapses: playback slows all along, at 1 to 2% of its speed a quarter of the way in."""
+    """The dynamic degree collapses: playback slows all along; at 1, to 2% of its speed, a quarter of the way in."""
     elapsed = np.linspace(0, 1, len(clip.frames))
     rate = DAMPING * strength
     return time_remap(clip, (len(clip.frames) - 1) * -np.expm1(-rate * elapsed) / rate)

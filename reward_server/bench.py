@@ -137,7 +137,7 @@ def seconds_per_clip(pipeline: Pipeline, size: Size, *, repeats: int) -> list[fl
 
 
 def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served:
-    """Rounds of the same clips: in-process, as many at once as there are clients, then through each door."""
+    """Rounds of the same clips: in-process, as many at once as the worker takes, then through each door."""
     clips = [made_up_clip(PAPER, seed) for seed in range(16)]
     clips = [clips[index % len(clips)] for index in range(plan.round_clips)]
     with local_server(settings) as server, ExitStack() as stack:
@@ -146,7 +146,7 @@ def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served
             checked(drive(send, clips[: plan.clients]).outcomes)
         memory = stack.enter_context(MemoryMeter(server.process).running())
         rounds = [
-            (alone_load(pipeline, clips, plan.clients), {url: drive(send, clips) for url, send in doors.items()})
+            (alone_load(pipeline, clips, settings.batch_jobs), {url: drive(send, clips) for url, send in doors.items()})
             for _ in range(plan.rounds)
         ]
     for _, loads in rounds:
@@ -222,11 +222,13 @@ def _cpu_name() -> str:
 
 
 def timing_table(rows: Sequence[Timing]) -> Table:
-    title = "Milliseconds per clip, p50/p90/p99; motion and discriminator: of the whole batch"
-    table = report.figure_table(title, ("how", "clip"), ("batch", "clips/s", *STAGES, "total"))
+    title = "Milliseconds per clip by stage; motion and discriminator: of the whole batch"
+    table = report.figure_table(title, ("how", "clip"), ("batch", "clips/s", "stage", "p50", "p90", "p99"))
     for row in rows:
-        cells = ("/".join(f"{value:.0f}" for value in row.ms[stage].values()) for stage in (*STAGES, "total"))
-        table.add_row(row.how, row.size, str(row.batch), f"{row.clips_per_s:.2f}", *cells)
+        cells = [row.how, row.size, str(row.batch), f"{row.clips_per_s:.2f}"]
+        for stage, ms in row.ms.items():
+            table.add_row(*cells, stage, *(f"{value:.0f}" for value in ms.values()), end_section=stage == "total")
+            cells = [""] * len(cells)
     return table
 
 
@@ -237,7 +239,7 @@ def summary_table(document: dict[str, Any], plan: Plan) -> Table:
     for door, ratio in document["served_over_in_process"].items():
         label = f"served / in-process throughput, {door}, {plan.clients} clients"
         table.add_row(label, f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})")
-    table.add_row("peak resident memory of the server's processes", f"{document['peak_resident_mib']:.0f} MiB")
+    table.add_row(f"peak resident memory, {plan.clients} clients", f"{document['peak_resident_mib']:.0f} MiB")
     for process, mib in document["resident_mib_by_process"]:
         table.add_row(f"  {process}", f"{mib:.0f} MiB")
     return table

@@ -239,10 +239,10 @@ def case_row(case: Case) -> dict[str, object]:
 def separation_table(figures: Sequence[Separation]) -> Table:
     """AUC of every head and floor; `either way` is what a floor reaches with its better sign."""
     title = "AUC: chance that a random real clip lies above a random generated one"
-    columns = ("AUC", "95% bootstrap", "95% DeLong", "either way", "real", "generated")
+    columns = ("AUC", "bootstrap 95%", "DeLong 95%", "either way", "real", "generated")
     table = report.figure_table(title, ("by",), columns)
     for row in figures:
-        numbers = (report.number(row.auc, 3), report.interval(row.bootstrap, 3), report.interval(row.delong, 3))
+        numbers = (report.number(row.auc, 3), report.interval(row.bootstrap), report.interval(row.delong))
         counts = (report.number(row.either_way, 3), str(row.num_real), str(row.num_generated))
         table.add_row(row.name.replace("_", " "), *numbers, *counts, end_section=row.name == HEADS[-1])
     table.caption = "below the line: plain statistics, the floors that a head must beat"

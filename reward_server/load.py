@@ -233,7 +233,7 @@ class MemoryMeter:
 def _resident(process: psutil.Process) -> tuple[str, float] | None:
     """What the process runs, and its resident MiB; None if it has just ended."""
     try:
-        words = [Path(word).name for word in process.cmdline()]
-        return " ".join(words[:4]), process.memory_info().rss / MIB
+        words = [Path(word).name for word in process.cmdline()[:4]]
+        return " ".join(words).partition("\n")[0], process.memory_info().rss / MIB
     except psutil.NoSuchProcess:
         return None

@@ -62,27 +62,48 @@ def unevenness(clip: Clip) -> Logits:
     return Logits(instantaneous=10 - float(bend.mean()), long_term=10 - float(bend.max()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A decoded clip, as a worker wants it."""
+
+    decoded: DecodedClip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.decoded.windows[0].clip.frames.shape
+
+    @property
+    def cost(self) -> float:
+        return float(np.prod(self.shape))
+
+
 @dataclass
 class PlainScorer:
-    """`scorer` is what to hand over; `seen` keeps every submission that was scored, in order."""
+    """What a worker and what `score_submissions` need of a Pipeline; `seen` keeps what was scored here, in order."""
 
+    model: Model = MODEL
     seen: list[Submission] = field(default_factory=list)
 
     @property
     def scorer(self) -> Scorer:
-        return Scorer(score=self.score, model=MODEL, where="plain")
+        return Scorer(score=self.score_submissions, model=MODEL, where="plain")
 
-    def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
+    def prepare(self, submission: Submission) -> Prepared:
+        return Prepared(decoded=decode(submission, SAMPLING, MODEL.limits, 30.0))
+
+    def score(self, prepared: Sequence[Prepared]) -> list[Reward | RewardServerError]:
+        return [_reward(item.decoded) for item in prepared]
+
+    def score_submissions(self, submissions: Sequence[Submission]) -> list[Outcome]:
         self.seen += submissions
-        return [_outcome(submission) for submission in submissions]
+        return [self._outcome(submission) for submission in submissions]
 
-
-def _outcome(submission: Submission) -> Outcome:
-    try:
-        decoded = decode(submission, SAMPLING, MODEL.limits, 30.0)
-    except RewardServerError as error:
-        return error_outcome("", error, submission.context)
-    return Outcome(job_id="", kind=OutcomeKind.OK, reward=_reward(decoded), context=submission.context)
+    def _outcome(self, submission: Submission) -> Outcome:
+        try:
+            (reward,) = self.score([self.prepare(submission)])
+        except RewardServerError as error:
+            return error_outcome("", error, submission.context)
+        return Outcome(job_id="", kind=OutcomeKind.OK, reward=reward, context=submission.context)
 
 
 def _reward(decoded: DecodedClip) -> Reward:

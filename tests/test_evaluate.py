@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -13,17 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import texture, video
+from PIL import Image
 from plain_scorer import MODEL, PlainScorer
+from rich.console import Console
+from running import open_doors, working
 
 from protos.types import Clip, Context, Media, Outcome, Submission
+from reward_server import evaluate
 from reward_server.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
 from reward_server.evaluate import GENERATED, REAL, Case, judge, separations, side_averages
 from reward_server.floors import FLOORS, plain_statistics
 from reward_server.matched import Protocol, matched_submission
+from reward_server.report import Outputs
 from reward_server.scoring import HEADS, failed_outcome
 from reward_server.settings import Settings
-from reward_server.shots import Shot
+from reward_server.shots import Shot, find_shots
 from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 
 levels = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
@@ -266,3 +276,25 @@ def test_an_empty_set_has_no_figures(cases):
     assert all(row.auc is None and row.bootstrap is None for row in separations(only_real))
     empty = side_averages(only_real)[-1]
     assert (empty.side, empty.num, empty.mean, empty.std, empty.saturated) == (GENERATED, 0, None, None, None)
+
+
+async def test_the_command_over_a_door_prints_and_writes_what_this_process_finds(folder, make_settings, tmp_path):
+    settings, text = make_settings(), io.StringIO()
+    outputs = Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
+    sets = [str(folder / "even*")], [str(folder / "jumpy?.mp4"), str(folder / "broken.mp4")]
+    shots = [(side, shot) for side, paths in zip((REAL, GENERATED), sets, strict=True) for shot in find_shots(paths)]
+    expected = list(judge(shots, PlainScorer().scorer, settings))
+    async with open_doors(settings) as doors, working(doors, PlainScorer()):
+        run = partial(evaluate.run, outputs=outputs, console=Console(file=text, width=80))
+        assert await asyncio.to_thread(run, *sets, settings, server=doors.grpc_url) == 1  # broken.mp4 has no reward
+    last, written = json.loads(text.getvalue().splitlines()[-1]), json.loads(outputs.json.read_text())
+    assert last["auc"] == [row.as_json() for row in separations(expected)]
+    assert last["outcomes"] == {REAL: {"ok": 3}, GENERATED: {"ok": 3, "unreadable_clip": 1}}
+    assert written["clips"] == [evaluate.case_row(case) for case in expected]
+    assert "…" not in text.getvalue().partition("{")[0]
+    with outputs.csv.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["combined"] == "" for row in rows] == [case.outcome.reward is None for case in expected]
+    for name in ("histograms.png", "roc.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(1 << 24)) > 50

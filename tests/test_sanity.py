@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import texture, video
+from PIL import Image
 from plain_scorer import SAMPLING, PlainScorer
+from rich.console import Console
+from running import open_doors, working
 
 from protos.codec import tensor_to_clip
 from protos.types import Context, Outcome
-from reward_server import sanity
+from reward_server import plots, report, sanity
 from reward_server.decode import decode
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import BadRequest
 from reward_server.recipe.manifest import Entry, write_manifest
+from reward_server.report import Outputs
 from reward_server.sanity import LEVELS, REAL, RETIMED, Rung, climb, ladder_figures
-from reward_server.scoring import clip_files, derived_seed
+from reward_server.scoring import clip_files, count_outcomes, derived_seed
 from reward_server.settings import Settings
 from reward_server.shots import Shot, find_shots
 from reward_server.stats import Share, falling, ordered
@@ -232,3 +242,50 @@ def test_a_folder_with_a_manifest_gives_its_held_out_shots_cut_out_of_their_file
 def test_files_are_found_in_folders_once_and_in_order(clips):
     names = [path.name for path in clip_files([clips, clips / "short.mp4"])]
     assert names == ["broken.mp4", "long.mp4", "short.mp4"]
+
+
+def printed(text: io.StringIO) -> dict[str, Any]:
+    return json.loads(text.getvalue().splitlines()[-1])
+
+
+async def test_the_command_over_either_door_prints_and_writes_what_this_process_finds(clips, make_settings, tmp_path):
+    settings = make_settings()
+    paths = [str(clips / name) for name in ("short.mp4", "broken.mp4")]
+    ladders = climb(find_shots(paths), PlainScorer().scorer, settings)
+    expected = [rung for ladder in ladders for rung in ladder]
+    async with open_doors(settings) as doors, working(doors, PlainScorer()):
+        for url in doors.urls:
+            text, outputs = io.StringIO(), Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
+            run = partial(sanity.run, outputs=outputs, console=Console(file=text, width=80))
+            assert await asyncio.to_thread(run, paths, settings, server=url) == 1  # broken.mp4 has no reward
+            last = printed(text)
+            assert last["figures"] == [row.as_json() for row in ladder_figures(expected)]
+            assert (last["scored_by"], last["model"]["profile"], last["clips"]) == (url, "plain", 2)
+            assert last["outcomes"] == count_outcomes(rung.outcome for rung in expected)
+            written = json.loads(outputs.json.read_text())
+            assert written["figures"] == last["figures"]
+            assert written["rungs"] == [sanity.rung_row(rung) for rung in expected]
+
+
+def test_csv_and_plots_hold_every_rung(rungs, tmp_path):
+    report.write_csv(tmp_path / "rungs.csv", sanity.CSV_COLUMNS, [sanity.rung_row(rung) for rung in rungs])
+    with (tmp_path / "rungs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(rungs) == 2 * len(LEVELS) + 1
+    assert [row["combined"] for row in rows if row["outcome"] != "ok"] == [""] * (len(rows) - scored(rungs))
+    plots.ladder(tmp_path / "ladder.png", sanity.reward_array(rungs))
+    plots.shares(tmp_path / "shares.png", ladder_figures(rungs))
+    for name in ("ladder.png", "shares.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def scored(rungs: list[Rung]) -> int:
+    return sum(rung.outcome.reward is not None for rung in rungs)
+
+
+def test_tables_fit_eighty_columns(rungs):
+    text = io.StringIO()
+    Console(file=text, width=80).print(sanity.ladder_table(ladder_figures(rungs), "combined"))
+    assert "…" not in text.getvalue()
+    assert all(name in text.getvalue() for name in (*NAMES, "all but retimed"))

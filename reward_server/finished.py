@@ -35,6 +35,14 @@ class Finished:
     batch: int  # clips that were scored together; 0: it was never scored
 
 
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Which Redis this is: since when it keeps our data, and the server's run."""
+
+    began_ms: int
+    run: str
+
+
 class Watch:
     """What one waiter waits for: outcomes of its jobs come in `take`, news of its run only wake it."""
 
@@ -79,14 +87,14 @@ class FinishedReader:
         keys: Keys,
         *,
         tick_s: float,
-        begin: Callable[[], Awaitable[int]],
+        begin: Callable[[], Awaitable[Beginning]],
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         self._link, self._keys, self._tick_s = link, keys, tick_s
         self._begin, self._sweep = begin, sweep
         self._by_job: dict[str, set[Watch]] = {}
         self._by_run: dict[str, set[Watch]] = {}
-        self._began_ms = 0  # since when Redis keeps the data we know
+        self._known: Beginning | None = None
         self._cursor, self._number = "0-0", 0  # of the last entry seen
         self.tried = asyncio.Event()  # set once the first attempt to reach Redis is over
         self.observers: list[Callable[[Finished], None]] = []
@@ -122,14 +130,13 @@ class FinishedReader:
 
     async def _catch_up(self) -> None:
         """At first read on from the newest entry; later from the last one seen, unless Redis lost its data."""
-        first, began_ms = self._began_ms == 0, await self._begin()
-        if began_ms != self._began_ms:
-            self._cursor, self._number = "0-0", 0
-        if first:
+        known, self._known = self._known, await self._begin()
+        if known is None:
             self._number = (await self._link.hash_numbers(self._keys.counts)).get("finished", 0)
             for newest in await self._link.newest(self._keys.finished, 1):
                 self._cursor, self._number = newest.id, int(newest.fields["number"])
-        self._began_ms = began_ms
+        elif known.began_ms != self._known.began_ms:
+            self._cursor, self._number = "0-0", 0
         self._all_look()
         self.tried.set()
 
@@ -140,8 +147,8 @@ class FinishedReader:
             if loop.time() - swept_at >= self._tick_s:
                 swept_at = loop.time()
                 await self._sweep()
-                if await self._begin() != self._began_ms:  # redis-py reconnects without telling us
-                    log.warning("Redis lost its data; all waiters look again")
+                if await self._begin() != self._known:  # redis-py reconnects without telling us
+                    log.warning("Redis was restarted or emptied; all waiters look again")
                     await self._catch_up()
             await self._tell(
                 await self._link.follow(

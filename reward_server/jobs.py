@@ -53,7 +53,7 @@ from reward_server.errors import (
     UnknownJob,
     error_outcome,
 )
-from reward_server.finished import Finished, FinishedReader, stored_outcomes
+from reward_server.finished import Beginning, Finished, FinishedReader, stored_outcomes
 from reward_server.records import pack_model, pack_outcome, unpack_context, unpack_model
 from reward_server.redis_link import RedisLink, end_task
 from reward_server.settings import Settings
@@ -350,9 +350,10 @@ class JobQueue:
         keep_s = self._settings.result_ttl_s
         return bool(await self._link.run(transitions.FINISH, job_id, outcome.kind.value, data, batch, keep_s, letter))
 
-    async def _begin(self) -> int:
-        """Make sure of the group; answers since when this Redis keeps our data."""
-        return int(await self._link.run(transitions.BEGIN))
+    async def _begin(self) -> Beginning:
+        """Make sure of the group; answers which Redis this is."""
+        began_ms, run = await self._link.run(transitions.BEGIN)
+        return Beginning(began_ms=int(began_ms), run=run.decode())
 
 
 def late(context: Context, settings: Settings) -> DeadlinePassed:

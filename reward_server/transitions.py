@@ -82,15 +82,17 @@ local function start(entry, id, token)
 end
 """
 
-# Makes an empty Redis ready, and answers when that was: another answer means that Redis lost its data meanwhile.
-# The group begins at 0, so that what was queued before is not skipped.
+# Makes an empty Redis ready; answers when that was, and which run of the server this is. Another time means that Redis
+# lost its data meanwhile, another run that it may have lost the last second (AOF everysec). The group begins at 0,
+# so that what was queued before is not skipped.
 BEGIN = (
     _COMMON
     + """
 relieve()
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')  -- an error: it exists
 redis.call('HSETNX', key('counts'), 'began_ms', now)
-return tonumber(redis.call('HGET', key('counts'), 'began_ms'))
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+return {redis.call('HGET', key('counts'), 'began_ms'), run}
 """
 )
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from media import texture
 
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Logits, Media, Outcome, OutcomeKind, Reward, Submission
@@ -16,7 +17,6 @@ from reward_server.errors import NonFiniteLogit, NotReady
 from reward_server.pipeline import Pipeline, query_seed
 from reward_server.profile import PROFILES
 from reward_server.settings import Settings
-from media import texture
 
 TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
 
@@ -52,7 +52,9 @@ def test_a_reward_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
 
 
 def test_rewards_are_clipped_logits_and_combined_is_their_weighted_mean() -> None:
-    settings = Settings(num_tracks=64, reward_min=-0.01, reward_max=0.01, weight_instantaneous=3.0, weight_long_term=1.0)
+    settings = Settings(
+        num_tracks=64, reward_min=-0.01, reward_max=0.01, weight_instantaneous=3.0, weight_long_term=1.0
+    )
     scored = reward(Pipeline.load(settings).score_submissions([tensor()])[0])
     for name in ("instantaneous", "long_term"):
         assert getattr(scored, name) == min(max(getattr(scored.logits, name), -0.01), 0.01)
@@ -128,5 +130,3 @@ def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path: object)
 def test_logits_refuse_what_is_not_finite() -> None:
     with pytest.raises(ValueError, match="finite"):
         Logits(instantaneous=math.inf, long_term=0.0)
-
-

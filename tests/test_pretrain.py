@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media import texture, video
 from torch import nn
 
 from protos.client import submission
@@ -29,11 +30,16 @@ from reward_server.profile import PROFILES
 from reward_server.sampling import Sampling
 from reward_server.settings import Settings
 from reward_server.views import SourceFrames, random_view, soften
-from media import texture, video
 
 PROFILE = PROFILES["embedded"]
 TINY = TrainingConfig(
-    steps=6, views_per_step=2, negatives_per_view=1, tracks_per_step=16, evaluate_every=3, evaluate_tracks=16, bf16=False
+    steps=6,
+    views_per_step=2,
+    negatives_per_view=1,
+    tracks_per_step=16,
+    evaluate_every=3,
+    evaluate_tracks=16,
+    bf16=False,
 )
 
 
@@ -101,7 +107,8 @@ def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_s
     twin, own, other = sample("t", fault="static"), sample("o", fault="generated"), sample("x", fault="generated")
     own, other = dataclasses.replace(own, view="w"), dataclasses.replace(other, view="y", source="z")
     lone = dataclasses.replace(sample("r2"), view="v2")
-    joined = {view.real.key: [n.key for n in view.negatives] for view in views_of([sample("r"), lone, twin, own, other])}
+    views = views_of([sample("r"), lone, twin, own, other])
+    joined = {view.real.key: [n.key for n in view.negatives] for view in views}
     assert joined == {"r": ["t"], "r2": ["o"]}
     assert views_of([sample("r"), other])[0].negatives == (other,)
     assert views_of([sample("r"), sample("t", fault="static", num=8)]) == []

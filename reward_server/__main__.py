@@ -191,9 +191,11 @@ def settings_of(**options: Any) -> Settings:
 def main() -> None:
     """What the user can mend is one line on the standard error: exit code 2 for a wrong use, else 1."""
     from protos.client_errors import RewardClientError  # noqa: PLC0415
+    from reward_server import log  # noqa: PLC0415
 
+    log.configure("warning")  # serve and worker set their own level
     try:
-        app()
+        app(prog_name="motion-reward")
     except (RewardServerError, RewardClientError, OSError) as error:
         typer.echo(f"motion-reward: {error}", err=True)
         sys.exit(2 if isinstance(error, BadRequest) else 1)

@@ -20,7 +20,7 @@ from protos.client_errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
 from protos.types import Context, Error, Outcome, OutcomeKind, Submission
 from reward_server.errors import BadRequest, ClipTooLarge, error_outcome
-from reward_server.report import ABSENT, number, progress_bar, write_csv, write_json
+from reward_server.report import number, progress_bar, write_csv, write_json
 from reward_server.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
@@ -138,10 +138,18 @@ def document(scored: Sequence[Scored]) -> dict[str, Any]:
 
 def table(scored: Sequence[Scored]) -> Table:
     """One row per file."""
-    drawn = Table("clip", "outcome", *(head.replace("_", "-") for head in HEADS), "clipped", "error")
+    drawn = Table()
+    drawn.add_column("clip", overflow="fold")
+    for head in HEADS:
+        drawn.add_column(head.replace("_", " "), justify="right")
+    drawn.add_column("outcome")
     for item in scored:
-        row = outcome_row(item.outcome)
         rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
-        clipped = {True: "yes", False: "no"}.get(bool(row["clipped"])) if item.ok else ABSENT
-        drawn.add_row(str(item.path), str(row["outcome"]), *rewards, clipped, str(row["error"] or ""))
+        drawn.add_row(str(item.path), *rewards, _verdict(item.outcome))
     return drawn
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.error:
+        return f"{outcome.kind.value}, {outcome.error.code}: {outcome.error.message}"
+    return "ok, clipped" if outcome.reward and outcome.reward.clipped else "ok"

@@ -1,8 +1,8 @@
 """Frozen motion features on disk, so that training the heads never runs the estimators again.
 
 One safetensors file per sample, compact: tracks as int16 in 1/64 px, visibility and confidence as
-uint8, correlation as int8, residuals as int8 companded by a square root (3% relative accuracy from
-0.02 to 250 grey levels), about 0.8 MiB for 256 tracks x 16 frames and 8 frame pairs of 144x256. A
+uint8, correlation as int8, residuals r as int8 companded by a square root (within sqrt(|r|)/8 grey
+levels, up to 252), about 0.8 MiB for 256 tracks x 16 frames and 8 frame pairs of 144x256. A
 step reads only the frame pairs it asks for. The index is JSON lines.
 """
 

@@ -35,14 +35,17 @@ class SourceFrames:
 def read_source(path: Path, *, first: int = 0, last: int | None = None, max_side_px: int = 640) -> SourceFrames:
     """Frames first..last (exclusive) of a video, no side longer than `max_side_px`."""
     frames = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        for index, frame in enumerate(container.decode(stream)):
-            if last is not None and index >= last:
-                break
-            if index >= first:
-                frames.append(_shrink(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), max_side_px))
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            for index, frame in enumerate(container.decode(stream)):
+                if last is not None and index >= last:
+                    break
+                if index >= first:
+                    frames.append(_shrink(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), max_side_px))
+    except (av.FFmpegError, IndexError) as error:
+        raise UnreadableClip(f"{path} cannot be decoded ({error}); leave it out") from error
     if not frames or fps <= 0:
         raise UnreadableClip(f"{path} gives no frames from {first} on, or no frame rate; leave it out")
     return SourceFrames(frames=np.stack(frames), fps=fps)

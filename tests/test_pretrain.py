@@ -77,7 +77,8 @@ def test_the_cache_gives_back_what_the_heads_see(cache: FeatureCache) -> None:
     maps = cache.maps(sample("0real"), 0, 4)
     exact_maps = PROFILE.residual_maps(motion)[[0, 5, 9, 14]]
     assert torch.allclose(maps[:, 1], exact_maps[:, 1], atol=1 / 255)
-    assert torch.allclose(maps[:, 0], exact_maps[:, 0], rtol=0.07, atol=0.01)
+    error = (maps[:, 0] - exact_maps[:, 0]).abs()
+    assert bool((error <= exact_maps[:, 0].abs().sqrt() / 8 + 0.005).all())
 
 
 def test_only_finished_parts_are_read(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_average_moves_by_one_minus_decay() -> None:
     nn.init.constant_(average.weight, 1.0)
     nn.init.constant_(module.weight, 3.0)
     update_average(average, module, 0.75)
-    assert float(average.weight) == pytest.approx(1.5)
+    assert average.weight.item() == pytest.approx(1.5)
 
 
 def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_source() -> None:

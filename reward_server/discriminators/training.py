@@ -92,7 +92,7 @@ class HeadTrainer:
             self.head.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(step, config))
-        self.step, self.best, self.best_step = 0, 0.0, 0
+        self.step, self.best, self.best_step = 0, -1.0, 0
 
     def train(
         self, views: Sequence[View], held_out: Sequence[View], report: Callable[[int, str], None] = lambda *_: None

@@ -12,12 +12,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from media import LIMITS
 
 from protos.types import Error, Media, Outcome, OutcomeKind, Submission
 from reward_server.bench import checked, quantiles, spread
 from reward_server.decode import Sampling, decode
 from reward_server.load import MemoryMeter, Size, drive, free_port, made_up_clip, started
-from media import LIMITS
 
 SIZE = Size(frames=12, height_px=96, width_px=128, fps=12.0)
 HOLD = "import time; held = b'x' * (64 << 20); print(1, flush=True); time.sleep(60)"

@@ -57,14 +57,15 @@ def worker(
     redis_url: RedisUrl = None,
     profile: Profile = None,
     checkpoint: Checkpoint = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes to keep alive.")] = 1,
     log_level: LogLevel = None,
     end_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Score the jobs of a queue, without doors."""
     settings = settings_of(redis_url=redis_url, profile=profile, checkpoint=checkpoint, log_level=log_level)
-    from reward_server.serve import run_worker_process  # noqa: PLC0415
+    from reward_server.serve import run_workers  # noqa: PLC0415
 
-    run_worker_process(settings, end_with_parent=end_with_stdin)
+    run_workers(settings, workers, end_with_parent=end_with_stdin)
 
 
 @app.command()

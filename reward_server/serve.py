@@ -42,14 +42,24 @@ def run_server(settings: Settings, num_workers: int) -> None:
     asyncio.run(serve(settings, num_workers))
 
 
-def run_worker_process(settings: Settings, *, end_with_parent: bool) -> None:
-    """Work until a signal; with `end_with_parent` also until standard input ends."""
+def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) -> None:
+    """Work until a signal, in this process if it is one worker; with `end_with_parent` until standard input ends."""
     from reward_server.worker import run_worker  # noqa: PLC0415 - torch stays out of the doors
 
     logs.configure(settings.log_level)
     if end_with_parent:
         end_with_stdin()
-    asyncio.run(run_worker(settings))
+    asyncio.run(run_worker(settings) if num_workers == 1 else keep_workers(settings, num_workers))
+
+
+async def keep_workers(settings: Settings, num_workers: int) -> None:
+    """Worker processes without doors, from start to end."""
+    stop = Stop()
+    with stop.on_signals():
+        workers = WorkerProcesses(settings, num_workers, stop.hurry)
+        workers.start()
+        await stop.wait()
+        await workers.stop()
 
 
 async def serve(settings: Settings, num_workers: int) -> None:
@@ -64,7 +74,7 @@ async def serve(settings: Settings, num_workers: int) -> None:
         service = Service(queue, settings, Metrics())
         http, grpc = HttpDoor(service, settings), GrpcDoor(service, settings)
         addresses = {"http": f"http://{http.bind()}", "grpc": f"grpc://{grpc.bind()}"}
-        workers = WorkerProcesses(settings, num_workers)
+        workers = WorkerProcesses(settings, num_workers, stop.hurry)
         workers.start()
         stack.push_async_callback(workers.stop)
         stack.push_async_callback(_close, http, grpc, 0.0)  # also where we never got to open them
@@ -86,7 +96,7 @@ class Stop:
     """Signals as something to wait for: the first says stop, the second says now."""
 
     def __init__(self) -> None:
-        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        self._stop, self.hurry = asyncio.Event(), asyncio.Event()
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -100,7 +110,7 @@ class Stop:
                 loop.remove_signal_handler(number)
 
     def signal(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        (self.hurry if self._stop.is_set() else self._stop).set()
 
     @property
     def wanted(self) -> bool:
@@ -111,7 +121,7 @@ class Stop:
 
     async def unless_hurried(self, work: asyncio.Future[Any]) -> None:
         """Wait for `work`, but not past the second signal."""
-        hurry = asyncio.create_task(self._hurry.wait())
+        hurry = asyncio.create_task(self.hurry.wait())
         await asyncio.wait((work, hurry), return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         work.cancel()
@@ -149,14 +159,21 @@ class HttpDoor:
         await self._server.listening.wait()
 
     async def stop(self, grace_s: float) -> None:
-        """No new requests, `grace_s` (whole seconds) for those under way; twice is fine."""
+        """No new requests, `grace_s` (whole seconds) for those under way, then they are answered 503.
+
+        Twice is fine: with 0 the second ends the wait of the first.
+        """
         if self._serving is None:
             for bound in self._sockets:
                 bound.close()
             return
         self._server.config.timeout_graceful_shutdown = round(grace_s)
         self._server.should_exit = True
-        await self._serving
+        if grace_s == 0:
+            self._server.force_exit = True
+            for task in self._server.server_state.tasks:
+                task.cancel()
+        await asyncio.wait({self._serving})  # not the task itself: whoever is tired of waiting must not cancel it
 
 
 class _Uvicorn(uvicorn.Server):

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import structlog
 
@@ -28,13 +29,13 @@ log = structlog.get_logger("workers")
 
 
 class WorkerProcesses:
-    """`num` workers kept alive from `start` to `stop`."""
+    """`num` workers kept alive from `start` to `stop`; once `hurry` is set, `stop` does not wait for their drain."""
 
-    def __init__(self, settings: Settings, num: int) -> None:
+    def __init__(self, settings: Settings, num: int, hurry: asyncio.Event) -> None:
         self._environment = worker_environment(settings)
         self._drain_s = settings.drain_s
         self._num = num
-        self._stopping = asyncio.Event()
+        self._stopping, self._hurry = asyncio.Event(), hurry
         self._tasks: list[asyncio.Task[None]] = []
         self.died = asyncio.Event()  # some worker ended by itself at least once
 
@@ -68,17 +69,22 @@ class WorkerProcesses:
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the workers in order
         )
         ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await _first(ended, self._stopping.wait())
             if not ended.done():
                 process.terminate()
-                await asyncio.wait({ended}, timeout=self._drain_s + KILL_S)
+                await _first(ended, self._hurry.wait(), timeout_s=self._drain_s + KILL_S)
         finally:
-            stopping.cancel()
             if not ended.done():
                 process.kill()
         return await ended
+
+
+async def _first(ended: asyncio.Task[int], other: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> None:
+    """Wait until either is over."""
+    waiting = asyncio.create_task(other)
+    await asyncio.wait({ended, waiting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 def worker_environment(settings: Settings) -> Mapping[str, str]:

@@ -10,8 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +185,16 @@ async def test_a_server_that_goes_away_leaves_rows_with_its_error(
 @pytest.fixture
 def serving(tmp_path: Path, heads_file: Path) -> Callable[..., Any]:
     """`motion-reward serve` on free ports with a private Redis; yields its process and its two addresses."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MOTION_REWARD_")}
-    environment |= {"MOTION_REWARD_CHECKPOINT": str(heads_file), "MOTION_REWARD_NUM_TRACKS": "16"}
+    environment = {"MOTION_REWARD_CHECKPOINT": str(heads_file), "MOTION_REWARD_NUM_TRACKS": "16"}
     environment |= {"MOTION_REWARD_THREADS": "1", "MOTION_REWARD_DATA_DIR": str(tmp_path), "PYTHONWARNINGS": "error"}
 
     @contextmanager
     def start(*options: str) -> Iterator[tuple[psutil.Popen, str, str]]:
         ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
         command = [sys.executable, "-m", "reward_server", "serve", *ports, *options]
-        process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = psutil.Popen(
+            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         try:
             found = ADDRESSES.search(process.stdout.readline())
             http, grpc = found.groups() if found else ("", "")
@@ -229,9 +232,34 @@ def test_serve_loads_scores_restarts_a_dead_worker_and_drains(serving: Callable[
 
 
 @pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_the_drain(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hung worker and a waiting client would hold up the drain for ten minutes."""
+    monkeypatch.setenv("MOTION_REWARD_DRAIN_S", "600")
+    with serving() as (process, http, _), ThreadPoolExecutor(1) as pool:
+        [worker] = [child for child in process.children(recursive=True) if "worker" in child.cmdline()]
+        worker.suspend()
+        waiting = pool.submit(httpx.post, f"{http}/v1/score", files={"video": b"not soon"}, timeout=120)
+        while "queue_jobs 0.0" in httpx.get(f"{http}/metrics").text:
+            time.sleep(0.05)
+        family = process.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        with suppress(httpx.TransportError):
+            while httpx.get(f"{http}/healthz"):
+                time.sleep(0.05)  # until the door is shut, so that the signals are two
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert waiting.exception() or waiting.result().status_code == 503
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+
+
+@pytest.mark.slow
 def test_workers_and_redis_end_when_the_server_is_killed(serving: Callable[..., Any]) -> None:
     with serving() as (process, _, _):
         family = process.children(recursive=True)
+        assert len(family) >= 2
         process.kill()
         _, alive = psutil.wait_procs(family, timeout=30)
         assert alive == []

@@ -128,10 +128,9 @@ def _p99(load: Load) -> float:
 
 def result_table(document: dict[str, Any]) -> Table:
     """One row per server; ratios are the median over rounds, with the range."""
-    table = Table(title=f"{document['clips']} clips of {PAPER} a round, {document['clients']} clients")
-    table.add_column("server")
-    for title in ("clips/s", "p50 ms", "p90 ms", "p99 ms", "throughput / LitServe's", "p99 / LitServe's"):
-        table.add_column(title, justify="right")
+    title = f"{document['clips']} clips of {PAPER} a round, {document['clients']} clients; ratios: ours over LitServe's"
+    columns = ("clips/s", "p50 ms", "p90 ms", "p99 ms", "throughput", "p99")
+    table = report.figure_table(title, ("server",), columns)
     for name, figures in document["servers"].items():
         ratios = document["ours_over_litserve"].get(name)
         cells = [_range(ratios[key]) if ratios else report.ABSENT for key in ("throughput", "p99")]

@@ -39,7 +39,7 @@ class GrpcTransport:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._channel = grpc.insecure_channel(target, OPTIONS)  # type: ignore[no-untyped-call]
+        self._channel = grpc.insecure_channel(target, OPTIONS)
         self._stub = _stub(self._channel)
 
     def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +138,16 @@ def document(scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def table(scored: Sequence[Scored]) -> Table:
-    """One row per file."""
-    drawn = Table()
+    """One row per file, named from the folder they share."""
+    folder = Path(os.path.commonpath([item.path.resolve().parent for item in scored]))
+    drawn = Table(title=f"clips in {folder}", title_justify="left")
     drawn.add_column("clip", overflow="fold")
     for head in HEADS:
         drawn.add_column(head.replace("_", " "), justify="right")
     drawn.add_column("outcome")
     for item in scored:
         rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
-        drawn.add_row(str(item.path), *rewards, _verdict(item.outcome))
+        drawn.add_row(str(item.path.resolve().relative_to(folder)), *rewards, _verdict(item.outcome))
     return drawn
 
 

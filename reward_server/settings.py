@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     # Batches
     batch_jobs: int = Field(8, ge=1, description="Jobs claimed at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
-    batch_cost: float = Field(3.2e7, gt=0, description="Pixels of the frames that share one pass of the heads.")
+    batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that share one pass of the heads.")
 
     @field_validator("http", "grpc")
     @classmethod

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from protos.json_codec import result_from_json, result_to_json
 from protos.types import Media, Outcome, Submission
-from reward_server import report
 from reward_server.bench import PAPER, checked, door_name, machine, quantiles, senders, spread
+from reward_server.evaluation import report
 from reward_server.load import Load, Send, drive, free_port, local_server, made_up_clip, started
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings

@@ -129,8 +129,8 @@ def sanity(
 ) -> None:
     """Degrade real clips in every way and strength, and see whether the reward falls. One JSON line ends the output."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
-    from reward_server import sanity as ladder  # noqa: PLC0415
-    from reward_server.report import Outputs  # noqa: PLC0415
+    from reward_server.evaluation import sanity as ladder  # noqa: PLC0415
+    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
     raise typer.Exit(ladder.run(paths, settings, server=server, windows=windows, seed=seed, outputs=outputs))
@@ -154,8 +154,8 @@ def evaluate(
 ) -> None:
     """AUC of real against generated clips, beside what plain statistics reach. One JSON line ends the output."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
-    from reward_server import evaluate as evaluation  # noqa: PLC0415
-    from reward_server.report import Outputs  # noqa: PLC0415
+    from reward_server.evaluation import evaluate as evaluation  # noqa: PLC0415
+    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
     raise typer.Exit(

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from protos.client import RewardClient
 from protos.types import Outcome, Submission
-from reward_server import report
+from reward_server.evaluation import report
 from reward_server.load import Load, MemoryMeter, Send, Size, drive, local_server, made_up_clip
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings

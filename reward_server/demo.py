@@ -20,12 +20,12 @@ from rich.table import Table
 
 from protos.client import RewardClient, submission
 from protos.types import Clip, Context, Outcome
-from reward_server.decode import decode
+from reward_server.decoding.decode import decode
+from reward_server.decoding.sampling import Sampling
 from reward_server.degradations import NAMES, degrade
 from reward_server.errors import NotReady
 from reward_server.recipe.catalogue import CAMERA
 from reward_server.recipe.packages import media_file
-from reward_server.sampling import Sampling
 
 SOURCE = "face"  # the shipped weights were not trained on it
 STRENGTHS = (0.5, 1.0)

@@ -27,7 +27,7 @@ import psutil
 from numpy.typing import NDArray
 
 from protos.types import Clip, Media, Outcome, Submission
-from reward_server.encode import encode_h264
+from reward_server.decoding.encode import encode_h264
 from reward_server.settings import MIB, PREFIX, Settings
 
 Send = Callable[[Submission], Outcome]

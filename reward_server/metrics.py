@@ -22,8 +22,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from protos.types import OutcomeKind, Reward
-from reward_server.admission import QueueDepth
-from reward_server.finished import Finished
+from reward_server.queue.admission import QueueDepth
+from reward_server.queue.finished import Finished
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 LOGITS = tuple(float(x) for x in range(-10, 11))

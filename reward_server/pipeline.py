@@ -37,7 +37,7 @@ from protos.types import (
     Timings,
     WindowLogits,
 )
-from reward_server.decode import CONTAINERS, DecodedClip, Sampling, decode
+from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.discriminators.checkpoint import Heads, load_heads
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.motion import Motion

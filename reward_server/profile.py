@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
-from reward_server.decode import Sampling
+from reward_server.decoding.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.classical import ClassicalEstimators

@@ -21,8 +21,8 @@ from protos.client_errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
 from protos.types import Context, Error, Outcome, OutcomeKind, Submission
 from reward_server.errors import BadRequest, ClipTooLarge, error_outcome
-from reward_server.report import number, progress_bar, write_csv, write_json
-from reward_server.scoring import (
+from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
+from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,

@@ -20,13 +20,13 @@ import uvicorn
 from pydantic import SecretStr
 
 from reward_server import log as logs
+from reward_server.doors.grpc_api import GrpcDoor
+from reward_server.doors.http_api import create_app
 from reward_server.errors import NotReady
-from reward_server.grpc_api import GrpcDoor
-from reward_server.http_api import create_app
-from reward_server.jobs import JobQueue
 from reward_server.metrics import Metrics
-from reward_server.private_redis import PrivateRedis
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue
+from reward_server.queue.private_redis import PrivateRedis
+from reward_server.queue.redis_link import connect
 from reward_server.service import Service
 from reward_server.settings import Settings
 from reward_server.worker_processes import WorkerProcesses, end_with_stdin

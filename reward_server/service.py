@@ -17,8 +17,8 @@ from reward_server.errors import (
     RewardServerError,
     error_outcome,
 )
-from reward_server.jobs import JobQueue, JobState
 from reward_server.metrics import Metrics, Snapshot
+from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.settings import Settings
 
 NO_WORKER = "no live worker: start one with `motion-reward worker`, or wait while it loads its weights"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
-from reward_server.decode import Sampling, profile_size, resize_frame
+from reward_server.decoding.decode import Sampling, profile_size, resize_frame
 from reward_server.errors import UnreadableClip
 
 FPS_RANGE = (7.5, 18.0)  # rates that the profile's resampling can leave a clip at

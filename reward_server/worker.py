@@ -23,9 +23,9 @@ import structlog
 
 from protos.types import Model, Outcome, OutcomeKind, Reward, Submission
 from reward_server.errors import NotReady, Overloaded, RewardServerError, ScoringFailed, error_outcome
-from reward_server.hand import Hand, Prepared, Ready
-from reward_server.jobs import Job, JobQueue, late
-from reward_server.redis_link import connect, end_task
+from reward_server.queue.hand import Hand, Prepared, Ready
+from reward_server.queue.jobs import Job, JobQueue, late
+from reward_server.queue.redis_link import connect, end_task
 from reward_server.settings import Settings
 
 T = TypeVar("T")

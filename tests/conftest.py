@@ -11,9 +11,9 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from reward_server.jobs import JobQueue
-from reward_server.private_redis import PrivateRedis
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue
+from reward_server.queue.private_redis import PrivateRedis
+from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 
 if TYPE_CHECKING:

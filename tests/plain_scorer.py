@@ -23,9 +23,9 @@ from protos.types import (
     Reward,
     Submission,
 )
-from reward_server.decode import DecodedClip, Sampling, decode
+from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import RewardServerError, error_outcome
-from reward_server.scoring import Scorer
+from reward_server.evaluation.scoring import Scorer
 
 SAMPLING = Sampling(area_px=64 * 96)
 BOUNDS = Bounds(min=-10.0, max=10.0)

@@ -24,10 +24,10 @@ from protos import reward_pb2_grpc as rpc
 from protos.http_transport import FIELDS
 from protos.json_codec import result_from_json
 from protos.types import Outcome, Submission, Timings
-from reward_server.grpc_api import GrpcDoor
-from reward_server.jobs import JobQueue
+from reward_server.doors.grpc_api import GrpcDoor
 from reward_server.metrics import Metrics
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue
+from reward_server.queue.redis_link import connect
 from reward_server.serve import HttpDoor
 from reward_server.service import Service
 from reward_server.settings import Settings

@@ -16,7 +16,7 @@ from media import LIMITS
 
 from protos.types import Error, Media, Outcome, OutcomeKind, Submission
 from reward_server.bench import checked, quantiles, spread
-from reward_server.decode import Sampling, decode
+from reward_server.decoding.decode import Sampling, decode
 from reward_server.load import MemoryMeter, Size, drive, free_port, made_up_clip, started
 
 SIZE = Size(frames=12, height_px=96, width_px=128, fps=12.0)

@@ -11,7 +11,7 @@ import pytest
 
 from protos.codec import frames_to_tensor
 from protos.types import Media
-from reward_server.decode import Sampling, decode
+from reward_server.decoding.decode import Sampling, decode
 
 # At this area a 64x96 clip keeps its size, so that pixels can be compared one by one.
 SAME_SIZE = Sampling(area_px=64 * 96)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from protos.types import Media
-from reward_server.decode import DecodedClip, Sampling, decode
+from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import (
     BadTensor,
     ClipTooLarge,

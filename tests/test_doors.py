@@ -17,9 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import reward_pb2 as pb
 from protos.types import Context, Media, Origin, Outcome, OutcomeKind, Submission
 from reward_server import errors
+from reward_server.doors.grpc_api import SERVICE
+from reward_server.doors.intake import request_id
 from reward_server.errors import DOORS, BadRequest, RewardServerError, door
-from reward_server.grpc_api import SERVICE
-from reward_server.intake import request_id
 from reward_server.pipeline import Pipeline
 from tests import media
 from tests.conftest import MakeSettings

@@ -24,17 +24,17 @@ from rich.console import Console
 from running import open_doors, working
 
 from protos.types import Clip, Context, Media, Outcome, Submission
-from reward_server import evaluate
-from reward_server.decode import Sampling, decode
+from reward_server.decoding.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
-from reward_server.evaluate import GENERATED, REAL, Case, judge, separations, side_averages
-from reward_server.floors import FLOORS, plain_statistics
-from reward_server.matched import Protocol, matched_submission
-from reward_server.report import Outputs
-from reward_server.scoring import HEADS, failed_outcome
+from reward_server.evaluation import evaluate
+from reward_server.evaluation.evaluate import GENERATED, REAL, Case, judge, separations, side_averages
+from reward_server.evaluation.floors import FLOORS, plain_statistics
+from reward_server.evaluation.matched import Protocol, matched_submission
+from reward_server.evaluation.report import Outputs
+from reward_server.evaluation.scoring import HEADS, failed_outcome
+from reward_server.evaluation.shots import Shot, find_shots
+from reward_server.evaluation.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 from reward_server.settings import Settings
-from reward_server.shots import Shot, find_shots
-from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 
 levels = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 

@@ -28,7 +28,6 @@ from protos.types import (
     Source,
     Submission,
 )
-from reward_server import transitions
 from reward_server.errors import (
     BadRequest,
     IdempotencyConflict,
@@ -39,11 +38,12 @@ from reward_server.errors import (
     UnreadableClip,
     error_outcome,
 )
-from reward_server.finished import Finished
-from reward_server.jobs import Job, JobQueue, JobState
-from reward_server.records import pack_outcome
-from reward_server.redis_link import connect
-from reward_server.transitions import GROUP, Keys
+from reward_server.queue import transitions
+from reward_server.queue.finished import Finished
+from reward_server.queue.jobs import Job, JobQueue, JobState
+from reward_server.queue.records import pack_outcome
+from reward_server.queue.redis_link import connect
+from reward_server.queue.transitions import GROUP, Keys
 from tests.conftest import MakeSettings, OpenQueue
 
 KEYS = Keys(profile="embedded")

@@ -15,12 +15,12 @@ import pytest
 import schemathesis
 from pydantic import SecretStr
 
-from reward_server.http_api import create_app
-from reward_server.jobs import JobQueue
+from reward_server.doors.http_api import create_app
 from reward_server.metrics import Metrics
 from reward_server.pipeline import Pipeline
-from reward_server.private_redis import PrivateRedis
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue
+from reward_server.queue.private_redis import PrivateRedis
+from reward_server.queue.redis_link import connect
 from reward_server.service import Service
 from reward_server.settings import Settings
 from tests.running import open_doors, working

@@ -14,6 +14,7 @@ from torch import nn
 
 from protos.client import submission
 from protos.types import Clip
+from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.training import (
     HeadName,
     HeadTrainer,
@@ -27,7 +28,6 @@ from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.pipeline import Pipeline
 from reward_server.pretrain import CacheConfig, find_clips, pretrain, split_by_source
 from reward_server.profile import PROFILES
-from reward_server.sampling import Sampling
 from reward_server.settings import Settings
 from reward_server.views import SourceFrames, random_view, soften
 

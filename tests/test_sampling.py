@@ -9,8 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from reward_server.errors import ClipTooShort
-from reward_server.sampling import (
+from reward_server.decoding.sampling import (
     Sampling,
     frame_interval,
     nearest,
@@ -19,6 +18,7 @@ from reward_server.sampling import (
     schedule,
     stride_of,
 )
+from reward_server.errors import ClipTooShort
 
 SAMPLING = Sampling()
 

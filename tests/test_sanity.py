@@ -24,17 +24,17 @@ from running import open_doors, working
 
 from protos.codec import tensor_to_clip
 from protos.types import Context, Outcome
-from reward_server import plots, report, sanity
-from reward_server.decode import decode
+from reward_server.decoding.decode import decode
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import BadRequest
+from reward_server.evaluation import plots, report, sanity
+from reward_server.evaluation.report import Outputs
+from reward_server.evaluation.sanity import LEVELS, REAL, RETIMED, Rung, climb, ladder_figures
+from reward_server.evaluation.scoring import clip_files, count_outcomes, derived_seed
+from reward_server.evaluation.shots import Shot, find_shots
+from reward_server.evaluation.stats import Share, falling, ordered
 from reward_server.recipe.manifest import Entry, write_manifest
-from reward_server.report import Outputs
-from reward_server.sanity import LEVELS, REAL, RETIMED, Rung, climb, ladder_figures
-from reward_server.scoring import clip_files, count_outcomes, derived_seed
 from reward_server.settings import Settings
-from reward_server.shots import Shot, find_shots
-from reward_server.stats import Share, falling, ordered
 
 RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SETTINGS = Settings()

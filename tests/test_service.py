@@ -20,9 +20,9 @@ from pydantic import SecretStr
 from protos.types import Media, OutcomeKind, Submission
 from reward_server import log
 from reward_server.errors import IdempotencyConflict, NotReady, Overloaded, RefreshUnavailable, UnknownJob
-from reward_server.jobs import JobQueue, JobState
 from reward_server.metrics import Metrics
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue, JobState
+from reward_server.queue.redis_link import connect
 from reward_server.service import Service
 from reward_server.settings import Settings
 from reward_server.worker import run_worker
@@ -261,7 +261,8 @@ def test_logs_on_a_terminal_are_for_people() -> None:
 def test_a_door_does_not_load_what_only_a_worker_needs() -> None:
     """Memory: the doors' process must stay small."""
     code = (
-        "import sys; import reward_server.service, reward_server.jobs, reward_server.private_redis, reward_server.log;"
+        "import sys; import reward_server.service, reward_server.queue.jobs;"
+        "import reward_server.queue.private_redis, reward_server.log;"
         "print([name for name in ('torch', 'cv2', 'timm', 'av') if name in sys.modules])"
     )
     root = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protos.types import Media, Outcome, OutcomeKind, Submission
-from reward_server.jobs import JobQueue, JobState
-from reward_server.private_redis import PrivateRedis
-from reward_server.redis_link import connect
+from reward_server.queue.jobs import JobQueue, JobState
+from reward_server.queue.private_redis import PrivateRedis
+from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 from reward_server.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
@@ -364,7 +364,7 @@ async def test_a_worker_waits_for_a_redis_that_comes_later(make_settings: MakeSe
 @pytest.mark.parametrize("end", ["close", "kill"])
 async def test_a_private_redis_ends_with_its_parent(tmp_path: Path, end: str) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from reward_server.private_redis import PrivateRedis;"
+        "import sys, time; from pathlib import Path; from reward_server.queue.private_redis import PrivateRedis;"
         "from reward_server.settings import Settings;"
         "server = PrivateRedis(Settings(data_dir=Path(sys.argv[1]))); server.start();"
         "print(server.url, flush=True); sys.stdin.read()"

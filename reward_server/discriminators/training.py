@@ -26,9 +26,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_server.discriminators.checkpoint import new_heads
+from reward_server.evaluation.stats import auc
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.profile import Profile
-from reward_server.stats import auc
 
 HeadName = Literal["instantaneous", "long_term"]
 HEADS: tuple[HeadName, ...] = ("instantaneous", "long_term")

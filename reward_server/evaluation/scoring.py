@@ -19,10 +19,10 @@ import numpy as np
 from protos.client import RewardClient, submission
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Limits, Media, Model, Outcome, Submission
-from reward_server.decode import Sampling
+from reward_server.decoding.decode import Sampling
 from reward_server.errors import RewardServerError, UnreadableClip, error_outcome
+from reward_server.evaluation.stats import Floats
 from reward_server.settings import Settings
-from reward_server.stats import Floats
 
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 

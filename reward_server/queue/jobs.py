@@ -32,16 +32,6 @@ from typing import Any
 from redis.asyncio import Redis
 
 from protos.types import Context, Media, Model, Outcome, Submission
-from reward_server import transitions
-from reward_server.admission import (
-    QueueDepth,
-    Request,
-    check_fits,
-    conflict,
-    estimated_cost,
-    requests_of,
-    retry_after_s,
-)
 from reward_server.errors import (
     AttemptsExhausted,
     BadRequest,
@@ -53,9 +43,19 @@ from reward_server.errors import (
     UnknownJob,
     error_outcome,
 )
-from reward_server.finished import Beginning, Finished, FinishedReader, stored_outcomes
-from reward_server.records import pack_model, pack_outcome, unpack_context, unpack_model
-from reward_server.redis_link import RedisLink, end_task
+from reward_server.queue import transitions
+from reward_server.queue.admission import (
+    QueueDepth,
+    Request,
+    check_fits,
+    conflict,
+    estimated_cost,
+    requests_of,
+    retry_after_s,
+)
+from reward_server.queue.finished import Beginning, Finished, FinishedReader, stored_outcomes
+from reward_server.queue.records import pack_model, pack_outcome, unpack_context, unpack_model
+from reward_server.queue.redis_link import RedisLink, end_task
 from reward_server.settings import Settings
 
 STAGE_S = 120

@@ -20,9 +20,9 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
+from reward_server.decoding.pixels import picture
+from reward_server.decoding.reel import Guard, Picture, Reel
 from reward_server.errors import UnreadableClip
-from reward_server.pixels import picture
-from reward_server.reel import Guard, Picture, Reel
 
 if TYPE_CHECKING:  # generic in its stub only
     Packet = av.Packet[av.VideoStream]

@@ -19,12 +19,12 @@ from rich.table import Table
 
 from protos.codec import to_json
 from protos.types import Clip, Context, Outcome, Submission
-from reward_server import plots, report
-from reward_server.decode import Window, decode
+from reward_server.decoding.decode import Window, decode
+from reward_server.decoding.sampling import stride_of
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import RewardServerError
-from reward_server.sampling import stride_of
-from reward_server.scoring import (
+from reward_server.evaluation import plots, report
+from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
@@ -36,9 +36,9 @@ from reward_server.scoring import (
     outcome_row,
     tensor_submission,
 )
+from reward_server.evaluation.shots import Shot, find_shots
+from reward_server.evaluation.stats import Floats, Interval, Share, falling, mean_bootstrap, ordered
 from reward_server.settings import Settings
-from reward_server.shots import Shot, find_shots
-from reward_server.stats import Floats, Interval, Share, falling, mean_bootstrap, ordered
 
 REAL = "real"
 RETIMED = ("speed_change", "fps_relabelled")  # faults that a plausible clip of another speed could also show

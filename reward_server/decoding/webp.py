@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reward_server.decoding.pixels import over_black
+from reward_server.decoding.reel import Guard, Picture, Reel
 from reward_server.errors import ClipTooLarge, UnreadableClip
-from reward_server.pixels import over_black
-from reward_server.reel import Guard, Picture, Reel
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
 QUICKEST_MS = 10  # browsers show a frame that asks for less, or for this, for SLOW_MS, and authors count on it

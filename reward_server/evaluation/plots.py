@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reward_server.degradations import NAMES, STRENGTHS
-from reward_server.scoring import HEADS
-from reward_server.stats import Floats, auc, roc
+from reward_server.evaluation.scoring import HEADS
+from reward_server.evaluation.stats import Floats, auc, roc
 
 if TYPE_CHECKING:
-    from reward_server import sanity
+    from reward_server.evaluation import sanity
 
 COLOURS = {"combined": "black", "instantaneous": "tab:blue", "long_term": "tab:orange"}
 NUM_BINS = 24

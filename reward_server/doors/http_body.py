@@ -17,8 +17,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from protos.types import Context, Media, Submission
+from reward_server.doors.intake import ContextFields, check_request, context_from_fields, media_of_content_type
 from reward_server.errors import BadRequest, RequestTooLarge
-from reward_server.intake import ContextFields, check_request, context_from_fields, media_of_content_type
 from reward_server.settings import MIB, Settings
 
 CLIP_FIELDS = {"video": Media.CONTAINER, "tensor": Media.TENSOR}

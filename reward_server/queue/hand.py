@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from reward_server.jobs import Job
+from reward_server.queue.jobs import Job
 
 
 class Prepared(Protocol):

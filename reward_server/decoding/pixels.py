@@ -15,8 +15,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
+from reward_server.decoding.reel import Picture
 from reward_server.errors import UnreadableClip
-from reward_server.reel import Picture
 
 # Without both flags swscale's shortcuts darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT

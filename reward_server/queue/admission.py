@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from protos.codec import tensor_header
 from protos.types import ContractError, Media, Submission
 from reward_server.errors import BadRequest, IdempotencyConflict, RewardServerError, error_outcome
-from reward_server.records import pack_context, pack_outcome
-from reward_server.redis_link import Argument
+from reward_server.queue.records import pack_context, pack_outcome
+from reward_server.queue.redis_link import Argument
 from reward_server.settings import Settings
 
 PIXELS_PER_BYTE = 32  # of compressed video; only the worker, which decodes it, knows better

@@ -21,9 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protos.json_codec import result_to_json
 from protos.types import ContractError, Model
-from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
-from reward_server.http_body import submissions_of
-from reward_server.http_models import (
+from reward_server.doors.http_body import submissions_of
+from reward_server.doors.http_models import (
     RESULT_EXAMPLE,
     Job,
     Jobs,
@@ -33,7 +32,8 @@ from reward_server.http_models import (
     clips_request_body,
     failures,
 )
-from reward_server.intake import ContextFields, door_error, request_id
+from reward_server.doors.intake import ContextFields, door_error, request_id
+from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
 from reward_server.service import Service
 from reward_server.settings import Settings
 

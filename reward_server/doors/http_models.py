@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, create_model
 
 from protos.types import Context, Error, OutcomeKind, Provenance, Reward
-from reward_server.intake import ContextFields
-from reward_server.jobs import JobState
+from reward_server.doors.intake import ContextFields
+from reward_server.queue.jobs import JobState
 
 _REWARD_HINTS = typing.get_type_hints(Reward)
 RewardBody = create_model(

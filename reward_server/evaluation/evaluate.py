@@ -18,12 +18,12 @@ from rich.table import Table
 
 from protos.codec import to_json
 from protos.types import Context, Outcome, Submission
-from reward_server import plots, report
-from reward_server.decode import decode
+from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
-from reward_server.floors import FLOORS, plain_statistics
-from reward_server.matched import Protocol, matched_submission
-from reward_server.scoring import (
+from reward_server.evaluation import plots, report
+from reward_server.evaluation.floors import FLOORS, plain_statistics
+from reward_server.evaluation.matched import Protocol, matched_submission
+from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
@@ -33,9 +33,9 @@ from reward_server.scoring import (
     open_scorer,
     outcome_row,
 )
+from reward_server.evaluation.shots import Shot, find_shots
+from reward_server.evaluation.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 from reward_server.settings import Settings
-from reward_server.shots import Shot, find_shots
-from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
 REAL, GENERATED = "real", "generated"
 BATCH = 8  # clips handed to the scorer at once

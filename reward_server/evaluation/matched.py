@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip, Context, Limits, Media, Submission
-from reward_server.decode import Sampling, decode
-from reward_server.encode import encode_h264
+from reward_server.decoding.decode import Sampling, decode
+from reward_server.decoding.encode import encode_h264
 from reward_server.errors import InvalidClip
 
 Images = NDArray[np.uint8]

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reward_server.stats import Interval, Share
+from reward_server.evaluation.stats import Interval, Share
 
 ABSENT = "–"
 

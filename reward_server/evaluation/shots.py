@@ -14,9 +14,9 @@ import numpy as np
 
 from protos.types import Clip, Context, Submission
 from reward_server.errors import BadRequest
+from reward_server.evaluation.scoring import file_submission, tensor_submission
 from reward_server.recipe.manifest import NAME, clips_of
 from reward_server.score_files import expand
-from reward_server.scoring import file_submission, tensor_submission
 from reward_server.settings import MIB
 from reward_server.views import read_source
 

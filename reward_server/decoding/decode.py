@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from protos.codec import tensor_header, tensor_to_clip
 from protos.types import Clip, ContractError, Limits, Media, Source, Submission
-from reward_server.containers import open_container
+from reward_server.decoding.containers import open_container
+from reward_server.decoding.reel import Guard, Picture, Reel
+from reward_server.decoding.sampling import Sampling, Schedule, nearest, profile_size, resize_frame, schedule
+from reward_server.decoding.sniff import CONTAINERS, check_complete, sniff
+from reward_server.decoding.webp import open_webp
 from reward_server.errors import BadTensor
-from reward_server.reel import Guard, Picture, Reel
-from reward_server.sampling import Sampling, Schedule, nearest, profile_size, resize_frame, schedule
-from reward_server.sniff import CONTAINERS, check_complete, sniff
-from reward_server.webp import open_webp
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
 

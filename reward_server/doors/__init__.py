@@ -1,0 +1,1 @@
+"""How clips come in and rewards go out: HTTP and gRPC over the same service and the same error table."""

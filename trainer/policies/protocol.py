@@ -1,0 +1,152 @@
+"""What the training loop asks of a base model: encode, draw, losses, sample, decode, and a LoRA to train.
+
+The loop, the losses of SHIFT and the checkpoints know this file only; `svd.py` and `wan.py` keep to it.
+B samples, F latent frames, C channels, h and w latent sides, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from protos.types import Clip
+
+
+class PolicyError(ValueError):
+    """A policy was given what it cannot use; the message names the value, the limit and the next step."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Example:
+    """One clip in a policy's latent space: `latents` [F,C,h,w] and its conditions, all on the CPU.
+
+    The tensors are plain values, fit for safetensors; which conditions there are is the policy's affair.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        latents = self.tensors.get("latents")
+        if latents is None or latents.ndim != 4:
+            raise PolicyError(f"an example needs latents [F,C,h,w], got {_shapes(self.tensors)}; make it with encode()")
+
+    @property
+    def latents(self) -> Tensor:
+        return self.tensors["latents"]
+
+    def with_latents(self, latents: Tensor) -> Example:
+        """The same conditions with other latents [F,C,h,w]: a rollout beside its real clip."""
+        if latents.shape != self.latents.shape:
+            raise PolicyError(
+                f"latents must be {list(self.latents.shape)} as in the example, got {list(latents.shape)}; "
+                "sample and encode with the same policy"
+            )
+        return Example(tensors={**self.tensors, "latents": latents.detach().to("cpu", self.latents.dtype)})
+
+    def __repr__(self) -> str:
+        return f"Example({_shapes(self.tensors)})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Batch:
+    """Examples side by side: the tensors of `Example`, each with a leading axis B."""
+
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def latents(self) -> Tensor:
+        return self.tensors["latents"]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __repr__(self) -> str:
+        return f"Batch({_shapes(self.tensors)})"
+
+
+def stack(examples: Sequence[Example]) -> Batch:
+    """One batch of examples of one policy; raises PolicyError when there are none or their shapes differ."""
+    if not examples:
+        raise PolicyError("a batch needs at least one example, got 0")
+    shapes = {_shapes(example.tensors) for example in examples}
+    if len(shapes) > 1:
+        raise PolicyError(f"examples of one batch must have equal shapes, got {sorted(shapes)}; use one policy's")
+    names = examples[0].tensors
+    return Batch(tensors={name: torch.stack([example.tensors[name] for example in examples]) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Draw:
+    """The random part of a diffusion loss for B samples, on the CPU: noise, its level, conditioning noise, dropout.
+
+    Given twice to `losses` it makes two clips comparable: a real clip and its rollouts share one ("matched noise").
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def select(self, rows: Sequence[int]) -> Draw:
+        """A draw of `len(rows)` samples, row by row; rows may repeat, as for the P rollouts of one clip."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Draw(tensors={name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def __repr__(self) -> str:
+        return f"Draw({_shapes(self.tensors)})"
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name}={list(tensor.shape)}" for name, tensor in tensors.items())
+
+
+class Policy(Protocol):
+    """An image-to-video diffusion model that SHIFT fine-tunes."""
+
+    name: str
+    fps: float
+    num_frames: int
+    height_px: int
+    width_px: int
+    module: nn.Module
+    """The denoiser with the LoRA in it: what is trained. Once prepared by Accelerate, set it to its wrapped self."""
+
+    def encode(self, clips: Sequence[Clip], captions: Sequence[str]) -> list[Example]:
+        """Latents and conditions, one example per clip; a clip of another size or length raises PolicyError."""
+        ...
+
+    def with_latents(self, example: Example, latents: Tensor) -> Example:
+        """The example of a rollout: its real clip's conditions, its own latents [F,C,h,w]."""
+        ...
+
+    def draw(self, num: int, generator: torch.Generator) -> Draw:
+        """The random part of `num` samples' losses; `generator` is on the CPU."""
+        ...
+
+    def losses(self, batch: Batch, draw: Draw) -> Tensor:
+        """Diffusion loss per sample, float32 [B], differentiable in the LoRA."""
+        ...
+
+    def sample(self, example: Example, seeds: Sequence[int]) -> list[Tensor]:
+        """Rollouts' latents [F,C,h,w] on the CPU, one per seed, from the example's first frame and prompt.
+
+        A rollout depends on its seed and the weights, not on the other seeds.
+        """
+        ...
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Clip]:
+        """Clips of `num_frames` frames at `fps`."""
+        ...
+
+    def save_lora(self, folder: Path) -> None:
+        """Writes pytorch_lora_weights.safetensors in the layout of diffusers and peft."""
+        ...
+
+    def load_lora(self, folder: Path) -> None:
+        """Sets the LoRA to what `save_lora` wrote, bit for bit; other shapes or names raise PolicyError."""
+        ...

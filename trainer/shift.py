@@ -1,0 +1,224 @@
+"""SHIFT's arithmetic, pure: rewards -> advantages -> coefficients -> the hybrid loss, chunk by chunk.
+
+    L = mean_b[(lambda_sft + asym max(0, A_b)) l(x_b)] + lambda_aw mean_pb[w(A~_pb) l(x~_pb)]       (Eq. 10, practical)
+
+x are real clips, x~ rollouts, l the policy's diffusion loss per sample. G groups (a real clip and its rollouts),
+P rollouts per group, B groups in a step. Source: SHIFT, arXiv 2603.17426, Sections 3.2-3.3, and its reference code
+where the two differ (signed weights, centring by group).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.errors import ConfigError, MixedVersions
+
+STD_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The figures of the loss."""
+
+    lambda_sft: float = 1.0  # weight of the real clips' loss
+    lambda_aw: float = 0.001  # weight of the rollouts' advantage-weighted loss
+    lambda_aw_ramp_steps: int = 0  # optimizer steps over which lambda_aw rises linearly from 0; 0: at once
+    weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A) = A, exp(A / beta), or 1: plain replay
+    beta: float = 1.0  # temperature of `exp`
+    pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages, `linear` alone
+    asymmetric: bool = False  # add the real clip's own advantage to its weight
+    adv_clip: float = 10.0  # advantages are clipped to [-adv_clip, adv_clip], the real clip's to [0, adv_clip]
+    centre: Literal["group", "batch"] = "group"  # whose mean is subtracted: the real clip's rollouts', or all rollouts'
+    normalise_std: bool = False  # divide by the standard deviation of the same rollouts; for ablation
+    matched_noise: bool = True  # a real clip and its rollouts share sigma, noise and dropout within a step
+
+    def __post_init__(self) -> None:
+        at_least_0 = ("lambda_sft", "lambda_aw", "lambda_aw_ramp_steps")
+        for name in at_least_0:
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("beta", "adv_clip"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.pos_adv_lambda <= 1, "pos_adv_lambda", self.pos_adv_lambda, "in 0..1")
+
+    def lambda_aw_at(self, step: int) -> float:
+        """lambda_aw at optimizer step `step`, counted from 0."""
+        if self.lambda_aw_ramp_steps == 0:
+            return self.lambda_aw
+        return self.lambda_aw * min(1.0, step / self.lambda_aw_ramp_steps)
+
+
+def _require(holds: bool, name: str, value: float, limit: str) -> None:
+    if not holds:
+        raise ConfigError(f"objective.{name} is {value}; give {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A clip's reward, the version of the discriminators that gave it, and the reward of each head by name."""
+
+    reward: float
+    version: str
+    heads: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"a reward must be finite, got {self.reward}; a missing reward is None, never a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRewards:
+    """What a real clip and its rollouts were rewarded with; None where there is no reward."""
+
+    real: Scored | None
+    rollouts: tuple[Scored | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantages:
+    """float64, NaN where there was no reward: who forgets to mask gets NaN, not a plausible number."""
+
+    real: Tensor  # [G], 0..adv_clip
+    rollouts: Tensor  # [G,P], -adv_clip..adv_clip
+    num_clipped: int  # of both
+
+    @property
+    def num_known(self) -> int:
+        return int(self.rollouts.isfinite().sum() + self.real.isfinite().sum())
+
+    @property
+    def num_missing(self) -> int:
+        return self.real.numel() + self.rollouts.numel() - self.num_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """What each sample's diffusion loss is multiplied by in the total, means and lambdas included."""
+
+    real: Tensor  # [B]
+    rollouts: Tensor  # [B,P], 0 where there was no reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridLoss:
+    """A step's losses, detached."""
+
+    real: Tensor  # [B] diffusion losses
+    rollouts: Tensor  # [B,P]
+    sft_term: Tensor  # scalar
+    aw_term: Tensor  # scalar
+
+    @property
+    def total(self) -> Tensor:
+        return self.sft_term + self.aw_term
+
+
+def reward_table(groups: Sequence[GroupRewards], *, centre: str = "group", head: str | None = None) -> Tensor:
+    """Rewards [G,1+P] in float64, the real clip first, NaN where missing; of one `head` if it is named.
+
+    Raises MixedVersions where rewards that will be compared come from different discriminator versions.
+    """
+    for index, group in enumerate(groups):
+        _check_versions(f"group {index}", [group])
+    if centre == "batch":
+        _check_versions("the batch", groups)
+    rows = [[_number(scored, head) for scored in (group.real, *group.rollouts)] for group in groups]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _check_versions(what: str, groups: Iterable[GroupRewards]) -> None:
+    versions = {scored.version for group in groups for scored in (group.real, *group.rollouts) if scored}
+    if len(versions) > 1:
+        raise MixedVersions(
+            f"{what} was scored by discriminator versions {sorted(versions)}; rewards of different versions do not "
+            "compare: pin one version and score the group again"
+        )
+
+
+def _number(scored: Scored | None, head: str | None) -> float:
+    if scored is None:
+        return math.nan
+    return scored.reward if head is None else scored.heads.get(head, math.nan)
+
+
+def advantages(rewards: Tensor, objective: Objective) -> Advantages:
+    """Re-centre rewards [G,1+P] (as `reward_table` makes them) by their rollouts' mean, and clip.
+
+    A group without any rewarded rollout has no mean: its advantages are unknown.
+    """
+    real, rollouts = rewards[:, 0], rewards[:, 1:]
+    pool = rollouts if objective.centre == "group" else rollouts.reshape(1, -1)
+    mean = pool.nanmean(dim=1)
+    scale = _std(pool, mean) if objective.normalise_std else torch.ones_like(mean)
+    raw_rollouts = (rollouts - mean[:, None]) / scale[:, None]
+    raw_real = (real - mean) / scale
+    clip = objective.adv_clip
+    return Advantages(
+        real=raw_real.clamp(0.0, clip),
+        rollouts=raw_rollouts.clamp(-clip, clip),
+        num_clipped=int((raw_rollouts.abs() > clip).sum() + (raw_real > clip).sum()),
+    )
+
+
+def _std(pool: Tensor, mean: Tensor) -> Tensor:
+    """Of the population; floored, so that equal rewards give advantages of 0."""
+    return ((pool - mean[:, None]) ** 2).nanmean(dim=1).sqrt().clamp(min=STD_FLOOR)
+
+
+def rollout_weights(advantages_: Tensor, objective: Objective) -> Tensor:
+    """w(A~), any shape; 0 where the advantage is unknown."""
+    if objective.weighting == "exp":
+        weights = (advantages_ / objective.beta).exp()
+    elif objective.weighting == "linear":
+        weights = torch.where(advantages_ > 0, objective.pos_adv_lambda * advantages_, advantages_)
+    else:
+        weights = torch.ones_like(advantages_)
+    return torch.where(advantages_.isnan(), 0.0, weights)
+
+
+def real_weights(advantages_: Tensor, objective: Objective) -> Tensor:
+    """Weight of real clips: lambda_sft, plus their own advantage if asymmetric and known."""
+    own = advantages_.nan_to_num(nan=0.0).clamp(min=0.0)
+    return objective.lambda_sft + (own if objective.asymmetric else torch.zeros_like(own))
+
+
+def coefficients(
+    real: Tensor, rollouts: Tensor, objective: Objective, *, step: int, num_real: float, num_known: float
+) -> Coefficients:
+    """Of the losses of a step, from advantages [B] and [B,P].
+
+    `num_real` and `num_known` are what the two means divide by: how many real clips, and how many rollouts with a
+    reward, there are in the step. With several processes give the mean of the counts over them, because gradients
+    are averaged over processes: the result is then the same as one process with all the samples.
+    """
+    lambda_aw = objective.lambda_aw_at(step)
+    return Coefficients(
+        real=real_weights(real, objective) / num_real,
+        rollouts=lambda_aw * rollout_weights(rollouts, objective) / max(num_known, 1e-12),
+    )
+
+
+def backward_by_chunk(
+    chunks: Sequence[Callable[[], Tensor]], coefficients_: Coefficients, backward: Callable[[Tensor, int], None]
+) -> HybridLoss:
+    """The hybrid loss and its gradient with one chunk's graph in memory at a time.
+
+    `chunks` compute diffusion losses [B]: of the real clips first, then of each one's first rollout, second, ...
+    `backward(loss, index)` accumulates the gradient of a scalar. The gradients add up to that of the whole loss.
+    """
+    columns = [coefficients_.real, *coefficients_.rollouts.unbind(dim=1)]
+    losses, terms = [], []
+    for index, (chunk, column) in enumerate(zip(chunks, columns, strict=True)):
+        values = chunk()
+        term = (column.to(values) * values).sum()
+        backward(term, index)
+        losses.append(values.detach())
+        terms.append(term.detach())
+    rollouts = torch.stack(losses[1:], dim=1) if len(losses) > 1 else losses[0].new_zeros(len(losses[0]), 0)
+    aw_term = torch.stack(terms[1:]).sum() if len(terms) > 1 else torch.zeros_like(terms[0])
+    return HybridLoss(real=losses[0], rollouts=rollouts, sft_term=terms[0], aw_term=aw_term)

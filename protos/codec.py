@@ -26,6 +26,7 @@ from protos.types import (
     Context,
     ContractError,
     Error,
+    HeadRefresh,
     Input,
     Limits,
     Logits,
@@ -35,7 +36,10 @@ from protos.types import (
     Outcome,
     OutcomeKind,
     Provenance,
+    RefreshRequest,
+    RefreshResponse,
     Reward,
+    Separation,
     Source,
     Submission,
     Timings,
@@ -230,6 +234,48 @@ def model_from_message(message: pb.Model) -> Model:
         limits=_scalars(Limits, message.limits),
         input=_scalars(Input, message.input),
     )
+
+
+def refresh_to_message(request: RefreshRequest) -> pb.RefreshRequest:
+    return pb.RefreshRequest(**{name: value for name, value in _fields(request).items() if value is not None})
+
+
+def refresh_from_message(message: pb.RefreshRequest) -> RefreshRequest:
+    """Absent fields get their defaults. Raises ContractError("bad_refresh")."""
+    optional = ("learning_rate", "ema", "clips_per_step", "seed", "deadline_s")
+    given = {name: getattr(message, name) for name in optional if message.HasField(name)}  # type: ignore[arg-type]
+    return RefreshRequest(
+        run_id=message.run_id,
+        steps=message.steps,
+        max_real=message.max_real,
+        max_rollouts=message.max_rollouts,
+        idempotency_key=message.idempotency_key,
+        **given,
+    )
+
+
+def refreshed_to_message(response: RefreshResponse) -> pb.RefreshResponse:
+    heads = {name: _head_to_message(getattr(response, name)) for name in ("instantaneous", "long_term")}
+    return pb.RefreshResponse(**{**_fields(response), **heads})
+
+
+def refreshed_from_message(message: pb.RefreshResponse) -> RefreshResponse:
+    return _scalars(
+        RefreshResponse,
+        message,
+        instantaneous=_head_from_message(message.instantaneous),
+        long_term=_head_from_message(message.long_term),
+    )
+
+
+def _head_to_message(head: HeadRefresh) -> pb.HeadRefresh:
+    before, after = pb.Separation(**_fields(head.before)), pb.Separation(**_fields(head.after))
+    return pb.HeadRefresh(losses=head.losses, before=before, after=after)
+
+
+def _head_from_message(message: pb.HeadRefresh) -> HeadRefresh:
+    before, after = _scalars(Separation, message.before), _scalars(Separation, message.after)
+    return HeadRefresh(losses=tuple(message.losses), before=before, after=after)
 
 
 def _reward_to_message(reward: Reward) -> pb.Reward:

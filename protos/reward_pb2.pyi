@@ -108,9 +108,11 @@ class Context(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     DISCRIMINATOR_VERSION_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
-    """clips compared with each other; they share query points"""
+    """clips compared with each other: they share query points, and within a"""
     run_id: _builtins.str
-    """the training run; outcomes can be awaited by run"""
+    """run_id one discriminator version; take a new id for every buffer
+    the training run; outcomes can be awaited by run
+    """
     origin: Global___Origin.ValueType
     query_seed: _builtins.int
     """seed of the query points; absent: derived from group_id, else from the bytes"""
@@ -121,7 +123,7 @@ class Context(_message.Message):
     policy_version: _builtins.str
     """carried through unchanged"""
     discriminator_version: _builtins.str
-    """pin: score with this version or fail"""
+    """pin: score with this version or fail; absent: the run's latest, else the base"""
     def __init__(
         self,
         *,
@@ -645,12 +647,17 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """whose latest discriminator version to tell; absent: the base version"""
     def __init__(
         self,
+        *,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -776,23 +783,77 @@ Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
 class RefreshRequest(_message.Message):
+    """The heads are trained with BCE, real clips against 1, rollouts against 0, and serve as an average."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    EMA_FIELD_NUMBER: _builtins.int
+    CLIPS_PER_STEP_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MAX_REAL_FIELD_NUMBER: _builtins.int
+    MAX_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     steps: _builtins.int
+    """optimizer steps of each head"""
+    learning_rate: _builtins.float
+    """absent: 1e-5"""
+    ema: _builtins.float
+    """decay of the average per step, 0..1; absent: 0.99"""
+    clips_per_step: _builtins.int
+    """of each origin; absent: 8"""
+    seed: _builtins.int
+    """same clips, same seed: same weights; absent: 0"""
+    max_real: _builtins.int
+    """train on the newest so many real clips; 0: all that are kept"""
+    max_rollouts: _builtins.int
+    """and on the newest so many rollouts; 0: all that are kept"""
+    deadline_s: _builtins.float
+    """seconds after which nothing is published; the call's own deadline counts too"""
+    idempotency_key: _builtins.str
+    """same key and run: the same refresh, once; its response again"""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         steps: _builtins.int = ...,
+        learning_rate: _builtins.float | None = ...,
+        ema: _builtins.float | None = ...,
+        clips_per_step: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        max_real: _builtins.int = ...,
+        max_rollouts: _builtins.int = ...,
+        deadline_s: _builtins.float | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step", "_deadline_s", b"_deadline_s", "_ema", b"_ema", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "clips_per_step", b"clips_per_step", "deadline_s", b"deadline_s", "ema", b"ema", "learning_rate", b"learning_rate", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step", "_deadline_s", b"_deadline_s", "_ema", b"_ema", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "clips_per_step", b"clips_per_step", "deadline_s", b"deadline_s", "ema", b"ema", "idempotency_key", b"idempotency_key", "learning_rate", b"learning_rate", "max_real", b"max_real", "max_rollouts", b"max_rollouts", "run_id", b"run_id", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clips_per_step: _TypeAlias = _typing.Literal["clips_per_step"]  # noqa: Y015
+    _WhichOneofArgType__clips_per_step: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step"]  # noqa: Y015
+    _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
+    _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
+    _WhichOneofReturnType__ema: _TypeAlias = _typing.Literal["ema"]  # noqa: Y015
+    _WhichOneofArgType__ema: _TypeAlias = _typing.Literal["_ema", b"_ema"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clips_per_step) -> _WhichOneofReturnType__clips_per_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema) -> _WhichOneofReturnType__ema | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___RefreshRequest: _TypeAlias = RefreshRequest  # noqa: Y015
 
@@ -801,16 +862,109 @@ class RefreshResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DISCRIMINATOR_VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUM_REAL_FIELD_NUMBER: _builtins.int
+    NUM_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    NUM_HELD_OUT_FIELD_NUMBER: _builtins.int
+    INSTANTANEOUS_FIELD_NUMBER: _builtins.int
+    LONG_TERM_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     discriminator_version: _builtins.str
+    """the new one"""
+    weights_digest: _builtins.str
+    """of the new one"""
+    previous_version: _builtins.str
+    """what it was trained from, and what scored the run until now"""
+    steps: _builtins.int
+    num_real: _builtins.int
+    """clips of each origin, those held out included"""
+    num_rollouts: _builtins.int
+    num_held_out: _builtins.int
+    """of both origins together, never trained on in this refresh"""
+    seconds: _builtins.float
+    """from the worker's start to publication"""
+    @_builtins.property
+    def instantaneous(self) -> Global___HeadRefresh: ...
+    @_builtins.property
+    def long_term(self) -> Global___HeadRefresh: ...
     def __init__(
         self,
         *,
         discriminator_version: _builtins.str = ...,
+        weights_digest: _builtins.str = ...,
+        previous_version: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        num_real: _builtins.int = ...,
+        num_rollouts: _builtins.int = ...,
+        num_held_out: _builtins.int = ...,
+        instantaneous: Global___HeadRefresh | None = ...,
+        long_term: Global___HeadRefresh | None = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instantaneous", b"instantaneous", "long_term", b"long_term"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discriminator_version", b"discriminator_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discriminator_version", b"discriminator_version", "instantaneous", b"instantaneous", "long_term", b"long_term", "num_held_out", b"num_held_out", "num_real", b"num_real", "num_rollouts", b"num_rollouts", "previous_version", b"previous_version", "seconds", b"seconds", "steps", b"steps", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RefreshResponse: _TypeAlias = RefreshResponse  # noqa: Y015
+
+@_typing.final
+class HeadRefresh(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOSSES_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """one per step: BCE of real + BCE of rollouts; 2 ln 2 is chance"""
+
+    @_builtins.property
+    def before(self) -> Global___Separation:
+        """of the previous version, on the held-out clips"""
+
+    @_builtins.property
+    def after(self) -> Global___Separation:
+        """of the new version, on the same clips"""
+
+    def __init__(
+        self,
+        *,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
+        before: Global___Separation | None = ...,
+        after: Global___Separation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "losses", b"losses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeadRefresh: _TypeAlias = HeadRefresh  # noqa: Y015
+
+@_typing.final
+class Separation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUC_FIELD_NUMBER: _builtins.int
+    LOGIT_GAP_FIELD_NUMBER: _builtins.int
+    auc: _builtins.float
+    """chance that a real clip is above a rollout; 0.5: blind"""
+    logit_gap: _builtins.float
+    """mean logit of real clips less that of rollouts"""
+    def __init__(
+        self,
+        *,
+        auc: _builtins.float = ...,
+        logit_gap: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auc", b"auc", "logit_gap", b"logit_gap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Separation: _TypeAlias = Separation  # noqa: Y015

@@ -94,7 +94,8 @@ class MotionRewardServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Refresh(self, request, context):
-        """Trains the discriminators on the run's recent REAL and ROLLOUT clips and publishes a version.
+        """Trains the run's discriminators on its recent REAL and ROLLOUT clips, publishes a new version and
+        answers once the run's next clips are scored with it. Takes seconds to minutes: mind the deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

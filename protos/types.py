@@ -252,3 +252,74 @@ class Model:
     weights: Logits
     limits: Limits
     input: Input
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshRequest:
+    """An order to train a run's discriminators on its recent clips; fields are explained in reward.proto."""
+
+    run_id: str
+    steps: int
+    learning_rate: float = 1e-5
+    ema: float = 0.99
+    clips_per_step: int = 8
+    seed: int = 0
+    max_real: int = 0
+    max_rollouts: int = 0
+    deadline_s: float | None = None
+    idempotency_key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.run_id) <= 256:
+            raise _bad_refresh("run_id", f"1 to 256 characters, got {len(self.run_id)}; name the run to refresh")
+        if len(self.idempotency_key) > 256:
+            raise _bad_refresh("idempotency_key", f"256 characters at most, got {len(self.idempotency_key)}")
+        for name, most in (("steps", 100_000), ("clips_per_step", 1024)):
+            if not 1 <= getattr(self, name) <= most:
+                raise _bad_refresh(name, f"in 1..{most}, got {getattr(self, name)}")
+        if not 0 < self.learning_rate <= 1:
+            raise _bad_refresh("learning_rate", f"above 0 and at most 1, got {self.learning_rate}")
+        if not 0 <= self.ema < 1:
+            raise _bad_refresh("ema", f"in 0..1 and below 1, got {self.ema}")
+        for name, end in (("seed", 2**64), ("max_real", 2**32), ("max_rollouts", 2**32)):
+            if not 0 <= getattr(self, name) < end:
+                raise _bad_refresh(name, f"in 0..{end - 1}, got {getattr(self, name)}")
+        if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
+            raise _bad_refresh("deadline_s", f"a positive number of seconds, got {self.deadline_s}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separation:
+    """How well a head tells real clips from rollouts: order, and mean difference in logits."""
+
+    auc: float
+    logit_gap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRefresh:
+    """What a refresh did to one head: its loss per step, and its held-out figures before and after."""
+
+    losses: tuple[float, ...]
+    before: Separation
+    after: Separation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshResponse:
+    """A published discriminator version and how it came about; fields are explained in reward.proto."""
+
+    discriminator_version: str
+    weights_digest: str
+    previous_version: str
+    steps: int
+    num_real: int
+    num_rollouts: int
+    num_held_out: int
+    instantaneous: HeadRefresh
+    long_term: HeadRefresh
+    seconds: float
+
+
+def _bad_refresh(name: str, must_be: str) -> ContractError:
+    return ContractError("bad_refresh", f"{name} must be {must_be}")

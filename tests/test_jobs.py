@@ -328,7 +328,8 @@ async def test_results_expire(open_queue: OpenQueue, make_settings: MakeSettings
     job = await claim_one(queue)
     await queue.finish(job, ok(job))
     assert await queue.outcome(job_id)
-    await redis.pexpire(KEYS.job(job_id), 1)  # the second itself need not be waited for
+    for key in (KEYS.job(job_id), KEYS.run("r")):
+        await redis.pexpire(key, 1)  # the second itself need not be waited for
     await asyncio.sleep(0.01)
     with pytest.raises(UnknownJob, match="expired"):
         await queue.outcome(job_id)

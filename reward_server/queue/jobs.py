@@ -11,7 +11,8 @@ acknowledgement, and later ones change nothing. Keys, all under `motion-reward:{
     due                sorted set of unfinished jobs by the time they must end: their deadline, else job_ttl_s
     idempotency:<key>  hash: job, fingerprint. As long as its job
     finished           stream of {job, number, ...}, wakes waiters; the last 16384, result_ttl_s after the latest
-    run:<run_id>       stream of {job} in the order they ended; entries as old as result_ttl_s
+    run:<run_id>       stream of {job, outcome} in the order they ended (protos/results.py); entries as old as
+                       result_ttl_s
     dead               stream of {job, attempts, letter}, the last 1024; no lifetime, for people to read
     depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since `began_ms`, which
                        tells readers an emptied Redis from the one they knew
@@ -31,6 +32,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from protos.results import OUTCOME
 from protos.types import Context, Media, Model, Outcome, Submission
 from reward_server.errors import (
     AttemptsExhausted,
@@ -54,7 +56,7 @@ from reward_server.queue.admission import (
     retry_after_s,
 )
 from reward_server.queue.finished import Beginning, Finished, FinishedReader, stored_outcomes
-from reward_server.queue.records import pack_model, pack_outcome, unpack_context, unpack_model
+from reward_server.queue.records import pack_model, pack_outcome, unpack_context, unpack_model, unpack_outcome
 from reward_server.queue.redis_link import RedisLink, end_task
 from reward_server.settings import Settings
 
@@ -231,9 +233,9 @@ class JobQueue:
             while True:
                 watch.take()
                 while page := await self._run_page(run_id, cursor):
-                    for cursor, outcome in page:
-                        if outcome:
-                            yield replace(outcome, cursor=cursor)
+                    for outcome in page:
+                        cursor = outcome.cursor
+                        yield outcome
                 if not await watch.news(timeout_s):
                     return
 
@@ -245,12 +247,9 @@ class JobQueue:
         lost = [error_outcome(job_id, _lost(job_id), Context()) for job_id in unknown]
         return [outcome for outcome in found.values() if outcome] + lost
 
-    async def _run_page(self, run_id: str, after: str) -> list[tuple[str, Outcome | None]]:
-        """Cursors and outcomes; None where a result has just expired."""
+    async def _run_page(self, run_id: str, after: str) -> list[Outcome]:
         entries = await self._link.page(self._keys.run(run_id), after=after, count=RUN_PAGE)
-        job_ids = [entry.fields["job"].decode() for entry in entries]
-        found = await stored_outcomes(self._link, self._keys, job_ids)
-        return [(entry.id, found.get(job_id)) for entry, job_id in zip(entries, job_ids, strict=True)]
+        return [replace(unpack_outcome(entry.fields[OUTCOME]), cursor=entry.id) for entry in entries]
 
     async def models(self) -> list[Model]:
         """What each live worker serves, the latest heartbeat last."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protos.results import results_key
+
 GROUP = "workers"
 
 _COMMON = """
@@ -58,7 +60,7 @@ local function settle(id, kind, outcome, batch, keep_s)
     'number', number, 'queue_ms', queue_ms or now - admitted_ms, 'batch', batch)
   redis.call('EXPIRE', key('finished'), keep_s)
   if run ~= '' then
-    redis.call('XADD', key('run', run), '*', 'job', id)
+    redis.call('XADD', key('run', run), '*', 'job', id, 'outcome', outcome)  -- protos/results.py
     redis.call('XTRIM', key('run', run), 'MINID', now - keep_s * 1000)
     redis.call('EXPIRE', key('run', run), keep_s)
   end
@@ -360,4 +362,4 @@ class Keys:
         return f"{self.prefix}:payload:{job_id}"
 
     def run(self, run_id: str) -> str:
-        return f"{self.prefix}:run:{run_id}"
+        return results_key(self.profile, run_id)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +27,19 @@ from protos.client_errors import RequestRefused, RewardClientError, ServerBusy, 
 from protos.codec import clip_to_tensor, frames_to_tensor
 from protos.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from protos.http_transport import AsyncHttpTransport, HttpTransport
-from protos.types import Clip, Context, ContractError, Error, Media, Model, Outcome, OutcomeKind, Submission
+from protos.types import (
+    Clip,
+    Context,
+    ContractError,
+    Error,
+    Media,
+    Model,
+    Outcome,
+    OutcomeKind,
+    RefreshRequest,
+    RefreshResponse,
+    Submission,
+)
 
 __all__ = [
     "AsyncRewardClient",
@@ -39,6 +53,7 @@ __all__ = [
 ]
 
 TIMEOUT_S = 150.0  # above the server's own 120 s, so that it is the server that says `timeout`
+REFRESH_TIMEOUT_S = 600.0
 UPLOAD_BYTES_PER_S = 4 * 1024**2  # a large request gets more time
 ATTEMPTS = 6
 
@@ -109,9 +124,17 @@ class RewardClient:
                     waiting.pop(outcome.job_id, None)
                     yield outcome
 
-    def model(self) -> Model:
-        """What is served."""
-        return self._retrying(self._timeout_s)(self._transport.model, self._timeout_s)
+    def model(self, run_id: str = "") -> Model:
+        """What is served; with a run_id, with the latest discriminator version of that run."""
+        return self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+
+    def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+
+        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
+        its idempotency_key comes back with a response, the version that served still serves.
+        """
+        return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     def close(self) -> None:
         self._transport.close()
@@ -164,9 +187,17 @@ class AsyncRewardClient:
                     waiting.pop(outcome.job_id, None)
                     yield outcome
 
-    async def model(self) -> Model:
-        """What is served."""
-        return await self._retrying(self._timeout_s)(self._transport.model, self._timeout_s)
+    async def model(self, run_id: str = "") -> Model:
+        """What is served; with a run_id, with the latest discriminator version of that run."""
+        return await self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+
+    async def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+
+        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
+        its idempotency_key comes back with a response, the version that served still serves.
+        """
+        return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -201,6 +232,11 @@ def _retry_wait(error: Exception) -> bool | float:
     if not isinstance(error, ServerBusy):
         return False
     return error.retry_after_s * random.uniform(1.0, 1.5) if error.retry_after_s else True
+
+
+def _once(request: RefreshRequest) -> RefreshRequest:
+    """With a name of its own, so that a retry finds the refresh that its first attempt began."""
+    return request if request.idempotency_key else replace(request, idempotency_key=uuid.uuid4().hex)
 
 
 def _patience_s(submissions: Sequence[Submission], timeout_s: float) -> float:

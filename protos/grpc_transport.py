@@ -17,7 +17,7 @@ from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.client_errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
-from protos.types import Model, Outcome, Submission
+from protos.types import Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 CHUNK_BYTES = 1024**2
 SCORE_BYTES = 3 * 1024**2  # payload that surely fits a message of 4 MiB, gRPC's default cap
@@ -55,9 +55,15 @@ class GrpcTransport:
             for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
                 yield codec.outcome_from_message(message)
 
-    def model(self, timeout_s: float) -> Model:
+    def model(self, run_id: str, timeout_s: float) -> Model:
         with _translated(self._target):
-            return codec.model_from_message(self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s))
+            request = pb.GetModelRequest(run_id=run_id)
+            return codec.model_from_message(self._stub.GetModel(request, timeout=timeout_s))
+
+    def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated(self._target):
+            message = codec.refresh_to_message(request)
+            return codec.refreshed_from_message(self._stub.Refresh(message, timeout=timeout_s))
 
     def close(self) -> None:
         self._channel.close()
@@ -86,9 +92,15 @@ class AsyncGrpcTransport:
             async for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
                 yield codec.outcome_from_message(message)
 
-    async def model(self, timeout_s: float) -> Model:
+    async def model(self, run_id: str, timeout_s: float) -> Model:
         with _translated(self._target):
-            return codec.model_from_message(await self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s))
+            request = pb.GetModelRequest(run_id=run_id)
+            return codec.model_from_message(await self._stub.GetModel(request, timeout=timeout_s))
+
+    async def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated(self._target):
+            message = codec.refresh_to_message(request)
+            return codec.refreshed_from_message(await self._stub.Refresh(message, timeout=timeout_s))
 
     async def close(self) -> None:
         await self._channel.close()

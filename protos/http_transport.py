@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import httpx
 from protos.client_errors import RequestRefused, ServerBusy, ServerFailed, ServerSilent
 from protos.codec import to_json
 from protos.json_codec import from_json, result_from_json
-from protos.types import Media, Model, Outcome, Submission
+from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 WAIT_S = 20.0  # of one long poll: short enough for proxies that cut quiet connections
 WAY_BACK_S = 5.0  # a request outlives the wait it asks for by this, so that the server ends the wait
@@ -51,9 +52,15 @@ class HttpTransport:
                 return
             yield outcome
 
-    def model(self, timeout_s: float) -> Model:
+    def model(self, run_id: str, timeout_s: float) -> Model:
+        query = {"run_id": run_id} if run_id else {}
         with _translated():
-            return from_json(Model, _body(self._client.get("/v1/model", timeout=timeout_s)))
+            return from_json(Model, _body(self._client.get("/v1/model", params=query, timeout=timeout_s)))
+
+    def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated():
+            answer = self._client.post("/v1/refresh", **_refresh(request, timeout_s))
+            return from_json(RefreshResponse, _body(answer))
 
     def close(self) -> None:
         self._client.close()
@@ -87,9 +94,15 @@ class AsyncHttpTransport:
                 return
             yield outcome
 
-    async def model(self, timeout_s: float) -> Model:
+    async def model(self, run_id: str, timeout_s: float) -> Model:
+        query = {"run_id": run_id} if run_id else {}
         with _translated():
-            return from_json(Model, _body(await self._client.get("/v1/model", timeout=timeout_s)))
+            return from_json(Model, _body(await self._client.get("/v1/model", params=query, timeout=timeout_s)))
+
+    async def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated():
+            answer = await self._client.post("/v1/refresh", **_refresh(request, timeout_s))
+            return from_json(RefreshResponse, _body(answer))
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -102,6 +115,12 @@ def _clips(submissions: Sequence[Submission]) -> dict[str, Any]:
         field, name, content_type = FIELDS[submission.media]
         files.append((field, (name, submission.payload, content_type)))
     return {"files": files, "data": {"context": json.dumps([to_json(s.context) for s in submissions])}}
+
+
+def _refresh(request: RefreshRequest, timeout_s: float) -> dict[str, Any]:
+    """HTTP tells the server no deadline, so the body does."""
+    deadline_s = min(timeout_s, request.deadline_s or timeout_s)
+    return {"json": to_json(replace(request, deadline_s=deadline_s)), "timeout": timeout_s + WAY_BACK_S}
 
 
 def _wait(left_s: float) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""What the two base models share: loading, the adapter, checks at the door, rollouts in groups.
+
+A policy holds a diffusers pipeline. Rollouts come from the pipeline's own call, losses from its denoiser, so that
+what is trained is what diffusers will run. T frames, H and W pixels, F latent frames, C channels, h and w sides.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from protos.types import Clip
+from trainer.policies import lora
+from trainer.policies.lora import LoraSize
+from trainer.policies.protocol import Batch, Draw, Example, PolicyError
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How to load and run a base model; the subclasses' defaults are the reference's figures."""
+
+    base: str
+    """Hub id or local folder of a diffusers pipeline."""
+    num_frames: int
+    height_px: int
+    width_px: int
+    fps: float
+    """Frames per second of the clips it makes."""
+    num_steps: int = 25
+    """Denoising steps of a rollout."""
+    group_size: int = 2
+    """Rollouts sampled side by side; bounds memory, does not change them."""
+    lora: LoraSize | None = field(default_factory=LoraSize)
+    """None trains every parameter of the denoiser."""
+    sft_lora: Path | None = None
+    """Folder of a LoRA merged into the base before training."""
+    precision: Precision = "bf16"
+    """Type of the frozen denoiser and encoders; the VAE, the LoRA and the loss stay in float32."""
+    gradient_checkpointing: bool = True
+    seed: int = 0
+    """Of the LoRA's first values."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height_px", "width_px", "num_steps", "group_size"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in DTYPES:
+            raise PolicyError(f"precision must be one of {', '.join(DTYPES)}, got {self.precision}")
+
+
+class DiffusersPolicy(ABC):
+    """A policy on a diffusers pipeline; see `protocol.Policy` for what the methods promise."""
+
+    name: ClassVar[str]
+    denoiser_name: ClassVar[str]
+    """The pipeline's component that is trained, and the prefix of its LoRA's tensors."""
+    lora_targets: ClassVar[str]
+    """Regular expression of the linear layers that get an adapter."""
+
+    def __init__(self, config: PolicyConfig, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.dtype = DTYPES[config.precision]
+        self.fps, self.num_frames = config.fps, config.num_frames
+        self.height_px, self.width_px = config.height_px, config.width_px
+        self.group_size = config.group_size
+        self.pipe: Any = self._load(config.base)
+        self.pipe.set_progress_bar_config(disable=True)
+        for component in self.pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False)
+        self.pipe.to(self.device)
+        self.denoiser: nn.Module = getattr(self.pipe, self.denoiser_name)
+        self._adapt(config)
+        self.module: nn.Module = self.denoiser
+
+    def _adapt(self, config: PolicyConfig) -> None:
+        if config.sft_lora is not None:
+            lora.merge(self.denoiser, config.sft_lora, prefix=self.denoiser_name)
+        if config.lora is None:
+            self.denoiser.requires_grad_(True)
+        else:
+            lora.inject(self.denoiser, targets=self.lora_targets, size=config.lora, seed=config.seed)
+        if config.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    @abstractmethod
+    def _load(self, base: str) -> Any:
+        """The pipeline, its components in their types."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """F, C, h, w."""
+
+    @abstractmethod
+    def _example(self, clip: Clip, caption: str) -> Example: ...
+
+    @abstractmethod
+    def draw(self, num: int, generator: torch.Generator) -> Draw: ...
+
+    @abstractmethod
+    def losses(self, batch: Batch, draw: Draw) -> Tensor: ...
+
+    @abstractmethod
+    def _rollouts(self, example: Example, generators: list[torch.Generator]) -> Tensor:
+        """Latents [P,F,C,h,w], one per generator."""
+
+    @abstractmethod
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """Pixels [T,3,H,W] in about [-1,1] of latents [F,C,h,w]."""
+
+    def encode(self, clips: Sequence[Clip], captions: Sequence[str]) -> list[Example]:
+        if len(clips) != len(captions):
+            raise PolicyError(f"each clip needs a caption, got {len(clips)} clips and {len(captions)} captions")
+        for clip in clips:
+            self._check(clip)
+        with torch.no_grad():
+            return [self._example(clip, caption) for clip, caption in zip(clips, captions, strict=True)]
+
+    def _check(self, clip: Clip) -> None:
+        wanted = (self.num_frames, 3, self.height_px, self.width_px)
+        if clip.frames.shape != wanted:
+            raise PolicyError(
+                f"{self.name} takes frames {list(wanted)}, got {list(clip.frames.shape)}; "
+                "resample and resize the clip, or set num_frames, height_px and width_px"
+            )
+
+    def with_latents(self, example: Example, latents: Tensor) -> Example:
+        return example.with_latents(latents)
+
+    @torch.no_grad()
+    def sample(self, example: Example, seeds: Sequence[int]) -> list[Tensor]:
+        if example.latents.shape != self.latent_shape:
+            raise PolicyError(f"latents must be {self.latent_shape}, got {tuple(example.latents.shape)}; encode again")
+        rollouts: list[Tensor] = []
+        for start in range(0, len(seeds), self.group_size):
+            # CPU generators: the same seed gives the same noise on every device.
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + self.group_size]]
+            rollouts += self._rollouts(example, generators).float().cpu().unbind()
+        return rollouts
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Tensor]) -> list[Clip]:
+        return [Clip(frames=_bytes(self._pixels(one.to(self.device))), fps=self.fps) for one in latents]
+
+    def save_lora(self, folder: Path) -> None:
+        lora.save(self.denoiser, folder, prefix=self.denoiser_name)
+
+    def load_lora(self, folder: Path) -> None:
+        lora.load(self.denoiser, folder, prefix=self.denoiser_name)
+
+    def _on_device(self, tensors: Batch | Draw) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in tensors.tensors.items()}
+
+
+def unit_pixels(frames: Tensor) -> Tensor:
+    """uint8 0..255 to float32 -1..1, as diffusers' image processor does it."""
+    return frames.float() / 255 * 2 - 1
+
+
+def picture(first_frame: Tensor) -> Image.Image:
+    """The PIL image of uint8 [3,H,W]."""
+    return Image.fromarray(first_frame.permute(1, 2, 0).numpy())
+
+
+def _bytes(pixels: Tensor) -> Any:
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()

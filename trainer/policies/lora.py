@@ -1,0 +1,129 @@
+"""Low-rank adapters by peft: inject, merge, save and load them in the layout of diffusers.
+
+The file is pytorch_lora_weights.safetensors: `<prefix>.<module>.lora_A.weight` and `lora_B`, float32, with peft's
+configuration in the header, as `load_lora_weights` of diffusers' pipelines reads it. StableVideoDiffusionPipeline has
+no such method: `attach(pipe.unet, folder, prefix="unet")` does the same. Never save a whole pipeline with an adapter
+injected: its wrapped layers would be initialised at random when read again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from peft import LoraConfig, LoraModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.policies.protocol import PolicyError
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSize:
+    """Rank of the update and its numerator: the update is scaled by alpha / rank."""
+
+    rank: int = 32
+    alpha: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise PolicyError(f"rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
+
+
+def inject(denoiser: nn.Module, *, targets: str, size: LoraSize, seed: int) -> None:
+    """Puts a new adapter, Gaussian from `seed` and without effect yet, on the linear layers that match `targets`.
+
+    Afterwards its float32 parameters alone require gradients.
+    """
+    config = LoraConfig(r=size.rank, lora_alpha=size.alpha, init_lora_weights="gaussian", target_modules=targets)
+    denoiser.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, denoiser, ADAPTER)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:  # peft makes the adapter in the base's type: bfloat16 is too coarse to train in
+            parameter.data = parameter.data.float()
+
+
+def save(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
+    """Writes the adapter to `folder`, in float32."""
+    tensors = {f"{prefix}.{name}": tensor.cpu().contiguous() for name, tensor in _state(denoiser).items()}
+    config: Any = denoiser.peft_config[ADAPTER]  # type: ignore[index]
+    described = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
+    header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(described, indent=2, sort_keys=True)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / LORA_WEIGHT_NAME_SAFE, metadata=header)
+
+
+def load(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
+    """Sets the injected adapter to the one in `folder`, which must have the same layers and rank."""
+    tensors, _ = _read(folder, prefix)
+    have = {name: list(tensor.shape) for name, tensor in _state(denoiser).items()}
+    given = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if have != given:
+        differ = sorted(name for name in have.keys() | given.keys() if have.get(name) != given.get(name))
+        raise PolicyError(
+            f"the LoRA in {folder} differs from this policy's in {len(differ)} layers, first {differ[0]}: "
+            f"{given.get(differ[0])} for {have.get(differ[0])}; use the same base, targets and rank"
+        )
+    set_peft_model_state_dict(denoiser, tensors, ADAPTER)
+
+
+def attach(denoiser: nn.Module, folder: Path, *, prefix: str) -> nn.Module:
+    """Injects the adapter in `folder` into a bare denoiser, for use; returns peft's wrapper of it."""
+    tensors, config = _read(folder, prefix)
+    tuner: nn.Module = LoraModel(denoiser, {ADAPTER: config}, ADAPTER)
+    unknown = set_peft_model_state_dict(denoiser, tensors, ADAPTER).unexpected_keys
+    if unknown:
+        raise PolicyError(f"the LoRA in {folder} has layers that the denoiser lacks, first {unknown[0]}")
+    return tuner
+
+
+def merge(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
+    """Adds the adapter in `folder` to the denoiser's own weights, as a new base to train from."""
+    tuner: Any = attach(denoiser, folder, prefix=prefix)
+    tuner.merge_and_unload()
+    del denoiser.peft_config
+
+
+def _state(denoiser: nn.Module) -> dict[str, Tensor]:
+    if not hasattr(denoiser, "peft_config"):
+        raise PolicyError("this policy has no LoRA: it was made with lora=None; make it with a LoraSize")
+    state: dict[str, Tensor] = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
+    return state
+
+
+def _read(folder: Path, prefix: str) -> tuple[dict[str, Tensor], LoraConfig]:
+    path = folder / LORA_WEIGHT_NAME_SAFE
+    if not path.is_file():
+        raise PolicyError(f"there is no {LORA_WEIGHT_NAME_SAFE} in {folder}; give the folder that save_lora wrote")
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{prefix}.")]  # noqa: SIM118 - no mapping
+        tensors = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in names}
+        described = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    if not tensors:
+        raise PolicyError(f"{path} has no tensors of {prefix}.*: it is a LoRA of another model")
+    return tensors, _config(tensors, {name.removeprefix(f"{prefix}."): value for name, value in described.items()})
+
+
+def _config(tensors: dict[str, Tensor], described: dict[str, Any]) -> LoraConfig:
+    """The configuration in the header, or without one what the tensors tell, alpha being the rank as in diffusers."""
+    if described:
+        return LoraConfig(**described)
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")}
+    if len(ranks) != 1:
+        raise PolicyError(f"a LoRA without peft's header must have one rank, got {sorted(ranks)}")
+    modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    rank = ranks.pop()
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else value

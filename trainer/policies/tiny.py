@@ -1,0 +1,176 @@
+"""Toy-sized Stable Video Diffusion and Wan, random but seeded, written as ordinary diffusers folders.
+
+`svd.py` and `wan.py` load them like any other base, so that tests and the proof on a laptop run the code that runs on
+GPUs. `base_training.py` makes something of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from trainer.policies.protocol import PolicyError
+
+WIDTH = 32
+"""Of the text and image embeddings, and the least that SVD's group norms allow."""
+
+
+def tiny_svd(
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_frames: int = 8,
+    channels: tuple[int, ...] = (32, 64),
+    vae_channels: tuple[int, ...] = (32, 64),
+    latent_channels: int = 4,
+) -> Path:
+    """Writes a toy SVD pipeline; latents are smaller than frames by 2 ** (len(vae_channels) - 1). Returns `folder`."""
+    if any(width % 32 for width in (*channels, *vae_channels)):
+        raise PolicyError(f"widths must be multiples of 32 (group norm), got {channels} and {vae_channels}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = StableVideoDiffusionPipeline(
+            vae=AutoencoderKLTemporalDecoder(
+                block_out_channels=vae_channels,
+                down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
+                latent_channels=latent_channels,
+                layers_per_block=1,
+            ),
+            image_encoder=_image_encoder(),
+            unet=_unet(channels, latent_channels, num_frames),
+            scheduler=_svd_scheduler(),
+            feature_extractor=CLIPImageProcessor(crop_size=224, size={"shortest_edge": 224}),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _unet(channels: tuple[int, ...], latent_channels: int, num_frames: int) -> Any:
+    last = len(channels) - 1  # as in SVD, the coarsest level has no attention of its own
+    return UNetSpatioTemporalConditionModel(
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * last + ("DownBlockSpatioTemporal",),
+        up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * last,
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        num_attention_heads=2,
+        addition_time_embed_dim=WIDTH,
+        projection_class_embeddings_input_dim=3 * WIDTH,
+        num_frames=num_frames,
+    )
+
+
+def _image_encoder() -> Any:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            image_size=224,  # what the pipeline resizes to
+            patch_size=32,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+    )
+
+
+def _svd_scheduler() -> Any:
+    """img2vid-xt's own settings."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        steps_offset=1,
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    )
+
+
+def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2, vae_width: int = 8) -> Path:
+    """Writes a toy Wan2.2 TI2V pipeline: 48 latent channels, sides smaller by 16, frames by 4. Returns `folder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = _byte_tokenizer()
+        pipe = WanImageToVideoPipeline(
+            tokenizer=tokenizer,
+            text_encoder=_text_encoder(len(tokenizer)),
+            vae=_wan_vae(vae_width),
+            scheduler=UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, num_train_timesteps=1000
+            ),
+            transformer=WanTransformer3DModel(
+                in_channels=48,
+                out_channels=48,
+                num_attention_heads=heads,
+                attention_head_dim=24,  # rotary positions want a multiple of 6 with even shares
+                text_dim=WIDTH,
+                freq_dim=WIDTH,
+                ffn_dim=96,
+                num_layers=num_layers,
+                rope_max_seq_len=64,
+            ),
+            expand_timesteps=True,
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _wan_vae(width: int) -> Any:
+    return AutoencoderKLWan(
+        base_dim=width,
+        decoder_base_dim=width,
+        z_dim=48,
+        num_res_blocks=1,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        is_residual=True,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )
+
+
+def _text_encoder(vocabulary: int) -> Any:
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary, d_model=WIDTH, d_kv=16, d_ff=2 * WIDTH, num_layers=1, num_heads=2, dropout_rate=0.0
+        )
+    )
+
+
+def _byte_tokenizer() -> Any:
+    """One token per byte, with T5's end and padding tokens: needs no vocabulary file."""
+    letters = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")

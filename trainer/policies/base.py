@@ -61,7 +61,7 @@ class PolicyConfig:
 class DiffusersPolicy(ABC):
     """A policy on a diffusers pipeline; see `protocol.Policy` for what the methods promise."""
 
-    name: ClassVar[str]
+    name: str
     denoiser_name: ClassVar[str]
     """The pipeline's component that is trained, and the prefix of its LoRA's tensors."""
     lora_targets: ClassVar[str]

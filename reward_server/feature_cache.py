@@ -1,15 +1,25 @@
 """Frozen motion features on disk, so that training the heads never runs the estimators again.
 
-One safetensors file per sample, compact: tracks as int16 in 1/64 px, visibility and confidence as
-uint8, correlation as int8, residuals r as int8 companded by a square root (within sqrt(|r|)/8 grey
-levels, up to 252), about 0.8 MiB for 256 tracks x 16 frames and 8 frame pairs of 144x256. A
-step reads only the frame pairs it asks for. The index is JSON lines.
+One safetensors file per sample, rows of `tracks`, `state`, `correlation` being tracks and of `maps` frame
+pairs; a step reads only what it asks for. The index is JSON lines. What is kept, and how exactly:
+
+    of a Motion          tracks int16, 1/64 px; visibility, confidence uint8, 1/255; correlation int8, 1/127;
+                         residual r int8, sqrt(|r|)/8 grey levels, up to 252; flow confidence int8, 1/255.
+                         0.8 MiB for 256 tracks x 16 frames and 8 pairs of 144x256.
+    of a NetworkMotion   tracks float32, exact, and with them the displacement features; logits of visibility
+                         and confidence float16, 1/2048 of themselves; the correlation embedding int8 with a
+                         scale per channel, 1/254 of the channel's largest value in the clip; residual r
+                         uint8, sqrt(|r|)/4 + 1/64 grey levels, up to 1008; flow confidence uint8, 1/510.
+                         N x T x 1036 + P x 2 x H x W bytes: 12.1 + 4.2 MiB for 512 tracks x 24 frames and 12
+                         pairs of 320x576.
+
+Displacements, sines and the time embedding are made anew from these when tokens are read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,11 +29,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reward_server.motion import Motion
-from reward_server.profile import Profile
+from reward_server.motion import Motion, NetworkMotion
+from reward_server.profiles import Profile
 
 TRACK_SCALE = 64.0
-RESIDUAL_SCALE = 8.0
+CHANNEL_SCALE = "correlation_scale"  # [C] float32, beside the embedding of a NetworkMotion
+RESIDUAL_SCALE = {torch.int8: 8.0, torch.uint8: 4.0}  # by how maps are stored: fine, or of wide range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +59,9 @@ class FeatureCache:
 
     def add(self, sample: Sample, motion: Motion, *, num_pairs: int) -> None:
         """Store a sample's motion; of its frame pairs, `num_pairs` evenly spaced ones."""
-        pairs = np.unique(np.linspace(0, len(motion.residual) - 1, num_pairs).round().astype(int))
         path = self._path(sample.key)
         path.parent.mkdir(exist_ok=True)
-        save_file(_pack(motion, torch.from_numpy(pairs)), path)
+        save_file(pack(motion, num_pairs=num_pairs), path)
 
     def has_part(self, part: str) -> bool:
         return self._index(part).is_file()
@@ -69,19 +79,16 @@ class FeatureCache:
     def tokens(self, sample: Sample, profile: Profile, start: int, num: int) -> Tensor:
         """Track tokens [num,T,D] of `num` tracks from `start` on; their order is already random."""
         with safe_open(self._path(sample.key), framework="pt") as file:
-            tracks, state, correlation = (
-                file.get_tensor(name).transpose(0, 1).float() for name in ("tracks", "state", "correlation")
-            )
-        visibility, confidence = (state / 255).unbind(-1)
-        chosen = slice(start, start + num)
-        return profile.track_tokens(tracks / TRACK_SCALE, visibility, confidence, correlation / 127, chosen=chosen)
+            names = set(file.keys()) - {"maps"}
+            if CHANNEL_SCALE not in names:  # such tracks need all others
+                return unpack_tokens({name: file.get_tensor(name) for name in names}, profile, start, num)
+            rows = {name: file.get_slice(name)[start : start + num] for name in names - {CHANNEL_SCALE}}
+            return unpack_tokens(rows | {CHANNEL_SCALE: file.get_tensor(CHANNEL_SCALE)}, profile, 0, num)
 
     def maps(self, sample: Sample, start: int, num: int) -> Tensor:
         """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs."""
         with safe_open(self._path(sample.key), framework="pt") as file:
-            packed = file.get_slice("maps")[start : start + num].float()
-        residual = packed[:, 0].sign() * (packed[:, 0] / RESIDUAL_SCALE).square()
-        return torch.stack([residual, (packed[:, 1] + 128) / 255], dim=1)
+            return unpack_maps(file.get_slice("maps")[start : start + num])
 
     def num_pairs(self, sample: Sample) -> int:
         return self._rows(sample, "maps")
@@ -106,19 +113,59 @@ class FeatureCache:
                 yield Sample(**{**record, "shape": tuple(record["shape"])})
 
 
-def _pack(motion: Motion, pairs: Tensor) -> dict[str, Tensor]:
-    residual = motion.residual[pairs]
-    companded = residual.sign() * residual.abs().sqrt() * RESIDUAL_SCALE
-    confidence = motion.flow_confidence[pairs] * 255 - 128
-    state = torch.stack([motion.visibility, motion.confidence], dim=-1)
+def pack(motion: Motion, *, num_pairs: int) -> dict[str, Tensor]:
+    """The tensors of one sample: all tracks, and `num_pairs` evenly spaced frame pairs; on the CPU."""
+    pairs = torch.from_numpy(np.unique(np.linspace(0, len(motion.residual) - 1, num_pairs).round().astype(int)))
+    if isinstance(motion, NetworkMotion):
+        return _packed_network(motion) | {"maps": _packed_maps(motion, pairs, torch.uint8)}
     return {
         "tracks": _rounded(motion.tracks.transpose(0, 1) * TRACK_SCALE, torch.int16),
-        "state": _rounded(state.transpose(0, 1) * 255, torch.uint8),
+        "state": _rounded(motion.state.transpose(0, 1) * 255, torch.uint8),
         "correlation": _rounded(motion.correlation.transpose(0, 1) * 127, torch.int8),
-        "maps": _rounded(torch.stack([companded, confidence], dim=1), torch.int8),
+        "maps": _packed_maps(motion, pairs, torch.int8),
     }
+
+
+def unpack_tokens(packed: Mapping[str, Tensor], profile: Profile, start: int, num: int) -> Tensor:
+    """Track tokens [num,T,D] of `num` packed tracks from `start` on."""
+    tracks, state, correlation = (packed[name].transpose(0, 1).float() for name in ("tracks", "state", "correlation"))
+    if CHANNEL_SCALE in packed:
+        correlation = correlation * packed[CHANNEL_SCALE]
+    else:
+        tracks, state, correlation = tracks / TRACK_SCALE, state / 255, correlation / 127
+    visibility, confidence = state.unbind(-1)
+    return profile.track_tokens(tracks, visibility, confidence, correlation, chosen=slice(start, start + num))
+
+
+def unpack_maps(packed: Tensor) -> Tensor:
+    """Residual and confidence maps [P,2,H,W] of packed ones."""
+    codes = packed.float() - _zero(packed.dtype)
+    residual = codes[:, 0].sign() * (codes[:, 0] / RESIDUAL_SCALE[packed.dtype]).square()
+    return torch.stack([residual, (codes[:, 1] + 128) / 255], dim=1)
+
+
+def _packed_network(motion: NetworkMotion) -> dict[str, Tensor]:
+    scale = motion.correlation.abs().amax(dim=(0, 1)).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return {
+        "tracks": motion.tracks.transpose(0, 1).contiguous().cpu(),
+        "state": motion.logits.transpose(0, 1).half().contiguous().cpu(),
+        "correlation": _rounded(motion.correlation.transpose(0, 1) / scale, torch.int8),
+        CHANNEL_SCALE: scale.cpu(),
+    }
+
+
+def _packed_maps(motion: Motion, pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """[P,2,H,W] codes: the signed square root of the residual, and the confidence over the whole range."""
+    residual, confidence = motion.residual[pairs], motion.flow_confidence[pairs] * 255 - 128
+    companded = residual.sign() * residual.abs().sqrt() * RESIDUAL_SCALE[dtype]
+    return _rounded(torch.stack([companded, confidence], dim=1) + _zero(dtype), dtype)
+
+
+def _zero(dtype: torch.dtype) -> int:
+    """The code of nothing: 0 where codes are signed, else the middle."""
+    return 0 if dtype.is_signed else 128
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     limits = torch.iinfo(dtype)
-    return values.round().clamp(limits.min, limits.max).to(dtype).contiguous()
+    return values.round().clamp(limits.min, limits.max).to(dtype).contiguous().cpu()

@@ -47,28 +47,64 @@ class Motion:
     fps: float
 
     def __post_init__(self) -> None:
-        num_frames, num_points = self.tracks.shape[:2]
-        height, width = self.flow.shape[-2:]
-        scales, window = self.correlation.shape[2:4]
-        shapes = {
-            "tracks": (num_frames, num_points, 2),
-            "visibility": (num_frames, num_points),
-            "confidence": (num_frames, num_points),
-            "correlation": (num_frames, num_points, scales, window, window),
-            "flow": (num_frames - 1, 2, height, width),
-            "residual": (num_frames - 1, height, width),
-            "flow_confidence": (num_frames - 1, height, width),
-        }
-        for name, shape in shapes.items():
+        for name, shape in self._shapes().items():
             value = getattr(self, name)
             if value.dtype != torch.float32 or tuple(value.shape) != shape:
                 raise ValueError(f"{name} must be float32 {list(shape)}, got {value.dtype} {list(value.shape)}")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be a positive number, got {self.fps}")
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        num_frames, num_points = self.tracks.shape[:2]
+        height, width = self.flow.shape[-2:]
+        return {
+            "tracks": (num_frames, num_points, 2),
+            "visibility": (num_frames, num_points),
+            "confidence": (num_frames, num_points),
+            "correlation": (num_frames, num_points, *self._correlation_shape()),
+            "flow": (num_frames - 1, 2, height, width),
+            "residual": (num_frames - 1, height, width),
+            "flow_confidence": (num_frames - 1, height, width),
+        }
+
+    def _correlation_shape(self) -> tuple[int, ...]:
+        scales, window = self.correlation.shape[2:4]
+        return scales, window, window
+
+    @property
+    def maps(self) -> Tensor:
+        """[P,2,H,W]: residual and flow confidence, what the instantaneous head reads."""
+        return torch.stack([self.residual, self.flow_confidence], dim=1)
+
+    @property
+    def state(self) -> Tensor:
+        """[T,N,2]: visibility and confidence as the profile's tokens hold them."""
+        return torch.stack([self.visibility, self.confidence], dim=-1)
+
     def __repr__(self) -> str:
         named = ((f.name, getattr(self, f.name)) for f in fields(self))
         return f"Motion({', '.join(f'{k}={list(v.shape) if isinstance(v, Tensor) else v}' for k, v in named)})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class NetworkMotion(Motion):
+    """Motion that frozen networks saw; `correlation` is their embedding [T,N,C] and `tracks` are in their pixels.
+
+    logits  [T,N,2] float32, visibility and confidence before the sigmoid, as the tokens hold them: the sigmoid
+            of a sure one could not be undone
+    """
+
+    logits: Tensor
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return super()._shapes() | {"logits": (*self.tracks.shape[:2], 2)}
+
+    def _correlation_shape(self) -> tuple[int, ...]:
+        return (self.correlation.shape[-1],)
+
+    @property
+    def state(self) -> Tensor:
+        return self.logits
 
 
 def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:

@@ -38,10 +38,10 @@ from protos.types import (
     WindowLogits,
 )
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
-from reward_server.discriminators.checkpoint import Heads, load_heads
+from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.motion import Motion
-from reward_server.profile import PROFILES, Profile
+from reward_server.profiles import Profile, load_profile
 from reward_server.settings import Settings
 
 
@@ -80,9 +80,10 @@ class Pipeline:
 
     @classmethod
     def load(cls, settings: Settings) -> Pipeline:
-        """Load the profile's heads. Raises NotReady if there are none."""
-        profile = PROFILES[settings.profile]
-        return cls(profile, load_heads(profile, settings.checkpoint, device=settings.device), settings)
+        """Load the profile's frozen networks, if it has any, and its heads. Raises NotReady if there are none."""
+        profile = load_profile(settings.profile, settings.models_folder, device=settings.device)
+        heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)
+        return cls(profile, load_heads(profile, heads, device=settings.device), settings)
 
     def prepare(self, submission: Submission) -> Prepared:
         """Decode and sample one clip. Raises InvalidClip leaves and VersionNotServed. Thread-safe."""
@@ -105,7 +106,7 @@ class Pipeline:
         """Score a batch of one shape, in order; one clip's fault is its own result alone."""
         started = time.perf_counter()
         clips = [(window.clip, item.query_seed) for item in prepared for window in item.decoded.windows]
-        motions = list(self._pool.map(lambda pair: self._motion(*pair), clips))
+        motions = self._motions(clips)
         motion_ms = _ms_since(started)
         started = time.perf_counter()
         logits = torch.cat([self._logits(chunk) for chunk in self._chunks(motions)])
@@ -138,8 +139,13 @@ class Pipeline:
         except RewardServerError as error:
             return error
 
-    def _motion(self, clip: Clip, seed: int) -> Motion:
-        return self._profile.motion(clip, query_seed=seed, num_tracks=self._settings.num_tracks)
+    def _motions(self, clips: Sequence[tuple[Clip, int]]) -> list[Motion]:
+        """Of clips with their query seeds, in order."""
+
+        def one(pair: tuple[Clip, int]) -> Motion:
+            return self._profile.motion(pair[0], query_seed=pair[1], num_tracks=self.model.input.num_tracks)
+
+        return list(self._pool.map(one, clips) if self._profile.parallel_clips else map(one, clips))
 
     def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
         """As many windows at once as `batch_cost` allows, to bound the heads' memory."""
@@ -148,11 +154,13 @@ class Pipeline:
 
     def _logits(self, motions: Sequence[Motion]) -> Tensor:
         maps = torch.stack([self._profile.residual_maps(motion) for motion in motions])
-        tokens = torch.stack(
-            [self._profile.track_tokens(m.tracks, m.visibility, m.confidence, m.correlation) for m in motions]
-        )
+        tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
         return self._heads.logits(maps.to(device), tokens.to(device)).double().cpu()
+
+    def _tokens(self, motion: Motion) -> Tensor:
+        visibility, confidence = motion.state.unbind(-1)
+        return self._profile.track_tokens(motion.tracks, visibility, confidence, motion.correlation)
 
     def _reward(
         self, item: Prepared, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
@@ -191,7 +199,7 @@ class Pipeline:
             weights_digest=self._heads.digest,
             preprocessing_digest=self._profile.preprocessing_digest,
             query_seed=item.query_seed,
-            num_tracks=self._settings.num_tracks,
+            num_tracks=self.model.input.num_tracks,
             source=item.decoded.source,
             fps_used=item.decoded.fps_used,
             frames_used=frames,
@@ -254,7 +262,7 @@ def _describe(profile: Profile, heads: Heads, sampling: Sampling, settings: Sett
             fps=sampling.fps,
             window_frames=sampling.window_frames,
             min_frames=sampling.min_frames,
-            num_tracks=settings.num_tracks,
+            num_tracks=settings.num_tracks or profile.num_tracks,
             area_px=sampling.area_px,
             containers=CONTAINERS,
             tensor_forms=TENSOR_FORMS,

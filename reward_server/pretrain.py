@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import multiprocessing
@@ -32,7 +33,7 @@ from reward_server.discriminators.checkpoint import save_heads
 from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig, View, views_of
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.feature_cache import FeatureCache, Sample
-from reward_server.profile import PROFILES, Profile
+from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.recipe.manifest import clips_of
 from reward_server.views import SourceFrames, compress, random_quality, random_view, read_source, soften
 
@@ -57,13 +58,51 @@ class SourceClip:
 class CacheConfig:
     """What is cached of every source clip."""
 
-    profile: str = "embedded"
+    profile: ProfileName = "embedded"
     frames_per_view: int = 6  # a clip gives one view for so many of its frames
     negatives_per_view: int = 3
     num_tracks: int = 256
     num_pairs: int = 8
     faults: tuple[str, ...] = TRAINED_FAULTS
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSource:
+    """A profile that each process opens for itself, once."""
+
+    name: ProfileName
+    models: Path = Path("models")  # of its frozen networks
+    device: str = "cpu"  # that they run on
+
+
+@functools.cache
+def opened(source: ProfileSource) -> Profile:
+    """Raises NotReady where its networks are missing."""
+    return load_profile(source.name, source.models, device=source.device)
+
+
+def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig, TrainingConfig]:
+    """What to cache and how to train for a profile.
+
+    Of the paper's figures for `shift` (arXiv 2603.17426) the batch is 6 without accumulation and every step takes
+    256 of the cached tracks; rate, decay, clipping and loss are its own.
+    """
+    if profile == "embedded":
+        return CacheConfig(seed=seed), TrainingConfig(steps=steps, seed=seed)
+    cache = CacheConfig(profile=profile, frames_per_view=12, num_tracks=512, num_pairs=12, seed=seed)
+    return cache, TrainingConfig(
+        steps=steps,
+        seed=seed,
+        views_per_step=6,
+        negatives_per_view=1,
+        tracks_per_step=256,
+        pairs_per_step=6,
+        learning_rate=2e-4,
+        pair_weight=0.0,
+        ema=0.99,
+        evaluate_tracks=512,
+    )
 
 
 def pretrain(
@@ -74,25 +113,28 @@ def pretrain(
     work: Path,
     cache_config: CacheConfig,
     config: TrainingConfig,
+    models: Path = Path("models"),
+    device: str = "cpu",
     held_out_share: float = 0.1,
     version: str | None = None,
     processes: int = os.cpu_count() or 1,
 ) -> dict[str, float]:
-    """Cache, train, write `out`; returns each head's held-out AUC. Resumes from `work`, the run's folder."""
-    profile = PROFILES[cache_config.profile]
+    """Cache, train, write `out`; returns each head's held-out AUC. Resumes from `work`, the run's folder.
+
+    Frozen networks, if the profile has any, are in `models` and run on `device`; raises NotReady without them.
+    """
+    source = ProfileSource(name=cache_config.profile, models=models, device=device)
+    profile = opened(source)
     clips = [clip for folder in real for clip in find_clips(folder, real=True)]
     if generated:
         clips += find_clips(generated, real=False)
         cache_config = replace(cache_config, faults=())
     cache = FeatureCache(work / "features" / _cache_name(profile, cache_config))
-    for reason in build_cache(cache, clips, cache_config, processes):
+    for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
     views, held_out = split_by_source(views_of(cache.samples()), held_out_share, config.seed)
     print(f"{len(views)} views to train on, {len(held_out)} held out by source")
-    jobs = [
-        HeadJob(name=name, cache_config=cache_config, cache=cache.folder, config=config, folder=work / name)
-        for name in HEADS
-    ]
+    jobs = [HeadJob(name=name, profile=source, cache=cache.folder, config=config, folder=work / name) for name in HEADS]
     trained = train_heads(jobs, views, held_out, processes)
     weights = {job.name: torch.load(job.folder / "best.pt", weights_only=True)["average"] for job in jobs}
     save_heads(out, profile=profile, version=version or _version(profile, weights), **weights)
@@ -104,7 +146,7 @@ class HeadJob:
     """One head's training run, as it is handed to a process."""
 
     name: HeadName
-    cache_config: CacheConfig
+    profile: ProfileSource
     cache: Path
     config: TrainingConfig
     folder: Path
@@ -135,7 +177,7 @@ def train_heads(
 def _train_head(
     job: HeadJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
 ) -> float:
-    trainer = HeadTrainer(job.name, PROFILES[job.cache_config.profile], FeatureCache(job.cache), job.config, job.folder)
+    trainer = HeadTrainer(job.name, opened(job.profile), FeatureCache(job.cache), job.config, job.folder)
     return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
 
 
@@ -152,12 +194,14 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
     return clips
 
 
-def build_cache(cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, processes: int) -> list[str]:
+def build_cache(
+    cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
+) -> list[str]:
     """Cache the features of every clip that is not cached yet; returns why clips were skipped."""
     waiting = [clip for clip in clips if not cache.has_part(_part(clip))]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        tasks = [pool.submit(_cache_clip, cache.folder, clip, config) for clip in waiting]
+        tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting]
         done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
     return [reason for reason in done if reason]
 
@@ -172,9 +216,9 @@ def split_by_source(views: Sequence[View], share: float, seed: int) -> tuple[lis
     return [v for v in views if v.real.source not in held], [v for v in views if v.real.source in held]
 
 
-def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig) -> str | None:
+def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
     """One part of the cache: the views of one clip, each with its negatives. Runs in a process of its own."""
-    cache, profile = FeatureCache(folder), PROFILES[config.profile]
+    cache, profile = FeatureCache(folder), opened(source)
     samples: list[Sample] = []
     try:
         for sample, pixels in _clip_samples(clip, profile, config):
@@ -189,7 +233,7 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig) -> str | No
 
 def _clip_samples(clip: SourceClip, profile: Profile, config: CacheConfig) -> Iterator[tuple[Sample, Clip]]:
     rng = np.random.default_rng((config.seed, _number(clip.source), clip.first))
-    frames = read_source(clip.path, first=clip.first, last=clip.last)
+    frames = read_source(clip.path, first=clip.first, last=clip.last, max_side_px=_max_side_px(profile))
     for index in range(math.ceil(len(frames.frames) / config.frames_per_view)):
         base = _moving_view(frames, profile, rng) if clip.real else random_view(frames, profile.sampling, rng)
         if base is not None:
@@ -216,6 +260,11 @@ def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generato
         if float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE:
             return view
     return None
+
+
+def _max_side_px(profile: Profile) -> int:
+    """Enough pixels for a crop of a frame to fill the profile's size."""
+    return max(640, 2 * math.isqrt(profile.sampling.area_px))
 
 
 def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float) -> Sample:

@@ -26,9 +26,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     # What is served
-    profile: Literal["embedded"] = Field("embedded", description="Motion estimators and discriminators to serve.")
-    checkpoint: Path | None = Field(None, description="Weights of the heads; none: those shipped with the profile.")
-    device: str = Field("cpu", description="torch device of the discriminators.")
+    profile: Literal["embedded", "shift", "shift-wan"] = Field(
+        "embedded", description="Motion estimators and discriminators to serve."
+    )
+    checkpoint: Path | None = Field(
+        None, description="Weights of the heads; none: those shipped with the profile, or PROFILE-heads in models_dir."
+    )
+    models_dir: Path | None = Field(
+        None, description="Folder of frozen networks' weights (`motion-reward models`); none: models in data_dir."
+    )
+    device: str = Field("cpu", description="torch device of frozen networks and discriminators.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: as many as there are cores.")
     data_dir: Path = Field(default_factory=default_data_dir, description="Where the private Redis keeps its data.")
 
@@ -37,7 +44,9 @@ class Settings(BaseSettings):
     reward_max: float = Field(10.0, description="Upper bound that a logit is clipped to.")
     weight_instantaneous: float = Field(1.0, ge=0, description="Weight of the instantaneous head in `combined`.")
     weight_long_term: float = Field(1.0, ge=0, description="Weight of the long-term head in `combined`.")
-    num_tracks: int = Field(256, ge=16, le=4096, description="Query points per window.")
+    num_tracks: int | None = Field(
+        None, ge=16, le=4096, description="Query points per window; none: the profile's (embedded 256, shift 1024)."
+    )
     max_windows: int = Field(4, ge=1, le=64, description="Windows at most, evenly placed over a long clip.")
 
     # Limits of a clip, checked before and while decoding
@@ -79,6 +88,10 @@ class Settings(BaseSettings):
     batch_jobs: int = Field(8, ge=1, description="Jobs claimed at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
     batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that share one pass of the heads.")
+
+    @property
+    def models_folder(self) -> Path:
+        return self.models_dir or self.data_dir / "models"
 
     @field_validator("http", "grpc")
     @classmethod

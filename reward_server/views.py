@@ -20,7 +20,7 @@ from protos.types import Clip
 from reward_server.decoding.decode import Sampling, profile_size, resize_frame
 from reward_server.errors import UnreadableClip
 
-FPS_RANGE = (7.5, 18.0)  # rates that the profile's resampling can leave a clip at
+RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
@@ -91,8 +91,9 @@ def _random_stride(source: SourceFrames, sampling: Sampling, rng: np.random.Gene
         raise UnreadableClip(
             f"the clip has {len(source.frames)} frames, {sampling.min_frames} are needed; leave it out"
         )
-    strides = range(1, max(2, round(source.fps / FPS_RANGE[0]) + 1))
-    fitting = [s for s in strides if FPS_RANGE[0] <= source.fps / s <= FPS_RANGE[1] and s <= longest]
+    slowest, fastest = (share * sampling.fps for share in RATE_RANGE)
+    strides = range(1, max(2, round(source.fps / slowest) + 1))
+    fitting = [s for s in strides if slowest <= source.fps / s <= fastest and s <= longest]
     return int(rng.choice(fitting)) if fitting else 1
 
 
@@ -100,7 +101,7 @@ def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> 
     """Boxes [T,4] (x, y, width, height): mostly still, sometimes a smooth pan and zoom."""
     height, width = shape
     aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.5 else width / height
-    largest = min(width, height * aspect)
+    largest = min(float(width), height * aspect)
     size = largest * rng.uniform(0.6, 1.0)
     start = _random_box(width, height, aspect, size, rng)
     if rng.random() < 0.6:
@@ -113,7 +114,7 @@ def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> 
 
 
 def _random_box(width: int, height: int, aspect: float, size: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    box_height = size / aspect
+    box_height = min(height, size / aspect)  # a product and its division may differ by a rounding
     return np.array([rng.uniform(0, width - size), rng.uniform(0, height - box_height), size, box_height])
 
 

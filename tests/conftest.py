@@ -71,14 +71,14 @@ def heads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch  # noqa: PLC0415 - many tests need neither
 
     from reward_server.discriminators.checkpoint import new_heads, save_heads  # noqa: PLC0415
-    from reward_server.profile import PROFILES  # noqa: PLC0415
+    from reward_server.profiles.embedded import EmbeddedProfile  # noqa: PLC0415
 
     torch.manual_seed(0)
-    instantaneous, long_term = (head.state_dict() for head in new_heads(PROFILES["embedded"]))
+    instantaneous, long_term = (head.state_dict() for head in new_heads(EmbeddedProfile()))
     path = tmp_path_factory.mktemp("heads") / "untrained.safetensors"
     save_heads(
         path,
-        profile=PROFILES["embedded"],
+        profile=EmbeddedProfile(),
         version="untrained",
         instantaneous=instantaneous,
         long_term=long_term,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from protos.types import Clip, Context, Logits, Media, Outcome, OutcomeKind, Rew
 from reward_server.discriminators.checkpoint import load_heads
 from reward_server.errors import NonFiniteLogit, NotReady
 from reward_server.pipeline import Pipeline, query_seed
-from reward_server.profile import PROFILES
+from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 
 TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
@@ -106,7 +105,7 @@ def test_another_pinned_version_fails_and_names_the_served_one(pipeline: Pipelin
 
 
 def test_a_non_finite_logit_is_a_failure_never_a_number() -> None:
-    profile = PROFILES["embedded"]
+    profile = EmbeddedProfile()
     heads = load_heads(profile)
     with torch.no_grad():
         heads.instantaneous.head.bias.fill_(math.nan)
@@ -117,7 +116,7 @@ def test_a_non_finite_logit_is_a_failure_never_a_number() -> None:
 
 
 def test_heads_of_other_motion_features_never_serve() -> None:
-    other = dataclasses.replace(PROFILES["embedded"], correlation_scales=2)
+    other = EmbeddedProfile(correlation_scales=2)
     with pytest.raises(NotReady, match="motion-reward pretrain"):
         load_heads(other)
 

@@ -27,11 +27,11 @@ from reward_server.errors import BadRequest
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.pipeline import Pipeline
 from reward_server.pretrain import CacheConfig, find_clips, pretrain, split_by_source
-from reward_server.profile import PROFILES
+from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.views import SourceFrames, random_view, soften
 
-PROFILE = PROFILES["embedded"]
+PROFILE = EmbeddedProfile()
 TINY = TrainingConfig(
     steps=6,
     views_per_step=2,

@@ -16,7 +16,7 @@ from torch import Tensor
 from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
 from reward_server.errors import NotReady
-from reward_server.profile import Profile
+from reward_server.profiles import Profile
 
 SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
 
@@ -41,10 +41,21 @@ def new_heads(profile: Profile) -> tuple[ResidualViT, TrackViT]:
     return ResidualViT(profile.residual_config), TrackViT(profile.track_config)
 
 
+def heads_file(profile_name: str, models: Path) -> Path:
+    """Where a profile's heads are unless a setting says otherwise: shipped with it, or in the models folder."""
+    return SHIPPED.get(profile_name) or models / f"{profile_name}-heads.safetensors"
+
+
 def save_heads(
-    path: Path, *, profile: Profile, version: str, instantaneous: dict[str, Tensor], long_term: dict[str, Tensor]
+    path: Path,
+    *,
+    profile: Profile,
+    version: str,
+    instantaneous: dict[str, Tensor],
+    long_term: dict[str, Tensor],
+    precision: torch.dtype = torch.float16,
 ) -> None:
-    """Write both state dicts in half precision, atomically."""
+    """Write both state dicts, atomically; in half precision unless they must stay as they are."""
     tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
     tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
     metadata = {
@@ -56,7 +67,7 @@ def save_heads(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: value.half().contiguous() for name, value in tensors.items()}, partial, metadata)
+    save_file({name: value.to(precision).contiguous() for name, value in tensors.items()}, partial, metadata)
     partial.replace(path)
 
 
@@ -69,8 +80,8 @@ def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu
     file = path or SHIPPED[profile.name]
     if not file.is_file():
         raise NotReady(
-            f"no heads for profile '{profile.name}' at {file}; train them with "
-            f"`motion-reward pretrain --real DIR --out {file}`"
+            f"no trained heads of profile '{profile.name}' at {file}; train them with "
+            f"`motion-reward pretrain --profile {profile.name} --real DIR --generated DIR --out {file}`"
         )
     try:
         metadata, tensors = _read(file)
@@ -101,7 +112,7 @@ def _check(metadata: dict[str, str], profile: Profile, file: Path) -> None:
     if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
         raise NotReady(
             f"{file} was trained on other motion features than profile '{profile.name}' now makes; "
-            "train heads again with `motion-reward pretrain`"
+            f"train heads again with `motion-reward pretrain --profile {profile.name}`"
         )
 
 

@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from reward_server.discriminators.checkpoint import new_heads
 from reward_server.evaluation.stats import auc
 from reward_server.feature_cache import FeatureCache, Sample
-from reward_server.profile import Profile
+from reward_server.profiles import Profile
 
 HeadName = Literal["instantaneous", "long_term"]
 HEADS: tuple[HeadName, ...] = ("instantaneous", "long_term")

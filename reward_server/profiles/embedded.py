@@ -1,8 +1,7 @@
-"""What a profile is: how clips are sampled, which frozen estimators see their motion, which heads judge it.
+"""The embedded profile: OpenCV's Lucas-Kanade tracks and DIS flow, correlation maps in place of learned ones.
 
-The embedded profile needs no weights but its own two small heads: OpenCV's Lucas-Kanade tracks and
-DIS flow, correlation maps in place of learned ones. Shapes: N tracks, T frames, P = T-1 pairs,
-D token size.
+It needs no weights but its own two small heads, which are shipped. Shapes: N tracks, T frames,
+P = T-1 pairs, D token size.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,11 @@ FINEST_PX = 0.1  # kinematics are linear below it and logarithmic above
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
-    """The embedded profile; every field, and the estimators' settings, go into the preprocessing digest."""
+class EmbeddedProfile:
+    """Every field, and the estimators' settings, go into the preprocessing digest."""
+
+    num_tracks: ClassVar[int] = 256
+    parallel_clips: ClassVar[bool] = True
 
     name: str = "embedded"
     revision: int = 2  # raise it when the code between bytes and heads changes the numbers
@@ -84,7 +87,7 @@ class Profile:
 
     def residual_maps(self, motion: Motion) -> Tensor:
         """[P,2,H,W]: brightness-constancy residual in grey levels, flow confidence 0..1."""
-        return torch.stack([motion.residual, motion.flow_confidence], dim=1)
+        return motion.maps
 
     @property
     def preprocessing_digest(self) -> str:
@@ -128,6 +131,3 @@ def time_embedding(num_frames: int, dim: int) -> Tensor:
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(num_frames, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dim].float()
-
-
-PROFILES = {"embedded": Profile()}

@@ -1,0 +1,106 @@
+"""The models folder: converted weights, and beside each a record that pins its digest and that of its source.
+
+    cotracker3.safetensors    every key of the published checkpoint, nothing else
+    cotracker3.json           where it came from, sha256 of source and file, licence
+
+What is loaded is what was pulled, or it is not loaded; and pulling again does not replace what the
+record pins by something else unless told to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reward_server.errors import BadRequest, NotReady
+from reward_server.models.published import PUBLISHED, Published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of one converted file."""
+
+    source: str  # repository, revision and file, or the name of the file that was given
+    source_sha256: str
+    sha256: str
+    licence: str
+
+
+def load_network(module: nn.Module, name: str, folder: Path) -> str:
+    """Fill a network from the folder, every key matched; returns the sha256 of its weights' file.
+
+    Raises NotReady, naming the command that mends it, where the file is missing or not what was pulled.
+    """
+    network = PUBLISHED[name]
+    record = verified(network, folder)
+    module.load_state_dict(load_file(folder / network.converted), strict=True)
+    return record.sha256
+
+
+def verified(network: Published, folder: Path) -> Record:
+    """The record of a network's weights, after comparing the file with it. Raises NotReady."""
+    path, record = folder / network.converted, read_record(network, folder)
+    if record is None or not path.is_file():
+        raise NotReady(f"no weights of {network.title} in {folder}; fetch them with `motion-reward models pull shift`")
+    if (found := sha256_of(path)) != record.sha256:
+        raise NotReady(
+            f"{path} was changed since it was pulled: its sha256 is {found}, {record.sha256} is pinned; "
+            "pull it again with `motion-reward models pull shift --replace`"
+        )
+    return record
+
+
+def store(network: Published, folder: Path, weights: dict[str, Tensor], *, source: str, source_sha256: str) -> Record:
+    """Write converted weights and their record, each at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / network.converted
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, partial)
+    record = Record(source=source, source_sha256=source_sha256, sha256=sha256_of(partial), licence=network.licence)
+    partial.replace(path)
+    _replace_text(_record_path(network, folder), json.dumps(asdict(record), indent=1) + "\n")
+    return record
+
+
+def check_unchanged(network: Published, folder: Path, source: str, source_sha256: str) -> None:
+    """Raises BadRequest if the record pins another source: a silent change would change every reward."""
+    record = read_record(network, folder)
+    if record is not None and record.source_sha256 != source_sha256:
+        raise BadRequest(
+            f"{source} has sha256 {source_sha256}, but the weights of {network.title} in {folder} are pinned to "
+            f"{record.source_sha256} ({record.source}); if the change is meant, pull with --replace, and train "
+            "the heads of the profile again"
+        )
+
+
+def read_record(network: Published, folder: Path) -> Record | None:
+    """The record, or None where there is none. Raises NotReady where it cannot be read."""
+    path = _record_path(network, folder)
+    if not path.is_file():
+        return None
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise NotReady(
+            f"{path} is damaged ({error}); pull again with `motion-reward models pull shift --replace`"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_path(network: Published, folder: Path) -> Path:
+    return folder / f"{network.name}.json"
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,170 @@
+"""The paper's profile: CoTracker3's tokens for the long-term head, SEA-RAFT's flow for the instantaneous one.
+
+SHIFT, arXiv 2603.17426. Two figures: `shift` looks at 24 frames of 320x576 at 14 fps (its experiments on
+Stable Video Diffusion), `shift-wan` at 49 of 480x832 at 24 fps (on Wan2.2). The networks are frozen; their
+weights come from the models folder and are part of the preprocessing digest.
+
+Shapes: N tracks, T frames, P = T-1 pairs, D = 1110 token size, C = 1024 correlation embedding, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from protos.types import Clip
+from reward_server.decoding.sampling import Sampling
+from reward_server.discriminators.residual_vit import ResidualViTConfig
+from reward_server.discriminators.track_vit import TrackViTConfig
+from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
+from reward_server.estimators.feature_net import STRIDE_PX
+from reward_server.estimators.sea_raft import SeaRaft
+from reward_server.models.store import load_network
+from reward_server.motion import (
+    DISPLACEMENT_FEATURES,
+    Motion,
+    NetworkMotion,
+    displacement_features,
+    mixture_confidence,
+    random_queries,
+    residual_map,
+)
+
+VAR_MIN, VAR_MAX = 0.0, 10.0  # of SEA-RAFT's log-scales, as its Spring configuration has them
+CORRELATION = slice(2, TOKEN_DIM - DISPLACEMENT_FEATURES)  # where a token holds the correlation embedding
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Networks:
+    """The frozen networks on their device, and the sha256 of each one's weights."""
+
+    tracker: CoTracker3
+    flow_net: SeaRaft
+    device: str
+    digests: Mapping[str, str]
+
+    @classmethod
+    def load(cls, models: Path, device: str) -> Networks:
+        """From the models folder. Raises NotReady where weights are missing or were changed."""
+        tracker, flow_net = CoTracker3(), SeaRaft()
+        digests = {
+            name: load_network(module, name, models)
+            for name, module in (("cotracker3", tracker), ("sea_raft", flow_net))
+        }
+        return cls(
+            tracker=tracker.eval().to(device), flow_net=flow_net.eval().to(device), device=device, digests=digests
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftProfile:
+    """Every field goes into the preprocessing digest, the networks by the sha256 of their weights."""
+
+    parallel_clips: ClassVar[bool] = False  # one clip keeps all threads, or the device, busy
+    num_tracks: ClassVar[int] = 1024
+
+    networks: Networks = field(repr=False)
+    name: str = "shift"
+    revision: int = 1  # raise it when the code between bytes and heads changes the numbers
+    sampling: Sampling = field(default_factory=lambda: Sampling(fps=14.0, window_frames=24, area_px=320 * 576))
+    height_px: int = 320
+    width_px: int = 576
+
+    @property
+    def track_config(self) -> TrackViTConfig:
+        return TrackViTConfig()
+
+    @property
+    def residual_config(self) -> ResidualViTConfig:
+        return ResidualViTConfig(height_px=self.height_px, width_px=self.width_px)
+
+    @torch.inference_mode()
+    def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> NetworkMotion:
+        """Motion of one clip; its tensors stay on the networks' device.
+
+        The tracker sees the clip as it was decoded. The flow sees it stretched to the instantaneous
+        head's size, bilinearly, without aligned corners: nothing changes where it has that size.
+        """
+        frames = torch.from_numpy(clip.frames).to(self.networks.device)
+        tracking = self._tracking(frames, random_queries(query_seed, num_tracks, *frames.shape[2:]))
+        tokens_TND = tracking.tokens[0].transpose(0, 1) - self._time(len(frames))[:, None]
+        resized = self._resized(frames)[None]
+        estimate = self.networks.flow_net(resized)
+        return NetworkMotion(
+            tracks=tracking.tracks[0],
+            visibility=tracking.visibility[0],
+            confidence=tracking.confidence[0],
+            logits=tokens_TND[..., :2],
+            correlation=tokens_TND[..., CORRELATION],
+            flow=estimate.flow[0],
+            residual=residual_map(resized, estimate.flow)[0],
+            flow_confidence=mixture_confidence(estimate.info, VAR_MIN, VAR_MAX)[0],
+            fps=clip.fps,
+        )
+
+    def track_tokens(
+        self,
+        tracks_TN2: Tensor,
+        visibility_TN: Tensor,
+        confidence_TN: Tensor,
+        correlation_TNC: Tensor,
+        *,
+        chosen: slice = slice(None),
+    ) -> Tensor:
+        """[N,T,D] as CoTracker3's last iteration read them: visibility and confidence logits, correlation, drift, time.
+
+        Tracks are in the tracker's pixels. Each track's tokens are its own, so that any subset may be given.
+        """
+        tracks = tracks_TN2[None, :, chosen] / STRIDE_PX
+        config = self.networks.tracker.config
+        displacement = displacement_features(tracks, (config.width_px / STRIDE_PX, config.height_px / STRIDE_PX))[0]
+        state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
+        tokens_TND = torch.cat([state, correlation_TNC[:, chosen], displacement], dim=-1)
+        return (tokens_TND + self._time(len(tokens_TND)).to(tokens_TND)[:, None]).transpose(0, 1)
+
+    def residual_maps(self, motion: Motion) -> Tensor:
+        """[P,2,H,W]: brightness-constancy residual in grey levels, flow confidence 0..1."""
+        return motion.maps
+
+    @property
+    def preprocessing_digest(self) -> str:
+        """sha256 of everything between bytes and heads; heads refuse features of another digest."""
+        parts = {
+            "profile": [self.name, self.revision, self.height_px, self.width_px, asdict(self.sampling)],
+            "tracker": [self.networks.tracker.config.iters, self.networks.digests["cotracker3"]],
+            "flow": [self.networks.flow_net.config.iters, self.networks.digests["sea_raft"], VAR_MIN, VAR_MAX],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _tracking(self, frames_T3HW: Tensor, points_N2: object) -> Tracking:
+        xy = torch.as_tensor(points_N2, dtype=torch.float32, device=frames_T3HW.device)
+        queries = F.pad(xy, (1, 0))[None]  # all of frame 0
+        tracking: Tracking = self.networks.tracker(frames_T3HW[None], queries, tokens_only=True)
+        return tracking
+
+    def _resized(self, frames_T3HW: Tensor) -> Tensor:
+        size = (self.height_px, self.width_px)
+        return F.interpolate(frames_T3HW.float(), size, mode="bilinear", align_corners=False)
+
+    def _time(self, num_frames: int) -> Tensor:
+        """The checkpoint's time embedding [T,D]."""
+        return resampled(self.networks.tracker.time_emb, num_frames)
+
+
+WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)
+
+
+def load_shift(name: str, models: Path, *, device: str) -> ShiftProfile:
+    """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
+    networks = Networks.load(models, device)
+    if name == "shift":
+        return ShiftProfile(networks=networks)
+    return ShiftProfile(networks=networks, name=name, sampling=WAN_SAMPLING, height_px=480, width_px=832)

@@ -73,7 +73,8 @@ class DiffusersPolicy(ABC):
         self.fps, self.num_frames = config.fps, config.num_frames
         self.height_px, self.width_px = config.height_px, config.width_px
         self.group_size = config.group_size
-        self.pipe: Any = self._load(config.base)
+        with torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
+            self.pipe: Any = self._load(config.base)
         self.pipe.set_progress_bar_config(disable=True)
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):

@@ -90,7 +90,6 @@ def merge(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
     """Adds the adapter in `folder` to the denoiser's own weights, as a new base to train from."""
     tuner: Any = attach(denoiser, folder, prefix=prefix)
     tuner.merge_and_unload()
-    del denoiser.peft_config
 
 
 def _state(denoiser: nn.Module) -> dict[str, Tensor]:

@@ -167,6 +167,13 @@ def test_views_keep_the_profile_s_size_rate_and_length() -> None:
         assert 0.75 < height * width / sampling.area_px < 1.25
 
 
+def test_a_camera_path_may_end_on_the_whole_frame() -> None:
+    """Bug: a height times an aspect and divided by it again was over the height, and the draw of a place failed."""
+    source = SourceFrames(frames=texture(24, 80, 160), fps=24.0)
+    for seed in range(120):
+        random_view(source, Sampling(), np.random.default_rng(seed))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> None:

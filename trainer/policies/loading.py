@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from trainer.policies.base import PolicyConfig
-from trainer.policies.protocol import Policy
 from trainer.policies.svd import SvdConfig, SvdPolicy
 from trainer.policies.wan import WanConfig, WanPolicy
 
 
-def make_policy(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
+def make_policy(config: PolicyConfig, device: torch.device | str = "cpu") -> SvdPolicy | WanPolicy:
     """The policy of an SvdConfig or a WanConfig, loaded, on `device`."""
     match config:
         case SvdConfig():

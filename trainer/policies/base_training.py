@@ -1,0 +1,128 @@
+"""Makes a base model from scratch out of a toy pipeline: its autoencoder, its latent scale, its denoiser.
+
+`train_base(config, clips, captions, folder=...)` reads the pipeline that `tiny.py` wrote and writes the trained one, a
+diffusers folder again, to fine-tune from. The denoiser is trained in full with the policy's own loss.
+B clips, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from protos.types import Clip
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, unit_pixels
+from trainer.policies.loading import make_policy
+from trainer.policies.protocol import Example, PolicyError, stack
+
+Report = Callable[[str, int, float], None]
+"""Told stage ("autoencoder" or "denoiser"), step from 1, and loss of each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan:
+    """How long and how fast to train; rates fall along a cosine after a tenth of the steps."""
+
+    autoencoder_steps: int = 500
+    autoencoder_batch: int = 2
+    autoencoder_lr: float = 2e-3
+    kl_weight: float = 1e-6
+    """Of the posterior's divergence from a unit Gaussian, per latent value, beside the mean absolute pixel error."""
+    denoiser_steps: int = 2000
+    denoiser_batch: int = 4
+    denoiser_lr: float = 1e-3
+    ema: float = 0.995
+    """Decay of the average of the denoiser's weights, which is what is kept."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("autoencoder_steps", "autoencoder_batch", "denoiser_steps", "denoiser_batch"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def train_base(
+    config: PolicyConfig,
+    clips: Sequence[Clip],
+    captions: Sequence[str],
+    *,
+    folder: Path,
+    plan: BasePlan | None = None,
+    device: torch.device | str = "cpu",
+    report: Report = lambda stage, step, loss: None,
+) -> Path:
+    """Trains the pipeline at `config.base` on the clips and saves it to `folder`; the same seed, the same weights."""
+    plan = plan or BasePlan()
+    policy = make_policy(replace(config, lora=None, sft_lora=None), device)
+    generator = torch.Generator().manual_seed(plan.seed)
+    train_autoencoder(policy, clips, plan, generator, report)
+    fit_latent_scale(policy, clips, captions)
+    train_denoiser(policy, policy.encode(clips, captions), plan, generator, report)
+    policy.save_base(folder)
+    return folder
+
+
+def train_autoencoder(
+    policy: DiffusersPolicy, clips: Sequence[Clip], plan: BasePlan, generator: torch.Generator, report: Report
+) -> None:
+    """Fits the VAE to reconstruct the clips."""
+    vae: nn.Module = policy.pipe.vae
+    vae.requires_grad_(True)
+    train = _Training(vae, plan.autoencoder_lr, plan.autoencoder_steps)
+    for step, chosen in enumerate(_batches(len(clips), plan.autoencoder_batch, plan.autoencoder_steps, generator), 1):
+        pixels = torch.stack([unit_pixels(torch.from_numpy(clips[i].frames)) for i in chosen]).to(policy.device)
+        reconstruction, divergence = policy.autoencode(pixels, generator)
+        report("autoencoder", step, train((reconstruction - pixels).abs().mean() + plan.kl_weight * divergence))
+    vae.requires_grad_(False)
+
+
+def fit_latent_scale(policy: DiffusersPolicy, clips: Sequence[Clip], captions: Sequence[str]) -> None:
+    """Sets the pipeline's latent statistics so that the clips' latents have unit variance, as its noise levels want."""
+    policy.rescale_latents(torch.stack([example.latents for example in policy.encode(clips, captions)]))
+
+
+def train_denoiser(
+    policy: DiffusersPolicy, examples: Sequence[Example], plan: BasePlan, generator: torch.Generator, report: Report
+) -> None:
+    """Fits every parameter of the denoiser with the policy's loss; leaves their running average in it."""
+    train = _Training(policy.denoiser, plan.denoiser_lr, plan.denoiser_steps)
+    average = EMAModel(policy.denoiser.parameters(), decay=plan.ema)
+    for step, chosen in enumerate(_batches(len(examples), plan.denoiser_batch, plan.denoiser_steps, generator), 1):
+        draw = policy.draw(len(chosen), generator)
+        report("denoiser", step, train(policy.losses(stack([examples[i] for i in chosen]), draw).mean()))
+        average.step(policy.denoiser.parameters())
+    average.copy_to(policy.denoiser.parameters())
+
+
+class _Training:
+    """AdamW with clipped gradients and a cosine rate; called with a loss, it makes one step."""
+
+    def __init__(self, module: nn.Module, lr: float, num_steps: int) -> None:
+        self.module = module
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, num_steps // 10, num_steps)
+
+    def __call__(self, loss: Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+
+def _batches(num: int, size: int, num_batches: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Indices of random batches, each example once before any comes again."""
+    if num < size:
+        raise PolicyError(f"a batch of {size} needs as many clips, got {num}; give more clips or a smaller batch")
+    order: list[int] = []
+    for _ in range(num_batches):
+        if len(order) < size:
+            order = torch.randperm(num, generator=generator).tolist()
+        yield [order.pop() for _ in range(size)]

@@ -13,14 +13,20 @@
     ├─ ScoringFailed          outcome failed: our fault
     │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
     │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
-    ├─ VersionNotServed       outcome failed: the pinned discriminator version is not loaded
+    ├─ VersionNotServed       outcome failed: the discriminator version is not kept (any more)
+    ├─ VersionConflict        the group is judged by another discriminator version than the pinned one
     ├─ BadRequest             the request itself, not a clip, is wrong
     │  ├─ RequestTooLarge     the clips of one request are too many bytes together
     │  └─ UnsupportedMedia    neither a video nor a safetensors file is declared
     ├─ UnknownJob             no such job, or its result has expired
     ├─ IdempotencyConflict    the idempotency key was used for other bytes
     ├─ NotReady               no weights, no Redis or no live worker yet
-    └─ RefreshUnavailable     this server cannot refresh its discriminators
+    └─ RefreshError           no new discriminator version; the one that served still serves
+       ├─ UnknownRun          no clips of the run are kept
+       ├─ TooFewClips         fewer clips of an origin than a refresh needs
+       ├─ RefreshRunning      another refresh of the run is under way
+       ├─ RefreshRejected     the candidate was judged unfit
+       └─ RefreshFailed       our fault
 
 `code` is the stable name programs may act on. `DOORS` is the one table from leaf to HTTP status and
 gRPC code name; `OUTCOMES` says which errors end a single clip rather than a whole request.
@@ -98,6 +104,10 @@ class VersionNotServed(RewardServerError):
     pass
 
 
+class VersionConflict(RewardServerError):
+    pass
+
+
 class BadRequest(RewardServerError):
     pass
 
@@ -122,7 +132,27 @@ class NotReady(RewardServerError):
     pass
 
 
-class RefreshUnavailable(RewardServerError):
+class RefreshError(RewardServerError):
+    pass
+
+
+class UnknownRun(RefreshError):
+    pass
+
+
+class TooFewClips(RefreshError):
+    pass
+
+
+class RefreshRunning(RefreshError):
+    pass
+
+
+class RefreshRejected(RefreshError):
+    pass
+
+
+class RefreshFailed(RefreshError):
     pass
 
 
@@ -137,13 +167,18 @@ DOORS: dict[type[RewardServerError], Door] = {
     Overloaded: Door(429, "RESOURCE_EXHAUSTED"),
     ScoringFailed: Door(500, "INTERNAL"),
     VersionNotServed: Door(409, "FAILED_PRECONDITION"),
+    VersionConflict: Door(409, "FAILED_PRECONDITION"),
     BadRequest: Door(400, "INVALID_ARGUMENT"),
     RequestTooLarge: Door(413, "INVALID_ARGUMENT"),
     UnsupportedMedia: Door(415, "INVALID_ARGUMENT"),
     UnknownJob: Door(404, "NOT_FOUND"),
     IdempotencyConflict: Door(409, "ALREADY_EXISTS"),
     NotReady: Door(503, "UNAVAILABLE"),
-    RefreshUnavailable: Door(501, "UNIMPLEMENTED"),
+    UnknownRun: Door(404, "NOT_FOUND"),
+    TooFewClips: Door(409, "FAILED_PRECONDITION"),
+    RefreshRunning: Door(409, "ABORTED"),
+    RefreshRejected: Door(409, "FAILED_PRECONDITION"),
+    RefreshError: Door(500, "INTERNAL"),
     RewardServerError: Door(500, "INTERNAL"),
 }
 

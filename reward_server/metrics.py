@@ -101,6 +101,9 @@ class Metrics(Collector):
         yield CounterMetricFamily("motion_reward_jobs_admitted", "Jobs admitted.", counts.get("admitted", 0))
         yield CounterMetricFamily("motion_reward_redeliveries", "Claims after the first.", counts.get("redelivered", 0))
         yield CounterMetricFamily("motion_reward_dead_letters", "Jobs out of attempts.", counts.get("dead", 0))
+        yield CounterMetricFamily("motion_reward_refreshes", "Versions published.", counts.get("refreshed", 0))
+        failed = counts.get("refresh_failed", 0)
+        yield CounterMetricFamily("motion_reward_refreshes_failed", "Refreshes that published none.", failed)
         outcomes = CounterMetricFamily("motion_reward_outcomes", "Jobs ended, by outcome.", labels=["kind"])
         for kind in OutcomeKind:
             outcomes.add_metric([kind.value], counts.get(kind.value, 0))

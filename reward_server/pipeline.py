@@ -38,10 +38,12 @@ from protos.types import (
     WindowLogits,
 )
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
-from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads
+from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, read_heads
+from reward_server.discriminators.run_clips import pack_clip
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.motion import Motion
 from reward_server.profiles import Profile, load_profile
+from reward_server.queue.hand import Scored
 from reward_server.settings import Settings
 
 
@@ -51,6 +53,7 @@ class Prepared:
 
     decoded: DecodedClip
     context: Context
+    heads: Heads  # the version that will judge it
     query_seed: int
     decode_ms: float
 
@@ -71,7 +74,7 @@ class Pipeline:
     """A profile, its heads and its settings, ready to score."""
 
     def __init__(self, profile: Profile, heads: Heads, settings: Settings) -> None:
-        self._profile, self._heads, self._settings = profile, heads, settings
+        self.profile, self.heads, self._settings = profile, heads, settings
         self._sampling = replace(profile.sampling, max_windows=settings.max_windows)
         self._bounds = Bounds(min=settings.reward_min, max=settings.reward_max)
         self._threads = settings.threads or os.cpu_count() or 1
@@ -85,12 +88,20 @@ class Pipeline:
         heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)
         return cls(profile, load_heads(profile, heads, device=settings.device), settings)
 
-    def prepare(self, submission: Submission) -> Prepared:
-        """Decode and sample one clip. Raises InvalidClip leaves and VersionNotServed. Thread-safe."""
+    def heads_of(self, data: bytes) -> Heads:
+        """The heads in a file's bytes, ready to judge. Raises NotReady when they do not fit the profile."""
+        return read_heads(self.profile, data, source="this discriminator version", device=self._settings.device)
+
+    def prepare(self, submission: Submission, heads: Heads | None = None) -> Prepared:
+        """Decode and sample one clip, to be judged by `heads`, by default the loaded ones. Thread-safe.
+
+        Raises InvalidClip leaves, and VersionNotServed if the clip is pinned to other heads.
+        """
+        heads = heads or self.heads
         wanted = submission.context.discriminator_version
-        if wanted and wanted != self._heads.version:
+        if wanted and wanted != heads.version:
             raise VersionNotServed(
-                f"discriminator version '{wanted}' is not served, '{self._heads.version}' is; "
+                f"discriminator version '{wanted}' is not served, '{heads.version}' is; "
                 "pin that one, or leave the pin out"
             )
         started = time.perf_counter()
@@ -98,23 +109,29 @@ class Pipeline:
         return Prepared(
             decoded=decoded,
             context=submission.context,
+            heads=heads,
             query_seed=query_seed(submission),
             decode_ms=_ms_since(started),
         )
 
-    def score(self, prepared: Sequence[Prepared]) -> list[Reward | RewardServerError]:
-        """Score a batch of one shape, in order; one clip's fault is its own result alone."""
+    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        """Score a batch of one shape and one version, in order; one clip's fault is its own result alone."""
         started = time.perf_counter()
         clips = [(window.clip, item.query_seed) for item in prepared for window in item.decoded.windows]
         motions = self._motions(clips)
         motion_ms = _ms_since(started)
         started = time.perf_counter()
-        logits = torch.cat([self._logits(chunk) for chunk in self._chunks(motions)])
+        heads = prepared[0].heads
+        logits = torch.cat([self._logits(heads, chunk) for chunk in self._chunks(motions)])
         timings = Timings(motion_ms=motion_ms, discriminator_ms=_ms_since(started))
         ends = list(accumulate(len(item.decoded.windows) for item in prepared))
         spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         return [
-            self._reward(item, logits[span], motions[span], timings) for item, span in zip(prepared, spans, strict=True)
+            Scored(
+                result=self._reward(item, logits[span], motions[span], timings),
+                features=self._features(item, motions[span]),
+            )
+            for item, span in zip(prepared, spans, strict=True)
         ]
 
     def score_submissions(self, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -130,7 +147,7 @@ class Pipeline:
         for bucket in buckets.values():
             for batch in batches_by_cost(bucket, self._settings.batch_cost):
                 scored = self.score([item for _, item in batch])
-                results |= zip((position for position, _ in batch), scored, strict=True)
+                results |= zip((position for position, _ in batch), (one.result for one in scored), strict=True)
         return [outcome(str(i), results[i], submission.context) for i, submission in enumerate(submissions)]
 
     def _try_prepare(self, submission: Submission) -> Prepared | RewardServerError:
@@ -143,24 +160,32 @@ class Pipeline:
         """Of clips with their query seeds, in order."""
 
         def one(pair: tuple[Clip, int]) -> Motion:
-            return self._profile.motion(pair[0], query_seed=pair[1], num_tracks=self.model.input.num_tracks)
+            return self.profile.motion(pair[0], query_seed=pair[1], num_tracks=self.model.input.num_tracks)
 
-        return list(self._pool.map(one, clips) if self._profile.parallel_clips else map(one, clips))
+        return list(self._pool.map(one, clips) if self.profile.parallel_clips else map(one, clips))
+
+    def _features(self, item: Prepared, motions: Sequence[Motion]) -> bytes:
+        """What a refresh of the clip's run may train on: one window, the same for all clips of a query seed."""
+        context, settings = item.context, self._settings
+        if not (context.run_id and context.origin and settings.feature_max_clips):
+            return b""
+        motion = motions[item.query_seed % len(motions)]
+        return pack_clip(motion, num_pairs=settings.feature_pairs, group_id=context.group_id)
 
     def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
         """As many windows at once as `batch_cost` allows, to bound the heads' memory."""
         size = max(1, int(self._settings.batch_cost / motions[0].residual.numel()))
         return (motions[start : start + size] for start in range(0, len(motions), size))
 
-    def _logits(self, motions: Sequence[Motion]) -> Tensor:
-        maps = torch.stack([self._profile.residual_maps(motion) for motion in motions])
+    def _logits(self, heads: Heads, motions: Sequence[Motion]) -> Tensor:
+        maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])
         tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
-        return self._heads.logits(maps.to(device), tokens.to(device)).double().cpu()
+        return heads.logits(maps.to(device), tokens.to(device)).double().cpu()
 
     def _tokens(self, motion: Motion) -> Tensor:
         visibility, confidence = motion.state.unbind(-1)
-        return self._profile.track_tokens(motion.tracks, visibility, confidence, motion.correlation)
+        return self.profile.track_tokens(motion.tracks, visibility, confidence, motion.correlation)
 
     def _reward(
         self, item: Prepared, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
@@ -194,10 +219,10 @@ class Pipeline:
     def _provenance(self, item: Prepared, motions: Sequence[Motion], timings: Timings) -> Provenance:
         frames, height, width = item.shape
         return Provenance(
-            profile=self._profile.name,
-            discriminator_version=self._heads.version,
-            weights_digest=self._heads.digest,
-            preprocessing_digest=self._profile.preprocessing_digest,
+            profile=self.profile.name,
+            discriminator_version=item.heads.version,
+            weights_digest=item.heads.digest,
+            preprocessing_digest=self.profile.preprocessing_digest,
             query_seed=item.query_seed,
             num_tracks=self.model.input.num_tracks,
             source=item.decoded.source,

@@ -1,19 +1,19 @@
-"""What both doors call: submit, await, score, look up. It knows the queue and no transport, and never scores."""
+"""What both doors call: submit, await, score, refresh, look up. Knows the queue and no transport, and never scores."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from protos.types import Context, Model, Outcome, Submission
+from protos.types import Context, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 from reward_server.errors import (
     ClipTooLarge,
     DeadlinePassed,
     EmptyPayload,
     NotReady,
-    RefreshUnavailable,
     RewardServerError,
     error_outcome,
 )
@@ -91,12 +91,15 @@ class Service:
             return JobView(id=job_id, state=state, outcome=await self._queue.outcome(job_id))
         return JobView(id=job_id, state=state, outcome=None)
 
-    async def model(self) -> Model:
-        """What is served. Raises NotReady without a live worker."""
+    async def model(self, run_id: str = "") -> Model:
+        """What is served, to a run if one is named. Raises NotReady without a live worker."""
         models = await self._queue.models()
         if not models:
             raise NotReady(NO_WORKER)
-        return models[-1]
+        version = await self._queue.store.latest(run_id)
+        if version is None:
+            return models[-1]
+        return replace(models[-1], discriminator_version=version.name, weights_digest=version.digest)
 
     async def readiness(self) -> Readiness:
         """Redis answers, and a worker lives: one announces itself only once its weights are loaded."""
@@ -106,12 +109,15 @@ class Service:
             return Readiness(ready=False, reasons=(str(error),))
         return Readiness(ready=True)
 
-    async def refresh(self) -> None:
-        """Raises RefreshUnavailable, always, for now."""
-        raise RefreshUnavailable(
-            "this server cannot train its discriminators while it serves; train a checkpoint with "
-            "`motion-reward pretrain` and start the server with --checkpoint"
-        )
+    async def refresh(self, request: RefreshRequest, timeout_s: float = math.inf) -> RefreshResponse:
+        """Have the run's discriminators trained on its recent clips; answers once its new version is the latest.
+
+        Raises RefreshError leaves, IdempotencyConflict, NotReady, and DeadlinePassed after `timeout_s`, the request's
+        own deadline or settings.refresh_timeout_s; then nothing was published.
+        """
+        await self.model()
+        refresh_id = await self._queue.refreshes.admit(request, timeout_s)
+        return await self._queue.refreshes.response(refresh_id)
 
     async def metrics_text(self) -> str:
         """In Prometheus's text format; without Redis what this process knows itself."""

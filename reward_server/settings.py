@@ -84,6 +84,19 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="Workers that may die over a job before it is a dead letter.")
 
+    # Refresh
+    feature_max_clips: int = Field(
+        1024, ge=0, description="Clips of one run and origin whose motion is kept for a refresh; 0: no refresh."
+    )
+    feature_max_bytes: int = Field(256 * MIB, ge=1, description="Bytes of them, for each run and origin.")
+    feature_ttl_s: int = Field(86400, ge=1, description="How long they live after a run's last clip, in seconds.")
+    feature_pairs: int = Field(4, ge=1, description="Frame pairs of each of them that are kept.")
+    refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
+    refresh_timeout_s: float = Field(600.0, gt=0, description="A refresh that takes longer is given up, in seconds.")
+    versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")
+    versions_loaded: int = Field(4, ge=1, description="Of all runs, those a worker keeps in memory.")
+    version_ttl_s: int = Field(604800, ge=1, description="How long a run's versions live after the last, in seconds.")
+
     # Batches
     batch_jobs: int = Field(8, ge=1, description="Jobs claimed at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")

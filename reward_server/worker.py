@@ -13,25 +13,27 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from protos.types import Model, Outcome, OutcomeKind, Reward, Submission
 from reward_server.errors import NotReady, Overloaded, RewardServerError, ScoringFailed, error_outcome
-from reward_server.queue.hand import Hand, Prepared, Ready
+from reward_server.queue.hand import Hand, Prepared, Ready, Scored
 from reward_server.queue.jobs import Job, JobQueue, late
-from reward_server.queue.redis_link import connect, end_task
+from reward_server.queue.redis_link import PAUSE_S, connect, end_task, patiently
+from reward_server.refresh import Refresher
 from reward_server.settings import Settings
+from reward_server.versions import Versions
 
 T = TypeVar("T")
 
 CLAIM_WAIT_MS = 1000.0
-PAUSE_S = (0.05, 2.0)
 STALLED_EXIT = 75  # EX_TEMPFAIL: start another
 
 log = structlog.get_logger("worker")
@@ -42,8 +44,17 @@ class Scorer(Protocol):
 
     @property
     def model(self) -> Model: ...
-    def prepare(self, submission: Submission) -> Any: ...
-    def score(self, prepared: Sequence[Any]) -> list[Reward | RewardServerError]: ...
+    @property
+    def profile(self) -> Any: ...
+    @property
+    def heads(self) -> Any:
+        """The discriminators of `model`; `heads_of` makes those of another version from their file's bytes."""
+
+    def heads_of(self, data: bytes) -> Any: ...
+    def prepare(self, submission: Submission, heads: Any = None) -> Any:
+        """To be judged by `heads`, by default its own."""
+
+    def score(self, prepared: Sequence[Any]) -> Sequence[Scored]: ...
 
 
 def load_scorer(settings: Settings) -> Scorer:
@@ -91,6 +102,8 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._queue, self._scorer, self._settings = queue, scorer, settings
         self._hand = Hand()
+        self._versions = Versions(queue.store, scorer, settings.versions_loaded, self._load)
+        self._refresher = Refresher(queue.refreshes, queue.store, scorer, settings)
         self._num_decoders = max(1, num_threads(settings) // 2)  # the other half is scoring
         self._decoders = ThreadPoolExecutor(self._num_decoders, thread_name_prefix="decode")
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -108,13 +121,14 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then finish what is in hand for at most settings.drain_s and hand back the rest."""
         log.info("working", worker=self.id, discriminator_version=self._scorer.model.discriminator_version)
-        claiming = self._spawn(self._claim(stop))
+        claiming, refreshing = self._spawn(self._claim(stop)), self._spawn(self._refresher.run(stop))
         for loop in (self._keep(), self._score(), self._hand.move_after(stop)):
             self._spawn(loop)
         try:
             # A claim under way at `stop` comes to its end: cancelled, it could leave a job with us unseen.
             await asyncio.wait([claiming, self._failure], return_when=asyncio.FIRST_COMPLETED)
             await self._hand.until(lambda: not self._hand.jobs or self._failure.done(), self._settings.drain_s)
+            await asyncio.wait([refreshing, self._failure], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in list(self._tasks):
                 await end_task(task)
@@ -161,15 +175,18 @@ class Worker:
                 if not await self._worth_it(job):
                     return
                 try:
-                    payload = await self._patiently(lambda: self._queue.payload(job))
+                    heads = await patiently(lambda: self._versions.heads(job.version))
+                    payload = await patiently(lambda: self._queue.payload(job))
                     submission = Submission(payload=payload, media=job.media, context=job.context)
                     del payload
-                    prepared = await self._in_thread(self._decoders, self._scorer.prepare, submission)
+                    prepared = await self._in_thread(
+                        self._decoders, partial(self._scorer.prepare, heads=heads), submission
+                    )
                 except Exception as error:
                     await self._finish(job, _outcome(job, _fault(error)))
                     return
         if job.id in self._hand.jobs:
-            self._hand.ready.append(Ready(job=job, prepared=prepared))
+            self._hand.ready.append(Ready(job=job, prepared=prepared, version=heads.version if heads else ""))
             self._hand.move()
 
     async def _worth_it(self, job: Job) -> bool:
@@ -189,9 +206,9 @@ class Worker:
             batch = [item for item in claimed if await self._worth_it(item.job)]
             results = await self._results([item.prepared for item in batch]) if batch else []
             for item, result in zip(batch, results, strict=True):
-                self._spawn(self._finish(item.job, _outcome(item.job, result), batch=len(batch)))
+                self._spawn(self._store(item.job, result, batch=len(batch)))
 
-    async def _results(self, prepared: Sequence[Prepared]) -> Sequence[Reward | RewardServerError]:
+    async def _results(self, prepared: Sequence[Prepared]) -> Sequence[Scored]:
         """One result each; if the batch fails as a whole, each clip alone, so that only the guilty one fails."""
         try:
             results = await self._in_thread(self._scoring, self._scorer.score, prepared)
@@ -200,13 +217,23 @@ class Worker:
             return results
         except Exception as error:
             if len(prepared) == 1:
-                return [_fault(error)]
+                return [Scored(result=_fault(error))]
             log.warning("a batch failed, scoring its clips one by one", clips=len(prepared), exc_info=error)
             return [result for item in prepared for result in await self._results([item])]
 
+    async def _store(self, job: Job, scored: Scored, *, batch: int) -> None:
+        """First what a refresh may train on, so that whoever has all outcomes of a run can have it refreshed."""
+        origin = job.context.origin
+        if scored.features and origin and isinstance(scored.result, Reward):
+            try:
+                await self._queue.store.keep_clip(job.context.run_id, origin, job.id, scored.features)
+            except (NotReady, Overloaded) as error:
+                log.warning("a clip is not kept for refreshes", job_id=job.id, error=str(error))
+        await self._finish(job, _outcome(job, scored.result), batch=batch)
+
     async def _finish(self, job: Job, outcome: Outcome, *, batch: int = 0) -> None:
         """Store the outcome, however long Redis is away; only then is the job out of our hands."""
-        await self._patiently(lambda: self._queue.finish(job, outcome, batch=batch))
+        await patiently(lambda: self._queue.finish(job, outcome, batch=batch))
         log.debug("finished", job_id=job.id, outcome=outcome.kind.value, batch=batch)
         self._hand.drop(job.id)
 
@@ -238,16 +265,8 @@ class Worker:
             await self._queue.leave(self.id)
         log.info("left", worker=self.id)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The answer of a call to Redis, however long Redis is away."""
-        pause_s = PAUSE_S[0]
-        while True:
-            try:
-                return await call()
-            except (NotReady, Overloaded) as error:
-                log.warning("waiting for Redis", error=str(error), pause_s=pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_S[1])
+    async def _load(self, read: Callable[[bytes], Any], data: bytes) -> Any:
+        return await self._in_thread(self._decoders, read, data)
 
     async def _in_thread(self, threads: Executor, work: Callable[[Any], T], item: Any) -> T:
         """A call that blocks. One that never returns ends this process: its leases end, others take its jobs."""

@@ -34,7 +34,8 @@ from protos.types import (
     Submission,
     Timings,
 )
-from reward_server.errors import BadTensor, RewardServerError
+from reward_server.errors import BadTensor, NotReady
+from reward_server.queue.hand import Scored
 from reward_server.settings import Settings
 from reward_server.worker import run_worker
 
@@ -85,17 +86,26 @@ class PixelScorer:
     batches: list[list[tuple[int, ...]]] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
 
-    def prepare(self, submission: Submission) -> Pixels:
+    @property
+    def heads(self) -> None:
+        """Its rewards are formulas: there is nothing to load or to train."""
+
+    profile = heads
+
+    def heads_of(self, data: bytes) -> None:
+        raise NotReady("pixels have one version")
+
+    def prepare(self, submission: Submission, heads: None = None) -> Pixels:
         try:
             return Pixels(clip=tensor_to_clip(submission.payload), context=submission.context)
         except ContractError as error:
             raise BadTensor(str(error)) from error
 
-    def score(self, prepared: Sequence[Pixels]) -> list[Reward | RewardServerError]:
+    def score(self, prepared: Sequence[Pixels]) -> list[Scored]:
         self.batches.append([item.shape for item in prepared])
         for item in prepared:
             self._fault(item.context.policy_version)
-        return [self._reward(item) for item in prepared]
+        return [Scored(result=self._reward(item)) for item in prepared]
 
     def _fault(self, wanted: str) -> None:
         if wanted == "raise":

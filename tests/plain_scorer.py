@@ -88,7 +88,7 @@ class PlainScorer:
     def scorer(self) -> Scorer:
         return Scorer(score=self.score_submissions, model=MODEL, where="plain")
 
-    def prepare(self, submission: Submission) -> Prepared:
+    def prepare(self, submission: Submission, heads: None = None) -> Prepared:
         return Prepared(decoded=decode(submission, SAMPLING, MODEL.limits, 30.0))
 
     def score(self, prepared: Sequence[Prepared]) -> list[Reward | RewardServerError]:

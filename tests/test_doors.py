@@ -238,6 +238,26 @@ def test_every_error_has_a_door() -> None:
     assert set(DOORS) <= set(leaves)
 
 
+REFRESHES: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "no run": ({"run_id": "", "steps": 1}, 400, "INVALID_ARGUMENT", "bad_request"),
+    "no steps": ({"run_id": "r", "steps": 0}, 400, "INVALID_ARGUMENT", "bad_request"),
+    "an average that never moves": ({"run_id": "r", "steps": 1, "ema": 1.0}, 400, "INVALID_ARGUMENT", "bad_request"),
+    "a run nobody knows": ({"run_id": "of next year", "steps": 1}, 404, "NOT_FOUND", "unknown_run"),
+}
+
+
+@pytest.mark.parametrize("name", REFRESHES)
+async def test_a_refresh_is_refused_alike(doors: Doors, name: str) -> None:
+    fields, http_status, grpc_status, code = REFRESHES[name]
+    async with knocking(doors) as (http, knock):
+        answer = await http.client.post("/v1/refresh", json=fields)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (http_status, code)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await knock.stub.Refresh(pb.RefreshRequest(**fields))
+    assert refused.value.code().name == grpc_status
+    assert dict(refused.value.trailing_metadata() or ())["error-code"] == code
+
+
 # --- what only one door has ---------------------------------------------------------------------
 
 STREAMS: dict[str, list[pb.SubmitRequest]] = {
@@ -270,14 +290,6 @@ async def test_a_bad_await_is_an_invalid_argument(idle_doors: Doors, request_: p
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await knock.stub.Await(request_).read()
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_refresh_is_declared_and_says_why_it_is_not_there(idle_doors: Doors) -> None:
-    async with knocking(idle_doors) as (_, knock):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await knock.stub.Refresh(pb.RefreshRequest(run_id="r"))
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "pretrain" in str(refused.value.details())
 
 
 async def test_score_waits_no_longer_than_the_caller_does(idle_doors: Doors) -> None:

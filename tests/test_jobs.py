@@ -319,7 +319,7 @@ async def test_every_key_but_the_bounded_ones_has_a_lifetime(open_queue: OpenQue
     forever = {
         key.decode().removeprefix(f"{KEYS.prefix}:") for key in await redis.keys("*") if await redis.ttl(key) == -1
     }
-    assert forever <= {"queue", "depth", "counts", "workers", "models"}
+    assert forever <= {"queue", "depth", "counts", "workers", "models", "base"}
 
 
 async def test_results_expire(open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis) -> None:

@@ -78,6 +78,7 @@ def test_the_document_served_is_the_one_tested_and_names_every_route(http_url: s
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         "/v1/model",
+        "/v1/refresh",
         "/healthz",
         "/readyz",
         "/metrics",

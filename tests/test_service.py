@@ -17,9 +17,9 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from protos.types import Media, OutcomeKind, Submission
+from protos.types import Media, OutcomeKind, RefreshRequest, Submission
 from reward_server import log
-from reward_server.errors import IdempotencyConflict, NotReady, Overloaded, RefreshUnavailable, UnknownJob
+from reward_server.errors import IdempotencyConflict, NotReady, Overloaded, UnknownJob, UnknownRun
 from reward_server.metrics import Metrics
 from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.redis_link import connect
@@ -166,10 +166,14 @@ async def test_without_redis_it_says_so(open_queue: OpenQueue, make_settings: Ma
     await queue.close()
 
 
-async def test_refresh_is_refused_with_what_to_do(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
+async def test_a_refresh_needs_a_worker_and_clips(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
+    request = RefreshRequest(run_id="r", steps=1)
     async with serving(make_settings(), open_queue, worker=False) as service:
-        with pytest.raises(RefreshUnavailable, match="pretrain"):
-            await service.refresh()
+        with pytest.raises(NotReady, match="no live worker"):
+            await service.refresh(request)
+    async with serving(make_settings(), open_queue) as service:
+        with pytest.raises(UnknownRun, match="origin"):
+            await service.refresh(request)
 
 
 async def test_metrics_count_every_end_once(open_queue: OpenQueue, make_settings: MakeSettings) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
@@ -56,6 +56,24 @@ def save_heads(
     precision: torch.dtype = torch.float16,
 ) -> None:
     """Write both state dicts, atomically; in half precision unless they must stay as they are."""
+    packed = pack_heads(
+        profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(packed)
+    partial.replace(path)
+
+
+def pack_heads(
+    *,
+    profile: Profile,
+    version: str,
+    instantaneous: dict[str, Tensor],
+    long_term: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> bytes:
+    """Both state dicts as the bytes of a safetensors file."""
     tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
     tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
     metadata = {
@@ -65,10 +83,7 @@ def save_heads(
         "instantaneous": json.dumps(asdict(profile.residual_config)),
         "long_term": json.dumps(asdict(profile.track_config)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: value.to(precision).contiguous() for name, value in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    return save({name: value.to(dtype).contiguous() for name, value in tensors.items()}, metadata)
 
 
 def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Heads:
@@ -83,35 +98,41 @@ def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu
             f"no trained heads of profile '{profile.name}' at {file}; train them with "
             f"`motion-reward pretrain --profile {profile.name} --real DIR --generated DIR --out {file}`"
         )
+    return read_heads(profile, file.read_bytes(), source=str(file), device=device)
+
+
+def read_heads(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Heads:
+    """The heads in a file's bytes. Raises NotReady, naming `source`, when they are not heads of the profile."""
     try:
-        metadata, tensors = _read(file)
-        _check(metadata, profile, file)
+        metadata, tensors = _read(data)
+        _check(metadata, profile, source)
         instantaneous = ResidualViT(ResidualViTConfig(**json.loads(metadata["instantaneous"])))
         long_term = TrackViT(TrackViTConfig(**json.loads(metadata["long_term"])))
         instantaneous.load_state_dict(_part(tensors, "instantaneous."), strict=True)
         long_term.load_state_dict(_part(tensors, "long_term."), strict=True)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise NotReady(
-            f"{file} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
+            f"{source} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
         ) from error
     return Heads(
         instantaneous=instantaneous.eval().to(device),
         long_term=long_term.eval().to(device),
         version=metadata["version"],
-        digest=hashlib.sha256(file.read_bytes()).hexdigest(),
+        digest=hashlib.sha256(data).hexdigest(),
     )
 
 
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with safe_open(file, framework="pt") as opened:
-        names: list[Any] = list(opened.keys())
-        return dict(opened.metadata() or {}), {name: opened.get_tensor(name).float() for name in names}
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors; the library reads the metadata of files only."""
+    tensors = {name: tensor.float() for name, tensor in load(data).items()}
+    (size,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + size]).get("__metadata__", {}), tensors
 
 
-def _check(metadata: dict[str, str], profile: Profile, file: Path) -> None:
+def _check(metadata: dict[str, str], profile: Profile, source: str) -> None:
     if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
         raise NotReady(
-            f"{file} was trained on other motion features than profile '{profile.name}' now makes; "
+            f"{source} was trained on other motion features than profile '{profile.name}' now makes; "
             f"train heads again with `motion-reward pretrain --profile {profile.name}`"
         )
 

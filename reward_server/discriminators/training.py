@@ -137,7 +137,7 @@ class HeadTrainer:
         real = [view.real for view in batch]
         negatives = [view.negatives[i] for view in batch for i in _choose(view, self.config.negatives_per_view, rng)]
         inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives])
-        with _fast_forward(self.config.bf16):
+        with fast_forward(bf16=self.config.bf16):
             logits = self.head(inputs).float()
         owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
         loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
@@ -256,9 +256,12 @@ def views_of(samples: Sequence[Sample]) -> list[View]:
 
 
 @contextlib.contextmanager
-def _fast_forward(bf16: bool) -> Iterator[None]:
-    """bf16 where wanted. Attention as plain products: the fused CPU kernel's bf16 backward is many times slower."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
+    """bf16 where wanted. Attention as plain products on the CPU: its fused kernel's bf16 backward is many times
+    slower."""
+    kind = torch.device(device).type
+    attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16), attention:
         yield
 
 

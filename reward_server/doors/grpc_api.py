@@ -99,7 +99,7 @@ class RewardServicer(rpc.MotionRewardServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Call) -> pb.ScoreResponse:
         async with _Scope(context, "Score"):
-            patience_s = self._patience_s(context)
+            patience_s = self._patience_s(context, self._settings.score_timeout_s)
             outcomes = await self._service.score(self._submissions(request), timeout_s=patience_s)
             return pb.ScoreResponse(outcomes=[codec.outcome_to_message(outcome) for outcome in outcomes])
 
@@ -125,21 +125,21 @@ class RewardServicer(rpc.MotionRewardServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Call) -> pb.Model:
         async with _Scope(context, "GetModel"):
-            return codec.model_to_message(await self._service.model())
+            return codec.model_to_message(await self._service.model(request.run_id))
 
     async def Refresh(self, request: pb.RefreshRequest, context: Call) -> pb.RefreshResponse:
         async with _Scope(context, "Refresh"):
-            await self._service.refresh()
-            return pb.RefreshResponse()
+            patience_s = self._patience_s(context, self._settings.refresh_timeout_s)
+            response = await self._service.refresh(codec.refresh_from_message(request), timeout_s=patience_s)
+            return codec.refreshed_to_message(response)
 
     def _submissions(self, request: pb.ScoreRequest) -> Sequence[Submission]:
         clips = [codec.submission_from_message(clip) for clip in request.clips]
         return check_request(clips, self._settings)
 
-    def _patience_s(self, context: Call) -> float:
-        """How long to wait for outcomes: an answer that says `timeout` must still reach the caller."""
+    def _patience_s(self, context: Call, patience_s: float) -> float:
+        """How long to wait, at most `patience_s`: an answer that says `timeout` must still reach the caller."""
         left_s = context.time_remaining()
-        patience_s = self._settings.score_timeout_s
         return patience_s if left_s is None else max(0.0, min(patience_s, left_s - ANSWER_MARGIN_S))
 
     async def _received(self, parts: AsyncIterator[pb.SubmitRequest]) -> list[Submission]:

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protos.json_codec import result_to_json
-from protos.types import ContractError, Model
+from protos.types import ContractError, Model, RefreshResponse
 from reward_server.doors.http_body import submissions_of
 from reward_server.doors.http_models import (
     RESULT_EXAMPLE,
@@ -28,6 +28,7 @@ from reward_server.doors.http_models import (
     Jobs,
     Live,
     ReadinessBody,
+    RefreshBody,
     Results,
     clips_request_body,
     failures,
@@ -44,6 +45,8 @@ Wait = Annotated[
     float, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the result before answering.")
 ]
 
+RunId = Annotated[str, Query(max_length=256, description="Tell the latest discriminator version of this run.")]
+
 log = structlog.get_logger("http")
 
 
@@ -57,6 +60,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     )
     _add_scoring(app, service, settings)
     _add_jobs(app, service)
+    _add_refresh(app, service)
     _add_health(app, service)
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _on_error)
@@ -97,10 +101,20 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         result = result_to_json(view.outcome) if view.outcome else None
         return Job.model_validate({"id": view.id, "state": view.state, "result": result})
 
-    @app.get("/v1/model", responses=failures(503), tags=["scoring"])
-    async def model() -> Model:
+    @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
+    async def model(run_id: RunId = "") -> Model:
         """What is served: profile, discriminator version, digests, bounds, limits and what it expects of a clip."""
-        return await service.model()
+        return await service.model(run_id)
+
+
+def _add_refresh(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/refresh", responses=failures(400, 404, 409, 500, 503, 504), tags=["training"])
+    async def refresh(request: RefreshBody) -> RefreshResponse:
+        """Train a run's discriminators on its recent real clips and rollouts; answers once the new version serves it.
+
+        Takes seconds to minutes. A refresh that fails or is late publishes nothing: the old version serves on.
+        """
+        return await service.refresh(request.value())
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

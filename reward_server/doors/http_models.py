@@ -9,9 +9,9 @@ import dataclasses
 import typing
 from typing import Any
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from protos.types import Context, Error, OutcomeKind, Provenance, Reward
+from protos.types import Context, Error, OutcomeKind, Provenance, RefreshRequest, Reward
 from reward_server.doors.intake import ContextFields
 from reward_server.queue.jobs import JobState
 
@@ -79,14 +79,36 @@ class Failure(BaseModel):
     error: Error
 
 
+class RefreshBody(BaseModel):
+    """What a refresh trains on and how: a protos.types.RefreshRequest with its bounds in the document."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    run_id: str = Field(min_length=1, max_length=256)
+    steps: int = Field(ge=1, le=100_000, description="Optimizer steps of each head.")
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    ema: float = Field(0.99, ge=0, lt=1, description="Decay of the average that judges, per step.")
+    clips_per_step: int = Field(8, ge=1, le=1024, description="Clips of each origin in a step.")
+    seed: int = Field(0, ge=0, lt=2**64, description="Same clips, same seed: same weights.")
+    max_real: int = Field(0, ge=0, lt=2**32, description="Train on the newest so many real clips; 0: on all kept.")
+    max_rollouts: int = Field(0, ge=0, lt=2**32, description="And on the newest so many rollouts; 0: on all kept.")
+    deadline_s: float | None = Field(None, gt=0, description="Seconds after which nothing is published.")
+    idempotency_key: str = Field("", max_length=256, description="Same key and run: the same refresh, once.")
+
+    def value(self) -> RefreshRequest:
+        return RefreshRequest(**self.model_dump())
+
+
 FAILURES = {
     400: "The request is malformed.",
-    404: "There is no such job, or its result has expired.",
-    409: "The idempotency key was used for other bytes.",
+    404: "There is no such job, or its result has expired; or no clips of the run are kept.",
+    409: "The idempotency key was used for something else; or the clips or the run are in no state for this.",
     413: "The clips are too many bytes together.",
     415: "Neither a video nor a safetensors file.",
     429: "The queue is full; nothing was queued. Retry after the seconds in Retry-After.",
+    500: "The server's fault.",
     503: "Not ready: no Redis or no live worker yet.",
+    504: "The time was up; nothing was published.",
 }
 
 RESULT_EXAMPLE: dict[str, Any] = {

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from protos.codec import tensor_header
 from protos.types import ContractError, Media, Submission
-from reward_server.errors import BadRequest, IdempotencyConflict, RewardServerError, error_outcome
+from reward_server.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    RewardServerError,
+    VersionConflict,
+    error_outcome,
+)
 from reward_server.queue.records import pack_context, pack_outcome
 from reward_server.queue.redis_link import Argument
 from reward_server.settings import Settings
@@ -54,6 +60,8 @@ class Request:
             "" if context.deadline_s is None else int(min(context.deadline_s, 1e9) * 1000),
             refused.kind.value if refused else "",
             pack_outcome(refused) if refused else b"",
+            context.group_id,
+            context.discriminator_version,
         ]
 
 
@@ -79,6 +87,13 @@ async def requests_of(
 def conflict(idempotency_key: str, job_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
         f"idempotency key '{idempotency_key}' was used for other bytes (job {job_id}); use a new key for a new clip"
+    )
+
+
+def mixed(group_id: str, bound: str, wanted: str) -> VersionConflict:
+    return VersionConflict(
+        f"group '{group_id}' of this run is judged by discriminator version '{bound}', not '{wanted}': the rewards of "
+        "a group must be comparable; give the clips a new group_id"
     )
 
 

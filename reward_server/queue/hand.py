@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from protos.types import Reward
+from reward_server.errors import RewardServerError
 from reward_server.queue.jobs import Job
 
 
@@ -20,12 +22,25 @@ class Prepared(Protocol):
     def cost(self) -> float: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What became of one clip of a batch, and its packed motion where a refresh may want it."""
+
+    result: Reward | RewardServerError
+    features: bytes = field(default=b"", repr=False)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ready:
-    """A job whose clip is decoded."""
+    """A job whose clip is decoded, and the discriminator version that will judge it."""
 
     job: Job
     prepared: Prepared
+    version: str = ""
+
+    @property
+    def kind(self) -> tuple[str, tuple[int, ...]]:
+        return self.version, self.prepared.shape
 
 
 class Hand:
@@ -64,10 +79,10 @@ class Hand:
                     await self._moved.wait()
 
     def next_batch(self, max_jobs: int, max_cost: float) -> list[Ready]:
-        """The oldest ready clip and those of its shape, within `max_cost` unless it alone is over."""
+        """The oldest ready clip and those of its version and shape, within `max_cost` unless it alone is over."""
         batch: list[Ready] = []
         for item in self.ready:
-            same = not batch or item.prepared.shape == batch[0].prepared.shape
+            same = not batch or item.kind == batch[0].kind
             if same and (not batch or sum(i.prepared.cost for i in [*batch, item]) <= max_cost):
                 batch.append(item)
             if len(batch) == max_jobs:

@@ -13,9 +13,13 @@ acknowledgement, and later ones change nothing. Keys, all under `motion-reward:{
     finished           stream of {job, number, ...}, wakes waiters; the last 16384, result_ttl_s after the latest
     run:<run_id>       stream of {job, outcome} in the order they ended (protos/results.py); entries as old as
                        result_ttl_s
+    group:<n>:<run>:<group>  the discriminator version that judges the group, n: characters of <run>; result_ttl_s
+                       after the group's latest admission
+    base               the version that workers have loaded, by the latest heartbeat
     dead               stream of {job, attempts, letter}, the last 1024; no lifetime, for people to read
     depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since `began_ms`, which
                        tells readers an emptied Redis from the one they knew
+    clip..., version..., heads, training, refresh...  see run_store.py and refreshes.py
     workers, models    sorted set and hash of live workers; lease_s after a worker's last heartbeat
 """
 
@@ -52,12 +56,15 @@ from reward_server.queue.admission import (
     check_fits,
     conflict,
     estimated_cost,
+    mixed,
     requests_of,
     retry_after_s,
 )
 from reward_server.queue.finished import Beginning, Finished, FinishedReader, stored_outcomes
 from reward_server.queue.records import pack_model, pack_outcome, unpack_context, unpack_model, unpack_outcome
 from reward_server.queue.redis_link import RedisLink, end_task
+from reward_server.queue.refreshes import RefreshQueue
+from reward_server.queue.run_store import RunStore
 from reward_server.settings import Settings
 
 STAGE_S = 120
@@ -84,6 +91,7 @@ class Job:
     expires_at_s: float  # on time.monotonic(): from then on its only outcome is timeout
     media: Media
     context: Context
+    version: str  # of the discriminators that must judge it; empty: those the worker has loaded
 
     @property
     def suspect(self) -> bool:
@@ -99,6 +107,7 @@ class JobQueue:
         self._keys = transitions.Keys(profile=settings.profile)
         self._link = RedisLink(redis, self._keys.prefix, transitions.ALL)
         self._lease_ms = max(1, int(settings.lease_s * 1000))
+        self.store, self.refreshes = RunStore(redis, settings), RefreshQueue(redis, settings)
         self._reader = FinishedReader(
             self._link,
             self._keys,
@@ -131,7 +140,7 @@ class JobQueue:
         """Job ids in order; all submissions or none.
 
         The submission at a position of `refusals` becomes a job that has already ended with that error. Raises
-        Overloaded, IdempotencyConflict, and BadRequest for what not even an empty queue could take.
+        Overloaded, IdempotencyConflict, VersionConflict, and BadRequest for what not even an empty queue could take.
         """
         requests, positions = await requests_of(submissions, refusals)
         check_fits(requests, self._settings)
@@ -160,6 +169,8 @@ class JobQueue:
             raise await self._overloaded(QueueDepth(jobs=details[0], cost=details[1], bytes=details[2]))
         if verdict == b"conflict":
             raise conflict(details[0].decode(), details[1].decode())
+        if verdict == b"version":
+            raise mixed(*(name.decode() for name in details))
         return [job_id.decode() for job_id in details[0]] if verdict == b"admitted" else []
 
     async def _stage(self, requests: Iterable[Request]) -> None:
@@ -309,7 +320,8 @@ class JobQueue:
 
     async def announce(self, worker_id: str, model: Model) -> None:
         """Heartbeat: for a lease from now on this worker lives and serves `model`."""
-        await self._link.run(transitions.ANNOUNCE, worker_id, pack_model(model), self._lease_ms)
+        version = model.discriminator_version
+        await self._link.run(transitions.ANNOUNCE, worker_id, pack_model(model), self._lease_ms, version)
 
     async def leave(self, worker_id: str) -> None:
         """This worker will not come back."""
@@ -366,7 +378,7 @@ def late(context: Context, settings: Settings) -> DeadlinePassed:
 
 def _job(row: Sequence[Any]) -> Job:
     """From the answer of transitions.START."""
-    entry, job_id, attempts, queue_ms, left_ms, media, context = row
+    entry, job_id, attempts, queue_ms, left_ms, media, context, version = row
     return Job(
         id=job_id.decode(),
         entry=entry.decode(),
@@ -375,6 +387,7 @@ def _job(row: Sequence[Any]) -> Job:
         expires_at_s=time.monotonic() + left_ms / 1000,
         media=Media(media.decode()),
         context=unpack_context(context),
+        version=version.decode(),
     )
 
 

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from protos import codec
 from protos import reward_pb2 as pb
-from protos.types import Context, Model, Outcome
+from protos.types import Context, Model, Outcome, RefreshRequest, RefreshResponse
 
 M = TypeVar("M", bound=Message)
 
@@ -23,6 +23,22 @@ def pack_outcome(outcome: Outcome) -> bytes:
 
 def pack_model(model: Model) -> bytes:
     return _packed(codec.model_to_message(model))
+
+
+def pack_refresh(request: RefreshRequest) -> bytes:
+    return _packed(codec.refresh_to_message(request))
+
+
+def pack_refreshed(response: RefreshResponse) -> bytes:
+    return _packed(codec.refreshed_to_message(response))
+
+
+def unpack_refresh(data: bytes) -> RefreshRequest:
+    return codec.refresh_from_message(_parsed(pb.RefreshRequest(), data))
+
+
+def unpack_refreshed(data: bytes) -> RefreshResponse:
+    return codec.refreshed_from_message(_parsed(pb.RefreshResponse(), data))
 
 
 def unpack_context(data: bytes) -> Context:

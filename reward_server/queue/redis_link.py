@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -21,8 +22,14 @@ ANSWER_S = 15.0  # longest wait for one answer
 BLOCK_MS = 5000  # longest blocking read, well below it
 FULL_RETRY_S = 10.0
 NUM_CONNECTIONS = 64
+CHUNK_BYTES = 32 * 1024**2
+
+PAUSE_S = (0.05, 2.0)
 
 Argument = bytes | str | int
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class Entry(NamedTuple):
@@ -80,6 +87,29 @@ class RedisLink:
             value: bytes | None = await self._redis.get(key)
         return value
 
+    async def put_large(self, key: str, value: bytes, *, life_s: int) -> None:
+        """Under a list of chunks, as one string has a limit of 512 MiB; whole or not at all."""
+        chunks = [value[start : start + CHUNK_BYTES] for start in range(0, len(value), CHUNK_BYTES)]
+        with _failures():
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.delete(key)
+                for chunk in chunks:
+                    pipeline.rpush(key, chunk)
+                pipeline.expire(key, life_s)
+                await pipeline.execute()
+
+    async def get_large(self, key: str) -> bytes | None:
+        """What `put_large` put."""
+        with _failures():
+            chunks: list[bytes] = await self._redis.lrange(key, 0, -1)
+        return b"".join(chunks) if chunks else None
+
+    async def list_items(self, key: str, start: int, end: int) -> list[bytes]:
+        """Items from `start` to `end`, both included and from the end if negative."""
+        with _failures():
+            items: list[bytes] = await self._redis.lrange(key, start, end)
+        return items
+
     async def hash_rows(self, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
         """These fields of each hash, in one round trip."""
         if not keys:
@@ -135,6 +165,18 @@ class RedisLink:
             if "NOGROUP" not in str(error):
                 raise
             return False
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of a call to Redis, however long Redis is away or full."""
+    pause_s = PAUSE_S[0]
+    while True:
+        try:
+            return await call()
+        except (NotReady, Overloaded) as error:
+            log.warning("waiting for Redis", error=str(error), pause_s=pause_s)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S[1])
 
 
 async def end_task(task: asyncio.Task[Any]) -> None:

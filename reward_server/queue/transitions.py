@@ -68,19 +68,35 @@ local function settle(id, kind, outcome, batch, keep_s)
 end
 """
 
+# version_of: who judges a job. Its pin, else the run's latest version, else '': whatever a worker has loaded. The
+# first job of a (run, group) chooses for all, and '' is then the base version by name, so that no group can mix.
+_VERSION = """
+local chosen = {}
+local function version_of(run, group, pin)
+  local latest = run ~= '' and redis.call('LINDEX', key('versions', run), 0)
+  local version = pin ~= '' and pin or latest or ''
+  if run == '' or group == '' then return version end
+  local bound = key('group', #run, run, group)
+  version = chosen[bound] or redis.call('GET', bound) or (version ~= '' and version) or redis.call('GET', key('base'))
+  if not version then return '' end  -- no worker has ever lived: nobody can have judged the group yet
+  chosen[bound] = version
+  return version
+end
+"""
+
 # start: a claimed entry becomes a running job; the answer is all a worker must know. A stale entry is dropped.
 _START = """
 local function start(entry, id, token)
   local job = key('job', id)
-  local state, current, mine, attempts, admitted_ms, due_ms, media, context = unpack(
-    redis.call('HMGET', job, 'state', 'entry', 'token', 'attempts', 'admitted_ms', 'due_ms', 'media', 'context'))
+  local state, current, mine, attempts, admitted_ms, due_ms, media, context, version = unpack(redis.call('HMGET', job,
+    'state', 'entry', 'token', 'attempts', 'admitted_ms', 'due_ms', 'media', 'context', 'version'))
   if not state or state == 'done' or current ~= entry then drop(entry) return nil end
   if mine ~= token then
     attempts = redis.call('HINCRBY', job, 'attempts', 1)
     redis.call('HSET', job, 'state', 'running', 'token', token, 'queue_ms', now - admitted_ms)
     if attempts > 1 then redis.call('HINCRBY', key('counts'), 'redelivered', 1) end
   end
-  return {entry, id, tonumber(attempts), now - admitted_ms, due_ms - now, media, context}
+  return {entry, id, tonumber(attempts), now - admitted_ms, due_ms - now, media, context, version or ''}
 end
 """
 
@@ -99,22 +115,24 @@ return {redis.call('HGET', key('counts'), 'began_ms'), run}
 )
 
 # ARGV: dry run?, jobs, cost and bytes at most, job_ttl_s, keep_s, then per job: id, media, bytes, cost, context,
-# run, idempotency key, fingerprint, deadline_ms or '', kind and outcome of a clip refused at the door or '', ''.
+# run, idempotency key, fingerprint, deadline_ms or '', kind and outcome of a clip refused at the door or '', '',
+# group, pinned version or ''.
 ADMIT = (
     _COMMON
     + _SETTLE
+    + _VERSION
     + """
 local dry, max_jobs, max_cost, max_bytes, job_ttl_s, keep_s = ARGV[1] == '1', unpack(ARGV, 2, 6)
-local ids, fresh, asked = {}, {}, {jobs = 0, cost = 0, bytes = 0}
+local ids, fresh, versions, asked = {}, {}, {}, {jobs = 0, cost = 0, bytes = 0}
 
 local function refuse(answer)
-  for at = 7, #ARGV, 11 do
+  for at = 7, #ARGV, 13 do
     if redis.call('EXISTS', key('job', ARGV[at])) == 0 then redis.call('UNLINK', key('payload', ARGV[at])) end
   end
   return answer
 end
 
-for at = 7, #ARGV, 11 do
+for at = 7, #ARGV, 13 do
   local id, _, bytes, cost, _, _, idempotency, fingerprint, _, kind = unpack(ARGV, at, at + 9)
   local known = redis.call('EXISTS', key('job', id)) == 1 and id
   if idempotency ~= '' and not known then
@@ -129,6 +147,10 @@ for at = 7, #ARGV, 11 do
     table.insert(fresh, at)
     if kind == '' then
       asked.jobs, asked.cost, asked.bytes = asked.jobs + 1, asked.cost + cost, asked.bytes + bytes
+      local run, group, pin = ARGV[at + 5], ARGV[at + 11], ARGV[at + 12]
+      local version = version_of(run, group, pin)
+      if pin ~= '' and pin ~= version then return refuse({'version', group, version, pin}) end
+      versions[at] = version
     end
   end
 end
@@ -154,7 +176,8 @@ for _, at in ipairs(fresh) do
   if kind ~= '' then bytes, cost = 0, 0 end
   local entry = kind == '' and redis.call('XADD', stream, '*', 'job', id) or ''
   redis.call('HSET', key('job', id), 'state', 'queued', 'entry', entry, 'media', media, 'bytes', bytes, 'cost', cost,
-    'context', context, 'run', run, 'idempotency', idempotency, 'admitted_ms', now, 'due_ms', due_ms, 'attempts', 0)
+    'context', context, 'run', run, 'idempotency', idempotency, 'admitted_ms', now, 'due_ms', due_ms, 'attempts', 0,
+    'version', versions[at] or '')
   redis.call('PEXPIREAT', key('payload', id), due_ms + 60000)
   redis.call('ZADD', key('due'), due_ms, id)
   if idempotency ~= '' then
@@ -167,8 +190,9 @@ for _, at in ipairs(fresh) do
   redis.call('HINCRBY', key('counts'), 'admitted', 1)
   if kind ~= '' then settle(id, kind, outcome, 0, keep_s) end
 end
-for at = 7, #ARGV, 11 do  -- what was sent again for a job that is already here
-  if ids[(at - 7) / 11 + 1] ~= ARGV[at] then redis.call('UNLINK', key('payload', ARGV[at])) end
+for bound, version in pairs(chosen) do redis.call('SET', bound, version, 'EX', keep_s) end
+for at = 7, #ARGV, 13 do  -- what was sent again for a job that is already here
+  if ids[(at - 7) / 13 + 1] ~= ARGV[at] then redis.call('UNLINK', key('payload', ARGV[at])) end
 end
 return {'admitted', ids}
 """
@@ -296,7 +320,7 @@ local function leave(worker)
 end
 """
 
-# ARGV: worker, model, life_ms. Also forgets the workers that have been silent for their life.
+# ARGV: worker, model, life_ms, the model's version. Also forgets the workers that have been silent for their life.
 ANNOUNCE = (
     _COMMON
     + _LEAVE
@@ -304,6 +328,7 @@ ANNOUNCE = (
 relieve()
 redis.call('ZADD', key('workers'), now + ARGV[3], ARGV[1])
 redis.call('HSET', key('models'), ARGV[1], ARGV[2])
+redis.call('SET', key('base'), ARGV[4])
 for _, silent in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), '-inf', now)) do leave(silent) end
 return 1
 """
@@ -363,3 +388,25 @@ class Keys:
 
     def run(self, run_id: str) -> str:
         return results_key(self.profile, run_id)
+
+    def clips(self, origin: str, run_id: str) -> str:
+        return f"{self.prefix}:clips:{origin}:{run_id}"
+
+    def clip_order(self, origin: str, run_id: str) -> str:
+        return f"{self.prefix}:clip-order:{origin}:{run_id}"
+
+    def versions(self, run_id: str) -> str:
+        return f"{self.prefix}:versions:{run_id}"
+
+    def version(self, version: str) -> str:
+        return f"{self.prefix}:version:{version}"
+
+    def heads(self, version: str) -> str:
+        return f"{self.prefix}:heads:{version}"
+
+    def training(self, version: str) -> str:
+        return f"{self.prefix}:training:{version}"
+
+    @property
+    def refresh_news(self) -> str:
+        return f"{self.prefix}:refresh-news"

@@ -1,0 +1,107 @@
+"""What Redis keeps of a training run for its refreshes: recent clips' motion, and discriminator versions.
+
+A worker puts the packed motion of a scored clip here before it settles the job, so that whoever has the
+outcomes of a buffer can have it refreshed. Keys, under the queue's prefix, and their lifetimes:
+
+    clips:<origin>:<run>       hash of job to packed motion, within feature_max_clips and feature_max_bytes, the
+                               oldest make room; feature_ttl_s after the run's latest clip of that origin
+    clip-order:<origin>:<run>  list of those jobs, oldest first; and clip-bytes: their bytes together
+    versions:<run>             list of the run's versions, latest first, versions_kept at most
+    version:<version>          hash: digest, number within its run
+    heads:<version>            list of chunks: the file a worker scores with (the average)
+    training:<version>         the same of the weights that are trained further
+                               All four: version_ttl_s after the run's latest clip or refresh
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from protos.types import Origin
+from reward_server.errors import RefreshFailed, VersionNotServed
+from reward_server.queue import refresh_transitions
+from reward_server.queue.redis_link import RedisLink
+from reward_server.queue.transitions import Keys
+from reward_server.settings import Settings
+
+STAGE_S = 600
+READ_CLIPS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A published discriminator version of a run."""
+
+    name: str
+    digest: str  # sha256 of the file its heads are in
+    number: int  # 1 for the first refresh of the run
+
+
+class RunStore:
+    """On a client that somebody else closes. Methods raise NotReady while Redis is unreachable."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._settings = settings
+        self._keys = Keys(profile=settings.profile)
+        self._link = RedisLink(redis, self._keys.prefix, refresh_transitions.ALL)
+
+    async def keep_clip(self, run_id: str, origin: Origin, job_id: str, packed: bytes) -> None:
+        """Add a clip to what a refresh of the run trains on; once, however often it is called."""
+        limits = self._settings
+        await self._link.run(
+            refresh_transitions.KEEP_CLIP,
+            run_id,
+            origin.value,
+            job_id,
+            packed,
+            limits.feature_max_clips,
+            limits.feature_max_bytes,
+            limits.feature_ttl_s,
+            limits.version_ttl_s,
+        )
+
+    async def clips(self, run_id: str, origin: Origin, newest: int = 0) -> list[bytes]:
+        """Packed motion of the run's clips, oldest first; of the `newest` so many, 0: of all that are kept."""
+        order = await self._link.list_items(self._keys.clip_order(origin.value, run_id), -newest, -1)
+        jobs = [job.decode() for job in order]
+        clips = []
+        for start in range(0, len(jobs), READ_CLIPS):  # in parts, to let others have their answers in between
+            names = jobs[start : start + READ_CLIPS]
+            [row] = await self._link.hash_rows([self._keys.clips(origin.value, run_id)], *names)
+            clips += [packed for packed in row if packed]
+        return clips
+
+    async def latest(self, run_id: str) -> Version | None:
+        """None before the run's first refresh."""
+        names = await self._link.list_items(self._keys.versions(run_id), 0, 0) if run_id else []
+        if not names:
+            return None
+        name = names[0].decode()
+        [[digest, number]] = await self._link.hash_rows([self._keys.version(name)], "digest", "number")
+        if digest is None or number is None:
+            return None  # it has just expired
+        return Version(name=name, digest=digest.decode(), number=int(number))
+
+    async def heads(self, version: str) -> bytes:
+        """The file of a version's heads. Raises VersionNotServed when it is not kept."""
+        data = await self._link.get_large(self._keys.heads(version))
+        if data is None:
+            raise VersionNotServed(
+                f"discriminator version '{version}' is not served: it never was, or its run has gone on by "
+                f"{self._settings.versions_kept} versions (versions_kept); pin a later one, or leave the pin out"
+            )
+        return data
+
+    async def training(self, version: str) -> bytes:
+        """The weights a version is trained further from. Raises RefreshFailed when they are not kept."""
+        data = await self._link.get_large(self._keys.training(version))
+        if data is None:
+            raise RefreshFailed(f"version '{version}' has lost its training weights; see whether Redis evicts keys")
+        return data
+
+    async def stage(self, version: str, heads: bytes, training: bytes) -> None:
+        """Put a candidate's files where `RefreshQueue.publish` makes them the run's latest version."""
+        await self._link.put_large(self._keys.heads(version), heads, life_s=STAGE_S)
+        await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)

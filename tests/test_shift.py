@@ -21,6 +21,7 @@ from trainer.shift import (
     advantages,
     backward_by_chunk,
     coefficients,
+    num_weighted,
     real_weights,
     reward_table,
     rollout_weights,
@@ -133,8 +134,11 @@ def test_linear_weights_keep_their_sign_and_damp_the_positive_ones() -> None:
     same(rollout_weights(signed, Objective(pos_adv_lambda=0.25)), [-3, 0, 1, 0])
 
 
-def test_uniform_weights_are_plain_replay() -> None:
-    same(rollout_weights(torch.tensor([-3.0, NAN, 4.0]), Objective(weighting="uniform")), [1, 0, 1])
+def test_uniform_weights_are_plain_replay_and_ask_for_no_reward() -> None:
+    unknown = torch.tensor([-3.0, NAN, 4.0])
+    same(rollout_weights(unknown, Objective(weighting="uniform")), [1, 1, 1])
+    assert num_weighted(unknown, Objective(weighting="uniform")) == 3
+    assert num_weighted(unknown, Objective()) == 2
 
 
 def test_a_real_clip_weighs_lambda_sft_and_if_asymmetric_its_own_advantage_too() -> None:
@@ -208,7 +212,7 @@ def by_chunk(theta: Tensor, samples: Tensor, found: Coefficients) -> tuple[Tenso
     def chunk(column: int) -> Callable[[], Tensor]:
         return lambda: losses(theta, samples[:, column])
 
-    def accumulate(loss: Tensor, _: int) -> None:
+    def accumulate(loss: Tensor) -> None:
         loss.backward()
 
     result = backward_by_chunk([chunk(column) for column in range(1 + P)], found, accumulate)
@@ -238,7 +242,7 @@ def test_the_gradient_by_chunks_agrees_with_finite_differences() -> None:
 def test_a_negative_advantage_pushes_away_from_its_rollout() -> None:
     theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     found = Coefficients(real=torch.tensor([0.0]), rollouts=torch.tensor([[-1.0]]))
-    backward_by_chunk([lambda: (theta - 5) ** 2, lambda: (theta - 2) ** 2], found, lambda loss, _: loss.backward())
+    backward_by_chunk([lambda: (theta - 5) ** 2, lambda: (theta - 2) ** 2], found, lambda loss: loss.backward())
     assert theta.grad is not None
     assert float(-theta.grad) < 0  # descent moves away from 2
 
@@ -259,7 +263,7 @@ def test_two_processes_weigh_as_one_with_all_the_samples() -> None:
 def test_without_rollouts_the_loss_is_fine_tuning_alone() -> None:
     theta = torch.tensor([1.0, 2.0], requires_grad=True)
     found = coefficients(torch.zeros(2), torch.zeros(2, 0), Objective(), step=0, num_real=2, num_known=0)
-    result = backward_by_chunk([lambda: theta**2], found, lambda loss, _: loss.backward())
+    result = backward_by_chunk([lambda: theta**2], found, lambda loss: loss.backward())
     assert float(result.total) == 2.5
     assert result.rollouts.shape == (2, 0)
     assert float(result.aw_term) == 0.0

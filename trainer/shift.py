@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -171,14 +172,19 @@ def _std(pool: Tensor, mean: Tensor) -> Tensor:
 
 
 def rollout_weights(advantages_: Tensor, objective: Objective) -> Tensor:
-    """w(A~), any shape; 0 where the advantage is unknown."""
+    """w(A~), any shape; 0 where the advantage is unknown, but `uniform` asks for none."""
+    if objective.weighting == "uniform":
+        return torch.ones_like(advantages_)
     if objective.weighting == "exp":
         weights = (advantages_ / objective.beta).exp()
-    elif objective.weighting == "linear":
-        weights = torch.where(advantages_ > 0, objective.pos_adv_lambda * advantages_, advantages_)
     else:
-        weights = torch.ones_like(advantages_)
+        weights = torch.where(advantages_ > 0, objective.pos_adv_lambda * advantages_, advantages_)
     return torch.where(advantages_.isnan(), 0.0, weights)
+
+
+def num_weighted(advantages_: Tensor, objective: Objective) -> int:
+    """How many rollouts the advantage-weighted mean is over."""
+    return advantages_.numel() if objective.weighting == "uniform" else int(advantages_.isfinite().sum())
 
 
 def real_weights(advantages_: Tensor, objective: Objective) -> Tensor:
@@ -204,19 +210,24 @@ def coefficients(
 
 
 def backward_by_chunk(
-    chunks: Sequence[Callable[[], Tensor]], coefficients_: Coefficients, backward: Callable[[Tensor, int], None]
+    chunks: Sequence[Callable[[], Tensor]],
+    coefficients_: Coefficients,
+    backward: Callable[[Tensor], None],
+    scope: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> HybridLoss:
     """The hybrid loss and its gradient with one chunk's graph in memory at a time.
 
     `chunks` compute diffusion losses [B]: of the real clips first, then of each one's first rollout, second, ...
-    `backward(loss, index)` accumulates the gradient of a scalar. The gradients add up to that of the whole loss.
+    `backward` accumulates the gradient of a scalar; the gradients add up to that of the whole loss. Chunk `i` is
+    computed and differentiated within `scope(i)`.
     """
     columns = [coefficients_.real, *coefficients_.rollouts.unbind(dim=1)]
     losses, terms = [], []
     for index, (chunk, column) in enumerate(zip(chunks, columns, strict=True)):
-        values = chunk()
-        term = (column.to(values) * values).sum()
-        backward(term, index)
+        with scope(index):
+            values = chunk()
+            term = (column.to(values) * values).sum()
+            backward(term)
         losses.append(values.detach())
         terms.append(term.detach())
     rollouts = torch.stack(losses[1:], dim=1) if len(losses) > 1 else losses[0].new_zeros(len(losses[0]), 0)

@@ -1,0 +1,91 @@
+"""The command line: `python -m trainer train | rollout | evaluate`, each with `--config` and `key=value` overrides.
+
+Settings are printed with `--print-config`, in a form that `--config` reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.logging import RichHandler
+
+app = typer.Typer(help="SHIFT: fine-tune an image-to-video model with motion rewards.", no_args_is_help=True)
+
+ConfigSource = Annotated[str | None, typer.Option("--config", help="A preset (tiny, svd, wan) or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, for instance seed=1.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as YAML and end.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; none: the latest of the run in `out`.")]
+
+
+@app.command()
+def train(*, config: ConfigSource = None, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
+    """Train; the same `out` resumes. Several processes: accelerate launch -m trainer train ..."""
+    from trainer.config import load, to_yaml  # noqa: PLC0415 - diffusers takes its time; --help need not wait
+
+    settings = load(config, overrides or ())
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    from trainer.run import run_training  # noqa: PLC0415
+
+    progress = run_training(settings)
+    typer.echo(f"trained {progress.step} steps; checkpoints and samples are in {settings.out}")
+
+
+@app.command()
+def rollout(
+    *,
+    to: Annotated[Path, typer.Option(help="Folder for the clips and their manifest.jsonl.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; none: the base itself.")] = None,
+    lossless: Annotated[bool, typer.Option(help="Write .safetensors tensor clips, not mp4.")] = False,
+    split: Annotated[Literal["train", "held_out"], typer.Option(help="Whose first frames.")] = "train",
+    config: ConfigSource = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write rollouts of a policy as clips, for instance as negatives for `motion-reward pretrain`.
+
+    evaluate.num_clips first frames, evaluate.per_clip rollouts of each.
+    """
+    from trainer.config import load  # noqa: PLC0415
+    from trainer.evaluate import write_rollouts  # noqa: PLC0415
+
+    num = write_rollouts(load(config, overrides or ()), to, checkpoint=checkpoint, lossless=lossless, split=split)
+    typer.echo(f"wrote {num} clips to {to}")
+
+
+@app.command()
+def evaluate(
+    *,
+    to: Annotated[Path, typer.Option(help="Folder for evaluation.json, evaluation.csv and side-by-side clips.")],
+    checkpoint: Checkpoint = None,
+    config: ConfigSource = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a checkpoint against its base on held-out first frames; the last line is the summary in JSON."""
+    from trainer.config import load  # noqa: PLC0415
+    from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415
+
+    typer.echo(evaluate_checkpoint(load(config, overrides or ()), to, checkpoint=checkpoint))
+
+
+def main() -> None:
+    """Errors that the user can act on are a line, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from protos.client import RewardClientError  # noqa: PLC0415
+    from trainer.errors import TrainerError  # noqa: PLC0415
+
+    try:
+        app()
+    except (TrainerError, RewardClientError) as error:
+        logging.getLogger("trainer").debug("", exc_info=True)
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What a run shows: a progress bar, TensorBoard (and W&B if asked), metrics.jsonl, and sample clips with their tracks.
+
+Figures that the loop hands over are means over processes unless they say `main process`. Only the main one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from trainer.checkpoint import Progress as Position
+from trainer.config import Config, to_dict
+from trainer.dynamics import dynamic_degree, with_tracks
+from trainer.policies.protocol import Policy
+from trainer.reward_client import Collected
+from trainer.rollout import Buffer
+from trainer.shift import Advantages
+from trainer.video import side_by_side, write_clip
+
+PROJECT = "shift"
+
+
+class Board:
+    """One per process; all but the main process's are silent."""
+
+    def __init__(
+        self, config: Config, policy: Policy, accelerator: Accelerator, run_id: str, bad: Mapping[Any, str]
+    ) -> None:
+        self.run_id = run_id
+        self._config, self._policy, self._accelerator, self._bad = config, policy, accelerator, bad
+        self._main = accelerator.is_main_process
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if self._main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            self._lines = (config.out / "metrics.jsonl").open("a")
+
+    def start(self, position: Position, num_steps: int) -> None:
+        """At optimizer step `position.step` of `num_steps` in all."""
+        wandb = {"wandb": {"id": self.run_id, "name": self.run_id, "resume": "allow"}}
+        self._accelerator.init_trackers(PROJECT, config=_hyperparameters(self._config), init_kwargs=wandb)
+        if self._main:
+            columns = (
+                TextColumn("buffer {task.fields[buffer]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+            )
+            console = Console(stderr=True)
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+            )
+            self._task = self._bar.add_task("", total=num_steps, completed=position.step, buffer=position.buffer)
+            self._bar.start()
+
+    def advance(self, buffer: int) -> None:
+        """One optimizer step was taken."""
+        if self._bar:
+            self._bar.update(self._task, advance=1, buffer=buffer)
+
+    def step(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._log(step, scalars)
+
+    def buffer(
+        self, position: Position, buffer: Buffer, collected: Collected, *, waited_s: float, lags: Sequence[int]
+    ) -> None:
+        """How the filling and scoring of a buffer went; the main process's own share."""
+        if not self._main:
+            return
+        latencies = collected.latencies_s or (0.0,)
+        scalars = {
+            "buffer/number": float(buffer.number),
+            "buffer/waited_for_rewards_s": waited_s,
+            "buffer/reward_latency_mean_s": float(np.mean(latencies)),
+            "buffer/reward_latency_max_s": float(np.max(latencies)),
+            "buffer/lag_max_steps": float(max(lags, default=0)),
+            "buffer/lag_mean_steps": float(np.mean(lags)) if lags else 0.0,
+            "buffer/clips_skipped": float(len(self._bad)),
+            "buffer/missing_rewards": float(sum(collected.errors.values())),
+        }
+        scalars |= {f"missing/{code}": float(num) for code, num in collected.errors.items()}
+        self._log(position.step, scalars | self._samples(buffer))
+
+    def rewards(self, step: int, tables: Mapping[str | None, Tensor], found: Mapping[str | None, Advantages]) -> None:
+        """Rewards [G,1+P] and advantages of a buffer, all processes', combined (None) and per head."""
+        scalars: dict[str, float] = {}
+        for head, table in tables.items():
+            name, gained = head or "combined", found[head]
+            parts = {
+                f"reward_real/{name}": table[:, 0],
+                f"reward_rollouts/{name}": table[:, 1:],
+                f"advantage_real/{name}": gained.real,
+                f"advantage_rollouts/{name}": gained.rollouts,
+            }
+            known = {label: _known(values) for label, values in parts.items()}
+            for label, values in known.items():
+                self._histogram(label, values, step)
+            scalars |= {label: float(values.mean()) for label, values in known.items() if values.size}
+            scalars[f"advantage_clipped/{name}"] = gained.num_clipped / max(1, gained.num_known)
+        self._log(step, scalars)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._main:
+            self._lines.close()
+        self._accelerator.end_training()
+
+    def _samples(self, buffer: Buffer) -> dict[str, float]:
+        """Writes rollouts beside their real clips with tracks drawn on; how dynamic those rollouts are."""
+        logs = self._config.logs
+        if not logs.samples_every_buffers or buffer.number % logs.samples_every_buffers:
+            return {}
+        groups = [group for group in buffer.groups[: logs.num_samples] if group.rollouts]
+        degrees = []
+        for group in groups:
+            clips = self._policy.decode([group.example.latents, group.rollouts[0]])
+            degrees.append(dynamic_degree(clips[1]))
+            path = self._config.out / "samples" / f"buffer-{buffer.number:06d}-slot-{group.slot:08d}.mp4"
+            write_clip(path, side_by_side([with_tracks(clip) for clip in clips]))
+        if not degrees:
+            return {}
+        return {
+            "dynamic/share": float(np.mean([degree.dynamic for degree in degrees])),
+            "dynamic/flow_px": float(np.mean([degree.flow_px for degree in degrees])),
+        }
+
+    def _log(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._main:
+            self._accelerator.log(dict(scalars), step=step)
+            self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **scalars}) + "\n")
+            self._lines.flush()
+
+    def _histogram(self, name: str, values: NDArray[np.float64], step: int) -> None:
+        if self._main and values.size:
+            for tracker in self._accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.tracker.add_histogram(f"{name}/histogram", values, step)
+
+
+def _known(values: Tensor) -> NDArray[np.float64]:
+    flat = values.flatten()
+    known: NDArray[np.float64] = flat[flat.isfinite()].numpy()
+    return known
+
+
+def _hyperparameters(config: Config) -> dict[str, Any]:
+    """Trackers take plain values only."""
+    return {name: json.dumps(section) for name, section in to_dict(config).items()}

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: a folder per optimizer step, written whole or not at all, the latest few kept.
+
+    step-00000120/progress.json          where in Algorithm 1 the run is; the configuration it has
+                  trainable.safetensors  what is trained, by name, exactly
+                  optimizer.pt           read with weights_only
+                  rng.safetensors        torch's generators of every process
+                  lora/                  for people: load_lora_weights, or policies/lora.py's attach
+
+The learning rate, the order of the data and every draw are functions of the step and the seed (config.py, data.py,
+seeds.py), so the step is their state. Rollouts of the current buffer have files of their own (rollout.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import CheckpointError
+from trainer.policies.protocol import Policy
+
+PREFIX = "step-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is: all that a resumed run must know besides weights, optimizer and generators."""
+
+    step: int = 0  # optimizer steps taken
+    buffer: int = 0  # number of the current buffer
+    position: int = 0  # optimizer steps taken on it
+    buffer_version: str = ""  # discriminators that score the current buffer
+    version: str = ""  # discriminators that score buffers begun from now on
+
+
+class Checkpoints:
+    """In `folder`, the latest `keep`."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+
+    def latest(self) -> Path | None:
+        return max(self._folder.glob(f"{PREFIX}*"), default=None)
+
+    def save(
+        self,
+        progress: Progress,
+        *,
+        policy: Policy,
+        optimizer: Any,
+        accelerator: Accelerator,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Call it in every process; the main one writes. Afterwards all go on."""
+        generators = _generators(accelerator)
+        if accelerator.is_main_process:
+            partial = self._folder / f".{PREFIX}{progress.step:08d}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            module = accelerator.unwrap_model(policy.module)
+            save_file(
+                {name: tensor.detach().cpu() for name, tensor in trainable(module)}, partial / "trainable.safetensors"
+            )
+            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+            save_file(generators, partial / "rng.safetensors")
+            if hasattr(module, "peft_config"):
+                policy.save_lora(partial / "lora")
+            about = {"progress": asdict(progress), "num_processes": accelerator.num_processes, "config": config}
+            (partial / "progress.json").write_text(json.dumps(about, indent=1))
+            self._publish(partial, self._folder / f"{PREFIX}{progress.step:08d}")
+        accelerator.wait_for_everyone()
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        if final.exists():  # the same step again: after a refresh, or after a resume
+            _remove(final)
+        partial.rename(final)
+        _sync(self._folder)
+        for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
+            _remove(old)
+
+    def load(self, folder: Path, *, policy: Policy, optimizer: Any, accelerator: Accelerator) -> Progress:
+        """Set policy, optimizer and generators to a checkpoint's. Raises CheckpointError where they do not fit."""
+        about = read_about(folder)
+        load_trainable(accelerator.unwrap_model(policy.module), folder)
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        if about["num_processes"] == accelerator.num_processes:
+            _set_generators(load_file(folder / "rng.safetensors"), accelerator)
+        return Progress(**about["progress"])
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError."""
+    path = folder / "progress.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no progress.json; give one of its run's {PREFIX}*")
+    about: dict[str, Any] = json.loads(path.read_text())
+    return about
+
+
+def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What is trained, by name."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def load_trainable(module: nn.Module, folder: Path) -> None:
+    """Set what is trained to a checkpoint's values. Raises CheckpointError where names or shapes differ."""
+    saved, ours = load_file(folder / "trainable.safetensors"), dict(trainable(module))
+    have = {name: list(tensor.shape) for name, tensor in ours.items()}
+    given = {name: list(tensor.shape) for name, tensor in saved.items()}
+    differ = sorted(name for name in have.keys() | given.keys() if have.get(name) != given.get(name))
+    if differ:
+        raise CheckpointError(
+            f"{folder} is of another policy: {len(differ)} parameters differ, first {differ[0]}: "
+            f"{given.get(differ[0])} for {have.get(differ[0])}; use the same base and LoRA"
+        )
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(saved[name])
+
+
+def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
+    """States of torch's own generators, [processes, bytes]."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    gathered = {}
+    for name, state in states.items():
+        rows: Any = accelerator.gather(state[None].to(accelerator.device))
+        gathered[name] = rows.cpu()
+    return gathered
+
+
+def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    torch.set_rng_state(states["cpu"][accelerator.process_index])
+    if "cuda" in states and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index], accelerator.device)
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight first: a folder that is half removed is no checkpoint."""
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,194 @@
+"""`rollout`: a policy's samples as clip files. `evaluate`: a checkpoint against its base on held-out first frames.
+
+Both take the same first frames and seeds every time; `evaluate` scores the real clip, the base's sample and the
+checkpoint's as one group through the reward endpoint. Intervals are percentile bootstraps over first frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from protos.client import RewardClient
+from protos.codec import clip_to_tensor
+from protos.types import Clip, Context, Media, Origin, Outcome, Submission
+from trainer.checkpoint import Checkpoints, load_trainable, trainable
+from trainer.config import Config
+from trainer.data import Clips, RealClip, Split, find_sources
+from trainer.dynamics import DynamicDegree, dynamic_degree
+from trainer.errors import CheckpointError, RewardsSilent
+from trainer.policies.protocol import Policy
+from trainer.run import form_of, open_accelerator, open_policy
+from trainer.seeds import derived_seed
+from trainer.video import side_by_side, write_clip
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+MEASURES = ("combined", "instantaneous", "long_term", "flow_px", "dynamic")
+KINDS = ("real", "base", "checkpoint")
+LEVEL, RESAMPLES = 0.95, 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One clip of the evaluation: which first frame, what made it, how it fared."""
+
+    clip: int
+    path: str
+    kind: str  # of KINDS
+    at: int  # which of the samples of this first frame
+    degree: DynamicDegree
+    job_id: str
+
+    def row(self, outcome: Outcome) -> dict[str, Any]:
+        """For the table; None for the rewards where there is none, and the reason."""
+        reward, error = outcome.reward, outcome.error
+        return {
+            "clip": self.clip,
+            "path": self.path,
+            "kind": self.kind,
+            "at": self.at,
+            "combined": reward.combined if reward else None,
+            "instantaneous": reward.instantaneous if reward else None,
+            "long_term": reward.long_term if reward else None,
+            "flow_px": self.degree.flow_px,
+            "dynamic": self.degree.dynamic,
+            "error": error.code if error else "",
+        }
+
+
+def write_rollouts(config: Config, to: Path, *, checkpoint: Path | None, lossless: bool, split: Split) -> int:
+    """evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl; how many."""
+    policy = open_policy(config, open_accelerator(config))
+    if checkpoint:
+        load_trainable(policy.module, checkpoint)
+    entries = []
+    for number, real in _first_frames(config, policy, split):
+        (example,) = policy.encode([real.clip], [real.caption])
+        seeds = _seeds(config, number)
+        for seed, clip in zip(seeds, policy.decode(policy.sample(example, seeds)), strict=True):
+            path = to / f"{number:05d}-{seed:016x}{'.safetensors' if lossless else '.mp4'}"
+            write_clip(path, clip)
+            entries.append({"path": path.name, "caption": real.caption, "first_frame_of": str(real.path), "seed": seed})
+    (to / "rollouts.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return len(entries)
+
+
+def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) -> str:
+    """Writes evaluation.json, evaluation.csv and a side-by-side mp4 per first frame; the summary as one JSON line."""
+    checkpoint = checkpoint or Checkpoints(config.out / "checkpoints", keep=1).latest()
+    if checkpoint is None:
+        raise CheckpointError(f"there is no checkpoint in {config.out}; train first, or give --checkpoint")
+    policy = open_policy(config, open_accelerator(config))
+    to.mkdir(parents=True, exist_ok=True)
+    with RewardClient(config.rewards.server) as client:
+        samples = list(_samples(config, policy, checkpoint, client, to))
+        outcomes = _await(client, [sample.job_id for sample in samples], config.rewards.max_outage_s)
+    rows = [sample.row(outcomes[sample.job_id]) for sample in samples]
+    summary = {"checkpoint": str(checkpoint), **summarise(rows)}
+    with (to / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (to / "evaluation.json").write_text(json.dumps({**summary, "samples": rows}, indent=1, allow_nan=False))
+    return json.dumps(summary, allow_nan=False)
+
+
+def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
+    sources = find_sources(getattr(config.data, split), split, config.data.caption)
+    clips = Clips(sources, form_of(policy), seed=config.seed, start=config.data.start)
+    for number in track(range(config.evaluate.num_clips), description="sampling", transient=True):
+        yield number, clips.at(number)
+
+
+def _seeds(config: Config, number: int) -> list[int]:
+    return [derived_seed(config.seed, "evaluate", number, at) for at in range(config.evaluate.per_clip)]
+
+
+def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardClient, to: Path) -> Iterator[Sample]:
+    """Sampled, submitted and shown; the base is the policy as it was loaded."""
+    base = {name: parameter.detach().clone() for name, parameter in trainable(policy.module)}
+    evaluation = uuid.uuid4().hex[:12]
+    for number, real in _first_frames(config, policy, "held_out"):
+        (example,) = policy.encode([real.clip], [real.caption])
+        _set(policy.module, base)
+        bases = policy.decode(policy.sample(example, _seeds(config, number)))
+        load_trainable(policy.module, checkpoint)
+        tuned = policy.decode(policy.sample(example, _seeds(config, number)))
+        write_clip(to / f"{number:05d}-real-base-checkpoint.mp4", side_by_side([real.clip, bases[0], tuned[0]]))
+        for kind, clips in zip(KINDS, ([real.clip], bases, tuned), strict=True):
+            for at, clip in enumerate(clips):
+                group = f"evaluate-{evaluation}-{number}"
+                (job_id,) = client.submit([_submission(config, clip, kind, group)])
+                degree = dynamic_degree(clip)
+                yield Sample(clip=number, path=str(real.path), kind=kind, at=at, degree=degree, job_id=job_id)
+
+
+def _set(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in trainable(module):
+            parameter.copy_(values[name])
+
+
+def _submission(config: Config, clip: Clip, kind: str, group: str) -> Submission:
+    context = Context(
+        group_id=group,
+        origin=Origin.REAL if kind == "real" else Origin.ROLLOUT,
+        discriminator_version=config.evaluate.discriminator_version,
+    )
+    return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
+
+
+def _await(client: RewardClient, job_ids: Sequence[str], timeout_s: float) -> dict[str, Outcome]:
+    outcomes = {outcome.job_id: outcome for outcome in client.await_outcomes(job_ids, timeout_s)}
+    if missing := set(job_ids) - outcomes.keys():
+        raise RewardsSilent(f"{len(missing)} of {len(job_ids)} clips had no outcome within {timeout_s:g} s; try again")
+    return outcomes
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means with intervals per kind, and of checkpoint minus base per first frame; None where nothing is known."""
+    means = {(kind, measure): _per_clip(rows, kind, measure) for kind in KINDS for measure in MEASURES}
+    summary: dict[str, Any] = {
+        kind: {measure: _interval(means[kind, measure]) for measure in MEASURES} for kind in KINDS
+    }
+    summary["checkpoint_minus_base"] = {
+        measure: _interval(means["checkpoint", measure] - means["base", measure]) for measure in MEASURES
+    }
+    summary["num_first_frames"] = len({row["clip"] for row in rows})
+    summary["num_without_reward"] = sum(1 for row in rows if row["error"])
+    return summary
+
+
+def _per_clip(rows: Sequence[Mapping[str, Any]], kind: str, measure: str) -> Floats:
+    """Mean over the samples of each first frame, in order; NaN where none is known."""
+    clips = sorted({row["clip"] for row in rows})
+    values = {clip: [row[measure] for row in rows if row["clip"] == clip and row["kind"] == kind] for clip in clips}
+    known = {clip: [float(value) for value in found if value is not None] for clip, found in values.items()}
+    return np.array([np.mean(known[clip]) if known[clip] else np.nan for clip in clips])
+
+
+def _interval(values: Floats) -> dict[str, float | None]:
+    """Mean, and its bootstrap interval where there are at least two values."""
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return {"mean": None, "low": None, "high": None}
+    mean = float(known.mean())
+    if known.size < 2 or np.ptp(known) == 0:
+        return {"mean": mean, "low": None, "high": None}
+    drawn = np.random.default_rng(0).integers(known.size, size=(RESAMPLES, known.size))
+    low, high = np.percentile(known[drawn].mean(axis=1), [50 - 50 * LEVEL, 50 + 50 * LEVEL])
+    return {"mean": mean, "low": float(low), "high": float(high)}

@@ -1,0 +1,142 @@
+"""A buffer of work: real clips -> P rollouts each, in latents on the CPU -> submitted for their rewards as they come.
+
+Steps 1 to 3 of Algorithm 1. Each group goes to disk before its clips go to the server, so that a run that is killed
+in the middle of a buffer goes on with the very rollouts it had, and the server is asked only for what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from protos.types import Clip
+from trainer.data import Clips
+from trainer.policies.protocol import Example, Policy
+from trainer.reward_client import ClipGroup, Collected, RewardSource
+from trainer.seeds import derived_seed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """A real clip and its rollouts in latent space, on the CPU."""
+
+    slot: int  # of the real clip in the data's order: unique in a run
+    path: str  # of the real clip
+    example: Example
+    rollouts: tuple[Tensor, ...]  # [F,C,h,w] each
+    policy_step: int  # optimizer steps that the policy had taken when it made them
+
+    @property
+    def key(self) -> str:
+        """Its name on the reward server. Other rollouts of the same clip have another."""
+        digest = hashlib.sha256()
+        for latents in self.rollouts:
+            digest.update(latents.contiguous().view(torch.uint8).numpy().data)
+        return f"{self.slot:08d}-{digest.hexdigest()[:16]}"
+
+    def save(self, path: Path) -> None:
+        """Replaces the file at once."""
+        tensors = {f"example.{name}": tensor.contiguous() for name, tensor in self.example.tensors.items()}
+        tensors |= {f"rollout.{at}": latents.contiguous() for at, latents in enumerate(self.rollouts)}
+        about = {"slot": str(self.slot), "path": self.path, "policy_step": str(self.policy_step)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, metadata=about)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Group:
+        with safe_open(path, framework="pt") as file:
+            about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        rollouts = sorted(int(name.removeprefix("rollout.")) for name in tensors if name.startswith("rollout."))
+        return cls(
+            slot=int(about["slot"]),
+            path=about["path"],
+            example=Example(
+                tensors={
+                    name.removeprefix("example."): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith("example.")
+                }
+            ),
+            rollouts=tuple(tensors[f"rollout.{at}"] for at in rollouts),
+            policy_step=int(about["policy_step"]),
+        )
+
+
+class Buffer:
+    """This process's share of one buffer, filled group by group."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        slots: Sequence[int],
+        version: str,
+        folder: Path,
+        policy: Policy,
+        clips: Clips,
+        rewards: RewardSource,
+        num_rollouts: int,
+        seed: int,
+        decode_real: bool,
+    ) -> None:
+        self.number, self.version = number, version
+        self.groups: list[Group] = []
+        self._slots, self._folder = slots, folder / f"{number:06d}"
+        self._policy, self._clips, self._rewards = policy, clips, rewards
+        self._num_rollouts, self._seed, self._decode_real = num_rollouts, seed, decode_real
+
+    def __len__(self) -> int:
+        """How many groups it will hold."""
+        return len(self._slots)
+
+    def fill(self, num: int | None = None, *, policy_step: int) -> None:
+        """Up to `num` groups, or all: sample what is not there yet, and submit it."""
+        for slot in self._slots[len(self.groups) : num]:
+            group = self._group(slot, policy_step)
+            self.groups.append(group)
+            if self._num_rollouts and not self._rewards.knows(group.key, 1 + self._num_rollouts):
+                self._rewards.submit(self._clip_group(group))
+
+    def rewards(self) -> Collected:
+        """Waits for the groups that were filled."""
+        return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
+
+    def delete(self) -> None:
+        """From disk, once a checkpoint no longer needs it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _group(self, slot: int, policy_step: int) -> Group:
+        path = self._folder / f"{slot:08d}.safetensors"
+        if path.exists():
+            return Group.load(path)
+        real = self._clips.at(slot)
+        (example,) = self._policy.encode([real.clip], [real.caption])
+        seeds = [derived_seed(self._seed, "rollout", slot, at) for at in range(self._num_rollouts)]
+        rollouts = tuple(self._policy.sample(example, seeds)) if seeds else ()
+        group = Group(slot=slot, path=str(real.path), example=example, rollouts=rollouts, policy_step=policy_step)
+        group.save(path)
+        return group
+
+    def _clip_group(self, group: Group) -> ClipGroup:
+        return ClipGroup(
+            key=group.key,
+            real=self._real(group),
+            rollouts=tuple(self._policy.decode(group.rollouts)),
+            policy_version=str(group.policy_step),
+            discriminator_version=self.version,
+        )
+
+    def _real(self, group: Group) -> Clip:
+        if self._decode_real:
+            return self._policy.decode([group.example.latents])[0]
+        return self._clips.at(group.slot).clip

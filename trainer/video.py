@@ -1,0 +1,164 @@
+"""Video files in and out of the trainer: a file -> one clip of a policy's form, a clip -> mp4 or a lossless file.
+
+Frames are picked by timestamp, so any frame rate at or above the policy's will do; a slower file is refused,
+because repeated frames would teach stuttering.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.codec import clip_to_tensor, tensor_to_clip
+from protos.types import Clip, ContractError
+from trainer.errors import DataError
+
+TENSOR_SUFFIX = ".safetensors"
+SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", TENSOR_SUFFIX)
+SLOWEST = 0.9  # of the policy's frame rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipForm:
+    """What a policy wants of a clip."""
+
+    num_frames: int
+    fps: float
+    height_px: int
+    width_px: int
+
+    @property
+    def span_s(self) -> float:
+        """From the first frame's time to the last one's."""
+        return (self.num_frames - 1) / self.fps
+
+
+def read_clip(path: Path, form: ClipForm, *, start: float = 0.0, first: int = 0, last: int | None = None) -> Clip:
+    """`form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
+
+    The stretch begins `start` (0..1) of the way through what there is to choose, within frames `first`..`last` (the
+    latter excluded). Raises DataError with the reason for a file that is unreadable, too short or too slow.
+    """
+    try:
+        if path.suffix.lower() == TENSOR_SUFFIX:
+            clip = tensor_to_clip(path.read_bytes())
+            times = np.arange(len(clip.frames)) / clip.fps
+            images = dict(enumerate(clip.frames.transpose(0, 2, 3, 1)))
+            picked = _picked(times[first:last], form, start) + first
+        else:
+            times = _times_s(path)
+            picked = _picked(times[first:last], form, start) + first
+            images = _decode(path, times, set(picked.tolist()))
+    except (OSError, av.error.FFmpegError, ContractError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    frames = np.stack([fit(images[index], form.height_px, form.width_px) for index in picked.tolist()])
+    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=form.fps)
+
+
+def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float) -> NDArray[np.int64]:
+    """Which frames are nearest to the form's times; positions in `times_s`, which rise."""
+    if times_s.size < 2:
+        raise DataError(f"has {times_s.size} frames, {form.num_frames} are needed")
+    fps = (times_s.size - 1) / (times_s[-1] - times_s[0])
+    if fps < SLOWEST * form.fps:
+        raise DataError(f"has {fps:.2f} frames per second, the policy needs {form.fps:g}; frames would repeat")
+    slack_s = times_s[-1] - times_s[0] - form.span_s
+    if slack_s < -0.5 / form.fps:
+        raise DataError(f"lasts {times_s[-1] - times_s[0]:.2f} s, the policy needs {form.span_s:.2f} s")
+    wanted = times_s[0] + start * max(0.0, slack_s) + np.arange(form.num_frames) / form.fps
+    right = np.searchsorted(times_s, wanted).clip(1, times_s.size - 1)
+    picked: NDArray[np.int64] = np.where(wanted - times_s[right - 1] <= times_s[right] - wanted, right - 1, right)
+    return picked
+
+
+def _times_s(path: Path) -> NDArray[np.float64]:
+    """Presentation times of all frames, rising, from the packets alone."""
+    with av.open(str(path)) as container:
+        stream = _stream(container)
+        times = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.pts is not None]
+    return np.sort(np.array([float(time) for time in times]))
+
+
+def _decode(path: Path, times_s: NDArray[np.float64], wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
+    """The wanted frames by index, RGB [H,W,3] as displayed. Raises DataError where one does not decode."""
+    images: dict[int, NDArray[np.uint8]] = {}
+    with av.open(str(path)) as container:
+        for frame in _frames_from(container, times_s[min(wanted)]):
+            index = int(np.abs(times_s - frame.time).argmin())
+            if index in wanted:
+                images[index] = _upright(frame)
+            if len(images) == len(wanted):
+                return images
+    raise DataError(f"{len(wanted) - len(images)} of {len(wanted)} frames do not decode; the file is damaged")
+
+
+def _frames_from(container: Any, time_s: float) -> Iterator[Any]:
+    stream = _stream(container)
+    stream.thread_type = "AUTO"
+    if time_s > 1.0:
+        container.seek(int(time_s / stream.time_base), stream=stream, backward=True)
+    return (frame for frame in container.decode(stream) if frame.pts is not None)
+
+
+def _stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise DataError("has no video stream")
+    return container.streams.video[0]
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    return np.rot90(image, k=round(frame.rotation / 90) % 4)
+
+
+def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
+    """An image [H,W,3] scaled until it covers the size, its centre cut out."""
+    height, width = image.shape[:2]
+    scale = max(height_px / height, width_px / width)
+    size = max(width_px, round(width * scale)), max(height_px, round(height * scale))
+    if size != (width, height):
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=method).astype(np.uint8)
+    top, left = (image.shape[0] - height_px) // 2, (image.shape[1] - width_px) // 2
+    return image[top : top + height_px, left : left + width_px]
+
+
+def write_clip(path: Path, clip: Clip, *, crf: int = 18) -> None:
+    """By the suffix: .mp4 (h264, `crf` 0..51) or .safetensors (exact). Replaces the file at once."""
+    data = clip_to_tensor(clip) if path.suffix == TENSOR_SUFFIX else mp4_bytes(clip, crf=crf)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def mp4_bytes(clip: Clip, *, crf: int = 18) -> bytes:
+    """h264 in yuv420p; odd sides lose their last row or column."""
+    height, width = (side - side % 2 for side in clip.frames.shape[2:])
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4") as container:
+        rate = Fraction(clip.fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in clip.frames[:, :, :height, :width].transpose(0, 2, 3, 1):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def side_by_side(clips: Sequence[Clip]) -> Clip:
+    """Clips of one form, left to right with a white line between them."""
+    line = np.full((*clips[0].frames.shape[:3], 2), 255, dtype=np.uint8)
+    columns = [part for clip in clips for part in (clip.frames, line)][:-1]
+    return Clip(frames=np.concatenate(columns, axis=3), fps=clips[0].fps)

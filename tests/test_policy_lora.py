@@ -88,7 +88,9 @@ def test_a_saved_adapter_is_read_bit_for_bit(name: str, tmp_path: Path) -> None:
     stir_lora(policy)
     policy.save_lora(tmp_path)
     other = make_tiny(name, seed=5)
+    trained = {p for p in other.denoiser.parameters() if p.requires_grad}
     other.load_lora(tmp_path)
+    assert trained == {p for p in other.denoiser.parameters() if p.requires_grad}  # what an optimizer holds
     for key, tensor in adapter_of(policy).items():
         assert torch.equal(tensor, adapter_of(other)[key])
     assert torch.equal(losses_of(policy), losses_of(other))

@@ -254,6 +254,7 @@ def test_only_the_lora_is_trained_and_its_loss_falls(name: str) -> None:
     for _ in range(8):
         loss = policy.losses(batch, draw).mean()
         loss.backward()
+        assert all(p.grad is not None for p in trained)  # DDP waits for each
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -294,3 +295,20 @@ def test_bfloat16_keeps_lora_and_loss_in_float32(name: str) -> None:
     assert policy.denoiser.dtype == torch.bfloat16
     plain = make_tiny(name)
     torch.testing.assert_close(losses, plain.losses(batch_of(plain), draw), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_agrees_with_cpu(name: str, precision: str) -> None:
+    here, there = make_tiny(name, precision=precision), make_tiny(name, device="cuda", precision=precision)
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if precision == "fp32" else {"rtol": 0.05, "atol": 0.05}
+    batch, draw = batch_of(here), here.draw(2, seeded())
+    torch.testing.assert_close(there.losses(batch, draw).cpu(), here.losses(batch, draw), **tolerance)
+    example = there.encode([moving_square(there)], ["a ball"])[0]
+    assert {tensor.device.type for tensor in example.tensors.values()} == {"cpu"}
+    rollout = there.sample(example, [1])[0]
+    if precision == "fp32":
+        torch.testing.assert_close(rollout, here.sample(example, [1])[0], rtol=1e-2, atol=1e-2)
+    assert there.decode([rollout])[0].frames.shape == moving_square(there).frames.shape

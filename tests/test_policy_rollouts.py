@@ -147,6 +147,16 @@ def test_rollouts_are_float32_latents_fit_for_training(policy: AnyPolicy, exampl
     assert losses.isfinite().all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_rollouts_are_float32_latents_near_the_exact(name: str) -> None:
+    policy = make_tiny(name, precision="bf16")
+    example = policy.encode([moving_square(policy)], ["a ball"])[0]
+    rough, exact = policy.sample(example, [1, 2])[0], make_tiny(name).sample(example, [1])[0]
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()
+    assert policy.decode([rough])[0].frames.shape == moving_square(policy).frames.shape
+
+
 def test_wan_rollouts_keep_the_first_latent_frame() -> None:
     policy = make_tiny("wan")
     example = policy.encode([moving_square(policy)], ["a ball"])[0]

@@ -32,7 +32,7 @@ def base_folder(name: str) -> Path:
     return make(Path(_root().name) / name)
 
 
-def make_tiny(name: str, **changes: Any) -> AnyPolicy:
+def make_tiny(name: str, device: str = "cpu", **changes: Any) -> AnyPolicy:
     """A policy of few frames, three steps and rank 4; any field of its configuration may be given."""
     side = SIDE_PX[name]
     fields = {
@@ -47,7 +47,7 @@ def make_tiny(name: str, **changes: Any) -> AnyPolicy:
         "gradient_checkpointing": False,
         **changes,
     }
-    return SvdPolicy(SvdConfig(**fields)) if name == "svd" else WanPolicy(WanConfig(**fields))
+    return SvdPolicy(SvdConfig(**fields), device) if name == "svd" else WanPolicy(WanConfig(**fields), device)
 
 
 def moving_square(policy: AnyPolicy, seed: int = 0) -> Clip:

@@ -17,7 +17,7 @@ from trainer.policies.protocol import PolicyError, stack
 from trainer.policies.tiny import tiny_svd, tiny_wan
 
 NAMES = ["svd", "wan"]
-PLAN = BasePlan(autoencoder_steps=6, autoencoder_batch=1, denoiser_steps=6, denoiser_batch=1, ema=0.5)
+PLAN = BasePlan(autoencoder_steps=3, autoencoder_batch=1, denoiser_steps=3, denoiser_batch=1, ema=0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ def test_latents_shrink_with_the_autoencoders_levels(tmp_path: Path) -> None:
 def test_training_the_autoencoder_lowers_its_error(name: str) -> None:
     policy = make_tiny(name, lora=None)
     losses: list[float] = []
-    plan = replace(PLAN, autoencoder_steps=12)
+    plan = replace(PLAN, autoencoder_steps=10)
     train_autoencoder(policy, clips_for(policy), plan, seeded(), lambda stage, step, loss: losses.append(loss))
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert not any(p.requires_grad for p in policy.pipe.vae.parameters())
@@ -88,14 +88,14 @@ def test_training_the_denoiser_lowers_its_loss(name: str) -> None:
     policy = make_tiny(name, lora=None)
     examples = policy.encode(clips_for(policy), [""] * 3)
     before = held_out(policy)
-    train_denoiser(policy, examples, replace(PLAN, denoiser_steps=20), seeded(), quiet)
+    train_denoiser(policy, examples, replace(PLAN, denoiser_steps=12), seeded(), quiet)
     assert held_out(policy) < 0.95 * before
 
 
 def held_out(policy: AnyPolicy) -> float:
-    batch = stack(policy.encode([moving_square(policy, 0)] * 8, [""] * 8))
+    batch = stack(policy.encode([moving_square(policy, 0)] * 4, [""] * 4))
     with torch.no_grad():
-        return policy.losses(batch, policy.draw(8, torch.Generator().manual_seed(9))).mean().item()
+        return policy.losses(batch, policy.draw(4, torch.Generator().manual_seed(9))).mean().item()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,7 +114,7 @@ def test_a_trained_base_is_a_diffusers_folder_and_its_seeds_alone(name: str, tmp
         )
         kind = StableVideoDiffusionPipeline if name == "svd" else WanImageToVideoPipeline
         saved.append(kind.from_pretrained(folder))
-    assert stages == (["autoencoder"] * 6 + ["denoiser"] * 6) * 2
+    assert stages == (["autoencoder"] * 3 + ["denoiser"] * 3) * 2
     for component in ("vae", tiny.denoiser_name):
         first, again = (getattr(pipe, component).state_dict() for pipe in saved)
         assert all(torch.equal(first[key], again[key]) for key in first)

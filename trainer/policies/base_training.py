@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from protos.types import Clip
-from trainer.policies.base import DiffusersPolicy, PolicyConfig, unit_pixels
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, frames_of, unit_pixels
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Example, PolicyError, stack
 
@@ -76,7 +76,7 @@ def train_autoencoder(
     vae.requires_grad_(True)
     train = _Training(vae, plan.autoencoder_lr, plan.autoencoder_steps)
     for step, chosen in enumerate(_batches(len(clips), plan.autoencoder_batch, plan.autoencoder_steps, generator), 1):
-        pixels = torch.stack([unit_pixels(torch.from_numpy(clips[i].frames)) for i in chosen]).to(policy.device)
+        pixels = torch.stack([unit_pixels(frames_of(clips[i])) for i in chosen]).to(policy.device)
         reconstruction, divergence = policy.autoencode(pixels, generator)
         report("autoencoder", step, train((reconstruction - pixels).abs().mean() + plan.kl_weight * divergence))
     vae.requires_grad_(False)

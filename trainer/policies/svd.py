@@ -20,7 +20,7 @@ from torch import Tensor
 
 from protos.types import Clip
 from trainer.policies import edm
-from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, picture, unit_pixels
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, frames_of, picture, unit_pixels
 from trainer.policies.protocol import Batch, Draw, Example
 
 
@@ -92,7 +92,7 @@ class SvdPolicy(DiffusersPolicy):
         return self.num_frames, channels, self.height_px // scale, self.width_px // scale
 
     def _example(self, clip: Clip, caption: str) -> Example:
-        frames = torch.from_numpy(clip.frames)
+        frames = frames_of(clip)
         latents = [self._latents(chunk) for chunk in torch.split(frames, self.config.decode_chunk)]
         embedding = self.pipe._encode_image([picture(frames[0])], self.device, 1, False)[0]
         return Example(

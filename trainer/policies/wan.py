@@ -7,7 +7,7 @@ B samples, T frames, F = (T-1)/4 + 1 latent frames, C channels, h and w latent s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protos.types import Clip
 from trainer.policies import flow
-from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, picture, unit_pixels
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, frames_of, picture, unit_pixels
 from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 NEGATIVE_PROMPT = (
@@ -31,6 +31,7 @@ NEGATIVE_PROMPT = (
 class WanConfig(PolicyConfig):
     """The reference's figures for Wan2.2 TI2V-5B."""
 
+    side_multiple_px: ClassVar[int] = 32
     base: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
     num_frames: int = 49
     height_px: int = 480
@@ -84,7 +85,7 @@ class WanPolicy(DiffusersPolicy):
         return self._prompts[text]
 
     def _example(self, clip: Clip, caption: str) -> Example:
-        frames = torch.from_numpy(clip.frames)
+        frames = frames_of(clip)
         pixels = unit_pixels(frames.to(self.device)).transpose(0, 1)[None]
         latents = self._normalised(self.pipe.vae.encode(pixels).latent_dist.mode())
         return Example(

@@ -1,0 +1,126 @@
+"""Analytic scenes: one textured body bounces, falls or rolls before a plain wall; its velocity cannot be seen at first.
+
+`draw_scenes(num, seed=0)` -> scenes -> `Scene.clip()` -> the base's data, the fine-tuning set, held-out first frames.
+T frames, H and W pixels; positions and speeds in pixels and pixels per frame, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.types import Clip
+
+Floats = NDArray[np.float64]
+Kind = Literal["bounce", "fall", "roll"]
+
+NUM_FRAMES, SIDE_PX, FPS = 9, 32, 8.0
+GRAVITY = 0.25  # px per frame, per frame
+RESTITUTION = 0.8  # of the speed, kept when a falling body hits the floor
+SUBSTEPS = 8  # per frame, so that a reflection is met within a fraction of a pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneMix:
+    """What a set of scenes is drawn from."""
+
+    speed_px: tuple[float, float] = (0.2, 2.6)  # uniform range of the initial speed, pixels per frame
+    static_share: float = 0.0  # of the scenes, with a body at rest that stays there
+    glow_share: float = 0.0  # of the scenes, with a wall that grows brighter
+    glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of by how much, from the first frame to the last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A body, a wall behind it, and what the body does."""
+
+    kind: Kind
+    radius_px: float
+    start_px: tuple[float, float]
+    velocity_px: tuple[float, float]
+    angle: float  # radians, of the texture in the first frame
+    colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # of the body's two halves, 0..255
+    wall: tuple[float, float]  # grey level at the top and at the bottom
+    glow: float = 0.0  # levels that the wall gains over the clip
+
+    @property
+    def moves(self) -> bool:
+        return self.velocity_px != (0.0, 0.0)
+
+    def path(self) -> Floats:
+        """Exact centres of the body [T,2] (x, y)."""
+        low, high = self.radius_px, SIDE_PX - self.radius_px
+        position, velocity = np.array(self.start_px), np.array(self.velocity_px)
+        path = [position.copy()]
+        for _ in range((NUM_FRAMES - 1) * SUBSTEPS):
+            if self.kind == "fall" and self.moves:
+                velocity[1] += GRAVITY / SUBSTEPS
+            position = position + velocity / SUBSTEPS
+            for axis in (0, 1):
+                if (position[axis] < low and velocity[axis] < 0) or (position[axis] > high and velocity[axis] > 0):
+                    damped = self.kind == "fall" and axis == 1
+                    velocity[axis] *= -RESTITUTION if damped else -1.0
+            path.append(position.clip(low, high))
+        return np.stack(path[::SUBSTEPS])
+
+    def speed_px(self) -> float:
+        """Mean length of the path per frame."""
+        return float(np.hypot(*np.diff(self.path(), axis=0).T).mean())
+
+    def clip(self) -> Clip:
+        path = self.path()
+        angles = self.angle + (path[:, 0] - path[0, 0]) / self.radius_px * (self.kind == "roll")
+        frames = [self._frame(t, centre, angle) for t, (centre, angle) in enumerate(zip(path, angles, strict=True))]
+        return Clip(frames=np.stack(frames), fps=FPS)
+
+    def _frame(self, t: int, centre: Floats, angle: float) -> NDArray[np.uint8]:
+        """uint8 [3,H,W], edges softened over a pixel."""
+        y, x = np.mgrid[:SIDE_PX, :SIDE_PX] + 0.5
+        right, down = x - centre[0], y - centre[1]
+        body = np.clip(self.radius_px - np.hypot(right, down) + 0.5, 0, 1)
+        half = np.clip(right * np.cos(angle) + down * np.sin(angle) + 0.5, 0, 1)
+        first, second = (np.array(colour)[:, None, None] for colour in self.colours)
+        wall = np.linspace(*self.wall, SIDE_PX)[None, :, None] + self.glow * t / (NUM_FRAMES - 1)
+        image = wall * (1 - body) + (first * half + second * (1 - half)) * body
+        painted: NDArray[np.uint8] = image.round().clip(0, 255).astype(np.uint8)
+        return painted
+
+
+def draw_scenes(num: int, *, seed: int, mix: SceneMix | None = None) -> list[Scene]:
+    """The same seed, the same scenes; scene i does not hang on how many there are."""
+    return [_draw(np.random.default_rng([seed, i]), mix or SceneMix()) for i in range(num)]
+
+
+def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
+    kind: Kind = rng.choice(["bounce", "bounce", "fall", "roll"])
+    radius = float(rng.uniform(4.0, 5.5))
+    start = rng.uniform(radius, SIDE_PX - radius, 2)
+    speed, heading = rng.uniform(*mix.speed_px), rng.uniform(0, 2 * np.pi)
+    if kind == "roll":
+        start[1], heading = SIDE_PX - radius, np.pi * rng.integers(2)
+    still = rng.random() < mix.static_share
+    velocity = np.zeros(2) if still else speed * np.array([np.cos(heading), np.sin(heading)])
+    if kind == "roll":
+        velocity[1] = 0.0
+    hue = rng.integers(180)
+    glows = rng.random() < mix.glow_share
+    return Scene(
+        kind=kind,
+        radius_px=radius,
+        start_px=(float(start[0]), float(start[1])),
+        velocity_px=(float(velocity[0]), float(velocity[1])),
+        angle=float(rng.uniform(0, 2 * np.pi)),
+        colours=(_colour(hue, 255), _colour((hue + 20) % 180, 200)),
+        wall=(float(rng.uniform(20, 60)), float(rng.uniform(20, 60))),
+        glow=float(rng.uniform(*mix.glow_levels)) * glows,
+    )
+
+
+def _colour(hue: int, value: int) -> tuple[float, float, float]:
+    """RGB of a hue in 0..179 and a value in 0..255, fairly saturated."""
+    r, g, b = cv2.cvtColor(np.array([[[hue, 170, value]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return float(r), float(g), float(b)

@@ -8,7 +8,6 @@ learnt by heart. The same clips, weights and seed give the same result, bit for 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 
 from protos.types import HeadRefresh, RefreshRequest, Separation
 from reward_server.discriminators.checkpoint import Heads
+from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.run_clips import RunClip
+from reward_server.discriminators.track_vit import TrackViT
 from reward_server.discriminators.training import (
     HEADS,
     HeadName,
@@ -37,7 +38,7 @@ Weights: TypeAlias = dict[HeadName, dict[str, Tensor]]  # a state dict per head
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
 GRAD_CLIP = 1.0
-TRACKS_PER_STEP = 64
+TRACKS_PER_STEP = 32
 PAIRS_PER_STEP = 3
 TRACKS_JUDGED = 128  # of a held-out clip
 HELD_OUT_SHARE = 8  # one clip in so many
@@ -154,8 +155,8 @@ class _Head:
         self, name: HeadName, profile: Profile, request: RefreshRequest, *, average: Heads, training: Heads, device: str
     ) -> None:
         self.name, self._profile, self._request, self._device = name, profile, request, device
-        self.module: nn.Module = copy.deepcopy(getattr(training, name)).train().requires_grad_(True)
-        self.average: nn.Module = copy.deepcopy(getattr(average, name)).eval().requires_grad_(False)
+        self.module = _copy(getattr(training, name), device).train()
+        self.average = _copy(getattr(average, name), device).eval().requires_grad_(False)
         self.losses: list[float] = []
         self._optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=request.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
@@ -218,6 +219,13 @@ def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
     return Buffers(
         real=_choose(real, request.clips_per_step, rng), rollouts=_choose(rollouts, request.clips_per_step, rng)
     )
+
+
+def _copy(head: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:
+    """The weights alone: a head that serves may carry what only makes it faster."""
+    fresh = type(head)(head.config)  # type: ignore[arg-type]
+    fresh.load_state_dict(head.state_dict())
+    return fresh.to(device)
 
 
 def _choose(clips: Sequence[RunClip], num: int, rng: np.random.Generator) -> list[RunClip]:

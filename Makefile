@@ -7,13 +7,17 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 DATA ?= data
 
-.PHONY: demo test lint weights proto clean
+.PHONY: demo test stack-test lint weights proto clean
 
 demo: $(VENV)/.server
 	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The stack of compose.yaml on a real Docker engine: no venv, only Python and Docker with Compose.
+stack-test:
+	PIP_ARGS="$(PIP_ARGS)" $(PYTHON) docker/stack_test.py $(if $(KEEP),--keep)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

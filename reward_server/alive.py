@@ -35,7 +35,7 @@ def live_workers(settings: Settings, host: str) -> list[str]:
 
 def main() -> None:
     """Exit code 0 if one beats; else 1, with the reason on the standard error."""
-    settings, host = Settings(), socket.gethostname()
+    settings, host = Settings.model_validate({}), socket.gethostname()  # from the environment alone
     if settings.redis_url is None:
         sys.exit("no Redis to ask: set MOTION_REWARD_REDIS_URL")
     try:

@@ -1,0 +1,259 @@
+"""`make stack-test`: the stack of compose.yaml on a real Docker engine, from build to teardown. The last line is JSON.
+
+Builds both images, brings the stack up, scores a clip over both doors, restarts Redis, scales to two workers, kills
+one with jobs in its hands, takes a few SHIFT steps, tears down. Its project has a name and ports of its own, so it
+does not touch a stack that runs. Needs Python and Docker with Compose, nothing else; clips are scored by
+stack_client.py in a container. Where the engine has a network namespace of its own, STACK_PREFIX is the command that
+enters it, for instance "nsenter --net=/run/netns/NAME".
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CLIENT = (ROOT / "docker" / "stack_client.py").read_bytes()
+PROJECT = "motion-reward-stack-test"
+WAIT_S = "300"
+NUM_CLIPS = 4
+NUM_FLOOD = 32
+BUFFERS, BUFFER_CLIPS, ROLLOUTS = 2, 2, 2
+TRAIN_ARGS = (
+    f"loop.num_buffers={BUFFERS} loop.buffer_clips={BUFFER_CLIPS} loop.num_rollouts={ROLLOUTS} "
+    "loop.passes=1 refresh.enabled=true refresh.clips_per_step=2"
+)
+ANSWERS = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=30).status)"
+CONNECTS = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 30); print('open')"
+TRAINED = "import pathlib; print(*(p.relative_to('/runs') for p in pathlib.Path('/runs').rglob('*.safetensors')))"
+
+
+class StackError(Exception):
+    """The stack does not do what it should."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The engine's command line on this project."""
+
+    environment: Mapping[str, str]
+    prefix: tuple[str, ...]  # of a command that reaches the published ports
+
+    def compose(self, *arguments: str, stdin: bytes = b"", loud: bool = False) -> bytes:
+        """`docker compose ARGUMENTS` with all profiles; its standard output, unless it is `loud`. Raises StackError."""
+        done = subprocess.run(
+            self.command(*arguments),
+            input=stdin,
+            stdout=sys.stderr if loud else subprocess.PIPE,
+            env=self.environment,
+            check=False,
+        )
+        if done.returncode:
+            raise StackError(f"docker compose {shlex.join(arguments)} ended with {done.returncode}")
+        return done.stdout or b""
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["docker", "compose", "--project-directory", str(ROOT), "-p", PROJECT, *arguments]
+
+    def up(self, workers: int) -> None:
+        self.compose("up", "--detach", "--wait", "--wait-timeout", WAIT_S, "--scale", f"worker={workers}", loud=True)
+
+    def client(self, *arguments: str) -> bytes:
+        return self.compose(*self.client_arguments(*arguments), stdin=CLIENT)
+
+    def told(self, *arguments: str) -> dict[str, Any]:
+        """The client's JSON."""
+        return dict(json.loads(self.client(*arguments)))
+
+    @staticmethod
+    def client_arguments(*arguments: str) -> tuple[str, ...]:
+        return "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "server", "-", *arguments
+
+    def reached(self, code: str, *arguments: str) -> str:
+        """What a Python one-liner prints where the published ports are."""
+        done = subprocess.run(
+            [*self.prefix, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, check=False
+        )
+        return done.stdout.strip()
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What the last line tells."""
+
+    steps_s: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+
+def expect(truth: bool, otherwise: str) -> None:
+    if not truth:
+        raise StackError(otherwise)
+
+
+# --- the steps, in order ------------------------------------------------------------------------
+
+
+def build(stack: Stack, report: Report) -> None:
+    """Both images."""
+    stack.compose("--profile", "*", "build", loud=True)
+
+
+def start(stack: Stack, report: Report) -> None:
+    """Up with one worker; all are healthy, none is root, Redis is set up to keep what it was given."""
+    stack.up(workers=1)
+    for service in ("server", "worker"):
+        user = stack.compose("exec", "-T", service, "id", "-u").strip()
+        expect(user not in (b"", b"0"), f"{service} runs as {user!r}")
+    options = ("appendonly", "appendfsync", "maxmemory-policy")
+    kept = stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", *options).split()
+    expect({b"yes", b"everysec", b"noeviction"} <= set(kept), f"redis is set up as {kept}")
+
+
+def ports(stack: Stack, report: Report) -> None:
+    """Both doors answer where they are published, which is loopback."""
+    http, grpc = (stack.compose("port", "server", port).decode().strip() for port in ("8000", "50051"))
+    for door in (http, grpc):
+        expect(door.startswith("127.0.0.1:"), f"a door is published at {door}")
+    expect(stack.reached(ANSWERS, f"http://{http}/readyz") == "200", f"http://{http}/readyz is not ready")
+    expect(stack.reached(CONNECTS, *grpc.split(":")) == "open", f"nothing listens at {grpc}")
+
+
+def doors(stack: Stack, report: Report) -> None:
+    """One clip has the same reward over both, and it is still there when Redis was killed and came back."""
+    scored = stack.told("doors")
+    report.figures["combined"] = scored["combined"]["http"]
+    time.sleep(2)  # everysec
+    stack.compose("kill", "redis")
+    stack.up(workers=1)
+    again = stack.told("job", scored["job_id"])
+    expect(again["combined"] == scored["combined"]["grpc"], f"Redis came back with {again}, it was given {scored}")
+
+
+def scale(stack: Stack, report: Report) -> None:
+    """Two workers share concurrent clips."""
+    stack.up(workers=2)
+    *_, end = flood(stack)
+    expect(end["outcomes"] == {"ok": NUM_FLOOD}, f"of {NUM_FLOOD} clips {end['outcomes']} came back")
+    expect(len(end["workers"]) == 2, f"only {end['workers']} had jobs")
+
+
+def kill(stack: Stack, report: Report) -> None:
+    """A worker is killed with jobs in its hands: another gets them, nothing is lost; then it comes back."""
+    killed, end = "", {}
+    for told in flood(stack):
+        end = told
+        if not killed and len(told.get("held", ())) == 2:
+            killed = min(told["held"]).partition("-")[0]  # a worker's id begins with its host's name
+            report.figures["jobs_of_the_killed_worker"] = told["held"][min(told["held"])]
+            subprocess.run(["docker", "kill", killed], env=stack.environment, check=True, stdout=subprocess.DEVNULL)
+    expect(bool(killed), "two workers never had jobs at once, so none was killed")
+    expect(end["outcomes"] == {"ok": NUM_FLOOD}, f"of {NUM_FLOOD} clips {end['outcomes']} came back")
+    report.figures["redelivered"] = stack.told("counts").get("redelivered", 0)
+    expect(report.figures["redelivered"] > 0, "the killed worker's jobs were not delivered again")
+    stack.up(workers=2)
+
+
+def flood(stack: Stack) -> Iterator[dict[str, Any]]:
+    """What the client tells while it scores NUM_FLOOD clips at once; the last is the end."""
+    command = stack.command(*stack.client_arguments("flood", str(NUM_FLOOD)))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=stack.environment) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(CLIENT)
+        process.stdin.close()
+        for line in process.stdout:
+            yield json.loads(line)
+    expect(process.returncode == 0, f"the client ended with {process.returncode}")
+
+
+def train(stack: Stack, report: Report) -> None:
+    """SHIFT steps of the tiny model with rewards and refreshes from the stack; its LoRA is in the volume."""
+    with tarfile.open(fileobj=io.BytesIO(stack.client("clips", str(NUM_CLIPS)))) as archive:
+        archive.extractall(stack.environment["TRAIN_DATA"], filter="data")
+    before = stack.told("counts")
+    said = stack.compose("--profile", "train", "run", "--rm", "-T", "trainer").decode()
+    expect(f"trained {BUFFERS * BUFFER_CLIPS} steps" in said, f"the trainer said: {said[-2000:]}")
+    run = ("--profile", "train", "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "trainer", "-c", TRAINED)
+    files = stack.compose(*run).decode().split()
+    expect(any("lora" in file for file in files), f"no LoRA among {files}")
+    after = stack.told("counts")
+    gained = {name: after.get(name, 0) - before.get(name, 0) for name in ("ok", "refreshed")}
+    expect(gained["ok"] >= BUFFERS * BUFFER_CLIPS * (1 + ROLLOUTS), f"the trainer had {gained['ok']} clips scored")
+    expect(gained["refreshed"] >= 1, "the discriminators were not refreshed")
+    report.figures |= {
+        "shift_steps": BUFFERS * BUFFER_CLIPS,
+        "scored_for_shift": gained["ok"],
+        "refreshes": gained["refreshed"],
+    }
+
+
+STEPS: tuple[Callable[[Stack, Report], None], ...] = (build, start, ports, doors, scale, kill, train)
+
+
+def down(stack: Stack) -> None:
+    """Containers, networks and volumes of this project, and nothing else."""
+    stack.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "60", loud=True)
+    left = stack.compose("--profile", "*", "ps", "--all", "--quiet").decode().split()
+    expect(not left, f"containers are left: {left}")
+
+
+def run(stack: Stack, report: Report, *, keep: bool) -> None:
+    """All steps, and the teardown whatever happens; what fails is in the report."""
+    try:
+        down(stack)
+        for step in STEPS:
+            print(f"--- {step.__name__}: {step.__doc__}", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            try:
+                step(stack, report)
+            except Exception as error:
+                report.failed = f"{step.__name__}: {error}"
+                raise
+            finally:
+                report.steps_s[step.__name__] = round(time.monotonic() - began, 1)
+    except (StackError, subprocess.CalledProcessError) as error:
+        report.failed = report.failed or str(error)
+        subprocess.run(stack.command("logs", "--tail", "60"), env=stack.environment, stdout=sys.stderr, check=False)
+    finally:
+        if not keep:
+            down(stack)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--keep", action="store_true", help="leave the stack as it is at the end, to look at it")
+    arguments = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the trainer's user reads it
+        environment = {
+            **os.environ,
+            "MOTION_REWARD_PROFILE": "embedded",
+            "HTTP_PUBLISH": "127.0.0.1:0",
+            "GRPC_PUBLISH": "127.0.0.1:0",
+            "TRAIN_DATA": folder,
+            "TRAIN_CONFIG": "tiny",
+            "TRAIN_RUN": "stack-test",
+            "TRAIN_ARGS": TRAIN_ARGS,
+        }
+        prefix = tuple(shlex.split(os.environ.get("STACK_PREFIX", "")))
+        run(Stack(environment=environment, prefix=prefix), report, keep=arguments.keep)
+    told = {"stack_test": "failed" if report.failed else "ok", "steps_s": report.steps_s, **report.figures}
+    print(json.dumps(told | ({"failed": report.failed} if report.failed else {})))
+    sys.exit(bool(report.failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from protos.types import (
     Context,
     ContractError,
     Error,
+    HeadRefresh,
     Input,
     Limits,
     Logits,
@@ -34,7 +36,10 @@ from protos.types import (
     Outcome,
     OutcomeKind,
     Provenance,
+    RefreshRequest,
+    RefreshResponse,
     Reward,
+    Separation,
     Source,
     Submission,
     Timings,
@@ -136,7 +141,39 @@ models = st.builds(
 )
 
 
-def through_wire(message: pb.Outcome | pb.Context | pb.Model | pb.Clip) -> object:
+refresh_requests = st.builds(
+    RefreshRequest,
+    run_id=text.filter(bool),
+    steps=st.integers(1, 100_000),
+    learning_rate=st.floats(1e-9, 1),
+    ema=st.floats(0, 1, exclude_max=True),
+    clips_per_step=st.integers(1, 1024),
+    seed=st.integers(0, 2**53 - 1),
+    max_real=count,
+    max_rollouts=count,
+    deadline_s=st.none() | st.floats(1e-6, 1e9),
+    idempotency_key=text,
+)
+separations = st.builds(Separation, auc=share, logit_gap=number)
+head_refreshes = st.builds(
+    HeadRefresh, losses=st.lists(number, max_size=3).map(tuple), before=separations, after=separations
+)
+refresh_responses = st.builds(
+    RefreshResponse,
+    discriminator_version=text,
+    weights_digest=text,
+    previous_version=text,
+    steps=count,
+    num_real=count,
+    num_rollouts=count,
+    num_held_out=count,
+    instantaneous=head_refreshes,
+    long_term=head_refreshes,
+    seconds=number,
+)
+
+
+def through_wire(message: Message) -> object:
     return type(message).FromString(message.SerializeToString())
 
 
@@ -159,6 +196,21 @@ def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
 def test_a_model_survives_the_wire_and_json_unchanged(model: Model) -> None:
     assert codec.model_from_message(through_wire(codec.model_to_message(model))) == model
     assert json_codec.from_json(Model, json.loads(json.dumps(codec.to_json(model)))) == model
+
+
+@settings(max_examples=25)
+@given(refresh_requests, refresh_responses)
+def test_a_refresh_survives_the_wire_and_json_unchanged(request: RefreshRequest, response: RefreshResponse) -> None:
+    assert codec.refresh_from_message(through_wire(codec.refresh_to_message(request))) == request
+    assert codec.refreshed_from_message(through_wire(codec.refreshed_to_message(response))) == response
+    for value in (request, response):
+        assert json_codec.from_json(type(value), json.loads(json.dumps(codec.to_json(value)))) == value
+
+
+def test_what_a_refresh_request_leaves_out_has_its_default() -> None:
+    message = pb.RefreshRequest(run_id="r", steps=3)
+    assert codec.refresh_from_message(message) == RefreshRequest(run_id="r", steps=3)
+    assert codec.refresh_from_message(pb.RefreshRequest(run_id="r", steps=3, ema=0.0)).ema == 0.0
 
 
 @settings(max_examples=25)

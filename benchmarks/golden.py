@@ -26,6 +26,7 @@ from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTCo
 from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
 from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config, resampled
 from reward_server.estimators.local_correlation import Pyramid, correlations, support_features
+from reward_server.estimators.prepacked import Compute, set_compute
 from reward_server.estimators.sea_raft import SeaRaft, correlation_pyramid, lookup
 from reward_server.motion import mixture_confidence, residual_map
 
@@ -41,11 +42,12 @@ class Golden:
     path: Path
     stored: Stored
     recipe: ModuleType
+    compute: Compute
 
     @classmethod
-    def read(cls, path: Path) -> Golden:
+    def read(cls, path: Path, compute: Compute) -> Golden:
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(path=path, stored=dict(arrays), recipe=_recipe(path.parent))
+            return cls(path=path, stored=dict(arrays), recipe=_recipe(path.parent), compute=compute)
 
     @property
     def outputs(self) -> list[str]:
@@ -66,13 +68,14 @@ class Golden:
         return int(self.number("seed"))
 
     def weighted(self, module: nn.Module, model: str, prefix: str = "") -> nn.Module:
-        """`module` in eval mode, its entries filled as prefix + name of the recipe's `model`."""
+        """`module` in eval mode, its entries filled as prefix + name of the recipe's `model`, told how to compute."""
         state = module.state_dict()
         values = self.recipe.fill(
             {prefix + name: tuple(entry.shape) for name, entry in state.items()}, model, self.seed
         )
         state.update({name.removeprefix(prefix): torch.from_numpy(value.copy()) for name, value in values.items()})
         module.load_state_dict(state, strict=True)
+        set_compute(module, self.compute)
         return module.eval()
 
 
@@ -133,7 +136,7 @@ def _volume_rows(golden: Golden, pyramid: Pyramid, queries: Tensor, centres_NT2:
 
 def lc(golden: Golden) -> dict[str, Tensor]:
     """Logits [B,1] of the long-term head: on the tracker's tokens of a clip and its time-flip, and on random ones."""
-    clip = Golden.read(golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)))
+    clip = Golden.read(golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute)
     head = TrackViT(TrackViTConfig())
     golden.weighted(head, "trackformer")
     video, queries = clip.tensor("video"), clip.tensor("queries")
@@ -211,7 +214,7 @@ def kind(path: Path) -> str | None:
     return next((name for name in CHECKS if path.stem.startswith(name)), None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def computed(golden: Golden) -> dict[str, Tensor]:
     """Our value of every output of a golden file that has a check."""
     return CHECKS[kind(golden.path) or ""](golden)

@@ -1,11 +1,11 @@
 """Compare the `shift` profile's networks with stored outputs of the official code.
 
-    python benchmarks/parity.py DIR [--threads N]
+    python benchmarks/parity.py DIR [--threads N] [--plain] [--memory-mib N]
 
 DIR holds golden files `cotracker3*.npz`, `lc*.npz`, `searaft_m*.npz`, `ic*.npz` (see `golden.py`) and
 `tolerances.json`, the largest absolute error per array. Prints a table and, as the last line,
 {"checked", "failed", "worst"}; exits 1 if an array is off, if a stored output could not be checked, or
-if there was nothing to check.
+if there was nothing to check. `--plain` checks the path without packed weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import torch
 from golden import Golden, computed, kind
 from numpy.typing import NDArray
 from torch import Tensor
+
+from reward_server.estimators.prepacked import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,10 @@ class Row:
         return self.share > 1
 
 
-def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]]) -> list[Row]:
+def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]], compute: Compute) -> list[Row]:
     """The checks of one file. A file that cannot be checked is one failed row, and does not hide the others."""
     try:
-        golden = Golden.read(path)
+        golden = Golden.read(path, compute)
         ours, allowed = computed(golden), tolerances[kind(path) or ""]
         return [
             _row(path.name, name, golden.stored[name], ours.get(name), allowed.get(name)) for name in golden.outputs
@@ -94,7 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden files")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
+    parser.add_argument("--plain", action="store_true", help="plain torch operators, no packed weights")
+    parser.add_argument("--memory-mib", type=int, default=128, help="what a pass over tracks or frames may take, MiB")
     args = parser.parse_args(argv)
+    compute = Compute(packed=not args.plain, memory_mib=args.memory_mib)
     if args.threads > 0:
         torch.set_num_threads(args.threads)
     if not (args.folder / "tolerances.json").is_file():
@@ -104,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'file':<20} {'array':<22} {'max error':>10} {'tolerance':>10}")
     for path in sorted(args.folder.glob("*.npz")):
         start_s = time.perf_counter()
-        of_file = rows(path, tolerances)
+        of_file = rows(path, tolerances, compute)
         checked += of_file
         print("\n".join(map(_line, of_file)))
         print(f"{path.name:<20} took {time.perf_counter() - start_s:.1f} s", flush=True)

@@ -227,9 +227,10 @@ def test_time_embedding_is_stretched_linearly(num_frames: int) -> None:
     np.testing.assert_allclose(resampled(buffer, num_frames).numpy(), expected, atol=2e-5)
 
 
-def test_group_norm_of_single_channels_is_instance_norm() -> None:
+@pytest.mark.parametrize("num_frames", [1, 2])
+def test_normalised_is_instance_norm(num_frames: int) -> None:
     torch.manual_seed(1)
-    x = 3 * torch.randn(2, 6, 9, 7) + 5
+    x = 3 * torch.randn(num_frames, 6, 9, 7) + 5
     torch.testing.assert_close(normalised(x), F.instance_norm(x, eps=1e-5), atol=2e-6, rtol=1e-6)
     flat = torch.full((1, 2, 4, 4), 3.0) + 1e-3 * torch.randn(1, 2, 4, 4)  # where the epsilon matters
     torch.testing.assert_close(normalised(flat), F.instance_norm(flat, eps=1e-5), atol=1e-4, rtol=1e-3)

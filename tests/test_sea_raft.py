@@ -14,7 +14,6 @@ from reward_server.estimators.sea_raft import (
     Encoder,
     SeaRaft,
     SeaRaftConfig,
-    conv_norm,
     correlation_pyramid,
     lookup,
     upsampled,
@@ -198,7 +197,7 @@ def test_folded_block_is_convolution_then_batch_norm(stride: int) -> None:
     y = F.relu(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))))
     shortcut = x if block.downsample is None else block.downsample(x)
     torch.testing.assert_close(block(x), F.relu(y + shortcut), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(conv_norm(x, block.conv1, block.bn1), block.bn1(block.conv1(x)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block.conv1.fused(x, norm=block.bn1), block.bn1(block.conv1(x)), atol=1e-5, rtol=1e-5)
 
 
 def test_encoder_has_a_cell_per_8_pixels() -> None:

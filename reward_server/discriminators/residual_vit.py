@@ -3,15 +3,21 @@
 SHIFT (arXiv 2603.17426): the maps are the two input channels, the class token's features are
 averaged over the frame pairs, one linear layer makes the logit. Parameter names are those of the
 reference's `flow_vit` module.
+
+Shapes: B clips, P frame pairs, L positions (the class token, then the patches), C width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reward_server.estimators.prepacked import Compute, Linear, needs_grad, passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,13 @@ class ResidualViTConfig:
 
 
 class ResidualViT(nn.Module):
-    """Maps [B,P,2,H,W] (residual in grey levels, confidence 0..1) of P frame pairs -> logits [B]."""
+    """Maps [B,P,2,H,W] (residual in grey levels, confidence 0..1) of P frame pairs -> logits [B].
+
+    With a `Compute` and without gradients it goes in passes over pairs and leaves out what the class token
+    does not need of the last block; the features are the same.
+    """
+
+    compute: Compute | None = None
 
     def __init__(self, config: ResidualViTConfig) -> None:
         super().__init__()
@@ -48,6 +60,7 @@ class ResidualViT(nn.Module):
             patch_drop_rate=config.patch_dropout,
             dynamic_img_size=True,
         )
+        _relinked(self.backbone)
         self.head = nn.Linear(config.dim, 1)
 
     def features(self, maps_BP2HW: Tensor) -> Tensor:
@@ -58,8 +71,49 @@ class ResidualViT(nn.Module):
         if self.config.compressed:
             residual = pairs[:, 0].asinh()
             pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
-        features: Tensor = self.backbone(pairs)
+        features = (
+            self._in_passes(pairs, self.compute) if self.compute and not self._trains(pairs) else self.backbone(pairs)
+        )
         return features.view(*maps_BP2HW.shape[:2], -1)
 
+    def _trains(self, pairs: Tensor) -> bool:
+        return self.training or needs_grad(pairs, self.head.weight)
+
+    def _in_passes(self, pairs: Tensor, compute: Compute) -> Tensor:
+        """Class-token features [P,C] of images [P,C,H,W]."""
+        num_positions = 1 + (pairs.shape[-2] // self.config.patch_px) * (pairs.shape[-1] // self.config.patch_px)
+        size = compute.num_per_pass(num_positions * self.config.dim * 4 * 12)
+        return torch.cat([class_features(self.backbone, pairs[part]) for part in passes(len(pairs), size)])
+
     def forward(self, maps_BP2HW: Tensor) -> Tensor:
-        return self.head(self.features(maps_BP2HW).mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
+        features = self.features(maps_BP2HW).to(self.head.weight.dtype)
+        return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def class_features(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """What `backbone` makes of images [P,C,H,W], in eval mode: its class token's features [P,C]."""
+    x: Tensor = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
+    blocks: list[Any] = list(backbone.blocks)
+    for block in blocks[:-1]:
+        x = _attended(block, x, x)
+    classes: Tensor = backbone.norm(_attended(blocks[-1], x, x[:, :1].contiguous()))
+    return classes[:, 0]
+
+
+def _attended(block: Any, x_PLC: Tensor, queries_PQC: Tensor) -> Tensor:
+    """What a timm block makes of the first Q of its positions: [P,Q,C]."""
+    attn, num_queries, dim = block.attn, queries_PQC.shape[1], x_PLC.shape[2]
+    qkv = attn.qkv(block.norm1(x_PLC)).unflatten(-1, (3, attn.num_heads, -1))  # [P,L,3,heads,c]
+    query, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
+    mixed = F.scaled_dot_product_attention(query[:, :, :num_queries], keys, values)
+    x: Tensor = attn.proj.fused(mixed.transpose(1, 2).reshape(-1, num_queries, dim), plus=queries_PQC)
+    fused: Tensor = block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)
+    return fused
+
+
+def _relinked(backbone: VisionTransformer) -> None:
+    """Put our linear layers, with the same parameters, where timm's stand in the blocks."""
+    blocks: list[Any] = list(backbone.blocks)
+    for block in blocks:
+        for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
+            setattr(owner, name, Linear.of(getattr(owner, name)))

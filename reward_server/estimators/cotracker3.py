@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
-from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlations, support_features
+from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlation, support_features
+from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, set_compute
 from reward_server.motion import displacement_features
 
 NUM_LEVELS = 4
+FEATURE_DIM = 128
 CORRELATION_DIM = 256
 DISPLACEMENT_DIM = 84
 TOKEN_DIM = 2 + NUM_LEVELS * CORRELATION_DIM + DISPLACEMENT_DIM
@@ -34,7 +35,11 @@ SUPPORT_SIDE = 6
 
 @dataclass(frozen=True, kw_only=True)
 class CoTracker3Config:
-    """Sizes; the defaults are the published checkpoint's. The two `per_pass` trade memory for parallelism."""
+    """Sizes; the defaults are the published checkpoint's.
+
+    The two `per_pass` are how many frames the feature net sees, and of how many tracks features are gathered, at
+    once; small is fast on a CPU. What else goes in passes follows the `Compute`'s memory.
+    """
 
     height_px: int = 384
     width_px: int = 512
@@ -69,7 +74,9 @@ class Tracking:
 
 
 class CoTracker3(nn.Module):
-    def __init__(self, config: CoTracker3Config | None = None) -> None:
+    compute: Compute | None = None
+
+    def __init__(self, config: CoTracker3Config | None = None, compute: Compute | None = None) -> None:
         super().__init__()
         self.config = config or CoTracker3Config()
         self.time_emb: Tensor
@@ -78,6 +85,7 @@ class CoTracker3(nn.Module):
         self.updateformer = UpdateFormer(self.config.trunk)
         self.corr_mlp = Mlp(WINDOW**4, 384, CORRELATION_DIM)
         self.requires_grad_(False)
+        set_compute(self, compute or Compute())
 
     def forward(
         self, frames_BT3HW: Tensor, queries_BN3: Tensor, *, tokens_only: bool = False, keep_support: bool = False
@@ -105,9 +113,12 @@ class CoTracker3(nn.Module):
 
     def encode(self, frames_T3HW: Tensor) -> Pyramid:
         """The feature pyramid of a clip; it serves any number of query sets."""
-        chunks = torch.split(frames_T3HW, self.config.frames_per_pass)
-        level = torch.cat([self._features(chunk) for chunk in chunks])
-        levels = [level]
+        config = self.config
+        size = (config.height_px // STRIDE_PX, config.width_px // STRIDE_PX)
+        level = torch.empty(len(frames_T3HW), *size, FEATURE_DIM, device=frames_T3HW.device)
+        for part in passes(len(frames_T3HW), config.frames_per_pass):
+            level[part] = self._features(frames_T3HW[part]).permute(0, 2, 3, 1)
+        levels = [level.permute(0, 3, 1, 2)]  # channels-last, as every coarser level
         for _ in range(NUM_LEVELS - 1):
             levels.append(F.avg_pool2d(levels[-1], 2))
         return tuple(level_TCHW.permute(0, 2, 3, 1).contiguous() for level_TCHW in levels)
@@ -119,7 +130,7 @@ class CoTracker3(nn.Module):
 
     def _features(self, frames_T3HW: Tensor) -> Tensor:
         frames = 2 * (self.resized(frames_T3HW) / 255) - 1
-        features = self.fnet(frames.to(self.fnet.conv1.weight.dtype)).float()
+        features = self.fnet(frames).float()
         return features * features.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()  # type: ignore[no-any-return]
 
     def track(
@@ -160,15 +171,24 @@ class CoTracker3(nn.Module):
 
         `support` may have more tracks than the state; the first N count.
         """
-        time_TD = resampled(self.time_emb, state_NT4.shape[1])
         tokens = state_NT4.new_empty(*state_NT4.shape[:2], TOKEN_DIM)
-        num_tracks, step = len(state_NT4), self.config.tracks_per_pass
-        for start in range(0, num_tracks, step):
-            part = slice(start, min(start + step, num_tracks))
-            volumes = correlations(pyramid, [level[part] for level in support], state_NT4[part, :, :2])
-            matches = [self.corr_mlp(volume.to(self.corr_mlp.fc1.weight.dtype)).float() for volume in volumes]
-            tokens[part] = torch.cat([state_NT4[part, :, 2:], *matches, self._displacements(state_NT4[part])], dim=-1)
-        return tokens.add_(time_TD)
+        tokens[..., :2] = state_NT4[..., 2:]
+        tokens[..., -DISPLACEMENT_DIM:] = self._displacements(state_NT4)
+        bytes_each = state_NT4.shape[1] * 4 * (WINDOW**4 + 2 * CORRELATION_DIM)
+        for part in passes(len(state_NT4), (self.compute or Compute()).num_per_pass(bytes_each)):
+            level = 2
+            for match in self._matches(pyramid, [whole[part] for whole in support], state_NT4[part, :, :2]):
+                tokens[part, :, level : level + CORRELATION_DIM] = match
+                level += CORRELATION_DIM
+        return tokens.add_(resampled(self.time_emb, state_NT4.shape[1]))
+
+    def _matches(self, pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
+        """Per level, the features [N,T,256] of the correlations around every centre."""
+        volume_NTV = centres_NT2.new_empty(*centres_NT2.shape[:2], WINDOW**4)
+        for level, (features, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
+            for part in passes(len(centres_NT2), self.config.tracks_per_pass):
+                volume_NTV[part] = correlation(features, support_NCK[part], centres_NT2[part] / 2**level)
+            yield self.corr_mlp(volume_NTV)
 
     def _displacements(self, state_NT4: Tensor) -> Tensor:
         tracks_BTN2 = state_NT4[None, ..., :2].transpose(1, 2)
@@ -181,11 +201,12 @@ class UpdateFormer(TrackTransformer):
 
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__(config)
-        self.flow_head = nn.Linear(config.dim, 2)
-        self.vis_conf_head = nn.Linear(config.dim, 2)
+        self.flow_head = Linear(config.dim, 2)
+        self.vis_conf_head = Linear(config.dim, 2)
+        self.flow_head.exact = self.vis_conf_head.exact = True
 
     def forward(self, tokens_BNTD: Tensor) -> Tensor:
-        features = self.trunk(tokens_BNTD.to(self.input_transform.weight.dtype))
+        features = self.trunk(tokens_BNTD)
         return torch.cat([self.flow_head(features), self.vis_conf_head(features)], dim=-1)
 
 

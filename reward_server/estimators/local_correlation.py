@@ -29,16 +29,21 @@ def support_features(pyramid: Pyramid, centres_N2: Tensor, frames_N: Tensor) -> 
 
 
 def correlations(pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
-    """Per level, dot products of the track's neighbourhood with its query's: [N,T,2401], query index fastest.
+    """Per level, `correlation` around centres in level-0 cells: [N,T,2401]."""
+    for level, (features_ThwC, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
+        yield correlation(features_ThwC, support_NCK, centres_NT2 / 2**level)
+
+
+def correlation(features_ThwC: Tensor, support_NCK: Tensor, centres_NT2: Tensor) -> Tensor:
+    """Dot products of the track's neighbourhood with its query's, at one level: [N,T,2401], query index fastest.
 
     All 49 samples of a neighbourhood share one fractional offset: the products of the 8x8 cells around
     it are taken first and mixed after, which is the same by linearity and needs no sampling of features.
     """
     frames_T = torch.arange(centres_NT2.shape[1], device=centres_NT2.device)
-    for level, (features_ThwC, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
-        cells, fraction = _patch(features_ThwC, centres_NT2 / 2**level, frames_T)
-        products = cells.flatten(1, 3) @ support_NCK  # [N, T*8*8, 49]
-        yield _mixed(products.view(*cells.shape[:4], -1), fraction).flatten(2)
+    cells, fraction = _patch(features_ThwC, centres_NT2, frames_T)
+    products = cells.flatten(1, 3) @ support_NCK  # [N, T*8*8, 49]
+    return _mixed(products.view(*cells.shape[:4], -1), fraction).flatten(2)
 
 
 def _patch(features_ThwC: Tensor, centres: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

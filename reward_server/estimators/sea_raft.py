@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, set_compute
+
 STRIDE_PX = 8
 RADIUS = 4
 NUM_LEVELS = 4
 MIN_SIDE_PX = 64  # the coarsest correlation level still has one cell
-CHANNELS_LAST = torch.channels_last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +42,20 @@ class FlowInfo:
 
 
 class SeaRaft(nn.Module):
-    def __init__(self, config: SeaRaftConfig | None = None) -> None:
+    def __init__(self, config: SeaRaftConfig | None = None, compute: Compute | None = None) -> None:
         super().__init__()
         self.config = config or SeaRaftConfig()
         self.cnet = Encoder(6)
-        self.init_conv = nn.Conv2d(256, 256, 3, padding=1)
-        self.upsample_weight = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 576, 1))
-        self.flow_head = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 6, 3, padding=1))
+        self.init_conv = Conv2d(256, 256, 3, padding=1)
+        self.upsample_weight = nn.Sequential(Conv2d(128, 256, 3, padding=1), nn.ReLU(), Conv2d(256, 576, 1))
+        self.flow_head = nn.Sequential(Conv2d(128, 256, 3, padding=1), nn.ReLU(), Conv2d(256, 6, 3, padding=1))
         self.fnet = Encoder(3)
         self.update_block = UpdateBlock()
+        for conv in (self.flow_head[2], self.upsample_weight[2]):
+            conv.exact = True  # type: ignore[assignment]
         self.requires_grad_(False)
         self.to(memory_format=CHANNELS_LAST)
+        set_compute(self, compute or Compute())
 
     def forward(self, frames_BT3HW: Tensor, iters: int | None = None) -> FlowInfo:
         """Frames RGB 0..255, uint8 or float, each side at least 64 px; T = 1 gives no pairs."""
@@ -76,7 +80,7 @@ class SeaRaft(nn.Module):
 
     def normalised(self, clip_T3HW: Tensor) -> Tensor:
         """Frames in -1..1, as the encoders take them."""
-        return clip_T3HW.to(self.init_conv.weight.dtype) * (2 / 255) - 1
+        return clip_T3HW.float() * (2 / 255) - 1
 
     def _pairs(self, frames: Tensor, features: Tensor, iters: int) -> Tensor:
         """Flow and info [P,6,H,W] between the P+1 frames of one pass; only the last estimate is upsampled."""
@@ -87,6 +91,7 @@ class SeaRaft(nn.Module):
 
     def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Before any and after each iteration: hidden state [P,128,h,w], flow [P,2,h,w] in cells, info [P,4,h,w]."""
+        features = features.float()
         net, context = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
         volumes = correlation_pyramid(features[:-1], features[1:])
         flow8, info = self.flow_head(net).split([2, 4], dim=1)
@@ -103,15 +108,15 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3)
+        self.conv1 = Conv2d(in_channels, 64, 7, stride=2, padding=3)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = nn.Sequential(*(Block(64, 64) for _ in range(3)))
         self.layer2 = nn.Sequential(Block(64, 128, stride=2), *(Block(128, 128) for _ in range(3)))
         self.layer3 = nn.Sequential(Block(128, 256, stride=2), *(Block(256, 256) for _ in range(5)))
-        self.final_conv = nn.Conv2d(256, 256, 1)
+        self.final_conv = Conv2d(256, 256, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = conv_norm(x, self.conv1, self.bn1).relu_()
+        x = self.conv1.fused(x, norm=self.bn1, relu=True)
         return self.final_conv(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 
 
@@ -120,19 +125,19 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, channels, 3, stride=stride, padding=1)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(channels)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1:
             self.bn3 = nn.BatchNorm2d(channels)  # one module under two names, as the checkpoints list it
-            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride), self.bn3)
+            self.downsample = nn.Sequential(Conv2d(in_channels, channels, 1, stride=stride), self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = conv_norm(x, self.conv1, self.bn1).relu_()
-        y = conv_norm(y, self.conv2, self.bn2).relu_()
-        shortcut = x if self.downsample is None else conv_norm(x, self.downsample[0], self.bn3)
+        y = self.conv1.fused(x, norm=self.bn1, relu=True)
+        y = self.conv2.fused(y, norm=self.bn2, relu=True)
+        shortcut = x if self.downsample is None else self.downsample[0].fused(x, norm=self.bn3)  # type: ignore[operator]
         return y.add_(shortcut).relu_()
 
 
@@ -156,16 +161,17 @@ class MotionEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convc1 = nn.Conv2d(NUM_LEVELS * (2 * RADIUS + 1) ** 2, 256, 1)
-        self.convc2 = nn.Conv2d(256, 192, 3, padding=1)
-        self.convf1 = nn.Conv2d(2, 128, 7, padding=3)
-        self.convf2 = nn.Conv2d(128, 64, 3, padding=1)
-        self.conv = nn.Conv2d(256, 126, 3, padding=1)
+        self.convc1 = Conv2d(NUM_LEVELS * (2 * RADIUS + 1) ** 2, 256, 1)
+        self.convc2 = Conv2d(256, 192, 3, padding=1)
+        self.convf1 = Conv2d(2, 128, 7, padding=3)
+        self.convf2 = Conv2d(128, 64, 3, padding=1)
+        self.conv = Conv2d(256, 126, 3, padding=1)
 
     def forward(self, correlation: Tensor, flow8: Tensor) -> Tensor:
-        matched = self.convc2(self.convc1(correlation).relu_()).relu_()
-        moved = self.convf2(self.convf1(flow8).relu_()).relu_()
-        return torch.cat([self.conv(torch.cat([matched, moved], dim=1)).relu_(), flow8], dim=1)
+        matched = self.convc2.fused(self.convc1.fused(correlation, relu=True), relu=True)
+        moved = self.convf2.fused(self.convf1.fused(flow8, relu=True), relu=True)
+        features = self.conv.fused(torch.cat([matched, moved], dim=1), relu=True)
+        return torch.cat([features, flow8.to(features.dtype)], dim=1)
 
 
 class ConvNextBlock(nn.Module):
@@ -173,26 +179,18 @@ class ConvNextBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(384, 384, 7, padding=3, groups=384)
+        self.dwconv = Conv2d(384, 384, 7, padding=3, groups=384)
         self.norm = nn.LayerNorm(384, eps=1e-6)
-        self.pwconv1 = nn.Linear(384, 512)
-        self.pwconv2 = nn.Linear(512, 384)
+        self.pwconv1 = Linear(384, 512)
+        self.pwconv2 = Linear(512, 384)
         self.gamma = nn.Parameter(torch.full((384,), 1e-6))
-        self.final = nn.Conv2d(384, 128, 1)
+        self.final = Conv2d(384, 128, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # a view, not a copy, in channels-last
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # a view, not a copy, in channels-last
+        y = F.layer_norm(y, self.norm.normalized_shape, self.norm.weight.to(y), self.norm.bias.to(y), self.norm.eps)
+        y = self.gamma.to(y) * self.pwconv2(self.pwconv1.fused(y, gelu="none"))
         return self.final(x + y.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
-
-
-def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    """Convolution and BatchNorm by running statistics, as one convolution."""
-    assert isinstance(conv, nn.Conv2d) and norm.running_mean is not None and norm.running_var is not None
-    assert conv.bias is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    bias = (conv.bias - norm.running_mean) * scale + norm.bias
-    return F.conv2d(x, conv.weight * scale[:, None, None, None], bias, conv.stride, conv.padding)
 
 
 def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]:
@@ -215,7 +213,7 @@ def lookup(volumes: list[Tensor], flow_P2HW: Tensor) -> Tensor:
     )
     match_PQ2 = (torch.stack([x, y]) + flow_P2HW.float()).flatten(2).transpose(1, 2)
     windows = [_window(volume, match_PQ2 / 2**level).flatten(2) for level, volume in enumerate(volumes)]
-    correlation_PQC = torch.cat(windows, dim=2).to(flow_P2HW.dtype)
+    correlation_PQC = torch.cat(windows, dim=2)
     return correlation_PQC.view(len(match_PQ2), height, width, -1).permute(0, 3, 1, 2)  # channels last
 
 

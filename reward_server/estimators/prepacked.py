@@ -1,0 +1,242 @@
+"""Layers of the frozen networks that compute as they are told: precision, packed weights, fused activations.
+
+`Linear` and `Conv2d` are torch's, with the same parameters and, until a `Compute` is set, the same
+numbers. With one they may run on weights laid out for oneDNN, with the activation, the residual or
+a BatchNorm folded into the same pass. That API is private to torch: `packing_works` tries it once
+against the plain operators, and where it is missing, fails or disagrees, the plain ones run.
+Packed weights are made at the first call and again whenever a parameter changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIB = 1024**2
+CHANNELS_LAST = torch.channels_last
+Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its approximation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a frozen network computes. Results differ by rounding alone, except for the precision."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"  # of products; positions, correlations and norms' sums stay fp32
+    packed: bool = True  # oneDNN's packed weights and fused activations, on a CPU where they work
+    memory_mib: int = 128  # what the intermediate values of one pass may take; passes go over tracks and frames
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16") or self.memory_mib < 1:
+            raise ValueError(f"need precision fp32 or bf16 and memory_mib of at least 1, got {self}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def num_per_pass(self, bytes_each: int) -> int:
+        """How many items of so many bytes fit the budget, at least one."""
+        return max(1, self.memory_mib * MIB // max(1, bytes_each))
+
+
+def set_compute(network: nn.Module, compute: Compute | None) -> None:
+    """Tell every layer of `network` how to compute; None is plain torch in the parameters' own precision."""
+    for part in network.modules():
+        if hasattr(type(part), "compute"):
+            part.compute = compute  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """Weights as one call wants them, and the state of the parameters they were made of."""
+
+    state: tuple[object, ...]
+    weight: Tensor
+    bias: Tensor | None
+    packed: bool
+
+
+class _Prepared(nn.Module):
+    """Keeps weights made ready for a `Compute`; copies and pickles of the layer leave them behind."""
+
+    compute: Compute | None = None
+    _ready: _Ready | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
+
+    def train(self, mode: bool = True) -> Any:
+        self._ready = None
+        return super().train(mode)
+
+    def _made(self, sources: list[Tensor], extra: tuple[object, ...], make: Callable[[], _Ready]) -> _Ready:
+        if any(source.is_inference() for source in sources) or needs_grad(*sources):
+            return make()  # inference tensors do not tell when they change
+        state = (*((id(source), source.data_ptr(), source._version) for source in sources), *extra)
+        ready = self._ready
+        if ready is None or ready.state != state:
+            self._ready = ready = dataclasses.replace(make(), state=state)
+        return ready
+
+    def _packs(self, x: Tensor) -> bool:
+        return self.compute is not None and self.compute.packed and x.device.type == "cpu" and packing_works()
+
+
+class Linear(_Prepared, nn.Linear):
+    """torch's linear layer; `exact` keeps it in float32 whatever the precision."""
+
+    exact = False
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Linear:
+        """This layer with the parameters of another."""
+        ours = cls(layer.in_features, layer.out_features, device="meta")
+        ours.weight, ours.bias = layer.weight, layer.bias
+        return ours
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x)
+
+    def fused(self, x: Tensor, *, gelu: Gelu | None = None, plus: Tensor | None = None) -> Tensor:
+        """The layer followed by a GELU or by the addition of `plus`, which has the result's shape."""
+        if self.compute is None or needs_grad(x, self.weight):
+            return _followed(F.linear(x, self.weight, self.bias), gelu, plus)
+        dtype = torch.float32 if self.exact else self.compute.dtype
+        x = x.to(dtype)
+        num_rows = x.numel() // x.shape[-1]
+        packs = self._packs(x)
+        ready = self._made([self.weight, self.bias], (dtype, packs), lambda: self._prepare(dtype, packs, num_rows))
+        if not ready.packed:
+            return _followed(F.linear(x, ready.weight, ready.bias), gelu, plus)
+        ops = torch.ops.mkldnn
+        if plus is not None:
+            return ops._linear_pointwise.binary(x, plus.to(dtype), ready.weight, ready.bias, "add")  # type: ignore[no-any-return]
+        return ops._linear_pointwise(x, ready.weight, ready.bias, "gelu" if gelu else "none", [], gelu or "")  # type: ignore[no-any-return]
+
+    def _prepare(self, dtype: torch.dtype, packs: bool, num_rows: int) -> _Ready:
+        weight, bias = self.weight.detach().to(dtype), self.bias.detach().to(dtype)
+        if packs:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+        return _Ready(state=(), weight=weight, bias=bias, packed=packs)
+
+
+class Conv2d(_Prepared, nn.Conv2d):
+    """torch's convolution; a BatchNorm by its running statistics and a ReLU can follow in the same pass."""
+
+    exact = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x)
+
+    def fused(self, x: Tensor, *, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> Tensor:
+        """The convolution, then `norm` by its running statistics, then a ReLU."""
+        dtype = torch.float32 if self.exact else self.compute.dtype if self.compute else self.weight.dtype
+        x = x.to(dtype)
+        packs = self._packs(x) and not needs_grad(x, self.weight)
+        sources = [self.weight, *(tensor for tensor in (self.bias, *_statistics(norm)) if tensor is not None)]
+        shape = tuple(x.shape)
+        extra = (dtype, packs, shape if packs else ())
+        ready = self._made(sources, extra, lambda: self._prepare(dtype, packs, shape, norm))
+        if not ready.packed:
+            y = F.conv2d(x, ready.weight, ready.bias, self.stride, self.padding, self.dilation, self.groups)
+            return y.relu_() if relu else y
+        x = x.contiguous(memory_format=CHANNELS_LAST)
+        name = "relu" if relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+            x, ready.weight, ready.bias, *self._geometry(), name, [], ""
+        )
+
+    def _prepare(self, dtype: torch.dtype, packs: bool, shape: tuple[int, ...], norm: nn.BatchNorm2d | None) -> _Ready:
+        weight, bias = self.weight, self.bias
+        if norm is not None:
+            weight, bias = folded(weight, bias, norm)
+        weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
+        if packs:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *self._geometry(), list(shape))
+        return _Ready(state=(), weight=weight, bias=bias, packed=packs)
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        assert not isinstance(self.padding, str)
+        return list(self.padding), list(self.stride), list(self.dilation), self.groups
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, out: int | None = None, *, gelu: Gelu = "none") -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, out or dim)
+
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """The layers' result, plus a residual where one is given."""
+        return self.fc2.fused(self.fc1.fused(x, gelu=self.gelu), plus=plus)
+
+
+def passes(num: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover 0..num."""
+    return (slice(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the BatchNorm after it, by its running statistics, as one convolution."""
+    assert bias is not None and norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + norm.bias
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@cache
+def packing_works() -> bool:
+    """Whether this torch has oneDNN's packed layers and they agree with the plain ones."""
+    generator = torch.Generator().manual_seed(0)
+    try:
+        return _linear_works(generator) and _convolution_works(generator)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def _linear_works(generator: torch.Generator) -> bool:
+    x, plus = torch.randn(2, 5, 32, generator=generator)
+    weight, bias = torch.randn(32, 32, generator=generator), torch.randn(32, generator=generator)
+    ops = torch.ops.mkldnn
+    packed = ops._reorder_linear_weight(weight, 5)
+    ours = [
+        ops._linear_pointwise(x, packed, bias, "gelu", [], "none"),
+        ops._linear_pointwise(x, packed, bias, "gelu", [], "tanh"),
+        ops._linear_pointwise.binary(x, plus, packed, bias, "add"),
+    ]
+    y = F.linear(x, weight, bias)
+    return all(
+        torch.allclose(a, b, atol=1e-3)
+        for a, b in zip(ours, [F.gelu(y), F.gelu(y, approximate="tanh"), y + plus], strict=True)
+    )
+
+
+def _convolution_works(generator: torch.Generator) -> bool:
+    x = torch.randn(1, 16, 9, 11, generator=generator).contiguous(memory_format=CHANNELS_LAST)
+    weight, bias = torch.randn(32, 16, 3, 3, generator=generator), torch.randn(32, generator=generator)
+    geometry = ([1, 1], [2, 2], [1, 1], 1)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
+    ours = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, "relu", [], "")
+    return torch.allclose(ours, F.conv2d(x, weight, bias, 2, 1).relu_(), atol=1e-3)
+
+
+def _followed(y: Tensor, gelu: Gelu | None, plus: Tensor | None) -> Tensor:
+    if gelu:
+        return F.gelu(y, approximate=gelu)
+    return y if plus is None else plus + y
+
+
+def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, ...]:
+    return () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)

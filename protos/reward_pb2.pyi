@@ -807,7 +807,7 @@ class RefreshRequest(_message.Message):
     clips_per_step: _builtins.int
     """of each origin; absent: 8"""
     seed: _builtins.int
-    """below 2^53; same clips, same seed: same weights; absent: 0"""
+    """same clips, same seed: same weights; absent: 0"""
     max_real: _builtins.int
     """train on the newest so many real clips; 0: all that are kept"""
     max_rollouts: _builtins.int

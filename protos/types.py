@@ -281,8 +281,7 @@ class RefreshRequest:
             raise _bad_refresh("learning_rate", f"above 0 and at most 1, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
             raise _bad_refresh("ema", f"in 0..1 and below 1, got {self.ema}")
-        # A seed must survive JSON, whose numbers are exact below 2^53.
-        for name, end in (("seed", 2**53), ("max_real", 2**32), ("max_rollouts", 2**32)):
+        for name, end in (("seed", 2**64), ("max_real", 2**32), ("max_rollouts", 2**32)):
             if not 0 <= getattr(self, name) < end:
                 raise _bad_refresh(name, f"in 0..{end - 1}, got {getattr(self, name)}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):

@@ -148,7 +148,7 @@ refresh_requests = st.builds(
     learning_rate=st.floats(1e-9, 1),
     ema=st.floats(0, 1, exclude_max=True),
     clips_per_step=st.integers(1, 1024),
-    seed=st.integers(0, 2**53 - 1),
+    seed=st.integers(0, 2**64 - 1),
     max_real=count,
     max_rollouts=count,
     deadline_s=st.none() | st.floats(1e-6, 1e9),

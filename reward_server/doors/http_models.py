@@ -89,7 +89,8 @@ class RefreshBody(BaseModel):
     learning_rate: float = Field(1e-5, gt=0, le=1)
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the average that judges, per step.")
     clips_per_step: int = Field(8, ge=1, le=1024, description="Clips of each origin in a step.")
-    seed: int = Field(0, ge=0, lt=2**53, description="Same clips, same seed: same weights.")
+    # FastAPI writes bounds as floats, and 2^64 read back from one is another number.
+    seed: int = Field(0, ge=0, lt=10**19, description="Same clips, same seed: same weights.")
     max_real: int = Field(0, ge=0, lt=2**32, description="Train on the newest so many real clips; 0: on all kept.")
     max_rollouts: int = Field(0, ge=0, lt=2**32, description="And on the newest so many rollouts; 0: on all kept.")
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which nothing is published.")

@@ -16,9 +16,22 @@ from reward_server.errors import BadRequest, RewardServerError
 from reward_server.settings import Settings
 
 app = typer.Typer(help="Motion-realism rewards for video clips.", no_args_is_help=True, add_completion=False)
+models = typer.Typer(help="Weights of the shift profiles' frozen networks, which are not ours to ship.")
+app.add_typer(models, name="models", no_args_is_help=True)
 
-Profile = Annotated[str | None, typer.Option(help="What scores: embedded needs no GPU and no download.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the heads; none: those the profile ships.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="What scores: embedded needs no GPU and no download; shift (24 frames of 320x576 at 14 fps) and "
+        "shift-wan (49 of 480x832 at 24 fps) are the paper's system, see `models pull` and `pretrain`."
+    ),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights of the heads; none: those the profile ships, or PROFILE-heads of models.")
+]
+ModelsFolder = Annotated[
+    Path | None, typer.Option(help="Folder of frozen networks' weights; none: `models` in the data folder.")
+]
 Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
@@ -93,6 +106,7 @@ def pretrain(
     generated: Annotated[
         Path | None, typer.Option(help="Folder of your model's clips; none: faults made here.")
     ] = None,
+    profile: Profile = None,
     work: Annotated[Path, typer.Option(help="Features, logs and state of the run; the same folder resumes it.")] = Path(
         "runs/pretrain"
     ),
@@ -100,16 +114,19 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of views, faults, batches and dropout.")] = 0,
 ) -> None:
     """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
-    from reward_server.discriminators.training import TrainingConfig  # noqa: PLC0415
-    from reward_server.pretrain import CacheConfig, pretrain  # noqa: PLC0415
+    settings = settings_of(profile=profile)
+    from reward_server import pretrain as pretraining  # noqa: PLC0415
 
-    figures = pretrain(
+    cache_config, config = pretraining.configs(settings.profile, steps=steps, seed=seed)
+    figures = pretraining.pretrain(
         real=real,
         generated=generated,
         out=out,
         work=work,
-        cache_config=CacheConfig(seed=seed),
-        config=TrainingConfig(steps=steps, seed=seed),
+        cache_config=cache_config,
+        config=config,
+        models=settings.models_folder,
+        device=settings.device,
     )
     typer.echo(f"wrote {out}; held-out AUC " + ", ".join(f"{name} {auc:.3f}" for name, auc in figures.items()))
 
@@ -176,6 +193,95 @@ def bench(
     from reward_server import bench as benchmark  # noqa: PLC0415
 
     raise typer.Exit(benchmark.run(settings, quick=quick, json_path=json))
+
+
+@app.command()
+def evaluate_tracker(
+    *,
+    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes, of seeds --seed, --seed + 1, ...")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene; that of its points too.")] = 1_000_000,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of each scene, 12 a second.")] = 24,
+    points: Annotated[int, typer.Option(min=1, help="Random first-frame points of each scene.")] = 256,
+    models_dir: ModelsFolder = None,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """Point tracking against exact tracks of simulated scenes (TAP-Vid metrics). One JSON line ends the output.
+
+    The classical tracker always, CoTracker3 when its weights are in the models folder. Scenes need MuJoCo.
+    """
+    settings = settings_of(models_dir=models_dir)
+    from reward_server.evaluation import tracker  # noqa: PLC0415
+    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
+
+    plan = tracker.Plan(scenes=scenes, seed=seed, frames=frames, points=points)
+    raise typer.Exit(tracker.run(plan, settings, outputs=Outputs(json=json, csv=csv)))
+
+
+@models.command("pull")
+def pull_models(
+    profile: Annotated[str, typer.Argument(help="shift; shift-wan runs on the same networks.")],
+    *,
+    cotracker: Annotated[
+        Path | None, typer.Option(help="CoTracker3's scaled_offline.pth (or .safetensors) at hand; none: the hub's.")
+    ] = None,
+    sea_raft: Annotated[
+        Path | None,
+        typer.Option(
+            help="SEA-RAFT's Tartan-C-T-TSKH-spring540x960-M (.pth or .safetensors) at hand, or an instantaneous "
+            "checkpoint of SHIFT's reference code, which holds its own; none: the hub's."
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Take other weights than those pulled before.")] = False,
+    models_dir: ModelsFolder = None,
+) -> None:
+    """Fetch the frozen networks, convert them to safetensors and pin their sha256; prints their licences."""
+    if profile not in ("shift", "shift-wan"):
+        raise BadRequest(f"profile '{profile}' has nothing to pull; `motion-reward models pull shift` does")
+    settings = settings_of(models_dir=models_dir)
+    from reward_server.models.pull import pull  # noqa: PLC0415
+
+    pull(settings.models_folder, {"cotracker3": cotracker, "sea_raft": sea_raft}, replace=replace, tell=typer.echo)
+
+
+@models.command("list")
+def list_models(*, models_dir: ModelsFolder = None) -> None:
+    """Show what is in the models folder, and whether it is still what was pulled."""
+    settings = settings_of(models_dir=models_dir)
+    from rich.console import Console  # noqa: PLC0415
+
+    from reward_server.discriminators.checkpoint import heads_file  # noqa: PLC0415
+    from reward_server.models.pull import listing  # noqa: PLC0415
+
+    heads = {name: heads_file(name, settings.models_folder) for name in ("embedded", "shift", "shift-wan")}
+    Console().print(listing(settings.models_folder, heads))
+
+
+@models.command("import-heads")
+def import_reference_heads(
+    *,
+    instantaneous: Annotated[Path, typer.Option(help="Instantaneous checkpoint of SHIFT's reference code.")],
+    long_term: Annotated[Path, typer.Option(help="Long-term checkpoint of it.")],
+    out: Annotated[Path | None, typer.Option(help="Checkpoint to write; none: where --profile looks for it.")] = None,
+    profile: Annotated[str, typer.Option(help="shift or shift-wan: the size the heads were trained at.")] = "shift",
+    models_dir: ModelsFolder = None,
+) -> None:
+    """Turn heads trained with SHIFT's reference code into a checkpoint of ours, in full precision."""
+    settings = settings_of(profile=profile, models_dir=models_dir)
+    from reward_server.discriminators.checkpoint import heads_file  # noqa: PLC0415
+    from reward_server.models.reference import import_heads  # noqa: PLC0415
+    from reward_server.profiles import load_profile  # noqa: PLC0415
+
+    folder = settings.models_folder
+    out = out or heads_file(settings.profile, folder)
+    version = import_heads(
+        load_profile(settings.profile, folder),
+        instantaneous=instantaneous,
+        long_term=long_term,
+        models=folder,
+        out=out,
+    )
+    typer.echo(f"wrote {out}, version {version}")
 
 
 def settings_of(**options: Any) -> Settings:

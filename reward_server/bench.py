@@ -2,15 +2,19 @@
 
 Clips are made up, so nothing is needed but the product. In-process and served rounds alternate, so that a busy
 machine slows both; their ratio is what the server costs. The last line of the output is one JSON document.
+
+A shift profile without weights is measured on random ones, in a folder of its own that is gone afterwards, and
+the tables say so: the times are those of real weights, the rewards mean nothing.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,15 +23,20 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from protos.client import RewardClient
 from protos.types import Outcome, Submission
+from reward_server.discriminators.checkpoint import heads_file, new_heads, save_heads
 from reward_server.evaluation import report
 from reward_server.load import Load, MemoryMeter, Send, Size, drive, local_server, made_up_clip
+from reward_server.models.published import PUBLISHED
+from reward_server.models.store import store
 from reward_server.pipeline import Pipeline
+from reward_server.profiles import load_profile
 from reward_server.settings import Settings
 
 PAPER = Size(frames=24, height_px=320, width_px=576, fps=14.0)
@@ -47,9 +56,15 @@ class Plan:
     clients: int = 16
     rounds: int = 5  # of in-process against served
     round_clips: int = 64
+    repeats: int = 5  # of one clip alone
 
 
 QUICK = Plan(sizes=(PAPER,), batches=(1, 8), clips=8, rounds=2, round_clips=32)
+# The paper's networks take from a second (GPU) to minutes (CPU) for a clip.
+HEAVY = Plan(sizes=(PAPER,), batches=(1, 4), clips=4, clients=4, rounds=2, round_clips=4, repeats=3)
+HEAVY_QUICK = Plan(sizes=(PAPER,), batches=(1,), clips=1, clients=1, rounds=1, round_clips=1, repeats=1)
+HEAVY_TIMEOUT_S = 3600.0  # clips wait for each other
+RANDOM = "RANDOM weights: times only, rewards mean nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +96,18 @@ def run(
 ) -> int:
     """The command. Raises RuntimeError where a clip comes back without a reward: then nothing was measured."""
     console = console or Console()
-    plan = QUICK if quick else Plan()
-    pipeline = Pipeline.load(settings)
-    alone = [row for size in plan.sizes for row in in_process(pipeline, size, plan)]
-    one_clip_s = median(seconds_per_clip(pipeline, PAPER, repeats=5))
-    served = against_server(pipeline, settings, plan)
+    plan = plan_for(settings, quick=quick)
+    with weighted(settings) as (loadable, weights):
+        pipeline = Pipeline.load(loadable)
+        alone = [row for size in plan.sizes for row in in_process(pipeline, size, plan)]
+        one_clip_s = median(seconds_per_clip(pipeline, PAPER, repeats=plan.repeats))
+        served = against_server(pipeline, loadable, plan)
     through = [served_timing(url, loads, plan, settings) for url, loads in served.doors.items()]
     document = {
         "bench": "motion-reward",
         "machine": machine(),
         "profile": pipeline.model.profile,
+        "weights": weights,
         "discriminator_version": pipeline.model.discriminator_version,
         "plan": {**asdict(plan), "sizes": [str(size) for size in plan.sizes]},
         "timings": [asdict(row) for row in (*alone, *through)],
@@ -100,10 +117,48 @@ def run(
         "peak_resident_mib": served.memory.peak_mib,
         "resident_mib_by_process": served.memory.at_peak_mib,
     }
-    console.print(timing_table((*alone, *through)), summary_table(document, plan), sep="\n")
+    console.print(timing_table((*alone, *through), weights), summary_table(document, plan), sep="\n")
     report.write_json(json_path, document)
     report.print_last_line(console, document)
     return 0
+
+
+def plan_for(settings: Settings, *, quick: bool) -> Plan:
+    if settings.profile == "embedded":
+        return QUICK if quick else Plan()
+    return HEAVY_QUICK if quick else HEAVY
+
+
+@contextmanager
+def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
+    """Settings that can be loaded, and whose weights they have: "given", or "random" where a shift profile has none.
+
+    What is there but was changed, or does not fit, still raises NotReady.
+    """
+    folder = settings.models_folder
+    known = [network for network in PUBLISHED.values() if (folder / network.converted).is_file()]
+    heads = settings.checkpoint or heads_file(settings.profile, folder)
+    if settings.profile == "embedded":
+        yield settings, "given"
+        return
+    patient = settings.model_copy(update={"models_dir": folder, "score_timeout_s": HEAVY_TIMEOUT_S})
+    if len(known) == len(PUBLISHED) and heads.is_file():
+        yield patient, "given"
+        return
+    with tempfile.TemporaryDirectory(prefix="motion-reward-random-") as random:
+        write_random(settings.profile, Path(random))
+        yield patient.model_copy(update={"models_dir": Path(random), "checkpoint": None}), "random"
+
+
+def write_random(profile_name: str, folder: Path) -> None:
+    """Frozen networks and heads with random weights, as a pull and a pretraining would leave them."""
+    torch.manual_seed(0)
+    for network in PUBLISHED.values():
+        store(network, folder, network.build().state_dict(), source="random", source_sha256="random")
+    profile = load_profile(profile_name, folder)
+    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
+    path = heads_file(profile_name, folder)
+    save_heads(path, profile=profile, version="random", instantaneous=instantaneous, long_term=long_term)
 
 
 def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
@@ -141,7 +196,8 @@ def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served
     clips = [made_up_clip(PAPER, seed) for seed in range(16)]
     clips = [clips[index % len(clips)] for index in range(plan.round_clips)]
     with local_server(settings) as server, ExitStack() as stack:
-        doors = {url: senders(url, plan.clients, stack) for url in (server.grpc_url, server.http_url)}
+        timeout_s = settings.score_timeout_s + 30
+        doors = {url: senders(url, plan.clients, stack, timeout_s) for url in (server.grpc_url, server.http_url)}
         for send in doors.values():  # warms the server and opens the connections
             checked(drive(send, clips[: plan.clients]).outcomes)
         memory = stack.enter_context(MemoryMeter(server.process).running())
@@ -155,9 +211,9 @@ def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served
     return Served(alone=tuple(load for load, _ in rounds), doors=by_door, memory=memory)
 
 
-def senders(url: str, clients: int, stack: ExitStack) -> list[Send]:
+def senders(url: str, clients: int, stack: ExitStack, timeout_s: float) -> list[Send]:
     """One client each, with its own connection, closed with the stack."""
-    opened = [stack.enter_context(RewardClient(url)) for _ in range(clients)]
+    opened = [stack.enter_context(RewardClient(url, timeout_s=timeout_s)) for _ in range(clients)]
     return [partial(_send, client) for client in opened]
 
 
@@ -221,8 +277,9 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
 
 
-def timing_table(rows: Sequence[Timing]) -> Table:
+def timing_table(rows: Sequence[Timing], weights: str = "given") -> Table:
     title = "Milliseconds per clip by stage; motion and discriminator: of the whole batch"
+    title += f"\n{RANDOM}" if weights == "random" else ""
     table = report.figure_table(title, ("how", "clip", "stage"), ("batch", "clips/s", "p50", "p90", "p99"))
     for row in rows:
         for stage, ms in row.ms.items():
@@ -234,7 +291,8 @@ def timing_table(rows: Sequence[Timing]) -> Table:
 
 def summary_table(document: dict[str, Any], plan: Plan) -> Table:
     """The few figures that the README quotes."""
-    table = Table(title=f"{PAPER} clips", show_header=False, box=SIMPLE, title_justify="left")
+    title = f"{PAPER} clips" + (f"; {RANDOM}" if document["weights"] == "random" else "")
+    table = Table(title=title, show_header=False, box=SIMPLE, title_justify="left")
     table.add_row("one clip in this process, alone", f"{document['one_clip_s']:.2f} s")
     for door, ratio in document["served_over_in_process"].items():
         label = f"served / in-process throughput, {door}, {plan.clients} clients"

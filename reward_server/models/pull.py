@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def pull(folder: Path, files: Mapping[str, Path | None], *, replace: bool = Fals
         if given is None and not replace and read_record(network, folder) is not None:
             tell(f"  there already, sha256 {verified(network, folder).sha256}")
         else:
+            tell(f"  reading {given or f'{network.repo}/{network.file} from the hub'}")
             tell(f"  {_take(network, folder, given, files, replace=replace)}")
 
 
@@ -49,6 +51,7 @@ def _fetch(network: Published, folder: Path, files: Mapping[str, Path | None]) -
     """The published file in the hub's local cache, and its full name with the revision it has there."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only who pulls needs it
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry; we tell how it ended
     try:
         path = Path(hf_hub_download(network.repo, network.file, revision=network.revision))
     except (OSError, ValueError, httpx.HTTPError) as error:
@@ -82,5 +85,5 @@ def listing(folder: Path, heads: Mapping[str, Path]) -> Table:
     for profile, path in heads.items():
         known = path.is_file()
         state = "ready" if known else f"missing: train with `motion-reward pretrain --profile {profile}`"
-        table.add_row(f"heads of {profile}", state, sha256_of(path)[:12] if known else "", str(path), "")
+        table.add_row(f"heads of {profile}", state, sha256_of(path)[:12] if known else "", path.name, "")
     return table

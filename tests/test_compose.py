@@ -115,12 +115,10 @@ def test_a_drain_ends_before_the_engine_kills(services: dict[str, Any]) -> None:
 def test_the_image_is_built_with_the_callers_arguments() -> None:
     arguments = {"PIP_ARGS": "--quiet", "TORCH_INDEX": "https://example.org/cpu"}
     resolved = stack(**arguments)["services"]
-    assert {name: service["build"]["target"] for name, service in resolved.items() if "build" in service} == {
-        "server": "server",
-        "worker": "server",
-        "trainer": "trainer",
-    }
-    assert all(service["build"]["args"] == arguments for service in resolved.values() if "build" in service)
+    built = {name: service["build"] for name, service in resolved.items() if "build" in service}
+    assert {name: build["target"] for name, build in built.items()} == {"server": "server", "trainer": "trainer"}
+    assert all(build["args"] == arguments for build in built.values())
+    assert resolved["worker"]["image"] == resolved["server"]["image"]
 
 
 def test_the_gpu_override_adds_devices_to_what_computes() -> None:

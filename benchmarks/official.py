@@ -48,8 +48,8 @@ class Official:
         """What the last iteration's update transformer reads of the given queries: [N,T,D]."""
         height, width = frames_T3HW.shape[-2:]
         video = F.interpolate(frames_T3HW, MODEL_SIZE, mode="bilinear", align_corners=True)[None]
-        scale = torch.tensor([1.0, (MODEL_SIZE[1] - 1) / (width - 1), (MODEL_SIZE[0] - 1) / (height - 1)])
-        queries = torch.cat([queries_N3 * scale, support_grid(*MODEL_SIZE)])[None]
+        scale = frames_T3HW.new_tensor([1.0, (MODEL_SIZE[1] - 1) / (width - 1), (MODEL_SIZE[0] - 1) / (height - 1)])
+        queries = torch.cat([queries_N3 * scale, support_grid(*MODEL_SIZE).to(frames_T3HW)])[None]
         with _last_input(self.tracker.get_submodule("updateformer")) as seen:
             self.tracker(video, queries, iters=4)
         return seen[-1].view(len(queries[0]), len(video[0]), -1)[: len(queries_N3)]
@@ -105,10 +105,9 @@ def weighted(module: Module, model: str, seed: int, prefix: str = "") -> Module:
 
 def filled(module: Module, names: dict[str, str], model: str, seed: int) -> Module:
     """`module` in eval mode; entry `name` gets the recipe's values of `names[name]`."""
-    state = module.state_dict()
-    values = golden_weights.fill({names[name]: tuple(entry.shape) for name, entry in state.items()}, model, seed)
-    state.update({name: torch.from_numpy(values[given].copy()) for name, given in names.items() if given in values})
-    module.load_state_dict(state, strict=True)
+    for name, entry in module.state_dict().items():  # one at a time, as peak memory is measured too
+        for value in golden_weights.fill({names[name]: tuple(entry.shape)}, model, seed).values():
+            entry.copy_(torch.from_numpy(value))
     return module.eval().requires_grad_(False)
 
 

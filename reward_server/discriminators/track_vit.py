@@ -124,7 +124,7 @@ class TrackTransformer(nn.Module):
         num_points, num_frames, _ = tokens_NTD.shape
         bytes_each = (2 * self.config.mlp_dim + 8 * self.config.dim) * 4  # of one token inside a block
         tracks = compute.num_per_pass(bytes_each * num_frames)
-        x = tokens_NTD.new_empty(num_points + self.config.num_virtual, num_frames, self.config.dim, dtype=compute.dtype)
+        x = tokens_NTD.new_empty(num_points + self.config.num_virtual, num_frames, self.config.dim)
         for part in passes(num_points, tracks):
             x[part] = self.input_transform(tokens_NTD[part])
         x[num_points:] = self.virual_tracks[0]

@@ -104,7 +104,7 @@ class Linear(_Prepared, nn.Linear):
         return self.fused(x)
 
     def fused(self, x: Tensor, *, gelu: Gelu | None = None, plus: Tensor | None = None) -> Tensor:
-        """The layer followed by a GELU or by the addition of `plus`, which has the result's shape."""
+        """The layer, then a GELU or the addition of `plus`, of the result's shape; a sum with float32 is float32."""
         if self.compute is None or needs_grad(x, self.weight):
             return _followed(F.linear(x, self.weight, self.bias), gelu, plus)
         dtype = torch.float32 if self.exact else self.compute.dtype
@@ -115,9 +115,10 @@ class Linear(_Prepared, nn.Linear):
         if not ready.packed:
             return _followed(F.linear(x, ready.weight, ready.bias), gelu, plus)
         ops = torch.ops.mkldnn
-        if plus is not None:
-            return ops._linear_pointwise.binary(x, plus.to(dtype), ready.weight, ready.bias, "add")  # type: ignore[no-any-return]
-        return ops._linear_pointwise(x, ready.weight, ready.bias, "gelu" if gelu else "none", [], gelu or "")  # type: ignore[no-any-return]
+        if plus is not None and plus.dtype == dtype:
+            return ops._linear_pointwise.binary(x, plus, ready.weight, ready.bias, "add")  # type: ignore[no-any-return]
+        y: Tensor = ops._linear_pointwise(x, ready.weight, ready.bias, "gelu" if gelu else "none", [], gelu or "")
+        return y if plus is None else plus + y
 
     def _prepare(self, dtype: torch.dtype, packs: bool, num_rows: int) -> _Ready:
         weight, bias = self.weight.detach().to(dtype), self.bias.detach().to(dtype)

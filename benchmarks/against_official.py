@@ -1,0 +1,276 @@
+"""The official CoTracker3 and SEA-RAFT against ours: time, memory and error on the same weights and the same clip.
+
+    python benchmarks/against_official.py --cotracker CHECKOUT --searaft CHECKOUT [--quick] [--parts speed,memory,bf16]
+
+Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
+blocks; ours in plain torch, on packed weights, in bf16 with heads in fp32, and all in bf16. A ratio is
+official seconds over ours in the same turn; its spread is over turns. On a machine that others use too,
+`--cpu-time` counts seconds of CPU, which waiting for one does not lengthen: take one thread then. Peak
+memory is that of a process that does nothing else. Weights are random (`golden_weights.py`), clips made
+up; the reference's two heads are stood in for, see `official.py`. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import official
+import torch
+from sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
+from torch.utils.flop_counter import FlopCounterMode
+
+from reward_server.allocation import as_shipped, keep_big_blocks
+from reward_server.estimators.prepacked import Compute, packing_works
+
+WAYS = {
+    "plain": (Compute(packed=False), None),
+    "fp32": (Compute(), None),
+    "bf16": (Compute(precision="bf16"), Compute()),
+    "all bf16": (Compute(precision="bf16"), None),
+}
+OFFICIAL = ("as shipped", "tuned malloc")
+GROUPS = {stage: (stage,) for stage in (*LC, *IC)} | {"LC reward": LC, "IC reward": IC, "whole reward": (*LC, *IC)}
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per stage and turn of every side, work and errors."""
+    case = Case.made_up(args.seed, args.frames, args.tracks, args.device)
+    theirs = Theirs(official.load(args.cotracker, args.searaft, args.seed), args.device)
+    ours = Ours(Compute(), args.seed, device=args.device)
+    expected, flops_theirs = counted(theirs, case)
+    _, flops_ours = counted(ours.told(*WAYS["plain"]), case)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in (*OFFICIAL, *WAYS)}
+    errors: dict[str, dict[str, float]] = {}
+    for _ in range(args.repeats):
+        for malloc, told in zip(OFFICIAL, (as_shipped, keep_big_blocks), strict=True):
+            told()
+            turns[malloc].append(scored(theirs, case, clock_of(args))[1])
+        for way, compute in WAYS.items():
+            got, spent = scored(ours.told(*compute), case, clock_of(args))
+            errors[way] = differences(got, expected)
+            turns[way].append(spent)
+        print(f"turn of {args.repeats} done", file=sys.stderr, flush=True)
+    return {
+        "seconds": {side: {group: _times(of, group) for group in GROUPS} for side, of in turns.items()},
+        "ratios": {
+            f"{way} against {malloc}": {group: _ratios(turns[malloc], turns[way], group) for group in GROUPS}
+            for way in WAYS
+            for malloc in OFFICIAL
+        },
+        "gflop": {
+            name: {group: sum(work.get(stage, 0) for stage in stages) / 1e9 for group, stages in GROUPS.items()}
+            for name, work in (("official", flops_theirs), ("ours", flops_ours))
+        },
+        "errors": errors,
+    }
+
+
+def clock_of(args: argparse.Namespace) -> Clock:
+    """What seconds are measured by."""
+    return time.process_time if args.cpu_time else device_clock(args.device)
+
+
+def counted(side: Theirs | Ours, case: Case) -> tuple[Scored, dict[str, float]]:
+    """A first, untimed run: what it scores, and operations of products and convolutions per stage."""
+    with FlopCounterMode(display=False) as counter:
+        return scored(side, case, lambda: float(counter.get_total_flops()))
+
+
+def differences(ours: Scored, theirs: Scored) -> dict[str, float]:
+    """Largest differences from the official results."""
+    return {
+        "tokens": float((ours.tokens - theirs.tokens).abs().max()),
+        "flow_px": float((ours.flow - theirs.flow).abs().max()),
+        "lc_logit": abs(ours.lc - theirs.lc),
+        "ic_logit": abs(ours.ic - theirs.ic),
+    }
+
+
+def _seconds(spent: dict[str, float], group: str) -> float:
+    return sum(spent[stage] for stage in GROUPS[group])
+
+
+def _times(turns: Sequence[dict[str, float]], group: str) -> float:
+    return statistics.median(_seconds(spent, group) for spent in turns)
+
+
+def _ratios(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]], group: str) -> list[float]:
+    """Median, least and largest ratio over the turns."""
+    each = [_seconds(a, group) / _seconds(b, group) for a, b in zip(theirs, ours, strict=True)]
+    return [statistics.median(each), min(each), max(each)]
+
+
+def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
+    """The best of a few large products, GFLOP/s, per precision."""
+    size, best, clock = 2048, {}, clock_of(args)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2, size, size, device=args.device, dtype=dtype)
+        times = []
+        for _ in range(12):
+            start = clock()
+            a @ b
+            times.append(clock() - start)
+        best[name] = 2 * size**3 / min(times) / 1e9
+    return best
+
+
+def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
+    """Rewards of a group of clips in bf16 against fp32, per way: rank correlation, and error of the advantages."""
+    ours = Ours(Compute(), args.seed, device=args.device)
+    ways = ("fp32", *(way for way in WAYS if "bf16" in way))
+    rewards: dict[str, list[Scored]] = {way: [] for way in ways}
+    for seed in range(args.clips):
+        case = Case.made_up(args.seed + seed, args.quality_frames, args.quality_tracks, args.device)
+        for way in ways:
+            rewards[way].append(scored(ours.told(*WAYS[way]), case)[0])
+    sizes = {"clips": args.clips, "frames": args.quality_frames, "tracks": args.quality_tracks}
+    return sizes | {way: agreement(rewards["fp32"], rewards[way]) for way in ways[1:]}
+
+
+def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, float]:
+    """Rank correlation of a group's rewards, and the largest error of a centred one as a share of their spread."""
+    measured = {}
+    for name in ("reward", "lc", "ic"):
+        a, b = (torch.tensor([getattr(one, name) for one in group]).double() for group in (exact, coarse))
+        error = ((b - b.mean()) - (a - a.mean())).abs().max()
+        ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+        measured |= {
+            f"{name}_spearman": float(torch.corrcoef(ranks)[0, 1]),
+            f"{name}_spread": float(a.std()),
+            f"{name}_error_of_spread": float(error / a.std()),
+        }
+    return measured
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident MiB and seconds of one whole reward, each side in a process of its own."""
+    return {side: _alone(args, side) for side in (OFFICIAL[0], *WAYS)}
+
+
+def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
+    options = {"cotracker": args.cotracker, "searaft": args.searaft, "frames": args.frames, "tracks": args.tracks}
+    options |= {"threads": args.threads, "seed": args.seed, "alone": side}
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def alone(args: argparse.Namespace) -> dict[str, float]:
+    """One reward by one side, what its process took at most, and what it took before the clip."""
+    theirs = args.alone == OFFICIAL[0]
+    compute, heads = WAYS["fp32"] if theirs else WAYS[args.alone]
+    if not theirs:
+        keep_big_blocks()
+    side = (
+        Theirs(official.load(args.cotracker, args.searaft, args.seed))
+        if theirs
+        else Ours(compute, args.seed, heads=heads)
+    )
+    before = _peak_mib()
+    start = time.perf_counter()
+    scored(side, Case.made_up(args.seed, args.frames, args.tracks))
+    return {"peak_mib": _peak_mib(), "loaded_mib": before, "seconds": time.perf_counter() - start}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def printed(result: dict[str, Any]) -> None:
+    """The tables."""
+    if "speed" in result:
+        _print_speed(result["speed"], result["gemm_peak"])
+    for side, of in result.get("memory", {}).items():
+        print(
+            f"peak memory, {side:<14} {of['peak_mib']:8.0f} MiB ({of['loaded_mib']:.0f} loaded), {of['seconds']:.1f} s"
+        )
+    for way, of in result.get("bf16", {}).items():
+        if isinstance(of, dict):
+            print(f"{way} against fp32: " + "  ".join(f"{name} {value:.4f}" for name, value in of.items()))
+
+
+def _print_speed(measured: dict[str, Any], peak: dict[str, float]) -> None:
+    seconds, gflop = measured["seconds"], measured["gflop"]
+    print(f"{'':<18}{'official s':>11}{'tuned s':>9}" + "".join(f"{f'ours {way} s':>14}" for way in WAYS))
+    for group in GROUPS:
+        cells = [seconds[side][group] for side in (*OFFICIAL, *WAYS)]
+        print(f"{group:<18}{cells[0]:>11.2f}{cells[1]:>9.2f}" + "".join(f"{cell:>14.2f}" for cell in cells[2:]))
+    print(f"\n{'x: median (least..largest)':<18}")
+    for pair, ratios in measured["ratios"].items():
+        line = "  ".join(f"{group} {a:.2f} ({b:.2f}..{c:.2f})" for group, (a, b, c) in ratios.items())
+        print(f"{pair}: {line}")
+    print(f"\nGFLOP, GFLOP/s and share of the GEMM peak ({peak['fp32']:.0f} fp32, {peak['bf16']:.0f} bf16 GFLOP/s)")
+    for side in (*OFFICIAL, *WAYS):
+        work = gflop["official" if side in OFFICIAL else "ours"]
+        top = peak["bf16" if "bf16" in side else "fp32"]
+        rates = {group: work[group] / seconds[side][group] for group in GROUPS}
+        print(f"{side}: " + "  ".join(f"{g} {work[g]:.0f} {r:.0f} {r / top:.0%}" for g, r in rates.items()))
+    for way, error in measured["errors"].items():
+        print(f"error of {way}: " + "  ".join(f"{name} {value:.1e}" for name, value in error.items()))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cotracker", type=Path, required=True, help="checkout of facebookresearch/co-tracker")
+    parser.add_argument("--searaft", type=Path, required=True, help="checkout of princeton-vl/SEA-RAFT")
+    parser.add_argument("--frames", type=int, default=24, help="frames of the clip of 320x576 pixels")
+    parser.add_argument("--tracks", type=int, default=1024, help="queries; 36 of support are added by both sides")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of every side")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the same table on a GPU")
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, all threads together")
+    parser.add_argument("--parts", default="speed,memory,bf16", help="which of speed, memory, bf16 to measure")
+    parser.add_argument("--clips", type=int, default=16, help="clips of the group that bf16 is judged by")
+    parser.add_argument("--quality-frames", type=int, default=6, help="frames of each of them")
+    parser.add_argument("--quality-tracks", type=int, default=256, help="queries of each of them")
+    parser.add_argument("--quick", action="store_true", help="4 frames, 64 tracks, one turn, 4 clips of 3 frames")
+    parser.add_argument("--alone", choices=(OFFICIAL[0], *WAYS), help="score one clip by one side; print its memory")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.frames, args.tracks, args.repeats = 4, 64, 1
+        args.clips, args.quality_frames, args.quality_tracks = 4, 3, 64
+    if unknown := set(args.parts.split(",")) - {"speed", "memory", "bf16"}:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; choose of speed, memory, bf16")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # the official code's
+    torch.set_num_threads(args.threads)
+    if args.alone:
+        print(json.dumps(alone(args)))
+        return 0
+    result: dict[str, Any] = {
+        "frames": args.frames,
+        "tracks": args.tracks,
+        "threads": args.threads,
+        "repeats": args.repeats,
+        "device": args.device,
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "packed": packing_works(),
+        "gemm_peak": gemm_peak(args),
+    }
+    measures = {"speed": speed, "memory": memory, "bf16": bf16_quality}
+    result |= {name: measures[name](args) for name in args.parts.split(",")}
+    printed(result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

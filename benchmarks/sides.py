@@ -1,0 +1,185 @@
+"""The two sides of `against_official.py`: the whole SHIFT reward of one clip, and seconds per stage.
+
+Shapes: T frames, P = T-1 pairs, N tracks, D token size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from official import Official, weighted
+from torch import Tensor
+from torch.nn import functional as F
+
+from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
+from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
+from reward_server.estimators.cotracker3 import CoTracker3
+from reward_server.estimators.prepacked import Compute, set_compute
+from reward_server.estimators.sea_raft import SeaRaft
+from reward_server.motion import mixture_confidence, residual_map
+
+LC = ("feature net", "correlation + MLP", "updater", "track head")
+IC = ("flow net", "ViT")
+HEIGHT, WIDTH = 320, 576
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One clip and its queries: frames [T,3,H,W] float 0..255, queries [N,3] (frame, x, y)."""
+
+    frames: Tensor
+    queries: Tensor
+
+    @classmethod
+    def made_up(cls, seed: int, num_frames: int, num_tracks: int, device: str = "cpu") -> Case:
+        """Smooth texture that drifts, turns brighter and darker, and wobbles, each a little, by the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        texture = F.interpolate(
+            255 * torch.rand(1, 3, 48, 80, generator=generator), (HEIGHT + 128, WIDTH + 128), mode="bicubic"
+        )
+        x, y, gain, wobble = (2 * torch.rand(4, generator=generator) - 1).tolist()
+        frames = []
+        for t in range(num_frames):
+            shift = (t / num_frames + wobble * (t % 2) / 8) * 50
+            top, left = 64 + round(y * shift), 64 + round(x * shift)
+            crop = texture[0, :, top : top + HEIGHT, left : left + WIDTH]
+            frames.append(crop * (1 + 0.2 * gain * t / num_frames))
+        points = torch.rand(num_tracks, 2, generator=generator) * torch.tensor([WIDTH - 1.0, HEIGHT - 1.0])
+        queries = torch.cat([torch.zeros(num_tracks, 1), points.round()], dim=1)
+        return cls(frames=torch.stack(frames).clamp(0, 255).round().to(device), queries=queries.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a side makes of a clip: tokens [N,T,D], flow [P,2,H,W] and the two logits."""
+
+    tokens: Tensor
+    flow: Tensor
+    lc: float
+    ic: float
+
+    @property
+    def reward(self) -> float:
+        return (self.lc + self.ic) / 2
+
+
+class Theirs:
+    """The official networks, run as the reference runs them."""
+
+    def __init__(self, networks: Official, device: str = "cpu") -> None:
+        self._networks = networks
+        for network in vars(networks).values():
+            network.to(device)
+
+    def tokens(self, case: Case) -> Tensor:
+        return self._networks.tokens(case.frames, case.queries)
+
+    def track_logit(self, tokens_NTD: Tensor) -> Tensor:
+        return self._networks.track_head(tokens_NTD[None])  # type: ignore[no-any-return]
+
+    def flow(self, case: Case) -> tuple[Tensor, Tensor]:
+        return self._networks.flow(case.frames)
+
+    def vit_logit(self, maps_P2HW: Tensor) -> Tensor:
+        return self._networks.vit(maps_P2HW)  # type: ignore[no-any-return]
+
+    @property
+    def parts(self) -> dict[str, tuple[Any, str]]:
+        """Where the tracker's stages are."""
+        tracker: Any = self._networks.tracker
+        return {"feature net": (tracker.fnet, "forward"), "updater": (tracker.updateformer, "forward")}
+
+
+class Ours:
+    """Our networks with the same weights; `heads` is how the discriminators compute, else as the estimators."""
+
+    def __init__(self, compute: Compute, seed: int, *, heads: Compute | None = None, device: str = "cpu") -> None:
+        self._tracker = weighted(CoTracker3(compute=compute), "cotracker", seed).to(device)
+        self._flow_net = weighted(SeaRaft(compute=compute), "searaft", seed).to(device)
+        self._track_head = weighted(TrackViT(TrackViTConfig()), "trackformer", seed).to(device)
+        self._vit = weighted(ResidualViT(ResidualViTConfig()), "ic", seed, "flow_vit.").to(device)
+        for head in (self._track_head, self._vit):
+            set_compute(head, heads or compute)
+
+    def told(self, compute: Compute, heads: Compute | None = None) -> Ours:
+        """The same networks, computing another way."""
+        for network in (self._tracker, self._flow_net):
+            set_compute(network, compute)
+        for head in (self._track_head, self._vit):
+            set_compute(head, heads or compute)
+        return self
+
+    def tokens(self, case: Case) -> Tensor:
+        return self._tracker(case.frames[None], case.queries[None], tokens_only=True).tokens[0]  # type: ignore[no-any-return]
+
+    def track_logit(self, tokens_NTD: Tensor) -> Tensor:
+        return self._track_head(tokens_NTD[None])  # type: ignore[no-any-return]
+
+    def flow(self, case: Case) -> tuple[Tensor, Tensor]:
+        estimate = self._flow_net(case.frames[None])
+        return estimate.flow[0], estimate.info[0]
+
+    def vit_logit(self, maps_P2HW: Tensor) -> Tensor:
+        return self._vit(maps_P2HW[None])  # type: ignore[no-any-return]
+
+    @property
+    def parts(self) -> dict[str, tuple[Any, str]]:
+        return {"feature net": (self._tracker, "encode"), "updater": (self._tracker.updateformer, "forward")}
+
+
+Clock = Callable[[], float]
+
+
+def device_clock(device: str) -> Clock:
+    """Seconds, after the device has finished what it was given."""
+
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+@torch.no_grad()
+def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) -> tuple[Scored, dict[str, float]]:
+    """The reward of one clip, and what `clock` counted in each stage; the tracker's rest is its correlation."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(stage: str, call: Callable[..., Any], *given: Any) -> Any:
+        start = clock()
+        result = call(*given)
+        spent[stage] += clock() - start
+        return result
+
+    with _watched(side.parts, timed):
+        tokens = timed("correlation + MLP", side.tokens, case)
+    spent["correlation + MLP"] -= spent["feature net"] + spent["updater"]
+    lc = timed("track head", side.track_logit, tokens)
+    flow, info = timed("flow net", side.flow, case)
+    residual = residual_map(case.frames[None], flow[None].float())[0]
+    maps = torch.stack([residual, mixture_confidence(info.float(), 0.0, 10.0)], dim=1)
+    ic = timed("ViT", side.vit_logit, maps)
+    return Scored(tokens=tokens, flow=flow, lc=float(lc), ic=float(ic)), dict(spent)
+
+
+@contextmanager
+def _watched(parts: dict[str, tuple[Any, str]], timed: Callable[..., Any]) -> Iterator[None]:
+    """Time every call of the named methods while inside."""
+    for stage, (owner, name) in parts.items():
+        setattr(owner, name, _wrapped(timed, stage, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in parts.values():
+            delattr(owner, name)  # the class's own shows again
+
+
+def _wrapped(timed: Callable[..., Any], stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given, **named: timed(stage, lambda: call(*given, **named))

@@ -1,0 +1,30 @@
+"""Keep big blocks of memory: told so, glibc reuses them where it would return each to the system and fault it in again.
+
+Frozen networks allocate and free tens of MiB at a time; page faults then take up to half of a clip's
+time. Call it once, before the first big allocation of a process. Used by workers and by benchmarks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+MIB = 1024**2
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, malloc.h
+
+
+def keep_big_blocks(limit_mib: int = 1024) -> bool:
+    """Blocks up to `limit_mib` come from the heap, which is not trimmed before. False where this is not glibc."""
+    return _told({MMAP_THRESHOLD: limit_mib * MIB, TRIM_THRESHOLD: 2047 * MIB, TOP_PAD: 64 * MIB})
+
+
+def as_shipped() -> bool:
+    """Where glibc's own moving thresholds end up once a process has freed big blocks; also returns free memory."""
+    done = _told({MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8})
+    if done:
+        ctypes.CDLL(None).malloc_trim(0)
+    return done
+
+
+def _told(options: dict[int, int]) -> bool:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and sum(mallopt(name, value) for name, value in options.items()) == len(options)

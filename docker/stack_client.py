@@ -20,7 +20,8 @@ from redis import Redis
 from protos.client import RewardClient
 from protos.types import OutcomeKind, Submission
 from reward_server.load import Size, made_up_clip
-from reward_server.queue.transitions import GROUP, Keys
+from reward_server.queue.keys import Keys
+from reward_server.queue.transitions import GROUP
 from reward_server.settings import Settings
 
 DOORS = {"http": "http://server:8000", "grpc": "grpc://server:50051"}

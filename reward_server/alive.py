@@ -12,7 +12,7 @@ import sys
 from redis import Redis
 from redis.exceptions import RedisError
 
-from reward_server.queue.transitions import Keys
+from reward_server.queue.keys import Keys
 from reward_server.settings import Settings
 
 PATIENCE_S = 5.0

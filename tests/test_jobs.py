@@ -41,9 +41,10 @@ from reward_server.errors import (
 from reward_server.queue import transitions
 from reward_server.queue.finished import Finished
 from reward_server.queue.jobs import Job, JobQueue, JobState
+from reward_server.queue.keys import Keys
 from reward_server.queue.records import pack_outcome
 from reward_server.queue.redis_link import connect
-from reward_server.queue.transitions import GROUP, Keys
+from reward_server.queue.transitions import GROUP
 from tests.conftest import MakeSettings, OpenQueue
 
 KEYS = Keys(profile="embedded")

@@ -29,9 +29,9 @@ from reward_server.errors import (
 )
 from reward_server.pipeline import Pipeline
 from reward_server.queue.jobs import JobQueue
+from reward_server.queue.keys import Keys
 from reward_server.queue.refreshes import Refresh
 from reward_server.queue.run_store import Version
-from reward_server.queue.transitions import Keys
 from reward_server.settings import Settings
 from tests.conftest import MakeSettings, OpenQueue
 from tests.run_clips import fill

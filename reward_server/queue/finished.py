@@ -16,9 +16,9 @@ import structlog
 
 from protos.types import Outcome
 from reward_server.errors import RewardServerError
+from reward_server.queue.keys import Keys
 from reward_server.queue.records import unpack_outcome
 from reward_server.queue.redis_link import Entry, RedisLink
-from reward_server.queue.transitions import Keys
 
 log = structlog.get_logger(__name__)
 

@@ -61,6 +61,7 @@ from reward_server.queue.admission import (
     retry_after_s,
 )
 from reward_server.queue.finished import Beginning, Finished, FinishedReader, stored_outcomes
+from reward_server.queue.keys import Keys
 from reward_server.queue.records import pack_model, pack_outcome, unpack_context, unpack_model, unpack_outcome
 from reward_server.queue.redis_link import RedisLink, end_task
 from reward_server.queue.refreshes import RefreshQueue
@@ -104,7 +105,7 @@ class JobQueue:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._settings = settings
-        self._keys = transitions.Keys(profile=settings.profile)
+        self._keys = Keys(profile=settings.profile)
         self._link = RedisLink(redis, self._keys.prefix, transitions.ALL)
         self._lease_ms = max(1, int(settings.lease_s * 1000))
         self.store, self.refreshes = RunStore(redis, settings), RefreshQueue(redis, settings)

@@ -35,10 +35,10 @@ from reward_server.errors import (
     UnknownRun,
 )
 from reward_server.queue import refresh_transitions
+from reward_server.queue.keys import Keys
 from reward_server.queue.records import pack_refresh, pack_refreshed, unpack_refresh, unpack_refreshed
 from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.run_store import Version
-from reward_server.queue.transitions import Keys
 from reward_server.settings import Settings
 
 LOOK_EVERY_S = 2.0  # should news get lost

@@ -22,8 +22,8 @@ from redis.asyncio import Redis
 from protos.types import Origin
 from reward_server.errors import RefreshFailed, VersionNotServed
 from reward_server.queue import refresh_transitions
+from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink
-from reward_server.queue.transitions import Keys
 from reward_server.settings import Settings
 
 STAGE_S = 600

@@ -8,10 +8,6 @@ Commands of Redis 6.2 at most. Keys and their lifetimes: see jobs.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from protos.results import results_key
-
 GROUP = "workers"
 
 _COMMON = """
@@ -348,69 +344,3 @@ return redis.call('HMGET', key('models'), unpack(live))
 )
 
 ALL = (BEGIN, ADMIT, START, RECLAIM, RENEW, HAND_BACK, FINISH, OVERDUE, ANNOUNCE, LEAVE, MODELS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """Names of the keys that Python touches itself; the braces keep a profile's keys in one cluster slot."""
-
-    profile: str
-
-    @property
-    def prefix(self) -> str:
-        return f"motion-reward:{{{self.profile}}}"
-
-    @property
-    def queue(self) -> str:
-        return f"{self.prefix}:queue"
-
-    @property
-    def finished(self) -> str:
-        return f"{self.prefix}:finished"
-
-    @property
-    def dead(self) -> str:
-        return f"{self.prefix}:dead"
-
-    @property
-    def workers(self) -> str:
-        return f"{self.prefix}:workers"
-
-    @property
-    def depth(self) -> str:
-        return f"{self.prefix}:depth"
-
-    @property
-    def counts(self) -> str:
-        return f"{self.prefix}:counts"
-
-    def job(self, job_id: str) -> str:
-        return f"{self.prefix}:job:{job_id}"
-
-    def payload(self, job_id: str) -> str:
-        return f"{self.prefix}:payload:{job_id}"
-
-    def run(self, run_id: str) -> str:
-        return results_key(self.profile, run_id)
-
-    def clips(self, origin: str, run_id: str) -> str:
-        return f"{self.prefix}:clips:{origin}:{run_id}"
-
-    def clip_order(self, origin: str, run_id: str) -> str:
-        return f"{self.prefix}:clip-order:{origin}:{run_id}"
-
-    def versions(self, run_id: str) -> str:
-        return f"{self.prefix}:versions:{run_id}"
-
-    def version(self, version: str) -> str:
-        return f"{self.prefix}:version:{version}"
-
-    def heads(self, version: str) -> str:
-        return f"{self.prefix}:heads:{version}"
-
-    def training(self, version: str) -> str:
-        return f"{self.prefix}:training:{version}"
-
-    @property
-    def refresh_news(self) -> str:
-        return f"{self.prefix}:refresh-news"

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 QUANTILES = (0.1, 0.5, 0.9)
 HIDDEN = 64
 DROPOUT = 0.3
+BOUND = 3.0  # logits: statistics far from all that training saw must not outvote the transformer
 
 
 class StatisticsLogit(nn.Module):
-    """Cues [B,N,T,C] -> logits [B], by quantiles over tracks, their course over frames, and a two-layer MLP."""
+    """Cues [B,N,T,C] -> logits [B] within +-BOUND, by quantiles over tracks, their course over frames, and a two-layer MLP."""
 
     def __init__(self, num_cues: int) -> None:
         super().__init__()
@@ -26,7 +27,8 @@ class StatisticsLogit(nn.Module):
         )
 
     def forward(self, cues_BNTC: Tensor) -> Tensor:
-        return self.classifier(self.norm(statistics(cues_BNTC))).squeeze(-1)  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(self.norm(statistics(cues_BNTC))).squeeze(-1)
+        return BOUND * torch.tanh(logits / BOUND)
 
 
 def statistics(cues_BNTC: Tensor) -> Tensor:

@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
+from reward_server.cues import num_cues, track_cues
 from reward_server.decoding.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.classical import ClassicalEstimators
+from reward_server.estimators.prepacked import Compute
 from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 
 # Drifts are divided by half the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
 DISPLACEMENT_SCALE = 0.5
-KINEMATICS = 8
-NUM_NEIGHBOURS = 8
-NEIGHBOUR_POOL = 256  # neighbours come from the first so many tracks, so that more tracks do not change their distance
-FINEST_PX = 0.1  # kinematics are linear below it and logarithmic above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +35,10 @@ class EmbeddedProfile:
 
     num_tracks: ClassVar[int] = 256
     parallel_clips: ClassVar[bool] = True
+    heads_compute: ClassVar[Compute | None] = None  # small heads gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 2  # raise it when the code between bytes and heads changes the numbers
+    revision: int = 3  # raise it when the code between bytes and heads changes the numbers
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -50,8 +49,11 @@ class EmbeddedProfile:
 
     @property
     def track_config(self) -> TrackViTConfig:
-        token_dim = 2 + self.correlation_scales * self.correlation_window**2 + DISPLACEMENT_FEATURES + KINEMATICS
-        return TrackViTConfig(token_dim=token_dim, dim=64, heads=4, depth=2, mlp_dim=256, num_virtual=16)
+        token_dim = 2 + self.correlation_scales * self.correlation_window**2 + DISPLACEMENT_FEATURES
+        cues = num_cues(self.correlation_scales)
+        return TrackViTConfig(
+            token_dim=token_dim + cues, dim=64, heads=4, depth=2, mlp_dim=256, num_virtual=16, num_cues=cues
+        )
 
     @property
     def residual_config(self) -> ResidualViTConfig:
@@ -73,17 +75,19 @@ class EmbeddedProfile:
         *,
         chosen: slice = slice(None),
     ) -> Tensor:
-        """[N,T,D] per track and frame: visibility, confidence, correlation maps, displacements, kinematics.
+        """[N,T,D] per track and frame: visibility, confidence, correlation maps, displacements, cues (`cues.py`).
 
-        All tracks of a clip must be given, as kinematics compare a track with its neighbours; tokens
-        are made of the `chosen` ones.
+        All tracks of a clip must be given, as cues compare a track with its neighbours; tokens are made of the
+        `chosen` ones. The time embedding is added to all but the cues.
         """
         scale = DISPLACEMENT_SCALE * self.sampling.area_px**0.5
         displacement = displacement_features(tracks_TN2[None, :, chosen], (scale, scale))[0]
         state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
         correlation = correlation_TNSKK[:, chosen].flatten(2)
-        tokens = torch.cat([state, correlation, displacement, kinematics(tracks_TN2)[:, chosen]], dim=-1)
-        return (tokens + time_embedding(*tokens.shape[::2])[:, None]).transpose(0, 1)
+        features = torch.cat([state, correlation, displacement], dim=-1)
+        features = features + time_embedding(*features.shape[::2])[:, None]
+        cues = track_cues(tracks_TN2, visibility_TN, confidence_TN, correlation_TNSKK, chosen)
+        return torch.cat([features, cues], dim=-1).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
         """[P,2,H,W]: brightness-constancy residual in grey levels, flow confidence 0..1."""
@@ -94,35 +98,6 @@ class EmbeddedProfile:
         """sha256 of everything between bytes and heads; heads refuse features of another digest."""
         parts = {"profile": asdict(self), "estimators": asdict(self.estimators)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def kinematics(tracks_TN2: Tensor) -> Tensor:
-    """[T,N,8]: drift and acceleration of each track, alone and less the mean of its nearest tracks.
-
-    Pixels, compressed as asinh(d / 0.1 px). A rigid or smoothly bending scene moves with its
-    neighbourhood; wobble, swimming and teleports do not.
-    """
-    drift = torch.zeros_like(tracks_TN2)
-    drift[1:] = tracks_TN2.diff(dim=0)
-    acceleration = torch.zeros_like(drift)
-    acceleration[1:-1] = drift[2:] - drift[1:-1]
-    motion = torch.cat([drift, acceleration], dim=-1)
-    nearest = _neighbours(tracks_TN2[0])
-    relative = motion - motion[:, nearest].mean(dim=2)
-    return torch.asinh(torch.cat([motion, relative], dim=-1) / FINEST_PX)
-
-
-def _neighbours(points_N2: Tensor) -> Tensor:
-    """[N,K] indices of the nearest other points among the first NEIGHBOUR_POOL.
-
-    Queries are whole pixels, so equal distances are common: the earlier point wins, or rounding
-    would choose, and the same clip would get another reward.
-    """
-    points = points_N2.double()
-    pool = points[:NEIGHBOUR_POOL]
-    distance = (points[:, None] - pool).square().sum(dim=-1)
-    distance[range(len(pool)), range(len(pool))] = torch.inf
-    return distance.argsort(dim=-1, stable=True)[:, : min(NUM_NEIGHBOURS, len(pool) - 1)]
 
 
 def time_embedding(num_frames: int, dim: int) -> Tensor:

@@ -41,6 +41,7 @@ from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, dec
 from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, read_heads
 from reward_server.discriminators.run_clips import pack_clip
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
+from reward_server.estimators.prepacked import Compute
 from reward_server.motion import Motion
 from reward_server.profiles import Profile, load_profile
 from reward_server.queue.hand import Scored
@@ -84,7 +85,8 @@ class Pipeline:
     @classmethod
     def load(cls, settings: Settings) -> Pipeline:
         """Load the profile's frozen networks, if it has any, and its heads. Raises NotReady if there are none."""
-        profile = load_profile(settings.profile, settings.models_folder, device=settings.device)
+        compute = Compute(precision=settings.precision, memory_mib=settings.pass_memory_mib)
+        profile = load_profile(settings.profile, settings.models_folder, device=settings.device, compute=compute)
         heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)
         return cls(profile, load_heads(profile, heads, device=settings.device), settings)
 
@@ -173,8 +175,8 @@ class Pipeline:
         return pack_clip(motion, num_pairs=settings.feature_pairs, group_id=context.group_id)
 
     def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
-        """As many windows at once as `batch_cost` allows, to bound the heads' memory."""
-        size = max(1, int(self._settings.batch_cost / motions[0].residual.numel()))
+        """As many windows at once as `pass_cost` allows, to bound the heads' memory."""
+        size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))
         return (motions[start : start + size] for start in range(0, len(motions), size))
 
     def _logits(self, heads: Heads, motions: Sequence[Motion]) -> Tensor:

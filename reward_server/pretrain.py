@@ -121,7 +121,8 @@ def pretrain(
 ) -> dict[str, float]:
     """Cache, train, write `out`; returns each head's held-out AUC. Resumes from `work`, the run's folder.
 
-    Frozen networks, if the profile has any, are in `models` and run on `device`; raises NotReady without them.
+    Frozen networks, if the profile has any, are in `models` and run on `device`, on which the heads train too;
+    raises NotReady without them.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device)
     profile = opened(source)
@@ -136,7 +137,9 @@ def pretrain(
     print(f"{len(views)} views to train on, {len(held_out)} held out by source")
     jobs = [HeadJob(name=name, profile=source, cache=cache.folder, config=config, folder=work / name) for name in HEADS]
     trained = train_heads(jobs, views, held_out, processes)
-    weights = {job.name: torch.load(job.folder / "best.pt", weights_only=True)["average"] for job in jobs}
+    weights = {
+        job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs
+    }
     save_heads(out, profile=profile, version=version or _version(profile, weights), **weights)
     return trained
 
@@ -177,7 +180,8 @@ def train_heads(
 def _train_head(
     job: HeadJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
 ) -> float:
-    trainer = HeadTrainer(job.name, opened(job.profile), FeatureCache(job.cache), job.config, job.folder)
+    cache, device = FeatureCache(job.cache), job.profile.device
+    trainer = HeadTrainer(job.name, opened(job.profile), cache, job.config, job.folder, device=device)
     return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
 
 

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         None, description="Folder of frozen networks' weights (`motion-reward models`); none: models in data_dir."
     )
     device: str = Field("cpu", description="torch device of frozen networks and discriminators.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the shift profiles' frozen networks: bf16 is faster where the hardware has it."
+    )
+    pass_memory_mib: int = Field(
+        128, ge=1, description="What one pass of those networks and heads may take for intermediate values, in MiB."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: as many as there are cores.")
     data_dir: Path = Field(default_factory=default_data_dir, description="Where the private Redis keeps its data.")
 
@@ -100,7 +106,10 @@ class Settings(BaseSettings):
     # Batches
     batch_jobs: int = Field(8, ge=1, description="Jobs claimed at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
-    batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that share one pass of the heads.")
+    batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that a batch of jobs holds at most.")
+    pass_cost: float = Field(
+        6e5, gt=0, description="Pixels of the frames that share one pass of the heads; raise it on a GPU."
+    )
 
     @property
     def models_folder(self) -> Path:

@@ -13,6 +13,7 @@ from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config
+from reward_server.estimators.prepacked import Compute
 from reward_server.estimators.sea_raft import SeaRaft
 from reward_server.profiles.shift import Networks, ShiftProfile
 
@@ -63,6 +64,7 @@ def small_profile(**fields: object) -> SmallProfile:
         tracker=random_cotracker(height_px=96, width_px=128).eval(),
         flow_net=random_sea_raft().eval(),
         device="cpu",
+        compute=Compute(),
         digests={"cotracker3": "a", "sea_raft": "b"},
     )
     return SmallProfile(**{"networks": networks, "sampling": SMALL, "height_px": 64, "width_px": 96, **fields})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from reward_server import bench
 from reward_server.decoding.sampling import profile_size
 from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, new_heads, save_heads
 from reward_server.errors import BadRequest, NotReady
+from reward_server.estimators.prepacked import Compute, set_compute
 from reward_server.feature_cache import FeatureCache, Sample, pack, unpack_maps, unpack_tokens
 from reward_server.models.published import SEA_RAFT
 from reward_server.models.reference import import_heads
@@ -76,7 +78,7 @@ def test_flow_sees_a_clip_of_another_shape_at_the_heads_size(profile: ShiftProfi
 
 def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
-    shift, wan = (load_shift(name, Path(), device="cpu") for name in ("shift", "shift-wan"))
+    shift, wan = (load_shift(name, Path(), device="cpu", compute=Compute()) for name in ("shift", "shift-wan"))
     assert (shift.sampling.fps, shift.sampling.window_frames, shift.num_tracks) == (14.0, 24, 1024)
     assert (wan.sampling.fps, wan.sampling.window_frames) == (24.0, 49)
     assert profile_size(320, 576, shift.sampling) == profile_size(720, 1280, shift.sampling) == (320, 576)
@@ -163,6 +165,27 @@ def test_without_frozen_weights_the_error_names_the_pull(tmp_path: Path) -> None
 def test_without_trained_heads_the_error_names_the_training(profile: ShiftProfile, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=rf"motion-reward pretrain --profile shift .*--out {tmp_path}"):
         load_heads(profile, heads_file("shift", tmp_path))
+
+
+def test_settings_reach_the_networks_and_heads_stay_in_full_precision(profile: ShiftProfile, tmp_path: Path) -> None:
+    compute = Compute(precision="bf16", memory_mib=7)
+    bf16 = dataclasses.replace(profile, networks=dataclasses.replace(profile.networks, compute=compute))
+    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
+    path = tmp_path / "heads.safetensors"
+    save_heads(path, profile=bf16, version="v", instantaneous=instantaneous, long_term=long_term)
+    assert load_heads(bf16, path).long_term.compute == Compute(memory_mib=7)
+    assert bf16.preprocessing_digest == profile.preprocessing_digest
+    assert EmbeddedProfile().heads_compute is None
+
+
+def test_bf16_networks_see_nearly_the_same_motion(profile: ShiftProfile, motion: NetworkMotion) -> None:
+    tracker, flow_net = (copy.deepcopy(net) for net in (profile.networks.tracker, profile.networks.flow_net))
+    for network in (tracker, flow_net):
+        set_compute(network, Compute(precision="bf16"))
+    networks = dataclasses.replace(profile.networks, tracker=tracker, flow_net=flow_net)
+    near = dataclasses.replace(profile, networks=networks).motion(clip(), query_seed=3, num_tracks=20)
+    assert float((near.tracks - motion.tracks).abs().max()) < 0.5  # px
+    assert 0 < float((near.correlation - motion.correlation).abs().max()) < 0.05
 
 
 def test_heads_of_other_frozen_weights_never_serve(profile: ShiftProfile, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
 from reward_server.errors import NotReady
+from reward_server.estimators.prepacked import set_compute
 from reward_server.profiles import Profile
 
 SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
@@ -114,6 +115,8 @@ def read_heads(profile: Profile, data: bytes, *, source: str, device: str = "cpu
         raise NotReady(
             f"{source} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
         ) from error
+    for head in (instantaneous, long_term):
+        set_compute(head, profile.heads_compute)
     return Heads(
         instantaneous=instantaneous.eval().to(device),
         long_term=long_term.eval().to(device),

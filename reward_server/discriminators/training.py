@@ -82,11 +82,19 @@ class HeadTrainer:
     """One head, its average and its optimizer; one instance is one training run, kept in `folder`."""
 
     def __init__(
-        self, name: HeadName, profile: Profile, cache: FeatureCache, config: TrainingConfig, folder: Path
+        self,
+        name: HeadName,
+        profile: Profile,
+        cache: FeatureCache,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(config.seed)
         self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
-        self.head: nn.Module = dict(zip(HEADS, new_heads(profile), strict=True))[name]
+        self.device = device
+        self.head: nn.Module = dict(zip(HEADS, new_heads(profile), strict=True))[name].to(device)
         self.average = copy.deepcopy(self.head).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -129,15 +137,15 @@ class HeadTrainer:
             inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
         else:
             inputs = self.cache.tokens(sample, self.profile, 0, self.config.evaluate_tracks)
-        return float(self.average(inputs[None]))
+        return float(self.average(inputs[None].to(self.device)))
 
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout: a resumed run repeats the uninterrupted one
         real = [view.real for view in batch]
         negatives = [view.negatives[i] for view in batch for i in _choose(view, self.config.negatives_per_view, rng)]
-        inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives])
-        with fast_forward(bf16=self.config.bf16):
+        inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives]).to(self.device)
+        with fast_forward(bf16=self.config.bf16, device=self.device):
             logits = self.head(inputs).float()
         owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
         loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
@@ -284,4 +292,4 @@ def _save(path: Path, state: dict[str, object]) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
+from reward_server.estimators.prepacked import Compute
 from reward_server.motion import Motion
 
 ProfileName = Literal["embedded", "shift", "shift-wan"]
@@ -41,6 +42,10 @@ class Profile(Protocol):
     @property
     def residual_config(self) -> ResidualViTConfig: ...
     @property
+    def heads_compute(self) -> Compute | None:
+        """How its heads judge; None: plainly."""
+
+    @property
     def preprocessing_digest(self) -> str:
         """sha256 of everything between bytes and heads; heads refuse features of another digest."""
 
@@ -63,8 +68,8 @@ class Profile(Protocol):
         """[P,2,H,W] what the instantaneous head reads: residual in grey levels, flow confidence 0..1."""
 
 
-def load_profile(name: str, models: Path, *, device: str = "cpu") -> Profile:
-    """The profile, with its frozen networks from the folder `models` on `device`, if it has any.
+def load_profile(name: str, models: Path, *, device: str = "cpu", compute: Compute | None = None) -> Profile:
+    """The profile, with its frozen networks, if it has any, from the folder `models`, on `device`, as `compute` says.
 
     Raises NotReady, naming the command that fetches them, where they are missing or were changed.
     """
@@ -74,4 +79,4 @@ def load_profile(name: str, models: Path, *, device: str = "cpu") -> Profile:
         return EmbeddedProfile()
     from reward_server.profiles.shift import load_shift  # noqa: PLC0415
 
-    return load_shift(name, models, device=device)
+    return load_shift(name, models, device=device, compute=compute or Compute())

@@ -26,6 +26,7 @@ from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
 from reward_server.estimators.feature_net import STRIDE_PX
+from reward_server.estimators.prepacked import Compute
 from reward_server.estimators.sea_raft import SeaRaft
 from reward_server.models.store import load_network
 from reward_server.motion import (
@@ -49,24 +50,32 @@ class Networks:
     tracker: CoTracker3
     flow_net: SeaRaft
     device: str
+    compute: Compute
     digests: Mapping[str, str]
 
     @classmethod
-    def load(cls, models: Path, device: str) -> Networks:
+    def load(cls, models: Path, device: str, compute: Compute) -> Networks:
         """From the models folder. Raises NotReady where weights are missing or were changed."""
-        tracker, flow_net = CoTracker3(), SeaRaft()
+        tracker, flow_net = CoTracker3(compute=compute), SeaRaft(compute=compute)
         digests = {
             name: load_network(module, name, models)
             for name, module in (("cotracker3", tracker), ("sea_raft", flow_net))
         }
         return cls(
-            tracker=tracker.eval().to(device), flow_net=flow_net.eval().to(device), device=device, digests=digests
+            tracker=tracker.eval().to(device),
+            flow_net=flow_net.eval().to(device),
+            device=device,
+            compute=compute,
+            digests=digests,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftProfile:
-    """Every field goes into the preprocessing digest, the networks by the sha256 of their weights."""
+    """Every field goes into the preprocessing digest, the networks by the sha256 of their weights.
+
+    How the networks compute does not: it changes their results by rounding, of 8 bits where it is bf16.
+    """
 
     parallel_clips: ClassVar[bool] = False  # one clip keeps all threads, or the device, busy
     num_tracks: ClassVar[int] = 1024
@@ -135,6 +144,11 @@ class ShiftProfile:
         return motion.maps
 
     @property
+    def heads_compute(self) -> Compute:
+        """In the memory of the frozen networks, but never in bf16: most of its error would come from the heads."""
+        return Compute(packed=self.networks.compute.packed, memory_mib=self.networks.compute.memory_mib)
+
+    @property
     def preprocessing_digest(self) -> str:
         """sha256 of everything between bytes and heads; heads refuse features of another digest."""
         parts = {
@@ -162,9 +176,9 @@ class ShiftProfile:
 WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)
 
 
-def load_shift(name: str, models: Path, *, device: str) -> ShiftProfile:
+def load_shift(name: str, models: Path, *, device: str, compute: Compute) -> ShiftProfile:
     """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
-    networks = Networks.load(models, device)
+    networks = Networks.load(models, device, compute)
     if name == "shift":
         return ShiftProfile(networks=networks)
     return ShiftProfile(networks=networks, name=name, sampling=WAN_SAMPLING, height_px=480, width_px=832)

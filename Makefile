@@ -6,8 +6,10 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 DATA ?= data
+PROOF ?= runs/proof
+SEED ?= 0
 
-.PHONY: demo test stack-test lint weights proto clean
+.PHONY: demo test stack-test lint weights proof proof-smoke proto clean
 
 demo: $(VENV)/.server
 	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
@@ -28,9 +30,18 @@ lint: $(VENV)/.dev
 weights: $(VENV)/.dev
 	$(BIN)/python -m reward_server.recipe clips --out $(DATA)/clips
 	$(BIN)/python -m reward_server.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
-	$(BIN)/python -m reward_server.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 240
+	$(BIN)/python -m reward_server.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 120
 	$(BIN)/motion-reward pretrain --real $(DATA)/clips --real $(DATA)/stills --real $(DATA)/scenes \
 		--work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
+
+# SHIFT on a toy base, from scratch: trainer/proof/plan.md says what is claimed, trainer/proof/RESULTS.md what came out.
+# It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.
+proof: $(VENV)/.dev
+	$(BIN)/python -m trainer.proof --out $(PROOF) --seed $(SEED)
+
+proof-smoke: $(VENV)/.dev
+	rm -rf $(PROOF)/smoke-$(SEED)
+	$(BIN)/python -m trainer.proof --out $(PROOF) --seed $(SEED) --smoke
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev

@@ -18,8 +18,9 @@ from protos.types import Clip
 Floats = NDArray[np.float64]
 Kind = Literal["bounce", "fall", "roll"]
 
-NUM_FRAMES, SIDE_PX, FPS = 9, 32, 8.0
-GRAVITY = 0.25  # px per frame, per frame
+NUM_FRAMES, SIDE_PX, FPS = 8, 16, 8.0
+GRAVITY = 0.12  # px per frame, per frame
+WALL = 40.0  # grey level of the wall
 RESTITUTION = 0.8  # of the speed, kept when a falling body hits the floor
 SUBSTEPS = 8  # per frame, so that a reflection is met within a fraction of a pixel
 
@@ -28,7 +29,7 @@ SUBSTEPS = 8  # per frame, so that a reflection is met within a fraction of a pi
 class SceneMix:
     """What a set of scenes is drawn from."""
 
-    speed_px: tuple[float, float] = (0.2, 2.6)  # uniform range of the initial speed, pixels per frame
+    speed_px: tuple[float, float] = (0.1, 1.4)  # uniform range of the initial speed, pixels per frame
     static_share: float = 0.0  # of the scenes, with a body at rest that stays there
     glow_share: float = 0.0  # of the scenes, with a wall that grows brighter
     glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of by how much, from the first frame to the last
@@ -44,7 +45,6 @@ class Scene:
     velocity_px: tuple[float, float]
     angle: float  # radians, of the texture in the first frame
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # of the body's two halves, 0..255
-    wall: tuple[float, float]  # grey level at the top and at the bottom
     glow: float = 0.0  # levels that the wall gains over the clip
 
     @property
@@ -84,7 +84,7 @@ class Scene:
         body = np.clip(self.radius_px - np.hypot(right, down) + 0.5, 0, 1)
         half = np.clip(right * np.cos(angle) + down * np.sin(angle) + 0.5, 0, 1)
         first, second = (np.array(colour)[:, None, None] for colour in self.colours)
-        wall = np.linspace(*self.wall, SIDE_PX)[None, :, None] + self.glow * t / (NUM_FRAMES - 1)
+        wall = WALL + self.glow * t / (NUM_FRAMES - 1)
         image = wall * (1 - body) + (first * half + second * (1 - half)) * body
         painted: NDArray[np.uint8] = image.round().clip(0, 255).astype(np.uint8)
         return painted
@@ -97,7 +97,7 @@ def draw_scenes(num: int, *, seed: int, mix: SceneMix | None = None) -> list[Sce
 
 def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
     kind: Kind = rng.choice(["bounce", "bounce", "fall", "roll"])
-    radius = float(rng.uniform(4.0, 5.5))
+    radius = float(rng.uniform(2.3, 3.2))
     start = rng.uniform(radius, SIDE_PX - radius, 2)
     speed, heading = rng.uniform(*mix.speed_px), rng.uniform(0, 2 * np.pi)
     if kind == "roll":
@@ -106,7 +106,7 @@ def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
     velocity = np.zeros(2) if still else speed * np.array([np.cos(heading), np.sin(heading)])
     if kind == "roll":
         velocity[1] = 0.0
-    hue = rng.integers(180)
+    hue = int(rng.integers(180))
     glows = rng.random() < mix.glow_share
     return Scene(
         kind=kind,
@@ -115,7 +115,6 @@ def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
         velocity_px=(float(velocity[0]), float(velocity[1])),
         angle=float(rng.uniform(0, 2 * np.pi)),
         colours=(_colour(hue, 255), _colour((hue + 20) % 180, 200)),
-        wall=(float(rng.uniform(20, 60)), float(rng.uniform(20, 60))),
         glow=float(rng.uniform(*mix.glow_levels)) * glows,
     )
 

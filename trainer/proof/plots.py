@@ -1,0 +1,77 @@
+"""The proof's plots: rewards of all arms and the speeds; the loophole's use and the discriminator's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
+from trainer.proof.verdicts import GRID, Table, interval
+
+matplotlib.use("Agg")
+
+COLOURS = {
+    "base": "black",
+    "sft": "#d95f02",
+    "replay": "grey",
+    "shift-low": "#9ecae1",
+    "shift-mid": "#4292c6",
+    "shift-high": "#08306b",
+    "fixed": "#c0504d",
+    "refreshed": "#4292c6",
+}
+
+
+def plot_reward(table: Table, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2))
+    _bars(left, table, [name for name in table if name not in ("fixed", "refreshed")][::-1], "reward")
+    left.set_xlabel("reward of fresh rollouts (optimum 0), 95 % interval")
+    for name in ("replay", *GRID):
+        _history(middle, records, name, "reward_rollouts/combined", style="o-", label=name)
+    middle.set(xlabel="buffer", ylabel="mean reward of its rollouts")
+    middle.legend()
+    for name in ("base", *GRID):
+        if name in table:
+            speeds = table[name]["speed_px"].ravel()
+            bins = np.linspace(0, 2, 17).tolist()
+            right.hist(speeds, bins=bins, histtype="step", label=name, color=COLOURS[name])
+    right.set(xlabel="tracked speed, px per frame", ylabel="first frames")
+    right.legend()
+    _save(figure, path)
+
+
+def plot_loophole(table: Table, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    _bars(left, table, [name for name in ("refreshed", "fixed", "sft", "base") if name in table], "glow")
+    left.set_xlabel("glow of fresh rollouts, grey levels, 95 % interval")
+    for name in ("fixed", "refreshed"):
+        _history(right, records, name, "reward_rollouts/combined", style="o-", label=f"{name}, rollouts")
+        _history(right, records, name, "reward_real/combined", style="s:", label=f"{name}, real")
+    right.set(xlabel="buffer", ylabel="mean logit")
+    right.legend()
+    _save(figure, path)
+
+
+def _bars(axes: Any, table: Table, names: Sequence[str], measure: str) -> None:
+    """Horizontal bars with intervals, the last name on top."""
+    found = [interval(table[name][measure]) for name in names]
+    spans = np.array([[one.mean - one.low for one in found], [one.high - one.mean for one in found]])
+    axes.barh(names, [one.mean for one in found], xerr=spans, color="#7a9cc6")
+
+
+def _history(axes: Any, records: Sequence[Mapping[str, Any]], arm: str, key: str, *, style: str, label: str) -> None:
+    """A line for each stream of an arm, buffer by buffer, labelled once."""
+    for record in records:
+        if record["arm"] == arm and record["history"][key]:
+            shown = label if record["stream"] == 0 else None
+            axes.plot(record["history"][key], style, color=COLOURS[arm], label=shown)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,58 @@
+"""How large a proof is: the one that is published, and the smoke run of the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.policies.base_training import BasePlan
+from trainer.proof.base import BaseSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofSize:
+    """Counts and rates; seeds are given apart."""
+
+    base: BaseSize = field(default_factory=BaseSize)
+    num_train: int = 64  # scenes to fine-tune on
+    num_held_out: int = 24  # first frames to measure on
+    per_clip: int = 2  # fresh rollouts of each
+    streams: int = 2  # fine-tunings of every arm
+    num_buffers: int = 3
+    buffer_clips: int = 12
+    num_rollouts: int = 6
+    batch_clips: int = 4
+    passes: int = 4
+    lr: float = 2e-3
+    rank: int = 16
+    target_px: float = 1.2  # speed that is rewarded, pixels per frame
+    lambdas: tuple[float, float, float] = (0.1, 0.3, 1.0)
+    beta: float = 0.5  # of exp weights, in units of the reward
+    pretrain_steps: int = 400  # of the flawed discriminator
+    refresh_steps_per_step: float = 10.0  # it is far smaller than the policy
+    discriminator_lr: float = 5e-3
+    ema: float = 0.98
+    lambda_loophole: float = 0.1  # its logits spread several times as wide as the known reward
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_buffers * self.passes * (self.buffer_clips // self.batch_clips)
+
+
+FULL = ProofSize()
+SMOKE = ProofSize(
+    base=BaseSize(
+        num_scenes=48,
+        sampler_steps=4,
+        plan=BasePlan(autoencoder_steps=40, denoiser_steps=100, denoiser_batch=4),
+    ),
+    streams=1,
+    num_train=8,
+    num_held_out=6,
+    per_clip=1,
+    num_buffers=2,
+    buffer_clips=4,
+    num_rollouts=3,
+    batch_clips=4,
+    passes=2,
+    pretrain_steps=50,
+)

@@ -132,6 +132,7 @@ def test_linear_weights_keep_their_sign_and_damp_the_positive_ones() -> None:
     signed = torch.tensor([-3.0, 0.0, 4.0, NAN])
     same(rollout_weights(signed, Objective()), [-3, 0, 4, 0])
     same(rollout_weights(signed, Objective(pos_adv_lambda=0.25)), [-3, 0, 1, 0])
+    same(rollout_weights(signed, Objective(neg_adv_lambda=0.0)), [0, 0, 4, 0])
 
 
 def test_uniform_weights_are_plain_replay_and_ask_for_no_reward() -> None:

@@ -33,6 +33,7 @@ class Objective:
     weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A) = A, exp(A / beta), or 1: plain replay
     beta: float = 1.0  # temperature of `exp`
     pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages, `linear` alone
+    neg_adv_lambda: float = 1.0  # the same on negative ones: 0 pulls towards good rollouts and pushes none away
     asymmetric: bool = False  # add the real clip's own advantage to its weight
     adv_clip: float = 10.0  # advantages are clipped to [-adv_clip, adv_clip], the real clip's to [0, adv_clip]
     centre: Literal["group", "batch"] = "group"  # whose mean is subtracted: the real clip's rollouts', or all rollouts'
@@ -45,7 +46,8 @@ class Objective:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("beta", "adv_clip"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(0 <= self.pos_adv_lambda <= 1, "pos_adv_lambda", self.pos_adv_lambda, "in 0..1")
+        for name in ("pos_adv_lambda", "neg_adv_lambda"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in 0..1")
 
     def lambda_aw_at(self, step: int) -> float:
         """lambda_aw at optimizer step `step`, counted from 0."""
@@ -178,7 +180,8 @@ def rollout_weights(advantages_: Tensor, objective: Objective) -> Tensor:
     if objective.weighting == "exp":
         weights = (advantages_ / objective.beta).exp()
     else:
-        weights = torch.where(advantages_ > 0, objective.pos_adv_lambda * advantages_, advantages_)
+        pulled, pushed = objective.pos_adv_lambda * advantages_, objective.neg_adv_lambda * advantages_
+        weights = torch.where(advantages_ > 0, pulled, pushed)
     return torch.where(advantages_.isnan(), 0.0, weights)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from trainer.board import Board
 from trainer.checkpoint import Checkpoints, Progress, trainable
@@ -77,13 +77,19 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """On `config.device`; how many processes there are and of which kind, `accelerate launch` says."""
-    return Accelerator(
+    """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError for sharding."""
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
         log_with=["tensorboard", *(["wandb"] if config.logs.wandb else [])],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, but checkpoints hold whole parameters "
+            "and one optimizer state; choose data-parallel training (MULTI_GPU): a LoRA's share of memory is small"
+        )
+    return accelerator
 
 
 def open_policy(config: Config, accelerator: Accelerator) -> Policy:

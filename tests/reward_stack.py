@@ -1,0 +1,105 @@
+"""A whole reward server in a process of its own, for the trainer's tests: both doors and a worker, on a given Redis.
+
+It scores with `CalmScorer`, so that rewards are exact and the same on every run. As a script it serves until killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import structlog
+from pydantic import SecretStr
+
+from protos.types import Clip, Logits, Reward
+from reward_server.queue.private_redis import _free_port
+from reward_server.settings import Settings
+from tests.pixel_scorer import MODEL, Pixels, PixelScorer
+from tests.running import open_doors, working
+
+ROOT = Path(__file__).parents[1]
+LIMITS = replace(MODEL.limits, max_frames=99, max_duration_s=60)
+
+
+def calm_logits(clip: Clip) -> Logits:
+    """High for little change: 4 less a share of the mean, and of the largest, difference of neighbouring frames."""
+    steps = np.abs(np.diff(clip.frames.astype(np.float64), axis=0))
+    return Logits(instantaneous=4 - float(steps.mean()) / 32, long_term=4 - float(steps.max()) / 64)
+
+
+class CalmScorer(PixelScorer):
+    """Rewards clips for lying still; a clip of fewer than 4 frames is invalid, as real profiles have such a limit."""
+
+    def _reward(self, item: Pixels) -> Reward:
+        still = Clip(frames=np.zeros_like(item.clip.frames), fps=item.clip.fps)
+        logits = calm_logits(item.clip)
+        return replace(
+            super()._reward(Pixels(clip=still, context=item.context)),
+            combined=(logits.instantaneous + logits.long_term) / 2,
+            instantaneous=logits.instantaneous,
+            long_term=logits.long_term,
+            logits=logits,
+        )
+
+
+class RewardStack:
+    """Start it, kill it, start it again at the same address."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.redis_url = redis_url
+        self._port = _free_port()
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Return once it is ready to score."""
+        command = [sys.executable, "-m", "tests.reward_stack", self.redis_url, str(self._port)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment
+        )
+        assert self._process.stdout is not None
+        if not any(line.strip() == "ready" for line in self._process.stdout):  # logs may come first
+            self.kill()
+            raise RuntimeError("the reward server ended before it was ready")
+
+    def kill(self) -> None:
+        """Without any warning; whatever it had in hand is left as it is."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+
+
+async def serve(redis_url: str, port: int) -> None:
+    settings = Settings(redis_url=SecretStr(redis_url), lease_s=1.0, threads=1, batch_jobs=4)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with open_doors(settings, grpc=f"127.0.0.1:{port}") as doors, working(doors, CalmScorer()):
+        print("ready", flush=True)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # nobody reads the pipe after `ready`
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

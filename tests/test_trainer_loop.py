@@ -1,0 +1,366 @@
+"""Algorithm 1 on the toy bases, against a real reward server: every stage, resume to the bit, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from protos.client import RewardClient
+from protos.types import Clip
+from reward_server.queue.private_redis import PrivateRedis
+from tests.reward_stack import RewardStack, calm_logits
+from tests.trainer_runs import SVD, WAN, figures, metrics, tiny_config, trained_bytes, write_clips
+from trainer.checkpoint import read_about
+from trainer.config import Config
+from trainer.errors import CheckpointError, MissingRewards
+from trainer.policies.tiny import tiny_svd, tiny_wan
+from trainer.reward_client import ClipGroup, Collected, NoRewards
+from trainer.run import open_run, run_training
+from trainer.shift import GroupRewards, Scored
+from trainer.train import batches, due, train
+
+ROOT = Path(__file__).parents[1]
+QUIET = ("logs.samples_every_buffers=0",)
+WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", *QUIET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order; and the machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
+    with RewardStack(redis_server.url) as running:
+        yield running
+
+
+class InstantRewards(NoRewards):
+    """Rewards in this process, by the formula of the stack's scorer: for tests of the loop alone.
+
+    `die_after` groups it kills the process, as a machine that fails would.
+    """
+
+    def __init__(self, *, die_after: int = 10**9) -> None:
+        self.groups: dict[str, GroupRewards] = {}
+        self._die_after = die_after
+
+    def pin(self) -> str:
+        return "calm-1"
+
+    def knows(self, key: str, num_clips: int) -> bool:
+        return key in self.groups
+
+    def submit(self, group: ClipGroup) -> None:
+        if len(self.groups) == self._die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real, *rollouts = (_scored(clip, group.discriminator_version) for clip in group.clips)
+        self.groups[group.key] = GroupRewards(real=real, rollouts=tuple(rollouts))
+
+    def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
+        return Collected(groups=tuple(self.groups[key] for key in keys), latencies_s=(), errors={})
+
+    def refresh(self, steps: int, *, seed: int, key: str) -> str:
+        return f"calm-after-{key.rsplit('/', 1)[1]}"
+
+
+def _scored(clip: Clip, version: str) -> Scored:
+    logits = calm_logits(clip)
+    heads = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
+    return Scored(reward=(logits.instantaneous + logits.long_term) / 2, version=version, heads=heads)
+
+
+def run_alone(config: Config) -> None:
+    with open_run(config, rewards=InstantRewards()) as run:
+        train(run)
+
+
+# --- end to end ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["svd", "wan"])
+def test_a_run_goes_through_every_stage(
+    kind: str, request: pytest.FixtureRequest, clips: Path, stack: RewardStack, tmp_path: Path
+) -> None:
+    """Clips, rollouts, rewards by the results stream, steps, logs, samples, checkpoints."""
+    base, shape = request.getfixturevalue(kind), {"svd": SVD, "wan": WAN}[kind]
+    server = (f"rewards.server={stack.url}", f"rewards.redis_url={stack.redis_url}")
+    progress = run_training(tiny_config(tmp_path, base, clips, *server, kind=shape))
+    assert (progress.step, progress.buffer, progress.version) == (8, 2, "pixels-1")
+    assert figures(tmp_path, "buffer/number") == [0.0, 1.0]
+    assert figures(tmp_path, "buffer/missing_rewards") == [0.0, 0.0]
+    assert figures(tmp_path, "buffer/lag_max_steps") == [0.0, 0.0]
+    assert all(ratio > 0 for ratio in figures(tmp_path, "gradient/aw_over_sft"))
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        f"buffer-{number:06d}-slot-{2 * number:08d}.mp4" for number in (0, 1)
+    }
+    last = tmp_path / "checkpoints" / "step-00000008"
+    assert (last / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert not list((tmp_path / "buffers").iterdir())
+    events = EventAccumulator(str(tmp_path / "logs" / "shift"))
+    events.Reload()
+    tags = events.Tags()
+    assert "loss/total" in tags["scalars"]
+    assert "advantage_rollouts/long_term/histogram" in tags["histograms"]
+
+
+def test_the_rewards_of_a_run_are_those_of_its_clips(
+    svd: Path, clips: Path, stack: RewardStack, tmp_path: Path
+) -> None:
+    """The same run with the formula in this process: same advantages, same steps, bit for bit."""
+    server = (f"rewards.server={stack.url}", f"rewards.redis_url={stack.redis_url}", *QUIET)
+    run_training(tiny_config(tmp_path / "server", svd, clips, *server))
+    run_alone(tiny_config(tmp_path / "alone", svd, clips, *QUIET))
+    for name in ("advantage_rollouts/combined", "advantage_real/long_term", "loss/total"):
+        assert figures(tmp_path / "server", name) == figures(tmp_path / "alone", name)
+    assert trained_bytes(tmp_path / "server", 8) == trained_bytes(tmp_path / "alone", 8)
+
+
+def test_the_loss_falls_on_clips_that_are_seen_again_and_again(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """The same draws before and after. All weights are trained: a small LoRA can do little for a random base."""
+    options = ("loop.num_buffers=1", "loop.num_rollouts=0", "loop.passes=15", "optimizer.lr=0.003", *WITHOUT_SERVER)
+    whole = ("policy.lora=null", "policy.condition_dropout=0", "checkpoint.every_steps=0")
+    config = tiny_config(tmp_path, svd, clips, *options, *whole)
+    with open_run(config) as run:
+        examples = run.policy.encode([run.clips.at(slot).clip for slot in (0, 1)], ["", ""])
+        from trainer.policies.protocol import stack as stacked  # noqa: PLC0415
+
+        batch = stacked([example for example in examples for _ in range(8)])
+        draw = run.policy.draw(16, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before = float(run.policy.losses(batch, draw).mean())
+            train(run)
+            after = float(run.policy.losses(batch, draw).mean())
+    assert after < 0.9 * before
+
+
+# --- resume -------------------------------------------------------------------------------------
+
+
+def interrupted(config: Config, *, die_after: int) -> None:
+    """The run in a process that is killed as it submits group number `die_after`."""
+    code = (
+        "import sys; from tests.test_trainer_loop import *; torch.set_num_threads(1); from trainer.config import load\n"
+        "with open_run(load(sys.argv[1]), rewards=InstantRewards(die_after=int(sys.argv[2]))) as run: train(run)"
+    )
+    path = config.out.with_suffix(".yaml")
+    from trainer.config import to_yaml  # noqa: PLC0415
+
+    path.write_text(to_yaml(config))
+    done = subprocess.run([sys.executable, "-c", code, str(path), str(die_after)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_filling_a_buffer_goes_on_to_the_bit(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    whole = tiny_config(tmp_path / "whole", svd, clips, *QUIET)
+    run_alone(whole)
+    killed = tiny_config(tmp_path / "killed", svd, clips, *QUIET)
+    interrupted(killed, die_after=3)
+    assert len(list((killed.out / "buffers" / "000001").glob("*.safetensors"))) == 2
+    run_alone(killed)
+    assert trained_bytes(killed.out, 8) == trained_bytes(whole.out, 8)
+
+
+class Stopped(Exception):
+    """As if the process had ended here."""
+
+
+@pytest.mark.parametrize("after", [3, 6])
+def test_a_run_stopped_in_the_middle_of_a_buffer_goes_on_to_the_bit(
+    svd: Path, clips: Path, tmp_path: Path, after: int
+) -> None:
+    """Stopped between checkpoints, in either buffer; the next process has the files alone."""
+    whole = tiny_config(tmp_path / "whole", svd, clips, "checkpoint.every_steps=2", *QUIET)
+    run_alone(whole)
+    stopped = tiny_config(tmp_path / "stopped", svd, clips, "checkpoint.every_steps=2", *QUIET)
+    with open_run(stopped, rewards=InstantRewards()) as run, pytest.raises(Stopped):
+        steps = iter(range(1, 9))
+
+        def advance(_: int) -> None:
+            if next(steps) == after:
+                raise Stopped
+
+        run.board.advance = advance  # type: ignore[method-assign]
+        train(run)
+    run_alone(stopped)
+    assert trained_bytes(stopped.out, 8) == trained_bytes(whole.out, 8)
+
+
+def test_a_run_resumes_only_as_it_was(svd: Path, clips: Path, tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=1", *WITHOUT_SERVER))
+    changed = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=3", "seed=1", *WITHOUT_SERVER)
+    with pytest.raises(CheckpointError, match=r"loop\.passes: 3, was 1; seed: 1, was 0"):
+        run_training(changed)
+    longer = tiny_config(tmp_path, svd, clips, "loop.num_buffers=2", "loop.passes=1", *WITHOUT_SERVER)
+    assert run_training(longer).step == 4
+
+
+def test_only_the_latest_checkpoints_are_kept(svd: Path, clips: Path, tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path, svd, clips, "checkpoint.keep=2", "loop.num_buffers=1", *WITHOUT_SERVER))
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert folders == ["step-00000003", "step-00000004"]
+    about = read_about(tmp_path / "checkpoints" / folders[1])["progress"]
+    assert (about["step"], about["buffer"], about["position"]) == (4, 1, 0)
+
+
+# --- the parts ----------------------------------------------------------------------------------
+
+
+def test_passes_cover_the_buffer_and_are_shuffled_from_the_second_on(svd: Path, clips: Path, tmp_path: Path) -> None:
+    options = ("loop.buffer_clips=8", "loop.batch_clips=2", "loop.passes=3", *WITHOUT_SERVER)
+    with open_run(tiny_config(tmp_path, svd, clips, *options)) as run:
+        from trainer.train import new_buffer  # noqa: PLC0415
+
+        buffer = new_buffer(run, 0, "")
+        rows = list(batches(run, buffer, 0))
+        passes = [[row for step in rows[4 * number : 4 * number + 4] for row in step] for number in range(3)]
+        assert passes[0] == list(range(8))
+        assert all(sorted(one) == list(range(8)) for one in passes)
+        assert len({tuple(one) for one in passes}) == 3
+        assert list(batches(run, buffer, 5)) == rows[5:]
+
+
+@pytest.mark.parametrize(
+    ("max_lag", "expected"), [(0, [0] * 8), (4, [0, 0, 0, 0, 1, 2, 3, 4]), (99, [1, 1, 2, 2, 3, 3, 4, 4])]
+)
+def test_the_next_buffer_is_begun_no_earlier_than_the_lag_allows(
+    svd: Path, clips: Path, tmp_path: Path, max_lag: int, expected: list[int]
+) -> None:
+    options = ("loop.buffer_clips=4", "loop.passes=2", f"loop.max_lag={max_lag}", *WITHOUT_SERVER)
+    with open_run(tiny_config(tmp_path, svd, clips, *options)) as run:
+        assert [due(run, 4, position) for position in range(8)] == expected
+
+
+def test_a_run_with_lag_samples_ahead_and_says_by_how_much(svd: Path, clips: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, svd, clips, "loop.max_lag=2", "refresh.enabled=true", *QUIET)
+    with open_run(config, rewards=InstantRewards()) as run:
+        progress = train(run)
+    assert figures(tmp_path, "buffer/lag_max_steps") == [0.0, 2.0]
+    assert figures(tmp_path, "buffer/lag_mean_steps") == [0.0, 1.5]
+    assert progress.version == "calm-after-0"
+    assert progress.buffer_version == "calm-after-0"
+
+
+def test_a_refresh_changes_the_version_from_the_next_buffer_on(svd: Path, clips: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=3", "loop.passes=1", "refresh.enabled=true", *QUIET)
+    rewards = InstantRewards()
+    with open_run(config, rewards=rewards) as run:
+        train(run)
+    versions = [group.real.version for group in rewards.groups.values() if group.real]
+    assert versions == ["calm-1", "calm-1", "calm-after-0", "calm-after-0", "calm-after-1", "calm-after-1"]
+
+
+def test_a_buffer_without_any_reward_ends_the_run(svd: Path, clips: Path, tmp_path: Path) -> None:
+    with (
+        open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=NoRewards()) as run,
+        pytest.raises(MissingRewards, match="no rollout of buffer 0 has a reward"),
+    ):
+        train(run)
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Each clip is used once, by one of them; losses and weights agree to rounding."""
+    common = ("loop.buffer_clips=4", "loop.passes=1", "loop.num_rollouts=1", *WITHOUT_SERVER)
+    one = tiny_config(tmp_path / "one", svd, clips, "loop.batch_clips=2", *common)
+    two = tiny_config(tmp_path / "two", svd, clips, "loop.batch_clips=1", *common)
+    run_training(one)
+    launch(two, 2)
+    assert figures(two.out, "loss/total") == pytest.approx(figures(one.out, "loss/total"), rel=1e-5)
+    assert figures(two.out, "gradient/norm") == pytest.approx(figures(one.out, "gradient/norm"), rel=1e-4)
+    assert figures(two.out, "gradient/aw") == pytest.approx(figures(one.out, "gradient/aw"), rel=1e-3)
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    ours, theirs = (load_file(out / "checkpoints/step-00000004/trainable.safetensors") for out in (one.out, two.out))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-6)
+    assert len(metrics(two.out)) == len(metrics(one.out))  # one process writes
+
+
+def launch(config: Config, num: int) -> None:
+    """`accelerate launch` on the CPU, with gloo."""
+    from trainer.config import to_yaml  # noqa: PLC0415
+
+    path = config.out.with_suffix(".yaml")
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "-m", "trainer", "train", "--config", str(path)], cwd=ROOT, check=True, env=environment)
+
+
+# --- evaluate and rollout -----------------------------------------------------------------------
+
+
+def test_evaluate_compares_a_checkpoint_with_its_base(
+    svd: Path, clips: Path, stack: RewardStack, tmp_path: Path
+) -> None:
+    from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415
+
+    options = (f"rewards.server={stack.url}", "objective.weighting=uniform", "evaluate.num_clips=3", *QUIET)
+    short = ("loop.num_buffers=1", "loop.passes=1", "loop.num_rollouts=0", "optimizer.lr=0.05")
+    config = tiny_config(tmp_path / "run", svd, clips, *options, *short)
+    run_training(config)
+    summary = json.loads(evaluate_checkpoint(config, tmp_path / "out", checkpoint=None))
+    assert summary["num_first_frames"] == 3
+    assert summary["num_without_reward"] == 0
+    for head in ("combined", "instantaneous", "long_term"):
+        difference = summary["checkpoint"][head]["mean"] - summary["base"][head]["mean"]
+        assert summary["checkpoint_minus_base"][head]["mean"] == pytest.approx(difference)
+    assert summary["checkpoint_minus_base"]["combined"]["mean"] != 0
+    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["samples"]
+    assert len(rows) == 9
+    assert len((tmp_path / "out" / "evaluation.csv").read_text().splitlines()) == 10
+    assert len(list((tmp_path / "out").glob("*-real-base-checkpoint.mp4"))) == 3
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_rollouts_are_written_as_clips_that_can_be_scored_and_read(
+    svd: Path, clips: Path, stack: RewardStack, tmp_path: Path, lossless: bool
+) -> None:
+    from protos.client import submission  # noqa: PLC0415
+    from trainer.data import find_sources  # noqa: PLC0415
+    from trainer.evaluate import write_rollouts  # noqa: PLC0415
+
+    options = ("evaluate.num_clips=2", "evaluate.per_clip=2")
+    config = tiny_config(tmp_path / "run", svd, clips, *options)
+    assert write_rollouts(config, tmp_path / "to", checkpoint=None, lossless=lossless, split="train") == 4
+    sources = find_sources([str(tmp_path / "to" / "rollouts.jsonl")], "train")
+    assert len({source.path for source in sources}) == 4
+    if lossless:
+        with RewardClient(stack.url) as client:
+            assert all(outcome.reward for outcome in client.score([submission(source.path) for source in sources]))

@@ -1,0 +1,63 @@
+"""Runs of the real trainer on toy bases, for the trainer's tests: their clips, their configuration, their figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protos.types import Clip
+from trainer.config import Config, load
+from trainer.video import write_clip
+
+SVD = ("policy.model=svd", "policy.num_frames=4", "policy.height_px=32", "policy.width_px=32")
+WAN = ("policy.model=wan", "policy.num_frames=5", "policy.height_px=32", "policy.width_px=32")
+TINY = (
+    "device=cpu",
+    "policy.fps=8",
+    "policy.num_steps=2",
+    "policy.lora={rank: 2, alpha: 2}",
+    "loop.num_buffers=2",
+    "loop.buffer_clips=2",
+    "loop.num_rollouts=2",
+    "loop.passes=2",
+    "objective.lambda_aw=0.5",
+    "checkpoint.every_steps=1",
+    "checkpoint.keep=100",
+    "rewards.patience_s=20",
+)
+
+
+def write_clips(folder: Path, num: int = 4) -> Path:
+    """Squares that drift over a texture: 8 frames of 32x32, exact files."""
+    for index in range(num):
+        rng = np.random.default_rng(index)
+        frames = np.repeat(rng.integers(0, 100, (1, 3, 32, 32)), 8, axis=0).astype(np.uint8)
+        (x, y), (u, v) = rng.integers(4, 20, 2), rng.integers(-1, 2, 2)
+        for t in range(8):
+            frames[t, :, y + v * t // 2 :, x + u * t // 2 :][:, :8, :8] = 200
+        write_clip(folder / f"{index}.safetensors", Clip(frames=frames, fps=8.0))
+    return folder
+
+
+def tiny_config(out: Path, base: Path, clips: Path, *overrides: str, kind: tuple[str, ...] = SVD) -> Config:
+    """A run of a few steps of a toy base in `base`, with logs in `out`."""
+    where = (f"out={out}", f"policy.base={base}", f"data.train=[{clips}]", f"data.held_out=[{clips}]")
+    return load("tiny", [*kind, *TINY, *where, *overrides])
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(out: Path, name: str) -> list[float]:
+    """All values of one figure, in the order of the run."""
+    return [line[name] for line in metrics(out) if name in line]
+
+
+def trained_bytes(out: Path, step: int) -> dict[str, bytes]:
+    """What a checkpoint says of weights, optimizer and generators."""
+    folder = out / "checkpoints" / f"step-{step:08d}"
+    return {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.pt", "rng.safetensors")}

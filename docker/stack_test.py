@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -29,7 +30,7 @@ CLIENT = (ROOT / "docker" / "stack_client.py").read_bytes()
 PROJECT = "motion-reward-stack-test"
 WAIT_S = "300"
 NUM_CLIPS = 4
-NUM_FLOOD = 32
+NUM_FLOOD = 20  # more than one worker takes in hand at once
 BUFFERS, BUFFER_CLIPS, ROLLOUTS = 2, 2, 2
 TRAIN_ARGS = (
     f"loop.num_buffers={BUFFERS} loop.buffer_clips={BUFFER_CLIPS} loop.num_rollouts={ROLLOUTS} "
@@ -235,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the stack as it is at the end, to look at it")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # through the teardown
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # the trainer's user reads it

@@ -338,10 +338,13 @@ async def test_a_worker_killed_while_it_trains_costs_time_only(
         *(sys.executable, "-m", "reward_server", "worker"), env={**os.environ, **environment}
     )
     refresh_id = await queue.refreshes.admit(replace(QUICK, steps=20))
-    await until_async(lambda: state_is(queue, refresh_id, b"running"))
+    async with asyncio.timeout(5 * PATIENCE_S):  # a fresh interpreter loads torch, on a machine that may be busy
+        while not await state_is(queue, refresh_id, b"running"):
+            assert victim.returncode is None
+            await asyncio.sleep(0.05)
     victim.send_signal(signal.SIGKILL)
     await victim.wait()
-    async with served(settings, small_pipeline), asyncio.timeout(PATIENCE_S):
+    async with served(settings, small_pipeline), asyncio.timeout(5 * PATIENCE_S):
         response = await queue.refreshes.response(refresh_id)
     assert response.steps == 20 == len(response.long_term.losses)
     [[attempts]] = await queue._link.hash_rows([f"{KEYS.prefix}:refresh:{refresh_id}"], "attempts")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
 from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlation, support_features
-from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, set_compute
+from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, per_pass, set_compute
 from reward_server.motion import displacement_features
 
 NUM_LEVELS = 4
@@ -38,7 +38,7 @@ class CoTracker3Config:
     """Sizes; the defaults are the published checkpoint's.
 
     The two `per_pass` are how many frames the feature net sees, and of how many tracks features are gathered, at
-    once; small is fast on a CPU. What else goes in passes follows the `Compute`'s memory.
+    once on a CPU, where small is fast. All other passes follow the `Compute`'s memory.
     """
 
     height_px: int = 384
@@ -102,7 +102,7 @@ class CoTracker3(nn.Module):
             kept = len(queries) if keep_support else len(queries_N3)
             clips.append(self.track(self.encode(frames_T3HW), queries, kept, tokens_only=tokens_only))
         names = [f.name for f in dataclasses.fields(Tracking)]
-        return Tracking(**{name: torch.stack([getattr(clip, name) for clip in clips]) for name in names})
+        return Tracking(**{name: _stacked([getattr(clip, name) for clip in clips]) for name in names})
 
     def model_queries(self, queries_N3: Tensor, height: int, width: int) -> Tensor:
         """Queries in model pixels, with the support grid of frame 0 appended: [N+36,3]."""
@@ -116,7 +116,9 @@ class CoTracker3(nn.Module):
         config = self.config
         size = (config.height_px // STRIDE_PX, config.width_px // STRIDE_PX)
         level = torch.empty(len(frames_T3HW), *size, FEATURE_DIM, device=frames_T3HW.device)
-        for part in passes(len(frames_T3HW), config.frames_per_pass):
+        bytes_each = 4 * 128 * config.height_px * config.width_px  # of a frame inside the feature net, about
+        num = per_pass(self.compute, frames_T3HW.device, config.frames_per_pass, bytes_each)
+        for part in passes(len(frames_T3HW), num):
             level[part] = self._features(frames_T3HW[part]).permute(0, 2, 3, 1)
         levels = [level.permute(0, 3, 1, 2)]  # channels-last, as every coarser level
         for _ in range(NUM_LEVELS - 1):
@@ -185,8 +187,10 @@ class CoTracker3(nn.Module):
     def _matches(self, pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
         """Per level, the features [N,T,256] of the correlations around every centre."""
         volume_NTV = centres_NT2.new_empty(*centres_NT2.shape[:2], WINDOW**4)
+        bytes_each = 4 * centres_NT2.shape[1] * 64 * 3 * FEATURE_DIM  # of a track: gathered cells and products
+        num = per_pass(self.compute, centres_NT2.device, self.config.tracks_per_pass, bytes_each)
         for level, (features, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
-            for part in passes(len(centres_NT2), self.config.tracks_per_pass):
+            for part in passes(len(centres_NT2), num):
                 volume_NTV[part] = correlation(features, support_NCK[part], centres_NT2[part] / 2**level)
             yield self.corr_mlp(volume_NTV)
 
@@ -232,6 +236,11 @@ def resampled(time_1SD: Tensor, num_frames: int) -> Tensor:
         return time_1SD[0]
     stretched = F.interpolate(time_1SD.float().transpose(1, 2), num_frames, mode="linear", align_corners=False)
     return stretched[0].transpose(0, 1)
+
+
+def _stacked(clips: list[Tensor]) -> Tensor:
+    """With B in front; one clip is not copied, as tokens take 100 MiB and more."""
+    return torch.stack(clips) if len(clips) > 1 else clips[0][None]
 
 
 def _check(frames: Tensor, queries: Tensor) -> None:

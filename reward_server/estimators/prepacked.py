@@ -45,6 +45,11 @@ class Compute:
         return max(1, self.memory_mib * MIB // max(1, bytes_each))
 
 
+def per_pass(compute: Compute | None, device: torch.device, on_cpu: int, bytes_each: int) -> int:
+    """How many items go at once: `on_cpu` there, where few stay in its caches, and what the memory allows elsewhere."""
+    return on_cpu if device.type == "cpu" else (compute or Compute()).num_per_pass(bytes_each)
+
+
 def set_compute(network: nn.Module, compute: Compute | None) -> None:
     """Tell every layer of `network` how to compute; None is plain torch in the parameters' own precision."""
     for part in network.modules():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, set_compute
+from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, set_compute
 
 STRIDE_PX = 8
 RADIUS = 4
@@ -27,7 +27,7 @@ MIN_SIDE_PX = 64  # the coarsest correlation level still has one cell
 
 @dataclass(frozen=True, kw_only=True)
 class SeaRaftConfig:
-    """`iters` refinements; `pairs_per_pass` trades memory for parallelism (1 is best on a CPU)."""
+    """`iters` refinements; `pairs_per_pass` go at once on a CPU (1 is best), elsewhere what the memory allows."""
 
     iters: int = 4
     pairs_per_pass: int = 1
@@ -42,6 +42,8 @@ class FlowInfo:
 
 
 class SeaRaft(nn.Module):
+    compute: Compute | None = None
+
     def __init__(self, config: SeaRaftConfig | None = None, compute: Compute | None = None) -> None:
         super().__init__()
         self.config = config or SeaRaftConfig()
@@ -71,7 +73,9 @@ class SeaRaft(nn.Module):
         height, width = clip_T3HW.shape[-2:]
         left, right, top, bottom = margins = _margins(height, width)
         frames = F.pad(self.normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
-        size = self.config.pairs_per_pass
+        num_cells = frames.shape[-2] * frames.shape[-1] // STRIDE_PX**2
+        bytes_each = 4 * num_cells * (2 * num_cells + 8192)  # of a pair: its correlations and the encoders' features
+        size = per_pass(self.compute, frames.device, self.config.pairs_per_pass, bytes_each)
         features = torch.cat([self.fnet(chunk) for chunk in torch.split(frames, size)])
         starts = range(0, len(frames) - 1, size)
         pairs = [self._pairs(frames[s : s + size + 1], features[s : s + size + 1], iters) for s in starts]

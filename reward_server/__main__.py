@@ -110,7 +110,7 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Features, logs and state of the run; the same folder resumes it.")] = Path(
         "runs/pretrain"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3600,
     seed: Annotated[int, typer.Option(help="Seed of views, faults, batches and dropout.")] = 0,
 ) -> None:
     """Train the heads on real clips against generated ones, or against motion faults of the real ones."""

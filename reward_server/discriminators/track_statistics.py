@@ -16,7 +16,7 @@ BOUND = 3.0  # logits: statistics far from all that training saw must not outvot
 
 
 class StatisticsLogit(nn.Module):
-    """Cues [B,N,T,C] -> logits [B] within +-BOUND, by quantiles over tracks, their course over frames, and a two-layer MLP."""
+    """Cues [B,N,T,C] -> logits [B] within +-BOUND, by quantiles over tracks, their course over frames, and an MLP."""
 
     def __init__(self, num_cues: int) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ HEADS: tuple[HeadName, ...] = ("instantaneous", "long_term")
 class TrainingConfig:
     """How a head is trained; decay, betas and clipping are the paper's, sizes fit a laptop."""
 
-    steps: int = 2400
+    steps: int = 3600
     views_per_step: int = 6
     negatives_per_view: int = 3
     tracks_per_step: int = 32
@@ -51,9 +51,9 @@ class TrainingConfig:
     ema: float = 0.995
     grad_clip: float = 1.0
     bf16: bool = True
-    evaluate_every: int = 200
+    evaluate_every: int = 300
     evaluate_tracks: int = 96
-    patience: int = 6  # evaluations without better held-out figures
+    patience: int = 8  # evaluations without better held-out figures
     seed: int = 0
 
 

@@ -27,10 +27,10 @@ from typing import Any
 
 import official
 import torch
+from allocation import as_shipped, keep_big_blocks
 from sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
 from torch.utils.flop_counter import FlopCounterMode
 
-from reward_server.allocation import as_shipped, keep_big_blocks
 from reward_server.estimators.prepacked import Compute, packing_works
 
 WAYS = {
@@ -56,6 +56,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         for malloc, told in zip(OFFICIAL, (as_shipped, keep_big_blocks), strict=True):
             told()
             turns[malloc].append(scored(theirs, case, clock_of(args))[1])
+        as_shipped()  # ours too
         for way, compute in WAYS.items():
             got, spent = scored(ours.told(*compute), case, clock_of(args))
             errors[way] = differences(got, expected)
@@ -171,8 +172,6 @@ def alone(args: argparse.Namespace) -> dict[str, float]:
     """One reward by one side, what its process took at most, and what it took before the clip."""
     theirs = args.alone == OFFICIAL[0]
     compute, heads = WAYS["fp32"] if theirs else WAYS[args.alone]
-    if not theirs:
-        keep_big_blocks()
     side = (
         Theirs(official.load(args.cotracker, args.searaft, args.seed))
         if theirs

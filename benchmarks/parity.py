@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden files")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
     parser.add_argument("--plain", action="store_true", help="plain torch operators, no packed weights")
-    parser.add_argument("--memory-mib", type=int, default=128, help="what a pass over tracks or frames may take, MiB")
+    parser.add_argument("--memory-mib", type=int, default=64, help="what a pass over tracks or frames may take, MiB")
     args = parser.parse_args(argv)
     compute = Compute(packed=not args.plain, memory_mib=args.memory_mib)
     if args.threads > 0:

@@ -22,7 +22,6 @@ from official import weighted
 from sides import Case
 
 from protos.types import Clip, RefreshRequest
-from reward_server.allocation import keep_big_blocks
 from reward_server.discriminators.adversarial import Buffers, refresh_heads
 from reward_server.discriminators.checkpoint import Heads
 from reward_server.discriminators.residual_vit import ResidualViT
@@ -107,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, for machines that others use too")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    keep_big_blocks()
     result = measured(args)
     for name, value in result.items():
         print(f"{name:<22} {value:10.3f}")

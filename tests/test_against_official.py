@@ -9,8 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from reward_server.allocation import as_shipped, keep_big_blocks
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -100,6 +98,6 @@ def test_cpu_time_is_a_clock(benchmark: ModuleType) -> None:
     assert clock() > start
 
 
-def test_glibc_takes_both_ways_to_allocate() -> None:
-    told = keep_big_blocks()
-    assert as_shipped() is told
+def test_glibc_takes_both_ways_to_allocate(benchmark: ModuleType) -> None:
+    told = benchmark.keep_big_blocks()
+    assert benchmark.as_shipped() is told

@@ -30,7 +30,7 @@ class Compute:
 
     precision: Literal["fp32", "bf16"] = "fp32"  # of products; positions, correlations and norms' sums stay fp32
     packed: bool = True  # oneDNN's packed weights and fused activations, on a CPU where they work
-    memory_mib: int = 128  # what the intermediate values of one pass may take; passes go over tracks and frames
+    memory_mib: int = 64  # what the intermediate values of one pass may take; passes go over tracks and frames
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16") or self.memory_mib < 1:

@@ -155,10 +155,14 @@ def test_the_loss_falls_on_clips_that_are_seen_again_and_again(svd: Path, clips:
 
         batch = stacked([example for example in examples for _ in range(8)])
         draw = run.policy.draw(16, torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            before = float(run.policy.losses(batch, draw).mean())
-            train(run)
-            after = float(run.policy.losses(batch, draw).mean())
+
+        def loss() -> float:
+            with torch.no_grad():
+                return float(run.policy.losses(batch, draw).mean())
+
+        before = loss()
+        train(run)
+        after = loss()
     assert after < 0.9 * before
 
 

@@ -110,7 +110,8 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
     sources = find_sources(getattr(config.data, split), split, config.data.caption)
     clips = Clips(sources, form_of(policy), seed=config.seed, start=config.data.start)
-    for number in track(range(config.evaluate.num_clips), description="sampling", transient=True):
+    num = config.evaluate.num_clips if split == "train" else min(config.evaluate.num_clips, len(clips))
+    for number in track(range(num), description="sampling", transient=True):  # held-out ones count once
         yield number, clips.at(number)
 
 

@@ -22,6 +22,7 @@ from trainer.data import Clips
 from trainer.policies.protocol import Example, Policy
 from trainer.reward_client import ClipGroup, Collected, RewardSource
 from trainer.seeds import derived_seed
+from trainer.shift import GroupRewards
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +109,10 @@ class Buffer:
                 self._rewards.submit(self._clip_group(group))
 
     def rewards(self) -> Collected:
-        """Waits for the groups that were filled."""
+        """Waits for the groups that were filled; without rollouts there is nothing to wait for."""
+        if not self._num_rollouts:
+            alone = GroupRewards(real=None, rollouts=())
+            return Collected(groups=(alone,) * len(self.groups), latencies_s=(), errors={})
         return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
 
     def delete(self) -> None:

@@ -24,6 +24,7 @@ from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.reward_client import NoRewards, RemoteRewards, RewardSource
+from trainer.seeds import derived_seed
 from trainer.train import Run, from_main, train
 from trainer.video import ClipForm
 
@@ -43,6 +44,7 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
     """Everything that `train` needs, closed afterwards; rewards or a policy of one's own may be given."""
     accelerator = open_accelerator(config)
     config.steps_per_pass(accelerator.num_processes)
+    torch.manual_seed(derived_seed(config.seed, "process", accelerator.process_index))  # for whoever draws from it
     run_id = _run_id(config, accelerator)
     policy = policy or open_policy(config, accelerator)
     clips = Clips(

@@ -1,0 +1,79 @@
+"""What waiting for rewards costs a training run: the same run with the remote reward, and with rewards at hand.
+
+    python -m benchmarks.overlap --server grpc://127.0.0.1:50051 --redis-url redis://127.0.0.1:6379 --clips FOLDER \
+        --config tiny loop.num_buffers=3
+
+First a run against the server, then the same one with the first run's rewards answered instantly, from memory: same
+rollouts, same steps, bit for bit. The ratio of their times, the first buffer left out as warm-up, is what the issue
+bounds by 1.05 where the server keeps up; server and trainer must not share a processor. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config import Config, load
+from trainer.journal import Journal
+from trainer.reward_client import ClipGroup, Collected, NoRewards
+from trainer.run import open_run
+from trainer.shift import GroupRewards
+from trainer.train import train
+
+
+class RememberedRewards(NoRewards):
+    """The rewards that an earlier run stored, at once. Clips are encoded all the same: both runs do that."""
+
+    def __init__(self, journal: Path, version: str) -> None:
+        with Journal(journal) as results:
+            self._scored = {clip_id: result.scored for clip_id, result in results.items()}
+        self._version = version
+
+    def pin(self) -> str:
+        return self._version
+
+    def knows(self, key: str, num_clips: int) -> bool:
+        return False
+
+    def submit(self, group: ClipGroup) -> None:
+        assert f"{group.key}/0" in self._scored, f"{group.key} is no group of the first run: the runs differ"
+
+    def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
+        groups = [[self._scored[f"{key}/{at}"] for at in range(num_clips)] for key in keys]
+        rewards = tuple(GroupRewards(real=real, rollouts=tuple(rollouts)) for real, *rollouts in groups)
+        return Collected(groups=rewards, latencies_s=(), errors={})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", required=True, help="the reward server's grpc://HOST:PORT")
+    parser.add_argument("--redis-url", default="", help="its Redis; without, outcomes come over gRPC")
+    parser.add_argument("--clips", required=True, help="folder or manifest of real clips")
+    parser.add_argument("--config", default="tiny", help="preset or file")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    given = parser.parse_args()
+    where = [f"rewards.server={given.server}", f"rewards.redis_url={given.redis_url!r}", f"data.train=[{given.clips}]"]
+    same = [*where, "refresh.enabled=false", "logs.samples_every_buffers=0", "checkpoint.every_steps=0"]
+    with tempfile.TemporaryDirectory() as folder:
+        remote = load(given.config, [*given.overrides, *same, f"out={folder}/remote"])
+        at_hand = load(given.config, [*given.overrides, *same, f"out={folder}/at-hand"])
+        with open_run(remote) as run:
+            version = train(run).version
+        journal = remote.out / "rewards" / "rewards-0.jsonl"
+        with open_run(at_hand, rewards=RememberedRewards(journal, version)) as run:
+            train(run)
+        seconds = {"remote_s": seconds_of(remote), "at_hand_s": seconds_of(at_hand)}
+    print(json.dumps({**seconds, "ratio": seconds["remote_s"] / seconds["at_hand_s"], "policy": remote.policy.base}))
+
+
+def seconds_of(config: Config) -> float:
+    """From the end of the first buffer's filling to the last step."""
+    times = [json.loads(line)["time_s"] for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    return float(times[-1] - times[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -37,11 +37,11 @@ weights: $(VENV)/.dev
 # SHIFT on a toy base, from scratch: trainer/proof/plan.md says what is claimed, trainer/proof/RESULTS.md what came out.
 # It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.
 proof: $(VENV)/.dev
-	$(BIN)/python -m trainer.proof --out $(PROOF) --seed $(SEED)
+	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED)
 
 proof-smoke: $(VENV)/.dev
 	rm -rf $(PROOF)/smoke-$(SEED)
-	$(BIN)/python -m trainer.proof --out $(PROOF) --seed $(SEED) --smoke
+	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED) --smoke
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev
@@ -51,7 +51,7 @@ proto: $(VENV)/.dev
 $(VENV)/.server: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server,trainer]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.server

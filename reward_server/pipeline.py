@@ -172,7 +172,8 @@ class Pipeline:
         if not (context.run_id and context.origin and settings.feature_max_clips):
             return b""
         motion = motions[item.query_seed % len(motions)]
-        return pack_clip(motion, num_pairs=settings.feature_pairs, group_id=context.group_id)
+        pairs, tracks = settings.feature_pairs, settings.feature_tracks
+        return pack_clip(motion, num_pairs=pairs, num_tracks=tracks, group_id=context.group_id)
 
     def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
         """As many windows at once as `pass_cost` allows, to bound the heads' memory."""

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     feature_max_bytes: int = Field(256 * MIB, ge=1, description="Bytes of them, for each run and origin.")
     feature_ttl_s: int = Field(86400, ge=1, description="How long they live after a run's last clip, in seconds.")
     feature_pairs: int = Field(4, ge=1, description="Frame pairs of each of them that are kept.")
+    feature_tracks: int = Field(
+        256, ge=16, description="Tracks of each that a shift profile keeps: 25 kB a track, 0.37 MB a pair."
+    )
     refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
     refresh_timeout_s: float = Field(600.0, gt=0, description="A refresh that takes longer is given up, in seconds.")
     versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")

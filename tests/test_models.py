@@ -134,6 +134,20 @@ def test_what_is_there_needs_no_hub_and_licences_are_told(folder: Path) -> None:
     assert "CC-BY-NC-4.0" in text and "Non-commercial use only" in text and "BSD-3-Clause" in text
 
 
+def test_a_converted_file_that_is_gone_is_made_again_from_the_pinned_source_only(
+    files: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    models = copied(folder, tmp_path / "models")
+    (models / "sea_raft.safetensors").unlink()
+    with pytest.raises(NotReady, match="motion-reward models pull shift"):
+        load_network(SeaRaft(), "sea_raft", models)
+    torch.save(random_sea_raft(seed=1).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(BadRequest, match="--replace"):
+        pull(models, {"sea_raft": tmp_path / "other.pth"}, tell=lambda _: None)
+    pull(models, {"sea_raft": files["sea_raft"]}, tell=lambda _: None)
+    assert sha256_of(models / "sea_raft.safetensors") == sha256_of(folder / "sea_raft.safetensors")
+
+
 def test_missing_weights_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="motion-reward models pull shift"):
         load_network(SeaRaft(), "sea_raft", tmp_path)

@@ -16,6 +16,7 @@ from protos.types import Clip, Context, Media, OutcomeKind, Submission
 from reward_server import bench
 from reward_server.decoding.sampling import profile_size
 from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, new_heads, save_heads
+from reward_server.discriminators.run_clips import pack_clip, read_clip
 from reward_server.errors import BadRequest, NotReady
 from reward_server.estimators.prepacked import Compute, set_compute
 from reward_server.feature_cache import FeatureCache, Sample, pack, unpack_maps, unpack_tokens
@@ -133,6 +134,16 @@ def test_a_cached_clip_has_the_stated_size_and_is_read_by_rows(
     torch.testing.assert_close(cache.tokens(sample, profile, 7, 5), cache.tokens(sample, profile, 0, 20)[7:12])
     assert cache.maps(sample, 1, 1).shape == (1, 2, 64, 96)
     assert (cache.num_tracks(sample), cache.num_pairs(sample)) == (20, 2)
+
+
+def test_a_packed_clip_may_keep_its_first_tracks_only(profile: ShiftProfile, motion: NetworkMotion) -> None:
+    clip_of_run = read_clip(pack_clip(motion, num_pairs=2, num_tracks=8, group_id="g"))
+    assert (clip_of_run.num_tracks, clip_of_run.num_pairs) == (8, 2)
+    near = clip_of_run.tokens(profile, 2, 4)
+    exact = tokens(profile, motion, slice(2, 6))
+    largest = motion.correlation.abs().amax()
+    assert near.shape == exact.shape
+    assert float((near - exact).abs().max()) <= float(largest) / 254 * 1.001 + 1e-6
 
 
 def test_heads_see_almost_the_same_through_the_cache(profile: ShiftProfile, motion: NetworkMotion) -> None:

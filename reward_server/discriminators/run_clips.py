@@ -49,10 +49,10 @@ class RunClip:
         return len(self.packed["maps"])
 
 
-def pack_clip(motion: Motion, *, num_pairs: int, group_id: str) -> bytes:
-    """The bytes that `read_clip` reads; `num_pairs` evenly spaced frame pairs are kept."""
+def pack_clip(motion: Motion, *, num_pairs: int, num_tracks: int | None = None, group_id: str) -> bytes:
+    """The bytes that `read_clip` reads; `num_pairs` evenly spaced frame pairs are kept, and tracks as `pack` says."""
     group = torch.tensor(list(group_id.encode()), dtype=torch.uint8)  # a tensor too: `load` drops metadata
-    return save(pack(motion, num_pairs=num_pairs) | {GROUP: group})
+    return save(pack(motion, num_pairs=num_pairs, num_tracks=num_tracks) | {GROUP: group})
 
 
 def read_clip(data: bytes) -> RunClip:

@@ -27,7 +27,7 @@ def pull(folder: Path, files: Mapping[str, Path | None], *, replace: bool = Fals
     for network in PUBLISHED.values():
         tell(f"{network.title}: {network.licence}. {network.means}")
         given = files.get(network.name)
-        if given is None and not replace and read_record(network, folder) is not None:
+        if given is None and not replace and _stored(network, folder):
             tell(f"  there already, sha256 {verified(network, folder).sha256}")
         else:
             tell(f"  reading {given or f'{network.repo}/{network.file} from the hub'}")
@@ -67,7 +67,7 @@ def _fetch(network: Published, folder: Path, files: Mapping[str, Path | None]) -
 
 
 def _stored(network: Published, folder: Path) -> bool:
-    return read_record(network, folder) is not None
+    return read_record(network, folder) is not None and (folder / network.converted).is_file()
 
 
 def listing(folder: Path, heads: Mapping[str, Path]) -> Table:

@@ -41,7 +41,7 @@ proof: $(VENV)/.dev
 
 proof-smoke: $(VENV)/.dev
 	rm -rf $(PROOF)/smoke-$(SEED)
-	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED) --smoke
+	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev

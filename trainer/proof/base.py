@@ -33,7 +33,7 @@ class BaseSize:
     sampler_steps: int = 8
     plan: BasePlan = field(
         default_factory=lambda: BasePlan(
-            autoencoder_steps=250, autoencoder_batch=4, denoiser_steps=1100, denoiser_batch=8, ema=0.99
+            autoencoder_steps=2000, autoencoder_batch=4, denoiser_steps=4000, denoiser_batch=8
         )
     )
 

@@ -1,7 +1,7 @@
 """What of a toy clip can be measured well enough to be a reward: the body's track, and how the wall changes.
 
 `measures(clip)` -> speed, size drift, glow, look error, ...; `speed_reward(target)` -> clip -> reward.
-T frames, H and W pixels. Bodies are bright and saturated, walls dark and grey (scenes.py), so a threshold parts them.
+T frames, H and W pixels. Bodies are bright and walls dark (scenes.py), so a threshold parts them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from protos.types import Clip
 Floats = NDArray[np.float64]
 Reward = Callable[[Clip], float]
 
-COLOURED = (40.0, 90.0)  # largest minus smallest channel: from here to there a pixel becomes the body's
+BRIGHT = (110.0, 160.0)  # brightest channel: from here to there a pixel becomes the body's
 LOST_SHARE = 0.3  # of its first size, below which the body counts as gone
 MARGIN_PX = 2.0  # beyond the body's radius, where the wall is surely seen
 
@@ -49,9 +49,9 @@ NAMES = (*(field.name for field in fields(Measures)), "look_error")
 
 def track(clip: Clip) -> tuple[Floats, Floats]:
     """Centres [T,2] (x, y) and areas [T] in pixels of the body; a frame that lost it keeps the last centre."""
-    low, high = COLOURED
+    low, high = BRIGHT
     frames = clip.frames.astype(np.float64)
-    weights = ((frames.max(axis=1) - frames.min(axis=1) - low) / (high - low)).clip(0, 1)
+    weights = ((frames.max(axis=1) - low) / (high - low)).clip(0, 1)
     y, x = np.mgrid[: frames.shape[2], : frames.shape[3]] + 0.5
     areas: Floats = weights.sum(axis=(1, 2))
     centres = (

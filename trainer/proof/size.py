@@ -1,4 +1,4 @@
-"""How large a proof is: the one that is published, and the smoke run of the same code."""
+"""How large a proof is: full, a pilot that a busy machine has time for, and a smoke run of the same code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ProofSize:
     lr: float = 2e-3
     rank: int = 16
     target_px: float = 1.2  # speed that is rewarded, pixels per frame
-    lambdas: tuple[float, float, float] = (0.1, 0.3, 1.0)
+    lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)
     beta: float = 0.5  # of exp weights, in units of the reward
     pretrain_steps: int = 400  # of the flawed discriminator
     refresh_steps_per_step: float = 10.0  # it is far smaller than the policy
@@ -39,6 +39,16 @@ class ProofSize:
 
 
 FULL = ProofSize()
+PILOT = ProofSize(
+    base=BaseSize(
+        plan=BasePlan(autoencoder_steps=300, autoencoder_batch=4, denoiser_steps=800, denoiser_batch=8, ema=0.99)
+    ),
+    streams=1,
+    num_held_out=16,
+    num_buffers=2,
+    buffer_clips=8,
+    passes=6,
+)
 SMOKE = ProofSize(
     base=BaseSize(
         num_scenes=48,
@@ -56,3 +66,5 @@ SMOKE = ProofSize(
     passes=2,
     pretrain_steps=50,
 )
+
+SIZES = {"full": FULL, "pilot": PILOT, "smoke": SMOKE}

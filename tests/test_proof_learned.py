@@ -1,0 +1,103 @@
+"""Level 2 of the proof: which way rewards point, by hand on small tables, and through a running reward server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from protos.client import RewardClient
+from reward_server.queue.private_redis import PrivateRedis
+from tests.reward_stack import RewardStack, calm_logits
+from trainer.errors import MissingRewards
+from trainer.policies.base_training import BasePlan
+from trainer.proof import __main__ as command
+from trainer.proof.learned import FAVOURS, HEADS, ScoredGroups, advantage_correlation, auc, direction, score_groups
+from trainer.proof.scenes import draw_scenes
+from trainer.proof.size import SMOKE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
+    with RewardStack(redis_server.url) as running:
+        yield running
+
+
+def test_auc_counts_pairs_won_and_ties_half() -> None:
+    assert auc(np.array([[3.0, 1.0], [2.0, 0.0]])) == 1
+    assert auc(np.array([[0.0, 1.0], [0.0, 1.0]])) == 0
+    assert auc(np.array([[1.0, 1.0, 0.0]])) == 0.75
+
+
+def test_the_correlation_is_within_groups() -> None:
+    values = np.array([[9.0, 0.0, 1.0, 2.0], [9.0, 0.0, 1.0, 2.0]])
+    levels = np.array([[0.0], [100.0]])  # one group is rewarded far more, which advantages do not see
+    assert advantage_correlation(values + levels, values) == pytest.approx(1)
+    assert advantage_correlation(levels - values, values) == pytest.approx(-1)
+    assert advantage_correlation(np.zeros_like(values), values) == 0
+
+
+def scored(slope: float, edge: float) -> ScoredGroups:
+    """Rewards that rise by `slope` with speed, real clips `edge` above; 30 groups of 4 rollouts."""
+    rng = np.random.default_rng(0)
+    speeds, noise = rng.uniform(0, 1, (30, 5)), rng.normal(0, 0.2, (30, 5))
+    rewards = slope * speeds + noise + edge * (np.arange(5) == 0)
+    others = {name: rng.uniform(0, 1, (30, 5)) for name in FAVOURS}
+    return ScoredGroups(rewards=dict.fromkeys(HEADS, rewards), measures={**others, "speed_px": speeds})
+
+
+@pytest.mark.parametrize(
+    ("slope", "edge", "right"),
+    [(1.0, 1.0, True), (0.0, 1.0, True), (-1.0, 1.0, False), (1.0, 0.0, False), (1.0, -1.0, False)],
+)
+def test_a_reward_points_right_if_it_parts_real_and_does_not_fall_with_speed(
+    slope: float, edge: float, right: bool
+) -> None:
+    assert direction(scored(slope, edge))["combined"]["points_right"] is right
+
+
+def test_rewards_and_measures_keep_their_places(stack: RewardStack) -> None:
+    scenes = [scene.clip() for scene in draw_scenes(6, seed=5)]
+    groups = [scenes[:3], scenes[3:]]
+    with RewardClient(stack.url) as client:
+        found = score_groups(groups, client, timeout_s=60)
+    wanted = [[calm_logits(clip).instantaneous for clip in group] for group in groups]
+    np.testing.assert_allclose(found.rewards["instantaneous"], wanted, rtol=1e-5)
+    speeds = [scene.speed_px() for scene in draw_scenes(6, seed=5)]
+    np.testing.assert_allclose(found.measures["speed_px"].ravel(), speeds, atol=0.1)
+
+
+def test_a_clip_without_a_reward_ends_the_measurement(stack: RewardStack) -> None:
+    clip = draw_scenes(1, seed=5)[0].clip()
+    short = replace(clip, frames=clip.frames[:2])  # the server calls it invalid
+    with RewardClient(stack.url) as client, pytest.raises(MissingRewards, match="1 of 2 clips"):
+        score_groups([[clip, short]], client, timeout_s=60)
+
+
+def test_the_commands_write_clips_and_end_with_one_json_line(
+    stack: RewardStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
+    toy = replace(SMOKE, base=replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan))
+    monkeypatch.setitem(command.SIZES, "smoke", toy)
+    place = ["--size", "smoke", "--out", str(tmp_path)]
+    run = CliRunner().invoke(command.app, ["clips", "--to", str(tmp_path / "clips"), "--num", "2", *place])
+    assert run.exit_code == 0, run.output
+    assert {path.parent.name for path in (tmp_path / "clips").rglob("*.safetensors")} == {"real", "generated"}
+    asked = ["rewards", "--server", stack.url, "--num", "3", "--per-clip", "2", *place]
+    run = CliRunner().invoke(command.app, asked)
+    assert run.exit_code == 0, run.output
+    last = json.loads(run.stdout.splitlines()[-1])
+    assert set(last["heads"]) == set(HEADS)
+    assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS}

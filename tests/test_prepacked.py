@@ -162,6 +162,15 @@ def test_networks_are_their_plain_selves(index: int, compute: Compute) -> None:
         torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
 
 
+def test_training_over_many_positions_gives_the_same_features() -> None:
+    vit = ResidualViT(ResidualViTConfig(height_px=320, width_px=320, dim=48, depth=1, heads=3, dropout=0.0))
+    maps = torch.randn(1, 1, 2, 320, 320)
+    assert not vit.train().backbone.blocks[0].attn.fused_attn
+    trained = vit.features(maps)
+    assert vit.eval().backbone.blocks[0].attn.fused_attn
+    torch.testing.assert_close(vit.features(maps), trained, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_networks_run_in_bf16_and_answer_in_float32(index: int, packed: bool) -> None:

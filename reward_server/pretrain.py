@@ -126,6 +126,7 @@ def pretrain(
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device)
     profile = opened(source)
+    processes = processes if device == "cpu" else min(processes, 2)  # they share one device
     clips = [clip for folder in real for clip in find_clips(folder, real=True)]
     if generated:
         clips += find_clips(generated, real=False)

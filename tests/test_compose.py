@@ -160,6 +160,13 @@ def test_images_come_from_one_base_and_need_no_other_frontend() -> None:
     assert not re.search(r"^# *(syntax|escape) *=", DOCKERFILE.read_text(), flags=re.M)
 
 
+@pytest.mark.parametrize("stage", ["torch", "server", "trainer"])
+def test_a_layer_hangs_on_its_own_requirements_alone(stage: str) -> None:
+    """With all of them mounted, a new dependency of the trainer fetched torch again for both images."""
+    sources = re.findall(r"from=requirements,source=([^,]+),", stages()[stage])
+    assert sources == [f"/requirements/{stage}.txt"]
+
+
 @pytest.mark.parametrize("target", ["server", "trainer"])
 def test_an_image_does_not_run_as_root(target: str) -> None:
     users = re.findall(r"^USER (\S+)$", stages()[target], flags=re.M)

@@ -45,8 +45,10 @@ def linear(compute: Compute | None) -> Linear:
     return layer
 
 
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("compute", [None, *WAYS])
-def test_a_linear_layer_is_torchs(compute: Compute | None) -> None:
+def test_a_linear_layer_is_torchs(compute: Compute | None, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     layer, x, plus = linear(compute), torch.randn(2, 5, 24), torch.randn(2, 5, 16)
     y = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), y, atol=1e-5, rtol=1e-5)
@@ -152,8 +154,12 @@ def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("compute", [*WAYS, Compute(memory_mib=1), Compute(memory_mib=4096)])
-def test_networks_are_their_plain_selves(index: int, compute: Compute) -> None:
-    """However it is computed and in however many passes."""
+@pytest.mark.parametrize("intel", [True, False])
+def test_networks_are_their_plain_selves(
+    index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is computed, on whatever CPU and in however many passes."""
+    monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     network, inputs = networks()[index]
     set_compute(network, None)
     plain = outputs(network, inputs)
@@ -191,6 +197,13 @@ def test_without_the_operators_plain_ones_run() -> None:
     set_compute(convolution, Compute())
     image = torch.randn(1, 3, 8, 8)
     assert torch.equal(convolution(image), F.conv2d(image, convolution.weight, convolution.bias))
+
+
+def test_plain_products_take_no_second_copy_where_they_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = linear(Compute()), torch.randn(4, 24)
+    monkeypatch.setattr(prepacked, "plain_is_fast", lambda: True)
+    layer(x)
+    assert layer._ready is not None and layer._ready.weight.data_ptr() == layer.weight.data_ptr()
 
 
 def test_operators_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,19 +55,17 @@ def running_server() -> Iterator[tuple[str, str]]:
     """`motion-reward serve` on free ports with a data folder of its own; yields its two URLs, ends it afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "reward_server", "serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        process = subprocess.Popen(
-            [*command, "--data-dir", folder, "--log-level", "warning"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
-            if ready is None:
-                raise NotReady("the server ended before it was ready; its log above says why")
-            http, grpc = (word for word in ready.split() if "://" in word)
-            yield http, grpc
-        finally:
-            process.terminate()
-            process.wait()
+        options = ["--data-dir", folder, "--log-level", "warning"]
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
+                if ready is None:
+                    raise NotReady("the server ended before it was ready; its log above says why")
+                http, grpc = (word for word in ready.split() if "://" in word)
+                yield http, grpc
+            finally:
+                process.terminate()
 
 
 def show(console: Console, path: Path, http: str, grpc: str) -> None:

@@ -316,14 +316,13 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(svd: Path, c
 
 
 def launch(config: Config, num: int) -> None:
-    """`accelerate launch` on the CPU, with gloo."""
+    """With torchrun on the CPU: Accelerate finds the processes and takes gloo."""
     from trainer.config import to_yaml  # noqa: PLC0415
 
     path = config.out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run([*command, "-m", "trainer", "train", "--config", str(path)], cwd=ROOT, check=True, env=environment)
 
 

@@ -23,7 +23,7 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; none: 
 
 @app.command()
 def train(*, config: ConfigSource = None, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
-    """Train; the same `out` resumes. Several processes: accelerate launch -m trainer train ..."""
+    """Train; the same `out` resumes. Several processes: accelerate launch (GPUs) or torchrun (CPUs) with -m trainer."""
     from trainer.config import load, to_yaml  # noqa: PLC0415 - diffusers takes its time; --help need not wait
 
     settings = load(config, overrides or ())

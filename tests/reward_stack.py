@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,9 @@ from pydantic import SecretStr
 from protos.types import Clip, Logits, Reward
 from reward_server.queue.private_redis import _free_port
 from reward_server.settings import Settings
+from reward_server.worker import run_worker
 from tests.pixel_scorer import MODEL, Pixels, PixelScorer
-from tests.running import open_doors, working
+from tests.running import open_doors
 
 ROOT = Path(__file__).parents[1]
 LIMITS = replace(MODEL.limits, max_frames=99, max_duration_s=60)
@@ -95,9 +97,23 @@ async def serve(redis_url: str, port: int) -> None:
     settings = Settings(redis_url=SecretStr(redis_url), lease_s=1.0, threads=1, batch_jobs=4)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with open_doors(settings, grpc=f"127.0.0.1:{port}") as doors, working(doors, CalmScorer()):
+    async with open_doors(settings, grpc=f"127.0.0.1:{port}") as doors:
+        worker = asyncio.create_task(keep_working(doors.settings, stop))
+        while not (await doors.service.readiness()).ready:
+            await asyncio.wait([worker], timeout=0.02)
         print("ready", flush=True)
         await stop.wait()
+        await worker
+
+
+async def keep_working(settings: Settings, stop: asyncio.Event) -> None:
+    """A worker that dies is followed by another, as `motion-reward serve` sees to it."""
+    while not stop.is_set():
+        try:
+            await run_worker(settings, CalmScorer(), stop=stop)
+        except Exception:
+            traceback.print_exc()
+            await asyncio.sleep(0.2)
 
 
 if __name__ == "__main__":

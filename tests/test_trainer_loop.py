@@ -311,7 +311,8 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(svd: Path, c
 
     ours, theirs = (load_file(out / "checkpoints/step-00000004/trainable.safetensors") for out in (one.out, two.out))
     for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-6)
+        # AdamW divides a gradient of next to nothing by itself: rounding there counts, by a share of the rate of 1e-3.
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4)
     assert len(metrics(two.out)) == len(metrics(one.out))  # one process writes
 
 

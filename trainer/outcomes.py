@@ -64,9 +64,9 @@ class StreamOutcomes:
             self._begin()
             return self._again() or self._new(wait_s)
         except redis.ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
-            self._begun = False  # Redis was emptied
+            self._begun = False  # Redis was emptied, before the read or while it waited
         except (redis.ConnectionError, redis.TimeoutError) as error:
             self._begun = False
             log.warning("waiting for Redis: %s", error)

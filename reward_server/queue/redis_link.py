@@ -150,8 +150,8 @@ class RedisLink:
                 answer = await self._redis.xreadgroup(
                     group, consumer, {stream: ">"}, count=count, block=_block(wait_ms)
                 )
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
+        except ResponseError as error:  # UNBLOCKED: Redis was emptied while this read waited
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             return []
         return _entries(answer[0][1]) if answer else []

@@ -25,13 +25,13 @@ class ProofSize:
     lr: float = 2e-3
     rank: int = 16
     target_px: float = 1.2  # speed that is rewarded, pixels per frame
-    lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)
+    lambdas: tuple[float, float, float] = (3.0, 10.0, 30.0)
     beta: float = 0.5  # of exp weights, in units of the reward
     pretrain_steps: int = 400  # of the flawed discriminator
     refresh_steps_per_step: float = 10.0  # it is far smaller than the policy
     discriminator_lr: float = 5e-3
     ema: float = 0.98
-    lambda_loophole: float = 0.1  # its logits spread several times as wide as the known reward
+    lambda_loophole: float = 1.0  # its logits spread several times as wide as the known reward
 
     @property
     def num_steps(self) -> int:

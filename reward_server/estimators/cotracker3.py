@@ -139,8 +139,12 @@ class CoTracker3(nn.Module):
         self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
     ) -> Tracking:
         """Tracks of one clip (no B) from its pyramid and queries in model pixels, of the first `num_kept` queries."""
-        for refined in self.refinements(pyramid, queries_N3, num_kept, tokens_only=tokens_only):
-            tokens, state = refined  # earlier ones are freed as the next comes
+        steps = self.refinements(pyramid, queries_N3, num_kept, tokens_only=tokens_only)
+        for _ in range(self.config.iters):
+            refined = None  # tokens take 100 MiB and more: the earlier are freed before the next are made
+            refined = next(steps)
+        assert refined is not None
+        tokens, state = refined
         state_TN4 = state[:num_kept].transpose(0, 1)
         return Tracking(
             tracks=state_TN4[..., :2] * STRIDE_PX,
@@ -167,6 +171,7 @@ class CoTracker3(nn.Module):
             if not final:
                 state = state + self.updateformer(tokens[None])[0].float()
             yield tokens, state
+            del tokens
 
     def tokens(self, pyramid: Pyramid, support: list[Tensor], state_NT4: Tensor) -> Tensor:
         """What the transformer reads of each track and frame: [N,T,D], in passes over tracks.

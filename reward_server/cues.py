@@ -32,7 +32,7 @@ def track_cues(
 ) -> Tensor:
     """[T,N,C] of the `chosen` tracks: kinematics and their magnitudes, visibility, confidence, peaks, trails."""
     moving = kinematics(tracks_TN2, chosen)
-    speeds = moving.unflatten(-1, (4, 2)).norm(dim=-1)
+    speeds = moving.reshape(*moving.shape[:2], 4, 2).norm(dim=-1)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
     maps = correlation_TNSKK[:, chosen]
     middle = maps.shape[-1] // 2

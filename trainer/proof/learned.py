@@ -90,16 +90,19 @@ def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for head, rewards in scored.rewards.items():
-        parted = _bootstrap(lambda rows, of=rewards: auc(of[rows]), len(rewards))
-        favoured = {
-            name: _bootstrap(
-                lambda rows, of=rewards, by=values: advantage_correlation(of[rows], by[rows]), len(rewards)
-            )
-            for name, values in scored.measures.items()
-        }
+        parted = _parted(rewards)
+        favoured = {name: _favoured(rewards, values) for name, values in scored.measures.items()}
         right = parted.low > 0.5 and favoured["speed_px"].high >= 0
         found[head] = {"auc": parted, **favoured, "points_right": right}
     return found
+
+
+def _parted(rewards: Floats) -> Interval:
+    return _bootstrap(lambda rows: auc(rewards[rows]), len(rewards))
+
+
+def _favoured(rewards: Floats, values: Floats) -> Interval:
+    return _bootstrap(lambda rows: advantage_correlation(rewards[rows], values[rows]), len(rewards))
 
 
 def auc(rewards: Floats) -> float:

@@ -161,22 +161,21 @@ class CoTracker3(nn.Module):
         The state is (x, y) in level-0 cells, then logits of visibility and confidence. With
         `tokens_only`, the last iteration reads the tokens of the first `num_kept` queries and updates nothing.
         """
-        frames_N, centres_N2 = queries_N3[:, 0].long(), queries_N3[:, 1:] / STRIDE_PX
-        support = support_features(pyramid, centres_N2, frames_N)
-        state = F.pad(centres_N2, (0, 2))[:, None].repeat(1, len(pyramid[0]), 1)
+        state = F.pad(queries_N3[:, 1:] / STRIDE_PX, (0, 2))[:, None].repeat(1, len(pyramid[0]), 1)
         for iteration in range(self.config.iters):
             final = tokens_only and iteration == self.config.iters - 1
             state = state[:num_kept] if final else state
-            tokens = self.tokens(pyramid, support, state)
+            tokens = self.tokens(pyramid, queries_N3, state)
             if not final:
                 state = state + self.updateformer(tokens[None])[0].float()
             yield tokens, state
             del tokens
 
-    def tokens(self, pyramid: Pyramid, support: list[Tensor], state_NT4: Tensor) -> Tensor:
+    def tokens(self, pyramid: Pyramid, queries_N3: Tensor, state_NT4: Tensor) -> Tensor:
         """What the transformer reads of each track and frame: [N,T,D], in passes over tracks.
 
-        `support` may have more tracks than the state; the first N count.
+        There may be more queries than tracks; the first N count. Their own features are gathered anew in every
+        pass: that takes 1/T of the time of the tracks' and saves keeping 100 MiB.
         """
         tokens = state_NT4.new_empty(*state_NT4.shape[:2], TOKEN_DIM)
         tokens[..., :2] = state_NT4[..., 2:]
@@ -184,13 +183,14 @@ class CoTracker3(nn.Module):
         bytes_each = state_NT4.shape[1] * 4 * (WINDOW**4 + 2 * CORRELATION_DIM)
         for part in passes(len(state_NT4), (self.compute or Compute()).num_per_pass(bytes_each)):
             level = 2
-            for match in self._matches(pyramid, [whole[part] for whole in support], state_NT4[part, :, :2]):
+            for match in self._matches(pyramid, queries_N3[part], state_NT4[part, :, :2]):
                 tokens[part, :, level : level + CORRELATION_DIM] = match
                 level += CORRELATION_DIM
         return tokens.add_(resampled(self.time_emb, state_NT4.shape[1]))
 
-    def _matches(self, pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
+    def _matches(self, pyramid: Pyramid, queries_N3: Tensor, centres_NT2: Tensor) -> Iterator[Tensor]:
         """Per level, the features [N,T,256] of the correlations around every centre."""
+        support = support_features(pyramid, queries_N3[:, 1:] / STRIDE_PX, queries_N3[:, 0].long())
         volume_NTV = centres_NT2.new_empty(*centres_NT2.shape[:2], WINDOW**4)
         bytes_each = 4 * centres_NT2.shape[1] * 64 * 3 * FEATURE_DIM  # of a track: gathered cells and products
         num = per_pass(self.compute, centres_NT2.device, self.config.tracks_per_pass, bytes_each)

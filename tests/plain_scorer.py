@@ -24,8 +24,9 @@ from protos.types import (
     Submission,
 )
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
-from reward_server.errors import RewardServerError, error_outcome
+from reward_server.errors import NotReady, RewardServerError, error_outcome
 from reward_server.evaluation.scoring import Scorer
+from reward_server.queue.hand import Scored
 
 SAMPLING = Sampling(area_px=64 * 96)
 BOUNDS = Bounds(min=-10.0, max=10.0)
@@ -91,8 +92,17 @@ class PlainScorer:
     def prepare(self, submission: Submission, heads: None = None) -> Prepared:
         return Prepared(decoded=decode(submission, SAMPLING, MODEL.limits, 30.0))
 
-    def score(self, prepared: Sequence[Prepared]) -> list[Reward | RewardServerError]:
-        return [_reward(item.decoded) for item in prepared]
+    @property
+    def heads(self) -> None:
+        """Its rewards are formulas: there is nothing to load or to train."""
+
+    profile = heads
+
+    def heads_of(self, data: bytes) -> None:
+        raise NotReady("plain rewards have one version")
+
+    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        return [Scored(result=_reward(item.decoded)) for item in prepared]
 
     def score_submissions(self, submissions: Sequence[Submission]) -> list[Outcome]:
         self.seen += submissions
@@ -100,7 +110,7 @@ class PlainScorer:
 
     def _outcome(self, submission: Submission) -> Outcome:
         try:
-            (reward,) = self.score([self.prepare(submission)])
+            reward = _reward(self.prepare(submission).decoded)
         except RewardServerError as error:
             return error_outcome("", error, submission.context)
         return Outcome(job_id="", kind=OutcomeKind.OK, reward=reward, context=submission.context)

@@ -52,7 +52,8 @@ def plot_loophole(table: Table, records: Sequence[Mapping[str, Any]], path: Path
         _history(right, records, name, "reward_rollouts/combined", style="o-", label=f"{name}, rollouts")
         _history(right, records, name, "reward_real/combined", style="s:", label=f"{name}, real")
     right.set(xlabel="buffer", ylabel="mean logit")
-    right.legend()
+    if right.lines:
+        right.legend()
     _save(figure, path)
 
 

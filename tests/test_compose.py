@@ -57,6 +57,7 @@ def test_the_doors_can_be_published_elsewhere() -> None:
 
 def test_workers_scale(services: dict[str, Any]) -> None:
     assert not {"container_name", "ports", "hostname"} & services["worker"].keys()
+    assert stack(WORKERS="3")["services"]["worker"]["scale"] == 3
 
 
 def test_everything_starts_after_what_it_needs_is_healthy(services: dict[str, Any]) -> None:

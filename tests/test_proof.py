@@ -220,6 +220,7 @@ def test_every_arm_takes_the_same_steps_on_the_same_data() -> None:
     assert FULL.num_steps == configs[0].loop.num_buffers * configs[0].loop.passes * configs[0].steps_per_pass(1)
 
 
+@pytest.mark.slow
 def test_arms_run_through_the_loop_report_and_are_not_run_twice(tmp_path: Path) -> None:
     prepare(tmp_path, TOY, seed=0, threads=1)
     chosen = [arm for arm in arms(TOY) if arm.name in RUN]

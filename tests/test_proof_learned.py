@@ -92,6 +92,7 @@ def test_a_clip_without_a_reward_ends_the_measurement(stack: RewardStack) -> Non
         score_groups([[clip, clip]], client, timeout_s=60)
 
 
+@pytest.mark.slow
 def test_the_commands_write_clips_and_end_with_one_json_line(
     stack: RewardStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,14 @@
-"""What a submission asks of the queue before it is in: its cost, its fingerprint, whether it can ever fit."""
+"""The way into the queue: what a submission asks of it (cost, fingerprint, whether it can ever fit), and admission.
+
+The doors' side of the queue (jobs.py). Payloads are staged first, then all jobs of a request admitted at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protos.codec import tensor_header
@@ -13,17 +16,23 @@ from protos.types import ContractError, Media, Submission
 from reward_server.errors import (
     BadRequest,
     IdempotencyConflict,
+    NotReady,
+    Overloaded,
     RewardServerError,
     VersionConflict,
     error_outcome,
 )
+from reward_server.queue import transitions
 from reward_server.queue.records import pack_context, pack_outcome
 from reward_server.queue.redis_link import Argument
+from reward_server.queue.side import Side
 from reward_server.settings import Settings
 
 PIXELS_PER_BYTE = 32  # of compressed video; only the worker, which decodes it, knows better
 RETRY_S = (1.0, 60.0)
 RETRY_UNKNOWN_S = 5.0
+STAGE_S = 120
+NO_REFUSALS: Mapping[int, RewardServerError] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +72,72 @@ class Request:
             context.group_id,
             context.discriminator_version,
         ]
+
+
+class Admission(Side):
+    """How jobs come in."""
+
+    async def admit(
+        self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
+    ) -> list[str]:
+        """Job ids in order; all submissions or none.
+
+        The submission at a position of `refusals` becomes a job that has already ended with that error. Raises
+        Overloaded, IdempotencyConflict, VersionConflict, and BadRequest for what not even an empty queue could take.
+        """
+        requests, positions = await requests_of(submissions, refusals)
+        check_fits(requests, self._settings)
+        for _ in range(2):
+            known = await self._ask(requests, dry=True)  # full, or known already? Then Redis is spared the bytes
+            await self._stage(request for request, job_id in zip(requests, known, strict=True) if request.id == job_id)
+            if admitted := await self._ask(requests, dry=False):
+                return [admitted[position] for position in positions]
+        raise NotReady(f"Redis lost payloads within {STAGE_S} s; see whether it evicts keys (it must be noeviction)")
+
+    async def _ask(self, requests: Sequence[Request], *, dry: bool) -> list[str]:
+        """Job ids of the requests, admitted unless `dry`; empty when staged payloads are gone."""
+        limits = self._settings
+        jobs = (request.fields(estimated_cost(request.submission, limits)) for request in requests)
+        verdict, *details = await self._link.run(
+            transitions.ADMIT,
+            int(dry),
+            limits.queue_max_jobs,
+            int(limits.queue_max_cost),
+            limits.queue_max_bytes,
+            limits.job_ttl_s,
+            limits.result_ttl_s,
+            *(field for fields in jobs for field in fields),
+        )
+        if verdict == b"full":
+            raise await self._overloaded(QueueDepth(jobs=details[0], cost=details[1], bytes=details[2]))
+        if verdict == b"conflict":
+            raise conflict(details[0].decode(), details[1].decode())
+        if verdict == b"version":
+            raise mixed(*(name.decode() for name in details))
+        return [job_id.decode() for job_id in details[0]] if verdict == b"admitted" else []
+
+    async def _stage(self, requests: Iterable[Request]) -> None:
+        """Payloads under a short life of their own; admission prolongs it."""
+        for request in requests:
+            if request.refusal is None:
+                await self._link.put(self._keys.payload(request.id), request.submission.payload, life_s=STAGE_S)
+
+    async def _overloaded(self, depth: QueueDepth) -> Overloaded:
+        limits = self._settings
+        retry_s = retry_after_s(depth, await self._jobs_per_s())
+        return Overloaded(
+            f"the queue holds {depth.jobs} jobs of {limits.queue_max_jobs}, {depth.cost:.3g} pixels of "
+            f"{limits.queue_max_cost:.3g}, {depth.bytes} bytes of {limits.queue_max_bytes}; retry in {retry_s:.0f} s",
+            retry_after_s=retry_s,
+        )
+
+    async def _jobs_per_s(self) -> float:
+        """Over the last 64 jobs that ended, up to now; 0 when none did lately."""
+        recent = await self._link.newest(self._keys.finished, 64)
+        if not recent:
+            return 0.0
+        oldest_s = int(recent[-1].id.partition("-")[0]) / 1000
+        return len(recent) / max(0.001, await self._link.now_s() - oldest_s)
 
 
 async def requests_of(

@@ -8,9 +8,9 @@ with the running statistics that its training left there.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises of a file that it will not read
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise BadRequest(f"{path} is not a file; give the checkpoint itself")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadRequest(f"{path} is no checkpoint of plain tensors ({reason}); fetch it again") from error
     for wrapper in (DISCRIMINATOR, "model"):

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reward_server.estimators.cotracker3 import CoTracker3
+from reward_server.estimators.sea_raft import SeaRaft
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
@@ -48,18 +51,6 @@ class Published:
         return [group for group in names.values() if len(group) > 1]
 
 
-def _cotracker3() -> nn.Module:
-    from reward_server.estimators.cotracker3 import CoTracker3  # noqa: PLC0415 - profiles import us
-
-    return CoTracker3()
-
-
-def _sea_raft() -> nn.Module:
-    from reward_server.estimators.sea_raft import SeaRaft  # noqa: PLC0415
-
-    return SeaRaft()
-
-
 COTRACKER3 = Published(
     name="cotracker3",
     title="CoTracker3, offline, scaled",
@@ -74,7 +65,7 @@ COTRACKER3 = Published(
         "not, without another licence from Meta. Changed copies, such as our converted file, carry the same terms. "
         "The embedded profile needs none of this."
     ),
-    build=_cotracker3,
+    build=CoTracker3,
 )
 SEA_RAFT = Published(
     name="sea_raft",
@@ -85,6 +76,6 @@ SEA_RAFT = Published(
     revision="eb97ef34ba5d856c3fa2cdcd073150c057ac8b69",
     licence="BSD-3-Clause",
     means="Any use, commercial too; copies keep the copyright notice of the Princeton Vision & Learning Lab.",
-    build=_sea_raft,
+    build=SeaRaft,
 )
 PUBLISHED = {network.name: network for network in (COTRACKER3, SEA_RAFT)}

@@ -8,14 +8,17 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from protos.types import Clip
 from trainer.data import Clips, Source, find_sources
-from trainer.dynamics import dynamic_degree, with_tracks
+from trainer.dynamics import dynamic_degree
 from trainer.errors import DataError
+from trainer.tracks import track_motion, with_tracks
 from trainer.video import ClipForm, fit, mp4_bytes, read_clip, side_by_side, write_clip
 
 FORM = ClipForm(num_frames=4, fps=8.0, height_px=16, width_px=24)
@@ -256,3 +259,36 @@ def test_tracks_are_drawn_on_an_enlarged_copy() -> None:
     plain = clip.frames.repeat(4, axis=2).repeat(4, axis=3)
     assert 0 < (drawn.frames[0] != plain[0]).mean() < 0.2
     assert with_tracks(gray_clip([5, 5], height=64, width=64)).frames.max() == 5  # nothing to track
+
+
+def test_tracks_tell_the_speed_on_a_short_side_of_256_per_second() -> None:
+    """2 px a frame of 128 px at 8 frames per second, and no acceleration but what tracking adds."""
+    found = track_motion(drifting(2.0))
+    assert found.speeds_px_s.size > 15 * 20
+    assert np.median(found.speeds_px_s) == pytest.approx(2 * 2 * 8, rel=0.05)
+    assert np.median(found.accelerations_px_s2) < 0.05 * 2 * 2 * 8 * 8
+
+
+def test_a_still_clip_has_tracks_that_stand_and_a_bare_one_has_none() -> None:
+    still = track_motion(drifting(0.0))
+    assert still.speeds_px_s.size > 0
+    assert still.speeds_px_s.max() == 0
+    bare = track_motion(gray_clip([5, 5, 5], height=64, width=64))
+    assert (bare.speeds_px_s.size, bare.accelerations_px_s2.size) == (0, 0)
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def test_a_gif_shows_every_frame_for_its_time_and_is_no_wider_than_its_limit(tmp_path: Path) -> None:
+    clip = side_by_side([drifting(2.0, num=5, fps=14.0, size=512)] * 3)
+    write_clip(tmp_path / "clip.gif", clip)
+    with Image.open(tmp_path / "clip.gif") as image:
+        assert (image.n_frames, image.info["duration"], image.info["loop"]) == (5, 70, 0)
+        assert (image.width, image.height) == (960, round(512 * 960 / (3 * 512 + 4)))
+        image.seek(3)
+        shown = np.asarray(image.convert("RGB")).astype(float)
+    wanted = cv2.resize(
+        clip.frames[3].transpose(1, 2, 0), (shown.shape[1], shown.shape[0]), interpolation=cv2.INTER_AREA
+    )
+    assert np.abs(shown - wanted).mean() < 4

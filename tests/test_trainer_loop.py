@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +23,12 @@ from tests.reward_stack import RewardStack, calm_logits
 from tests.trainer_runs import SVD, WAN, figures, metrics, tiny_config, trained_bytes, write_clips
 from trainer.checkpoint import read_about
 from trainer.config import Config
-from trainer.errors import CheckpointError, MissingRewards
+from trainer.errors import CheckpointError, ConfigError, MissingRewards
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.reward_client import ClipGroup, Collected, NoRewards
-from trainer.run import open_run, run_training
+from trainer.run import open_run
 from trainer.shift import GroupRewards, Scored
-from trainer.train import batches, due, train
+from trainer.train import batches, due, run_training, train
 
 ROOT = Path(__file__).parents[1]
 QUIET = ("logs.samples_every_buffers=0",)
@@ -221,6 +223,18 @@ def test_a_run_stopped_in_the_middle_of_a_buffer_goes_on_to_the_bit(
     assert trained_bytes(stopped.out, 8) == trained_bytes(whole.out, 8)
 
 
+def test_a_buffer_that_was_begun_by_other_processes_is_not_gone_on_with(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Which slots a process has, and how many steps a pass takes, hang on their number."""
+    config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", *WITHOUT_SERVER)
+    run_training(config)
+    checkpoints = tmp_path / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000004")
+    path = checkpoints / "step-00000003" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_processes": 2}))
+    with pytest.raises(CheckpointError, match="a buffer that 2 processes share, this run has 1; start 2"):
+        run_training(config)
+
+
 def test_a_run_resumes_only_as_it_was(svd: Path, clips: Path, tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=1", *WITHOUT_SERVER))
     changed = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=3", "seed=1", *WITHOUT_SERVER)
@@ -285,6 +299,19 @@ def test_a_refresh_changes_the_version_from_the_next_buffer_on(svd: Path, clips:
     assert versions == ["calm-1", "calm-1", "calm-after-0", "calm-after-0", "calm-after-1", "calm-after-1"]
 
 
+def test_clips_that_are_seen_again_are_submitted_under_another_key_before_the_refresh(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    options = ("loop.passes=1", "refresh.enabled=true", "refresh.recompute=true", *QUIET)
+    rewards = InstantRewards()
+    with open_run(tiny_config(tmp_path, svd, clips, *options), rewards=rewards) as run:
+        train(run)
+    first, second, *again = list(rewards.groups)[:4]
+    assert again == [f"{first}-again", f"{second}-again"]
+    assert [rewards.groups[key] for key in again] == [rewards.groups[key] for key in (first, second)]
+    assert len(rewards.groups) == 6  # none is refreshed after the last buffer
+
+
 def test_a_buffer_without_any_reward_ends_the_run(svd: Path, clips: Path, tmp_path: Path) -> None:
     with (
         open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=NoRewards()) as run,
@@ -327,6 +354,41 @@ def launch(config: Config, num: int) -> None:
     subprocess.run([*command, "-m", "trainer", "train", "--config", str(path)], cwd=ROOT, check=True, env=environment)
 
 
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused(
+    engine: str, svd: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ConfigError, match=rf"configured for {engine}, .*choose data-parallel training \(MULTI_GPU\)"):
+        run_training(tiny_config(tmp_path, svd, clips, *WITHOUT_SERVER))
+
+
+# --- Weights & Biases ---------------------------------------------------------------------------
+
+HAS_WANDB = importlib.util.find_spec("wandb") is not None
+
+
+@pytest.mark.skipif(HAS_WANDB, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed_is_asked_for_by_name(svd: Path, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        run_training(tiny_config(tmp_path, svd, clips, "logs.wandb=true", *WITHOUT_SERVER))
+
+
+@pytest.mark.skipif(not HAS_WANDB, reason="wandb is no dependency of ours")
+def test_a_run_is_logged_to_wandb_under_its_id(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Offline, in a process of its own: wandb leaves threads and files open, which are errors here."""
+    options = ("logs.wandb=true", "loop.num_buffers=1", "run_id=run-w", f"out={tmp_path / 'run'}", *WITHOUT_SERVER)
+    path = tmp_path / "config.yaml"
+    from trainer.config import to_yaml  # noqa: PLC0415
+
+    path.write_text(to_yaml(tiny_config(tmp_path, svd, clips, *options)))
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainer", "train", "--config", str(path)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    (log,) = tmp_path.glob("wandb/offline-run-*-run-w/run-run-w.wandb")
+    assert b"loss/aw_term" in log.read_bytes()
+
+
 # --- evaluate and rollout -----------------------------------------------------------------------
 
 
@@ -349,7 +411,13 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["samples"]
     assert len(rows) == 9
     assert len((tmp_path / "out" / "evaluation.csv").read_text().splitlines()) == 10
-    assert len(list((tmp_path / "out").glob("*-real-base-checkpoint.mp4"))) == 3
+    for suffix in ("mp4", "gif"):
+        assert len(list((tmp_path / "out").glob(f"*-real-base-checkpoint.{suffix}"))) == 3
+    for motion in ("speed_px_s", "acceleration_px_s2"):
+        found = summary["distance_to_real"][motion]
+        assert found["num_first_frames"] == 3
+        assert found["base"] > 0
+        assert found["checkpoint_minus_base"]["mean"] == pytest.approx(found["checkpoint"] - found["base"])
 
 
 @pytest.mark.parametrize("lossless", [False, True])

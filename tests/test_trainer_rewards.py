@@ -22,7 +22,8 @@ from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
 from trainer.journal import ClipResult, Journal
 from trainer.outcomes import StreamOutcomes
-from trainer.reward_client import ClipGroup, NoRewards, RemoteRewards
+from trainer.remote_rewards import RemoteRewards
+from trainer.reward_client import ClipGroup, NoRewards
 from trainer.shift import GroupRewards, Scored
 
 RUN = "run-of-tests"
@@ -109,7 +110,7 @@ def test_no_more_than_the_limit_is_in_flight(open_rewards: Open) -> None:
     rewards = open_rewards(max_in_flight=3)
     for index in range(4):
         rewards.submit(group(f"g{index}", 10 * index))
-        assert len(rewards._waiting) <= 3
+        assert len(rewards._uploads) <= 3
     assert len(rewards.collect([f"g{index}" for index in range(4)], 3).groups) == 4
 
 
@@ -141,7 +142,7 @@ def test_what_was_read_but_not_stored_comes_again_after_a_crash(open_rewards: Op
     seen: list[object] = []
     while len(seen) < 3:
         seen += first._outcomes.read(5.0, [])
-        first._land()
+        first._uploads.land()
     first.close()
     second = open_rewards()
     second.submit(group("g"))
@@ -151,8 +152,8 @@ def test_what_was_read_but_not_stored_comes_again_after_a_crash(open_rewards: Op
 def test_a_crash_after_submitting_costs_no_second_scoring(open_rewards: Open, store: redis.Redis) -> None:
     first = open_rewards()
     first.submit(group("g"))
-    while any(waiting.upload for waiting in first._waiting.values()):
-        first._land()
+    while any(waiting.upload for waiting in first._uploads._waiting.values()):
+        first._uploads.land()
         time.sleep(0.01)
     first.close()
     admitted = int(store.hget(f"motion-reward:{{{PROFILE}}}:counts", "admitted") or 0)
@@ -260,8 +261,8 @@ def test_a_redis_that_loses_everything_costs_time_alone(redis_server: PrivateRed
         config = RewardsConfig(server=stack.url, redis_url=stack.redis_url, patience_s=2.0)
         rewards = RemoteRewards(config, RefreshConfig(), run_id=f"{RUN}-emptied", folder=tmp_path)
         rewards.submit(group("g", policy_version="slow:0.5"))
-        while any(waiting.upload for waiting in rewards._waiting.values()):
-            rewards._land()
+        while any(waiting.upload for waiting in rewards._uploads._waiting.values()):
+            rewards._uploads.land()
             time.sleep(0.01)
         store.flushall()
         collected = rewards.collect(["g"], 3)

@@ -27,11 +27,12 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
-from trainer.dynamics import dynamic_degree, with_tracks
+from trainer.dynamics import dynamic_degree
 from trainer.policies.protocol import Policy
 from trainer.reward_client import Collected
 from trainer.rollout import Buffer
 from trainer.shift import Advantages
+from trainer.tracks import with_tracks
 from trainer.video import side_by_side, write_clip
 
 PROJECT = "shift"
@@ -94,6 +95,7 @@ class Board:
             "buffer/lag_mean_steps": float(np.mean(lags)) if lags else 0.0,
             "buffer/clips_skipped": float(len(self._bad)),
             "buffer/missing_rewards": float(sum(collected.errors.values())),
+            "buffer/clipped_rewards": float(collected.num_clipped),
         }
         scalars |= {f"missing/{code}": float(num) for code, num in collected.errors.items()}
         self._log(position.step, scalars | self._samples(buffer))

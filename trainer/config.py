@@ -6,22 +6,17 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-import dacite
 import yaml
 
+from trainer.config_tree import built, check_keys, flat, overridden, plain, read
 from trainer.data import DataConfig
 from trainer.errors import ConfigError
 from trainer.policies.base import PolicyConfig
-from trainer.policies.protocol import PolicyError
 from trainer.policies.svd import SvdConfig
 from trainer.policies.wan import WanConfig
 from trainer.shift import Objective
@@ -99,6 +94,7 @@ class RefreshConfig:
     clips_per_step: int = 8  # of each origin
     max_real: int = 0  # train on the newest so many real clips that the server keeps; 0: all
     max_rollouts: int = 0
+    recompute: bool = False  # have the buffer's motion seen again first, from other query points, and train on that
     timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -173,59 +169,7 @@ class Config:
 
 def load(source: str | None, overrides: Sequence[str] = ()) -> Config:
     """A preset's name or a YAML file, then overrides `section.key=value` (values in YAML). Raises ConfigError."""
-    data = _read(source) if source else {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"'{override}' is not key=value, for instance loop.batch_clips=2")
-        _put(data, key.split("."), _yaml(value, override))
-    return from_dict(data)
-
-
-def _read(source: str) -> dict[str, Any]:
-    path = PRESETS / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source)
-    if not path.is_file():
-        names = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-        raise ConfigError(f"'{source}' is neither a preset ({names}) nor a YAML file")
-    data = _yaml(path.read_text(), str(path)) or {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold keys and values, got {type(data).__name__}")
-    base = data.pop("preset", None)
-    return _merged(_read(base), data) if base else data
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; we mean the number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
-
-
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
-def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = data.get(key)
-        data[key] = inner = dict(inner) if isinstance(inner, Mapping) else {}
-        data = inner
-    data[keys[-1]] = value
+    return from_dict(overridden(read(source, PRESETS) if source else {}, overrides))
 
 
 def from_dict(data: Mapping[str, Any]) -> Config:
@@ -234,60 +178,16 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     model = policy.pop(POLICY_MODEL, "svd")
     if model not in MODELS:
         raise ConfigError(f"policy.{POLICY_MODEL} is {model!r}; give one of {', '.join(MODELS)}")
-    _check_keys(Config, {key: value for key, value in data.items() if key != "policy"}, "")
-    _check_keys(MODELS[model], policy, "policy.")
-    rest = {**data, "policy": _built(MODELS[model], policy, "policy.")}
-    config: Config = _built(Config, rest, "")
+    check_keys(Config, {key: value for key, value in data.items() if key != "policy"}, "")
+    check_keys(MODELS[model], policy, "policy.")
+    rest = {**data, "policy": built(MODELS[model], policy, "policy.")}
+    config: Config = built(Config, rest, "")
     return config
-
-
-def _built(kind: type, data: Mapping[str, Any], where: str) -> Any:
-    try:
-        hooks: dict[Any, Callable[[Any], Any]] = {int: _no_truth, float: _number}
-        return dacite.from_dict(kind, data, dacite.Config(type_hooks=hooks, cast=[Path, tuple], strict=True))
-    except dacite.WrongTypeError as error:
-        given = type(error.value).__name__
-        wanted = _type_name(error.field_type)
-        raise ConfigError(f"{where}{error.field_path} is {error.value!r} ({given}); give {wanted}") from error
-    except (dacite.DaciteError, TypeError, PolicyError) as error:
-        raise ConfigError(f"{where.rstrip('.') or 'the configuration'}: {error}") from error
-
-
-def _no_truth(value: Any) -> Any:
-    """True is no count, although Python has it as 1."""
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def _number(value: Any) -> Any:
-    return float(value) if type(value) is int else _no_truth(value)
-
-
-def _type_name(kind: Any) -> str:
-    if getattr(kind, "__origin__", None) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _check_keys(kind: type, data: Mapping[str, Any], where: str) -> None:
-    known = get_type_hints(kind)
-    for key, value in data.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(known)
-            hint = ", ".join(f"{where}{name}" for name in near)
-            raise ConfigError(f"there is no key '{where}{key}'; did you mean {hint}?")
-        inner = _dataclass_in(known[key])
-        if inner and isinstance(value, Mapping):
-            _check_keys(inner, value, f"{where}{key}.")
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain values, for YAML and JSON; `from_dict` makes the same configuration of them."""
-    data: dict[str, Any] = _plain(asdict(config))
+    data: dict[str, Any] = plain(asdict(config))
     model = next(name for name, kind in MODELS.items() if type(config.policy) is kind)
     data["policy"] = {POLICY_MODEL: model, **data["policy"]}
     return data
@@ -300,26 +200,9 @@ def to_yaml(config: Config) -> str:
 
 def differences(ours: Config, theirs: Mapping[str, Any], *, ignore: Sequence[str]) -> list[str]:
     """Keys whose values differ, as `loop.passes: 10, was 5`; keys that begin with one of `ignore` are passed over."""
-    mine, other = _flat(to_dict(ours)), _flat(theirs)
+    mine, other = flat(to_dict(ours)), flat(theirs)
     keys = [key for key in sorted(mine.keys() | other.keys()) if not key.startswith(tuple(ignore))]
     return [f"{key}: {mine.get(key)!r}, was {other.get(key)!r}" for key in keys if mine.get(key) != other.get(key)]
-
-
-def _flat(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value
 
 
 def _at_least(section: Any, name: str, limits: Mapping[str, float]) -> None:

@@ -6,7 +6,8 @@
     ├─ MixedVersions        a group's clips were scored by different discriminator versions
     ├─ MissingRewards       more clips than allowed ended without a reward
     ├─ RewardsSilent        the reward server gave no outcome for longer than we wait
-    └─ CheckpointError      a checkpoint that is incomplete or belongs to another run
+    ├─ CheckpointError      a checkpoint that is incomplete or belongs to another run
+    └─ PolicyError          a base model, or what it was given, cannot be used (policies/protocol.py)
 
 What the reward server refuses is a RewardClientError (protos/client_errors.py).
 """

@@ -1,7 +1,7 @@
 """`rollout`: a policy's samples as clip files. `evaluate`: a checkpoint against its base on held-out first frames.
 
 Both take the same first frames and seeds every time; `evaluate` scores the real clip, the base's sample and the
-checkpoint's as one group through the reward endpoint. Intervals are percentile bootstraps over first frames.
+checkpoint's as one group through the reward endpoint. What it tells of them: comparison.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from protos.client import RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Media, Origin, Outcome, Submission
 from trainer.checkpoint import Checkpoints, load_trainable, trainable
+from trainer.comparison import KINDS, motion_distances, summarise
 from trainer.config import Config
 from trainer.data import Clips, RealClip, Split, find_sources
 from trainer.dynamics import DynamicDegree, dynamic_degree
@@ -32,14 +33,12 @@ from trainer.errors import CheckpointError, RewardsSilent
 from trainer.policies.protocol import Policy
 from trainer.run import form_of, open_accelerator, open_policy
 from trainer.seeds import derived_seed
+from trainer.tracks import TrackMotion, track_motion
 from trainer.video import side_by_side, write_clip
 
 log = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-MEASURES = ("combined", "instantaneous", "long_term", "flow_px", "dynamic")
-KINDS = ("real", "base", "checkpoint")
-LEVEL, RESAMPLES = 0.95, 4000
+SHOWN = (".mp4", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class Sample:
     kind: str  # of KINDS
     at: int  # which of the samples of this first frame
     degree: DynamicDegree
+    motion: TrackMotion
     job_id: str
 
     def row(self, outcome: Outcome) -> dict[str, Any]:
@@ -66,6 +66,8 @@ class Sample:
             "long_term": reward.long_term if reward else None,
             "flow_px": self.degree.flow_px,
             "dynamic": self.degree.dynamic,
+            "speed_px_s": _mean(self.motion.speeds_px_s),
+            "acceleration_px_s2": _mean(self.motion.accelerations_px_s2),
             "error": error.code if error else "",
         }
 
@@ -88,7 +90,8 @@ def write_rollouts(config: Config, to: Path, *, checkpoint: Path | None, lossles
 
 
 def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) -> str:
-    """Writes evaluation.json, evaluation.csv and a side-by-side mp4 per first frame; the summary as one JSON line."""
+    """Writes evaluation.json, evaluation.csv and for each first frame real clip, base and checkpoint side by side, as
+    mp4 and gif; returns the summary as one JSON line."""
     checkpoint = checkpoint or Checkpoints(config.out / "checkpoints", keep=1).latest()
     if checkpoint is None:
         raise CheckpointError(f"there is no checkpoint in {config.out}; train first, or give --checkpoint")
@@ -98,7 +101,8 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
         samples = list(_samples(config, policy, checkpoint, client, to))
         outcomes = _await(client, [sample.job_id for sample in samples], config.rewards.max_outage_s)
     rows = [sample.row(outcomes[sample.job_id]) for sample in samples]
-    summary = {"checkpoint": str(checkpoint), **summarise(rows)}
+    distances = motion_distances(rows, [sample.motion for sample in samples])
+    summary = {"checkpoint": str(checkpoint), **summarise(rows), "distance_to_real": distances}
     with (to / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -129,13 +133,22 @@ def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardCli
         bases = policy.decode(policy.sample(example, _seeds(config, number)))
         load_trainable(policy.module, checkpoint)
         tuned = policy.decode(policy.sample(example, _seeds(config, number)))
-        write_clip(to / f"{number:05d}-real-base-checkpoint.mp4", side_by_side([real.clip, bases[0], tuned[0]]))
+        shown = side_by_side([real.clip, bases[0], tuned[0]])
+        for suffix in SHOWN:
+            write_clip(to / f"{number:05d}-real-base-checkpoint{suffix}", shown)
         for kind, clips in zip(KINDS, ([real.clip], bases, tuned), strict=True):
             for at, clip in enumerate(clips):
                 group = f"evaluate-{evaluation}-{number}"
                 (job_id,) = client.submit([_submission(config, clip, kind, group)])
-                degree = dynamic_degree(clip)
-                yield Sample(clip=number, path=str(real.path), kind=kind, at=at, degree=degree, job_id=job_id)
+                yield Sample(
+                    clip=number,
+                    path=str(real.path),
+                    kind=kind,
+                    at=at,
+                    degree=dynamic_degree(clip),
+                    motion=track_motion(clip),
+                    job_id=job_id,
+                )
 
 
 def _set(module: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -160,36 +173,6 @@ def _await(client: RewardClient, job_ids: Sequence[str], timeout_s: float) -> di
     return outcomes
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means with intervals per kind, and of checkpoint minus base per first frame; None where nothing is known."""
-    means = {(kind, measure): _per_clip(rows, kind, measure) for kind in KINDS for measure in MEASURES}
-    summary: dict[str, Any] = {
-        kind: {measure: _interval(means[kind, measure]) for measure in MEASURES} for kind in KINDS
-    }
-    summary["checkpoint_minus_base"] = {
-        measure: _interval(means["checkpoint", measure] - means["base", measure]) for measure in MEASURES
-    }
-    summary["num_first_frames"] = len({row["clip"] for row in rows})
-    summary["num_without_reward"] = sum(1 for row in rows if row["error"])
-    return summary
-
-
-def _per_clip(rows: Sequence[Mapping[str, Any]], kind: str, measure: str) -> Floats:
-    """Mean over the samples of each first frame, in order; NaN where none is known."""
-    clips = sorted({row["clip"] for row in rows})
-    values = {clip: [row[measure] for row in rows if row["clip"] == clip and row["kind"] == kind] for clip in clips}
-    known = {clip: [float(value) for value in found if value is not None] for clip, found in values.items()}
-    return np.array([np.mean(known[clip]) if known[clip] else np.nan for clip in clips])
-
-
-def _interval(values: Floats) -> dict[str, float | None]:
-    """Mean, and its bootstrap interval where there are at least two values."""
-    known = values[np.isfinite(values)]
-    if known.size == 0:
-        return {"mean": None, "low": None, "high": None}
-    mean = float(known.mean())
-    if known.size < 2 or np.ptp(known) == 0:
-        return {"mean": mean, "low": None, "high": None}
-    drawn = np.random.default_rng(0).integers(known.size, size=(RESAMPLES, known.size))
-    low, high = np.percentile(known[drawn].mean(axis=1), [50 - 50 * LEVEL, 50 + 50 * LEVEL])
-    return {"mean": mean, "low": float(low), "high": float(high)}
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """None of nothing."""
+    return float(values.mean()) if values.size else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -114,6 +114,19 @@ class Buffer:
             alone = GroupRewards(real=None, rollouts=())
             return Collected(groups=(alone,) * len(self.groups), latencies_s=(), errors={})
         return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
+
+    def see_again(self) -> None:
+        """Have the server's frozen networks see all clips once more, from other query points; waits for them.
+
+        The key of a group decides the points. The rewards are of no further use: the advantages were made.
+        """
+        keys = []
+        for group in self.groups:
+            again = f"{group.key}-again"
+            keys.append(again)
+            if not self._rewards.knows(again, 1 + self._num_rollouts):
+                self._rewards.submit(replace(self._clip_group(group), key=again))
+        self._rewards.collect(keys, 1 + self._num_rollouts)
 
     def delete(self) -> None:
         """From disk, once a checkpoint no longer needs it."""

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, is_wandb_available
 
 from trainer.board import Board
-from trainer.checkpoint import Checkpoints, Progress, trainable
-from trainer.config import Config, to_yaml
+from trainer.checkpoint import Checkpoints, trainable
+from trainer.config import Config, RefreshConfig, to_yaml
 from trainer.data import Clips, find_sources
 from trainer.errors import ConfigError
 from trainer.policies.base import PolicyConfig
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
 from trainer.policies.tiny import tiny_svd, tiny_wan
-from trainer.reward_client import NoRewards, RemoteRewards, RewardSource
+from trainer.processes import from_main
+from trainer.remote_rewards import RemoteRewards
+from trainer.reward_client import NoRewards, RewardSource
 from trainer.seeds import derived_seed
-from trainer.train import Run, from_main, train
 from trainer.video import ClipForm
 
 log = logging.getLogger(__name__)
@@ -33,10 +36,18 @@ log = logging.getLogger(__name__)
 TINY: dict[str, Callable[[Path], Path]] = {"tiny-svd": tiny_svd, "tiny-wan": tiny_wan}
 
 
-def run_training(config: Config) -> Progress:
-    """`python -m trainer train`."""
-    with open_run(config) as run:
-        return train(run)
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run, made by `open_run`; `policy.module` and `optimizer` are prepared by `accelerator`."""
+
+    config: Config
+    policy: Policy
+    clips: Clips
+    rewards: RewardSource
+    accelerator: Accelerator
+    optimizer: Any
+    board: Board
+    checkpoints: Checkpoints
 
 
 @contextmanager
@@ -79,19 +90,22 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError for sharding."""
-    accelerator = Accelerator(
+    """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError."""
+    for sharding in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{sharding}", "").lower() == "true":
+            raise ConfigError(
+                f"accelerate is configured for {sharding}, but rollouts are sampled by each process for itself, and "
+                "checkpoints hold whole parameters; choose data-parallel training (MULTI_GPU): with a LoRA alone to "
+                "train, gradients and optimizer are small"
+            )
+    if config.logs.wandb and not is_wandb_available():
+        raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
+    return Accelerator(
         cpu=config.device == "cpu",
         log_with=["tensorboard", *(["wandb"] if config.logs.wandb else [])],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ConfigError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, but checkpoints hold whole parameters "
-            "and one optimizer state; choose data-parallel training (MULTI_GPU): a LoRA's share of memory is small"
-        )
-    return accelerator
 
 
 def open_policy(config: Config, accelerator: Accelerator) -> Policy:
@@ -122,7 +136,18 @@ def open_rewards(config: Config, accelerator: Accelerator, run_id: str) -> Rewar
     if config.loop.num_rollouts == 0:
         return NoRewards()
     rank = accelerator.process_index
-    return RemoteRewards(config.rewards, config.refresh, run_id=run_id, folder=config.out / "rewards", rank=rank)
+    refresh = newest_alone(config) if config.refresh.recompute else config.refresh
+    return RemoteRewards(config.rewards, refresh, run_id=run_id, folder=config.out / "rewards", rank=rank)
+
+
+def newest_alone(config: Config) -> RefreshConfig:
+    """For clips that were seen again: their earlier motion is still kept, and would be trained on as other clips."""
+    num_real, num_rollouts = config.loop.buffer_clips, config.loop.buffer_clips * config.loop.num_rollouts
+    return replace(
+        config.refresh,
+        max_real=min(config.refresh.max_real or num_real, num_real),
+        max_rollouts=min(config.refresh.max_rollouts or num_rollouts, num_rollouts),
+    )
 
 
 def form_of(policy: Policy) -> ClipForm:

@@ -68,6 +68,7 @@ class Scored:
     reward: float
     version: str
     heads: Mapping[str, float] = field(default_factory=dict)
+    clipped: bool = False  # at least one head's logit was beyond the bounds
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -1,4 +1,4 @@
-"""Video files in and out of the trainer: a file -> one clip of a policy's form, a clip -> mp4 or a lossless file.
+"""Video files in and out of the trainer: a file -> one clip of a policy's form, a clip -> mp4, gif or a lossless file.
 
 Frames are picked by timestamp, so any frame rate at or above the policy's will do; a slower file is refused,
 because repeated frames would teach stuttering.
@@ -17,6 +17,7 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from protos.codec import clip_to_tensor, tensor_to_clip
 from protos.types import Clip, ContractError
@@ -25,6 +26,7 @@ from trainer.errors import DataError
 TENSOR_SUFFIX = ".safetensors"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", TENSOR_SUFFIX)
 SLOWEST = 0.9  # of the policy's frame rate
+GIF_WIDTH_PX = 960  # at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,11 @@ def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.u
 
 
 def write_clip(path: Path, clip: Clip, *, crf: int = 18) -> None:
-    """By the suffix: .mp4 (h264, `crf` 0..51) or .safetensors (exact). Replaces the file at once."""
-    data = clip_to_tensor(clip) if path.suffix == TENSOR_SUFFIX else mp4_bytes(clip, crf=crf)
+    """By the suffix: .safetensors (exact), .gif, or .mp4 (h264, `crf` 0..51). Replaces the file at once."""
+    if path.suffix == TENSOR_SUFFIX:
+        data = clip_to_tensor(clip)
+    else:
+        data = gif_bytes(clip) if path.suffix == ".gif" else mp4_bytes(clip, crf=crf)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
@@ -154,6 +159,18 @@ def mp4_bytes(clip: Clip, *, crf: int = 18) -> bytes:
         for image in clip.frames[:, :, :height, :width].transpose(0, 2, 3, 1):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def gif_bytes(clip: Clip) -> bytes:
+    """256 colours a frame, GIF_WIDTH_PX wide at most; the format knows whole hundredths of a second only."""
+    _, _, height, width = clip.frames.shape
+    shrink = min(1.0, GIF_WIDTH_PX / width)
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    images = [Image.fromarray(np.ascontiguousarray(fit(frame, *size))) for frame in clip.frames.transpose(0, 2, 3, 1)]
+    buffer = io.BytesIO()
+    duration_ms = 10 * max(1, round(100 / clip.fps))
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=duration_ms, loop=0)
     return buffer.getvalue()
 
 

@@ -82,7 +82,7 @@ class DiffusersPolicy(ABC):
         self.height_px, self.width_px = config.height_px, config.width_px
         self.group_size = config.group_size
         with torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
-            self.pipe: Any = self._load(config.base)
+            self.pipe: Any = self._loaded(config.base)
         self.pipe.set_progress_bar_config(disable=True)
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):
@@ -91,6 +91,15 @@ class DiffusersPolicy(ABC):
         self.denoiser: nn.Module = getattr(self.pipe, self.denoiser_name)
         self._adapt(config)
         self.module: nn.Module = self.denoiser
+
+    def _loaded(self, base: str) -> Any:
+        try:
+            return self._load(base)
+        except OSError as error:
+            raise PolicyError(
+                f"the base '{base}' cannot be loaded: give a diffusers folder, or a hub id that this machine can reach "
+                f"and, where its licence asks for it, is logged in for ({error})"
+            ) from error
 
     def _adapt(self, config: PolicyConfig) -> None:
         if config.sft_lora is not None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from protos.types import Clip
+from trainer.errors import TrainerError
 
 
-class PolicyError(ValueError):
+class PolicyError(TrainerError, ValueError):
     """A policy was given what it cannot use; the message names the value, the limit and the next step."""
 
 

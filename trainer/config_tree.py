@@ -1,0 +1,143 @@
+"""A configuration as nested plain values: from YAML and `key=value`, into dataclasses, and back.
+
+Knows no key by itself: whatever dataclass is asked for says which there are, and an error names the nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_type_hints
+
+import dacite
+import yaml
+
+from trainer.errors import ConfigError
+from trainer.policies.protocol import PolicyError
+
+
+def read(source: str, presets: Path) -> dict[str, Any]:
+    """A preset's name or a YAML file, which may build on a preset with `preset: NAME`. Raises ConfigError."""
+    path = presets / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source)
+    if not path.is_file():
+        names = ", ".join(sorted(preset.stem for preset in presets.glob("*.yaml")))
+        raise ConfigError(f"'{source}' is neither a preset ({names}) nor a YAML file")
+    data = _yaml(path.read_text(), str(path)) or {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {type(data).__name__}")
+    base = data.pop("preset", None)
+    return _merged(read(base, presets), data) if base else data
+
+
+def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """With `section.key=value` set, values in YAML. Raises ConfigError."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"'{override}' is not key=value, for instance loop.batch_clips=2")
+        _put(data, key.split("."), _yaml(value, override))
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-5 as text; we mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = data.get(key)
+        data[key] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        data = inner
+    data[keys[-1]] = value
+
+
+def built(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    """The dataclass `kind`; errors name keys after the prefix `where`. Raises ConfigError."""
+    try:
+        hooks: dict[Any, Callable[[Any], Any]] = {int: _no_truth, float: _number}
+        return dacite.from_dict(kind, data, dacite.Config(type_hooks=hooks, cast=[Path, tuple], strict=True))
+    except dacite.WrongTypeError as error:
+        given = type(error.value).__name__
+        wanted = _type_name(error.field_type)
+        raise ConfigError(f"{where}{error.field_path} is {error.value!r} ({given}); give {wanted}") from error
+    except (dacite.DaciteError, TypeError, PolicyError) as error:
+        raise ConfigError(f"{where.rstrip('.') or 'the configuration'}: {error}") from error
+
+
+def _no_truth(value: Any) -> Any:
+    """True is no count, although Python has it as 1."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if type(value) is int else _no_truth(value)
+
+
+def _type_name(kind: Any) -> str:
+    if getattr(kind, "__origin__", None) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def check_keys(kind: type, data: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError where the dataclass `kind`, or one within it, has no such key."""
+    known = get_type_hints(kind)
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(known)
+            hint = ", ".join(f"{where}{name}" for name in near)
+            raise ConfigError(f"there is no key '{where}{key}'; did you mean {hint}?")
+        inner = _dataclass_in(known[key])
+        if inner and isinstance(value, Mapping):
+            check_keys(inner, value, f"{where}{key}.")
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def flat(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """`{"loop": {"passes": 3}}` as `{"loop.passes": 3}`."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """What YAML and JSON have a form for."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value

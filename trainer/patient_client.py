@@ -1,0 +1,46 @@
+"""The reward server, asked until it answers: one that restarts or is full costs time, not the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import stamina
+
+from protos.client import RewardClient, ServerBusy, ServerSilent
+
+R = TypeVar("R")
+
+CALL_TIMEOUT_S = 120.0
+
+
+class PatientClient:
+    """May be asked from several threads; once closed it asks no more."""
+
+    def __init__(self, server: str, *, max_outage_s: float) -> None:
+        self.client = RewardClient(server, timeout_s=CALL_TIMEOUT_S, attempts=1)
+        self._max_outage_s = max_outage_s
+        self._closing = False
+
+    def ask(self, call: Callable[[RewardClient], R]) -> R:
+        """What `call` returns, tried again for `max_outage_s` at most. Raises what the server refuses for good."""
+        for attempt in stamina.retry_context(
+            self._waits, attempts=None, timeout=self._max_outage_s, wait_initial=0.2, wait_max=10
+        ):
+            with attempt:
+                return call(self.client)
+        raise AssertionError("stamina raises the last error")
+
+    def _waits(self, error: Exception) -> bool | float:
+        """Whether to try again, and after how long where the server said so."""
+        if self._closing or not isinstance(error, (ServerBusy, ServerSilent)):
+            return False
+        return getattr(error, "retry_after_s", None) or True
+
+    def stop(self) -> None:
+        """What is being asked now is not tried again."""
+        self._closing = True
+
+    def close(self) -> None:
+        self.stop()
+        self.client.close()

@@ -1,0 +1,27 @@
+"""What the processes of a run tell each other, through Accelerate; with one process each is a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+
+def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Element by element, on the device that the values are on."""
+    reduced: Any = accelerator.reduce(values.to(accelerator.device), reduction="mean")
+    return reduced.to(values.device)  # type: ignore[no-any-return]
+
+
+def from_main(accelerator: Accelerator, tell: Callable[[], str] | None) -> str:
+    """What the main process's `tell()` says, in every process. At most 256 bytes."""
+    text = tell().encode() if tell else b""
+    row = torch.zeros(257, dtype=torch.int64, device=accelerator.device)
+    row[0] = len(text)
+    row[1 : 1 + len(text)] = torch.tensor(list(text), dtype=torch.int64)
+    told: Any = broadcast(row)
+    return bytes(told[1 : 1 + int(told[0])].tolist()).decode()

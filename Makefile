@@ -9,7 +9,7 @@ DATA ?= data
 PROOF ?= runs/proof
 SEED ?= 0
 
-.PHONY: demo test stack-test lint weights proof proof-smoke proto clean
+.PHONY: demo test stack-test lint weights proof proof-smoke proof-rewards proof-motion proto clean
 
 demo: $(VENV)/.server
 	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
@@ -36,12 +36,19 @@ weights: $(VENV)/.dev
 
 # SHIFT on a toy base, from scratch: trainer/proof/plan.md says what is claimed, trainer/proof/RESULTS.md what came out.
 # It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.
+# proof-rewards asks whether learned rewards point the right way (Level 2), proof-motion the paper's question (Level 3).
 proof: $(VENV)/.dev
 	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED)
 
 proof-smoke: $(VENV)/.dev
 	rm -rf $(PROOF)/smoke-$(SEED)
 	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
+
+proof-rewards: $(VENV)/.dev
+	$(BIN)/python -m trainer.proof rewards --out $(PROOF) --seed $(SEED)
+
+proof-motion: $(VENV)/.dev
+	$(BIN)/python -m trainer.proof motion --out $(PROOF) --seed $(SEED)
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev

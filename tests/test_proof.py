@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,3 +251,16 @@ def test_an_arm_is_the_same_when_run_again(tmp_path: Path) -> None:
     first = json.loads(run_arm(task).read_text())["rows"]
     task.result.unlink()
     assert json.loads(run_arm(task).read_text())["rows"] == first
+
+
+@pytest.mark.slow
+def test_the_smoke_run_has_every_arm_and_ends_with_the_line_of_the_full_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer.proof", "mechanism", "--size", "smoke", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = json.loads(run.stdout.splitlines()[-1])
+    assert set(last) == {
+        "proof", "seed", "size", "steps", "streams", "arms", "verdicts", "time_over_sft", "holds", "seconds",
+    }  # fmt: skip
+    assert set(last["arms"]) == {arm.name for arm in arms(SMOKE)} == {arm.name for arm in arms(FULL)}
+    assert set(last["verdicts"]) == {verdict.name for verdict in verdicts(planted())}
+    assert all(verdict["holds"] is not None for verdict in last["verdicts"].values()), "every verdict has its arms"

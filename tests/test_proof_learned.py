@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from tests.reward_stack import RewardStack, calm_logits
 from trainer.errors import MissingRewards
 from trainer.policies.base_training import BasePlan
 from trainer.proof import __main__ as command
+from trainer.proof.arms import run_arm
+from trainer.proof.heads import pretraining_clips
 from trainer.proof.learned import FAVOURS, HEADS, ScoredGroups, advantage_correlation, auc, direction, score_groups
 from trainer.proof.scenes import draw_scenes
 from trainer.proof.size import SMOKE
@@ -36,9 +39,9 @@ def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
 
 
 def test_auc_counts_pairs_won_and_ties_half() -> None:
-    assert auc(np.array([[3.0, 1.0], [2.0, 0.0]])) == 1
-    assert auc(np.array([[0.0, 1.0], [0.0, 1.0]])) == 0
-    assert auc(np.array([[1.0, 1.0, 0.0]])) == 0.75
+    assert auc(np.array([3.0, 2.0]), np.array([1.0, 0.0])) == 1
+    assert auc(np.array([0.0, 0.0]), np.array([1.0, 1.0])) == 0
+    assert auc(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
 
 
 def test_the_correlation_is_within_groups() -> None:
@@ -92,20 +95,44 @@ def test_a_clip_without_a_reward_ends_the_measurement(stack: RewardStack) -> Non
         score_groups([[clip, clip]], client, timeout_s=60)
 
 
+def test_what_heads_learn_from_is_lossless_and_at_its_own_rate(tmp_path: Path) -> None:
+    groups = [[scene.clip() for scene in draw_scenes(2, seed=seed)] for seed in (5, 6)]
+    pretraining_clips(groups, tmp_path)
+    for number, group in enumerate(groups):
+        for kind, clip in zip(("real", "generated"), group, strict=True):
+            with av.open(str(tmp_path / kind / f"{number:05d}.mkv")) as container:
+                assert container.streams.video[0].average_rate == clip.fps
+                frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert np.array_equal(np.stack(frames).transpose(0, 3, 1, 2), clip.frames)
+
+
 @pytest.mark.slow
-def test_the_commands_write_clips_and_end_with_one_json_line(
-    stack: RewardStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
-    toy = replace(SMOKE, base=replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan))
+    base = replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan)
+    toy = replace(SMOKE, base=base, num_train=4, num_held_out=2, num_rollouts=2)
     monkeypatch.setitem(command.SIZES, "smoke", toy)
-    place = ["--size", "smoke", "--out", str(tmp_path)]
-    run = CliRunner().invoke(command.app, ["clips", "--to", str(tmp_path / "clips"), "--num", "2", *place])
-    assert run.exit_code == 0, run.output
-    assert {path.parent.name for path in (tmp_path / "clips").rglob("*.safetensors")} == {"real", "generated"}
-    asked = ["rewards", "--server", stack.url, "--num", "3", "--per-clip", "2", *place]
-    run = CliRunner().invoke(command.app, asked)
+    monkeypatch.setattr(command, "run_arms", lambda tasks, jobs: [run_arm(task) for task in tasks])
+    place = ["--size", "smoke", "--out", str(tmp_path), "--seed", "0"]
+    run = CliRunner().invoke(command.app, ["rewards", *place])
     assert run.exit_code == 0, run.output
     last = json.loads(run.stdout.splitlines()[-1])
     assert set(last["heads"]) == set(HEADS)
     assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS}
+    assert json.loads((tmp_path / "smoke-0" / "rewards.json").read_text()) == last
+
+    heads = (tmp_path / "smoke-0" / "heads.safetensors").stat()
+    asked = ["motion", *place, "--on", "static"]
+    run = CliRunner().invoke(command.app, [*asked, *(f"--only={name}" for name in ("base", "sft", "shift-mid"))])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "smoke-0" / "heads.safetensors").stat() == heads, "they are made once"
+    found = json.loads(run.stdout.splitlines()[-1])["sets"]["static"]
+    assert set(found["arms"]) == {"base", "sft", "shift-mid"}
+    assert set(found["verdicts"]) == {"sft slower than base", "sft slower than data", "shift faster than sft"}
+    record = json.loads((tmp_path / "smoke-0" / "motion-static" / "arms" / "shift-mid-0.json").read_text())
+    assert len(record["history"]["reward_rollouts/combined"]) == len(record["favours"]) == toy.num_buffers
+    journal = tmp_path / "smoke-0" / "motion-static" / "arms" / "shift-mid-0" / "rewards" / "rewards-0.jsonl"
+    versions = {json.loads(line)["scored"]["version"] for line in journal.read_text().splitlines()}
+    assert len(versions) == toy.num_buffers, "each buffer is judged by a version of its own"

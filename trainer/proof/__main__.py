@@ -1,4 +1,4 @@
-"""`python -m trainer.proof mechanism | clips | rewards`: Level 1, and the two halves of Level 2 (plan.md).
+"""`python -m trainer.proof mechanism | rewards | motion`: Levels 1, 2 and 3 of plan.md, a command each.
 
 Resumable: what is finished in `--out` is not done again.
 """
@@ -9,9 +9,11 @@ import json
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,9 +24,11 @@ import typer
 from protos.client import RewardClient, RewardClientError
 from trainer.errors import ConfigError, TrainerError
 from trainer.policies.loading import make_policy
-from trainer.proof.arms import Task, arms, run_arm
+from trainer.proof.arms import Arm, Task, arms, run_arm
 from trainer.proof.base import policy_config, trained_base
-from trainer.proof.learned import direction, groups_of, pretraining_clips, score_groups
+from trainer.proof.heads import pretrained_heads, served
+from trainer.proof.learned import direction, groups_of, score_groups
+from trainer.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from trainer.proof.report import write_report
 from trainer.proof.scenes import SceneMix, draw_scenes
 from trainer.proof.size import SIZES, ProofSize
@@ -45,6 +49,9 @@ Size = Annotated[
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Arms run side by side, each on one core.")]
+Server = Annotated[
+    str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
+]
 OUT = Path("runs/proof")
 TWO_CORES = min(2, os.cpu_count() or 1)
 
@@ -57,13 +64,11 @@ def mechanism(
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     prepare(folder, counts, seed=seed, threads=jobs)
-    if unknown := set(only or ()) - {arm.name for arm in arms(counts)}:
-        raise ConfigError(f"there is no arm {sorted(unknown)}; give some of {[arm.name for arm in arms(counts)]}")
+    chosen = chosen_arms(arms(counts), only)
     tasks = [
         Task(arm=arm, seed=seed, stream=stream, size=counts, folder=folder)
         for stream in range(counts.streams)
-        for arm in arms(counts)
-        if not only or arm.name in only
+        for arm in chosen
     ]
     records = [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
     about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": counts.streams}
@@ -72,42 +77,30 @@ def mechanism(
     typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
 
 
-@app.command()
-def clips(
-    *,
-    to: Annotated[Path, typer.Option(help="Folder for real/ and generated/.")],
-    num: Annotated[int, typer.Option(min=1, help="Clips of each.")] = 128,
-    out: Out = OUT,
-    seed: Seed = 0,
-    size: Size = "full",
-) -> None:
-    """Write real scenes and the base's rollouts from their first frames, for `motion-reward pretrain`."""
-    counts, folder = SIZES[size], out / f"{size}-{seed}"
-    prepare(folder, counts, seed=seed, threads=os.cpu_count() or 1)
-    scenes = draw_scenes(num, seed=derived_seed(seed, "pretrain"))
-    policy = make_policy(policy_config(folder / "base", counts.base))
-    pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], 1, seed=seed), to)
-    typer.echo(f"wrote {num} real and {num} generated clips to {to}")
+def chosen_arms(all_arms: list[Arm], only: list[str] | None) -> list[Arm]:
+    names = [arm.name for arm in all_arms]
+    if unknown := set(only or ()) - set(names):
+        raise ConfigError(f"there is no arm {sorted(unknown)}; give some of {names}")
+    return [arm for arm in all_arms if not only or arm.name in only]
 
 
 @app.command()
 def rewards(
     *,
-    server: Annotated[str, typer.Option(help="The reward server, grpc://HOST:PORT or http://HOST:PORT.")],
-    num: Annotated[int, typer.Option(min=2, help="Held-out scenes.")] = 32,
-    per_clip: Annotated[int, typer.Option(min=2, help="Rollouts of each.")] = 6,
+    server: Server = None,
     timeout_s: Annotated[float, typer.Option(help="For all rewards together.")] = 600.0,
     out: Out = OUT,
     seed: Seed = 0,
     size: Size = "full",
 ) -> None:
-    """Say whether a server's rewards point the right way on held-out scenes and rollouts of the base."""
+    """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     prepare(folder, counts, seed=seed, threads=os.cpu_count() or 1)
-    scenes = draw_scenes(num, seed=derived_seed(seed, "held out"))
     policy = make_policy(policy_config(folder / "base", counts.base))
-    groups = groups_of(policy, [scene.clip() for scene in scenes], per_clip, seed=seed)
-    with RewardClient(server) as client:
+    scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
+    groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed)
+    with served(heads, counts.heads) if heads else nullcontext(server) as url, RewardClient(str(url)) as client:
         found = direction(score_groups(groups, client, timeout_s=timeout_s))
     for head, of in found.items():
         parts = "   ".join(f"{name} {value}" for name, value in of.items())
@@ -116,7 +109,47 @@ def rewards(
         head: {name: asdict(value) if isinstance(value, Interval) else value for name, value in of.items()}
         for head, of in found.items()
     }
-    typer.echo(json.dumps({"proof": "level-2", "seed": seed, "size": size, "heads": plain}, allow_nan=False))
+    line = json.dumps({"proof": "level-2", "seed": seed, "size": size, "heads": plain}, allow_nan=False)
+    (folder / "rewards.json").write_text(line + "\n")
+    typer.echo(line)
+
+
+@app.command()
+def motion(
+    *,
+    out: Out = OUT,
+    seed: Seed = 100,
+    size: Size = "full",
+    jobs: Jobs = TWO_CORES,
+    only: Only = None,
+    on: Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")] = "both",
+    streams: Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")] = None,
+    server: Server = None,
+) -> None:
+    """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""
+    started = time.monotonic()
+    counts, folder = SIZES[size], out / f"{size}-{seed}"
+    num_streams = streams or counts.streams
+    chosen = chosen_arms(motion_arms(counts), only)
+    prepare(folder, counts, seed=seed, threads=jobs)
+    policy = make_policy(policy_config(folder / "base", counts.base))
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed)
+    found = {}
+    with served(heads, counts.heads) if heads else nullcontext(server) as url:
+        for name in SETS if on == "both" else (on,):
+            level = f"motion-{name}"
+            data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)
+            tasks = [
+                Task(arm=arm, seed=seed, stream=stream, size=counts, folder=folder, level=level, server=str(url))
+                for stream in range(num_streams)
+                for arm in chosen
+            ]
+            records = [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
+            about = {"steps": counts.num_steps, "streams": num_streams}
+            found[name] = write_motion_report(records, data, folder / level / "report", about)
+            typer.echo(f"{name}\n{(folder / level / 'report' / 'report.txt').read_text()}")
+    summary = {"proof": "level-3", "seed": seed, "size": size, "sets": found}
+    typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
 
 
 def prepare(folder: Path, size: ProofSize, *, seed: int, threads: int) -> None:
@@ -147,7 +180,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
-    except (TrainerError, RewardClientError) as error:
+    except (TrainerError, RewardClientError, subprocess.CalledProcessError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         sys.exit(1)
 

@@ -10,11 +10,10 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from protos.types import Clip
@@ -28,6 +27,7 @@ from trainer.config import (
     RewardsConfig,
 )
 from trainer.data import DataConfig
+from trainer.dynamics import dynamic_degree
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
 from trainer.proof.base import policy_config
@@ -35,6 +35,7 @@ from trainer.proof.known_rewards import NAMES, measures, speed_reward
 from trainer.proof.scenes import SceneMix, draw_scenes
 from trainer.proof.size import ProofSize
 from trainer.proof.sources import CueDiscriminator, DiscriminatorRewards, KnownRewards, cues, train_discriminator
+from trainer.proof.watched import WatchedRewards
 from trainer.reward_client import NoRewards, RewardSource
 from trainer.run import open_run
 from trainer.seeds import derived_seed, generator
@@ -42,13 +43,15 @@ from trainer.shift import Objective
 from trainer.train import train
 from trainer.video import write_clip
 
-RewardName = Literal["none", "speed", "loophole"]
+RewardName = Literal["none", "speed", "loophole", "learned"]
 NUM_SHOWN = 4  # rollouts kept as clips
+MEASURES = ("reward", *NAMES, "flow_px", "dynamic")
+"""Of every fresh rollout. `reward` is the known one, whatever the arm was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of fine-tuning. `objective` changes the middle of the grid."""
+    """One way of fine-tuning. `objective` changes the middle of Level 1's grid."""
 
     name: str
     reward: RewardName = "speed"
@@ -86,11 +89,17 @@ class Task:
     seed: int
     stream: int
     size: ProofSize
-    folder: Path  # of the seed: base/, train/, arms/
+    folder: Path  # of the seed, with base/
+    level: str = ""  # folder below it with train/ and arms/; empty: the seed's own
+    server: str = ""  # of learned rewards
+
+    @property
+    def train(self) -> Path:
+        return self.folder / self.level / "train"
 
     @property
     def result(self) -> Path:
-        return self.folder / "arms" / f"{self.arm.name}-{self.stream}.json"
+        return self.folder / self.level / "arms" / f"{self.arm.name}-{self.stream}.json"
 
 
 def run_arm(task: Task) -> Path:
@@ -101,7 +110,7 @@ def run_arm(task: Task) -> Path:
     run_folder = task.result.with_suffix("")
     shutil.rmtree(run_folder, ignore_errors=True)
     policy = make_policy(policy_config(task.folder / "base", task.size.base, rank=task.size.rank))
-    seconds = _fine_tune(task, policy, run_folder) if task.arm.trained else 0.0
+    seconds, favours = _fine_tune(task, policy, run_folder) if task.arm.trained else (0.0, [])
     rows = evaluate(task, policy, run_folder / "clips")
     record = {
         "arm": task.arm.name,
@@ -109,6 +118,7 @@ def run_arm(task: Task) -> Path:
         "seconds": seconds,
         "rows": rows,
         "history": _history(run_folder / "metrics.jsonl"),
+        "favours": favours,
     }
     _write(task.result, json.dumps(record))
     shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
@@ -122,27 +132,28 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _fine_tune(task: Task, policy: Policy, folder: Path) -> float:
-    """Seconds that the loop took."""
-    source = rewards_of(task, policy)
-    with open_run(run_config(task, folder), rewards=source, policy=policy) as run:
+def _fine_tune(task: Task, policy: Policy, folder: Path) -> tuple[float, list[dict[str, float]]]:
+    """Seconds that the loop took, and what the advantages of each buffer favoured."""
+    with open_run(run_config(task, folder), rewards=rewards_of(task, policy), policy=policy) as run:
+        watched = WatchedRewards(run.rewards)
         started = time.monotonic()
-        train(run)
+        train(replace(run, rewards=watched))
         seconds = time.monotonic() - started
     policy.module = run.accelerator.unwrap_model(policy.module)
-    return seconds
+    return seconds, watched.favours
 
 
 def run_config(task: Task, folder: Path) -> Config:
     """The trainer's configuration of an arm."""
     size, arm = task.size, task.arm
+    learned = arm.reward == "learned"
     return Config(
         out=folder,
-        run_id=f"proof-{task.seed}-{arm.name}-{task.stream}",
+        run_id=f"proof-{task.seed}-{task.level or 'mechanism'}-{arm.name}-{task.stream}",
         seed=derived_seed(task.seed, "stream", task.stream) % 2**31,
         device="cpu",
         policy=policy_config(task.folder / "base", size.base, rank=size.rank),
-        data=DataConfig(train=(str(task.folder / "train"),), start="first"),
+        data=DataConfig(train=(str(task.train),), start="first"),
         loop=LoopConfig(
             num_buffers=size.num_buffers,
             buffer_clips=size.buffer_clips,
@@ -152,14 +163,22 @@ def run_config(task: Task, folder: Path) -> Config:
         ),
         objective=Objective(**{"lambda_aw": size.lambdas[1], **arm.objective}),
         optimizer=OptimizerConfig(lr=size.lr, warmup_steps=min(10, size.num_steps // 4), weight_decay=0.0),
-        rewards=RewardsConfig(real_as="decoded"),  # the autoencoder's blur must not give rollouts away
-        refresh=RefreshConfig(enabled=arm.refreshed, steps_per_step=size.refresh_steps_per_step),
+        # decoded: the autoencoder's blur must not give rollouts away
+        rewards=RewardsConfig(server=task.server, real_as="decoded"),
+        refresh=RefreshConfig(
+            enabled=arm.refreshed,
+            steps_per_step=size.heads.refresh_steps_per_step if learned else size.refresh_steps_per_step,
+            lr=size.heads.refresh_lr,
+            ema=size.heads.refresh_ema,
+            clips_per_step=size.heads.refresh_clips,
+        ),
         checkpoint=CheckpointConfig(every_steps=0, keep=1),
         logs=LogConfig(every_steps=6, samples_every_buffers=0),
     )
 
 
-def rewards_of(task: Task, policy: Policy) -> RewardSource:
+def rewards_of(task: Task, policy: Policy) -> RewardSource | None:
+    """None: those of the server in the configuration."""
     match task.arm.reward:
         case "none":
             return NoRewards()
@@ -168,6 +187,8 @@ def rewards_of(task: Task, policy: Policy) -> RewardSource:
         case "loophole":
             flawed = flawed_discriminator(task, policy)
             return DiscriminatorRewards(flawed, lr=task.size.discriminator_lr, ema=task.size.ema)
+        case "learned":
+            return None
 
 
 def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
@@ -195,8 +216,8 @@ def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
     return discriminator
 
 
-def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, float]]:
-    """Measures of fresh rollouts, mean over each held-out first frame's samples; the first few are kept as clips.
+def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, list[float]]]:
+    """Measures of fresh rollouts by name, of each held-out first frame's samples; the first few are kept as clips.
 
     First frames and seeds are the same for all arms of a stream.
     """
@@ -215,10 +236,15 @@ def held_out(task: Task) -> list[Clip]:
     return [scene.clip() for scene in draw_scenes(task.size.num_held_out, seed=derived_seed(task.seed, "held out"))]
 
 
-def _row(clips: Sequence[Clip], size: ProofSize) -> dict[str, float]:
-    reward = speed_reward(size.target_px)
-    found = [{**{name: getattr(measures(clip), name) for name in NAMES}, "reward": reward(clip)} for clip in clips]
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+def _row(clips: Sequence[Clip], size: ProofSize) -> dict[str, list[float]]:
+    found = [measured(clip, size) for clip in clips]
+    return {name: [one[name] for one in found] for name in MEASURES}
+
+
+def measured(clip: Clip, size: ProofSize) -> dict[str, float]:
+    of, degree = measures(clip), dynamic_degree(clip)
+    known = {"reward": speed_reward(size.target_px)(clip), "flow_px": degree.flow_px, "dynamic": float(degree.dynamic)}
+    return {name: getattr(of, name) for name in NAMES} | known
 
 
 def _history(path: Path) -> dict[str, list[float]]:

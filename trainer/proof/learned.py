@@ -1,7 +1,7 @@
 """Level 2: do learned rewards point the right way? Real scenes and the base's rollouts through a running reward server.
 
-`pretraining_clips(...)` writes what `motion-reward pretrain --real --generated` learns from; `score_groups(...)` asks
-the server; `direction(...)` says of each head how well it parts real from rollouts, and what its advantages favour.
+`score_groups(...)` asks a server (heads.py makes one with heads of the seed's own); `direction(...)` says of each head
+how well it parts real from rollouts, and what its advantages favour.
 G groups, each a real clip and its P rollouts.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from trainer.policies.protocol import Policy
 from trainer.proof.known_rewards import measures
 from trainer.proof.verdicts import LEVEL, RESAMPLES, Interval
 from trainer.seeds import derived_seed
-from trainer.video import write_clip
 
 Floats = NDArray[np.float64]
 HEADS = ("combined", "instantaneous", "long_term")
@@ -46,13 +44,6 @@ def groups_of(policy: Policy, clips: Sequence[Clip], num_rollouts: int, *, seed:
         seeds = [derived_seed(seed, "learned", number, at) for at in range(num_rollouts)]
         groups.append(policy.decode([example.latents, *policy.sample(example, seeds)]))
     return groups
-
-
-def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
-    """Writes real/ and generated/, one rollout of each clip."""
-    for number, (real, rollout, *_) in enumerate(groups):
-        write_clip(folder / "real" / f"{number:05d}.safetensors", real)
-        write_clip(folder / "generated" / f"{number:05d}.safetensors", rollout)
 
 
 def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, timeout_s: float) -> ScoredGroups:
@@ -98,16 +89,15 @@ def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
 
 
 def _parted(rewards: Floats) -> Interval:
-    return _bootstrap(lambda rows: auc(rewards[rows]), len(rewards))
+    return _bootstrap(lambda rows: auc(rewards[rows, 0], rewards[rows, 1:].ravel()), len(rewards))
 
 
 def _favoured(rewards: Floats, values: Floats) -> Interval:
     return _bootstrap(lambda rows: advantage_correlation(rewards[rows], values[rows]), len(rewards))
 
 
-def auc(rewards: Floats) -> float:
-    """Of real against rollouts over all pairs, ties half; rewards [G,1+P]."""
-    real, rollouts = rewards[:, 0], rewards[:, 1:].ravel()
+def auc(real: Floats, rollouts: Floats) -> float:
+    """Over all pairs, ties half; one-dimensional."""
     ranks = rankdata(np.concatenate([real, rollouts]))
     wins = ranks[: len(real)].sum() - len(real) * (len(real) + 1) / 2
     return float(wins / (len(real) * len(rollouts)))

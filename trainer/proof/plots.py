@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from numpy.typing import NDArray
 
 from trainer.proof.verdicts import GRID, Table, interval
 
@@ -23,6 +24,8 @@ COLOURS = {
     "shift-high": "#08306b",
     "fixed": "#c0504d",
     "refreshed": "#4292c6",
+    "regression": "#54a24b",
+    "shift-fixed": "#c0504d",
 }
 
 
@@ -33,14 +36,16 @@ def plot_reward(table: Table, records: Sequence[Mapping[str, Any]], path: Path) 
     for name in ("replay", *GRID):
         _history(middle, records, name, "reward_rollouts/combined", style="o-", label=name)
     middle.set(xlabel="buffer", ylabel="mean reward of its rollouts")
-    middle.legend()
+    if middle.lines:
+        middle.legend()
     for name in ("base", *GRID):
         if name in table:
             speeds = table[name]["speed_px"].ravel()
             bins = np.linspace(0, 2, 17).tolist()
             right.hist(speeds, bins=bins, histtype="step", label=name, color=COLOURS[name])
     right.set(xlabel="tracked speed, px per frame", ylabel="first frames")
-    right.legend()
+    if right.patches:
+        right.legend()
     _save(figure, path)
 
 
@@ -52,6 +57,35 @@ def plot_loophole(table: Table, records: Sequence[Mapping[str, Any]], path: Path
         _history(right, records, name, "reward_rollouts/combined", style="o-", label=f"{name}, rollouts")
         _history(right, records, name, "reward_real/combined", style="s:", label=f"{name}, real")
     right.set(xlabel="buffer", ylabel="mean logit")
+    if right.lines:
+        right.legend()
+    _save(figure, path)
+
+
+def plot_motion(
+    samples: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    data_px: Sequence[float],
+    records: Sequence[Mapping[str, Any]],
+    path: Path,
+) -> None:
+    """Level 3: speeds by arm beside those of the data, their distributions, rewards by buffer; samples [S,N,R]."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2))
+    table = {arm: {"speed_px": of["speed_px"].mean(axis=2)} for arm, of in samples.items()}
+    _bars(left, table, list(table)[::-1], "speed_px")
+    left.axvline(float(np.mean(data_px)), color="black", linestyle=":", label="data")
+    left.set_xlabel("speed of fresh rollouts, px per frame, 95 % interval")
+    left.legend()
+    levels = np.linspace(0, 1, 101)
+    for name in ("base", "sft", "shift-mid", "shift-high"):
+        if name in samples:
+            middle.plot(np.quantile(samples[name]["speed_px"], levels), levels, label=name, color=COLOURS[name])
+    middle.plot(np.quantile(data_px, levels), levels, "k:", label="data")
+    middle.set(xlabel="speed, px per frame", ylabel="share of rollouts that are slower")
+    middle.legend()
+    for name in ("shift-fixed", "shift-mid", "shift-high"):
+        _history(right, records, name, "reward_rollouts/combined", style="o-", label=f"{name}, rollouts")
+        _history(right, records, name, "reward_real/combined", style="s:", label=f"{name}, real")
+    right.set(xlabel="buffer", ylabel="mean reward")
     if right.lines:
         right.legend()
     _save(figure, path)

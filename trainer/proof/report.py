@@ -13,7 +13,7 @@ from PIL import Image
 
 from protos.types import Clip
 from trainer.data import find_sources
-from trainer.proof.known_rewards import NAMES
+from trainer.proof.arms import MEASURES
 from trainer.proof.plots import plot_loophole, plot_reward
 from trainer.proof.scenes import FPS, NUM_FRAMES, SIDE_PX
 from trainer.proof.verdicts import Table, Verdict, ablations, verdicts
@@ -22,7 +22,6 @@ from trainer.video import ClipForm, read_clip, side_by_side, write_clip
 Records = Sequence[Mapping[str, Any]]
 """Of one arm in one stream each, as `arms.run_arm` wrote them."""
 
-MEASURES = ("reward", *NAMES)
 COLUMNS = ("reward", "speed_px", "look_error", "size_drift", "glow", "flicker")
 SHOWN = ("base", "sft", "replay", "shift-mid", "shift-high", "no-anchor", "fixed", "refreshed")
 ENLARGED = 6
@@ -34,7 +33,7 @@ def table_of(records: Records) -> dict[str, dict[str, NDArray[np.float64]]]:
     for record in sorted(records, key=lambda record: int(record["stream"])):
         streams.setdefault(record["arm"], []).append(record)
     return {
-        name: {m: np.array([[row[m] for row in record["rows"]] for record in ran]) for m in MEASURES}
+        name: {m: np.array([[np.mean(row[m]) for row in record["rows"]] for record in ran]) for m in MEASURES}
         for name, ran in streams.items()
     }
 
@@ -44,27 +43,27 @@ def write_report(records: Records, folder: Path, about: Mapping[str, Any]) -> di
     table = table_of(records)
     found = verdicts(table)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [*_arm_lines(table), "", *_verdict_lines(found), "", *_ablation_lines(table)]
+    lines = [*_arm_lines(table), "", *verdict_lines(found), "", *_ablation_lines(table)]
     (folder / "report.txt").write_text("\n".join(lines) + "\n")
     plot_reward(table, records, folder / "reward.png")
     plot_loophole(table, records, folder / "loophole.png")
-    _write_clips([name for name in SHOWN if name in table], folder)
+    write_clips([name for name in SHOWN if name in table], folder)
     return {
         **about,
         "arms": {name: {m: round(float(values[m].mean()), 4) for m in COLUMNS} for name, values in table.items()},
-        "verdicts": {verdict.name: _plain(verdict) for verdict in found},
-        "time_over_sft": _time_over_sft(records),
+        "verdicts": {verdict.name: plain(verdict) for verdict in found},
+        "time_over_sft": time_over_sft(records),
         "holds": all(verdict.holds for verdict in found),
     }
 
 
-def _plain(verdict: Verdict) -> dict[str, Any]:
+def plain(verdict: Verdict) -> dict[str, Any]:
     of = verdict.interval
     numbers = {"mean": of.mean, "low": of.low, "high": of.high} if of else {}
     return {"holds": verdict.holds, **{name: round(value, 4) for name, value in numbers.items()}}
 
 
-def _time_over_sft(records: Records) -> dict[str, float]:
+def time_over_sft(records: Records) -> dict[str, float]:
     """Seconds of each arm's loop by those of supervised fine-tuning, streams together."""
     seconds: dict[str, list[float]] = {}
     for record in records:
@@ -83,7 +82,7 @@ def _arm_lines(table: Table) -> list[str]:
     return lines
 
 
-def _verdict_lines(found: Sequence[Verdict]) -> list[str]:
+def verdict_lines(found: Sequence[Verdict]) -> list[str]:
     word = {True: "holds", False: "FAILS", None: "not run"}
     return [f"{word[v.holds]:8}{v.name:24} {v.interval or ''!s:26}   {v.claim}" for v in found]
 
@@ -92,7 +91,7 @@ def _ablation_lines(table: Table) -> list[str]:
     return ["reward minus shift-mid's:"] + [f"  {name:14} {value}" for name, value in ablations(table).items()]
 
 
-def _write_clips(names: Sequence[str], folder: Path) -> None:
+def write_clips(names: Sequence[str], folder: Path) -> None:
     """The first held-out frames, arms left to right, one above the other: an mp4, a gif, and three moments as a png."""
     form = ClipForm(num_frames=NUM_FRAMES, fps=FPS, height_px=SIDE_PX, width_px=SIDE_PX)
     columns = [find_sources([str(folder.parent / "arms" / f"{name}-0" / "clips")], "train") for name in names]

@@ -9,6 +9,21 @@ from trainer.proof.base import BaseSize
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadsSize:
+    """How the reward server's heads learn the base's rollouts, before the arms and during them."""
+
+    num_scenes: int = 96  # real scenes, and as many of the base's rollouts
+    steps: int = 300
+    num_held_out: int = 32  # scenes that say whether they point the right way
+    per_clip: int = 6  # rollouts of each
+    num_tracks: int = 64  # that a clip is judged by
+    refresh_steps_per_step: float = 1.0
+    refresh_lr: float = 1e-4
+    refresh_ema: float = 0.95
+    refresh_clips: int = 4  # of either origin in a step
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProofSize:
     """Counts and rates; seeds are given apart."""
 
@@ -32,6 +47,10 @@ class ProofSize:
     discriminator_lr: float = 5e-3
     ema: float = 0.98
     lambda_loophole: float = 1.0  # its logits spread several times as wide as the known reward
+    heads: HeadsSize = field(default_factory=HeadsSize)
+    logit_lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)  # of Level 3
+    logit_beta: float = 1.0  # of exp weights, in logits
+    static_share: float = 0.4  # of Level 3's second fine-tuning set
 
     @property
     def num_steps(self) -> int:
@@ -65,6 +84,7 @@ SMOKE = ProofSize(
     batch_clips=4,
     passes=2,
     pretrain_steps=50,
+    heads=HeadsSize(num_scenes=6, steps=2, num_held_out=3, per_clip=2, num_tracks=16, refresh_clips=2),
 )
 
 SIZES = {"full": FULL, "pilot": PILOT, "smoke": SMOKE}

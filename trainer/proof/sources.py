@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protos.types import Clip
@@ -131,5 +132,11 @@ def cues(of: Measures) -> Tensor:
 
 
 @torch.no_grad()
+def logits(discriminator: nn.Module, cues_B5: Tensor) -> NDArray[np.float64]:
+    """[B], clipped."""
+    found: NDArray[np.float64] = discriminator(cues_B5).double().numpy()
+    return found.clip(-REWARD_CLIP, REWARD_CLIP)
+
+
 def logit(discriminator: nn.Module, clip: Clip) -> float:
-    return float(np.clip(discriminator(cues(measures(clip))[None]).item(), -REWARD_CLIP, REWARD_CLIP))
+    return float(logits(discriminator, cues(measures(clip))[None])[0])

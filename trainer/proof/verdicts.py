@@ -74,10 +74,10 @@ def verdicts(table: Table) -> list[Verdict]:
     return [
         _reward_rises(table),
         _dose_response(table),
-        _above(table, "not replay", "shift-mid", "replay", "reward"),
+        above(table, "not replay", "shift-mid", "replay", "reward"),
         _look_held(table),
-        _above(table, "anchor is what holds it", "no-anchor", "shift-mid", "look_error"),
-        _above(table, "hacked while fixed", "fixed", "sft", "glow"),
+        above(table, "anchor is what holds it", "no-anchor", "shift-mid", "look_error"),
+        above(table, "hacked while fixed", "fixed", "sft", "glow"),
         _closed(table),
     ]
 
@@ -118,7 +118,7 @@ def _closed(table: Table) -> Verdict:
     return Verdict(name=name, claim=claim, interval=found, holds=found.high < 0 and left <= hacked / 2)
 
 
-def _above(table: Table, name: str, arm: str, other: str, measure: str) -> Verdict:
+def above(table: Table, name: str, arm: str, other: str, measure: str) -> Verdict:
     claim = f"{measure.replace('_', ' ')}, {arm} - {other} > 0"
     if not _ran(table, arm, other):
         return _not_run(name, claim)

@@ -44,11 +44,15 @@ app = typer.Typer(help="SHIFT on a toy base; trainer/proof/plan.md says what is 
 Out = Annotated[Path, typer.Option(help="Folder for base, arms and report; the same folder resumes.")]
 Seed = Annotated[int, typer.Option(help="Of the base, the data and the held-out first frames.")]
 Size = Annotated[
-    Literal["full", "pilot", "smoke"],
-    typer.Option(help="full: what plan.md means. pilot: a weak base and one stream. smoke: verdicts mean nothing."),
+    Literal["full", "short", "pilot", "smoke"],
+    typer.Option(
+        help="full: what plan.md means. short: a base trained a third as long. pilot: a weak base and one stream. "
+        "smoke: verdicts mean nothing."
+    ),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Arms run side by side, each on one core.")]
+Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
 Server = Annotated[
     str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
 ]
@@ -58,20 +62,27 @@ TWO_CORES = min(2, os.cpu_count() or 1)
 
 @app.command()
 def mechanism(
-    *, out: Out = OUT, seed: Seed = 0, size: Size = "full", jobs: Jobs = TWO_CORES, only: Only = None
+    *,
+    out: Out = OUT,
+    seed: Seed = 0,
+    size: Size = "full",
+    jobs: Jobs = TWO_CORES,
+    only: Only = None,
+    streams: Streams = None,
 ) -> None:
     """Train a toy base, fine-tune it in every arm of plan.md, and say which claims of the plan hold."""
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
+    num_streams = streams or counts.streams
     prepare(folder, counts, seed=seed, threads=jobs)
     chosen = chosen_arms(arms(counts), only)
     tasks = [
         Task(arm=arm, seed=seed, stream=stream, size=counts, folder=folder)
-        for stream in range(counts.streams)
+        for stream in range(num_streams)
         for arm in chosen
     ]
     records = [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
-    about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": counts.streams}
+    about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": num_streams}
     summary = write_report(records, folder / "report", about)
     typer.echo((folder / "report" / "report.txt").read_text())
     typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
@@ -123,7 +134,7 @@ def motion(
     jobs: Jobs = TWO_CORES,
     only: Only = None,
     on: Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")] = "both",
-    streams: Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")] = None,
+    streams: Streams = None,
     server: Server = None,
 ) -> None:
     """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""

@@ -1,4 +1,4 @@
-"""How large a proof is: full, a pilot that a busy machine has time for, and a smoke run of the same code."""
+"""How large a proof is: full, short and pilot for machines with less time, and a smoke run of the same code."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ class ProofSize:
 
 
 FULL = ProofSize()
+SHORT = ProofSize(
+    base=BaseSize(
+        plan=BasePlan(autoencoder_steps=1000, autoencoder_batch=4, denoiser_steps=1600, denoiser_batch=4, ema=0.99)
+    )
+)
 PILOT = ProofSize(
     base=BaseSize(
         plan=BasePlan(autoencoder_steps=300, autoencoder_batch=4, denoiser_steps=800, denoiser_batch=8, ema=0.99)
@@ -87,4 +92,4 @@ SMOKE = ProofSize(
     heads=HeadsSize(num_scenes=6, steps=2, num_held_out=3, per_clip=2, num_tracks=16, refresh_clips=2),
 )
 
-SIZES = {"full": FULL, "pilot": PILOT, "smoke": SMOKE}
+SIZES = {"full": FULL, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}

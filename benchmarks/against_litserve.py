@@ -4,7 +4,8 @@
 
 LitServe (dev extra) runs one worker process and batches up to `batch_jobs` requests for `batch_wait_ms`, as ours
 does; each batch goes to `Pipeline.score_submissions` and the answer is our door's JSON. It keeps requests in memory,
-where ours queue through Redis. Ratios are ours over theirs; the last line of the output is one JSON document.
+where ours queue through Redis. Its idle processes poll, for about 7% of two cores, so they are stopped while ours are
+driven. Ratios are ours over theirs; the last line of the output is one JSON document.
 """
 
 # No `from __future__ import annotations`: LitServe compares the annotations of decode_request with classes.
@@ -14,13 +15,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import litserve
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -67,15 +69,28 @@ def serve_litserve(port: int) -> None:
 
 
 @contextmanager
-def litserve_senders(clients: int) -> Iterator[list[Send]]:
+def litserve_senders(clients: int) -> Iterator[tuple[psutil.Process, list[Send]]]:
     """A LitServe of its own, and clients with a connection each."""
     port = free_port()
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(port)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         log = Path(folder) / "litserve.log"
-        stack.enter_context(started(command, os.environ, f"http://127.0.0.1:{port}/health", log))
+        process = stack.enter_context(started(command, os.environ, f"http://127.0.0.1:{port}/health", log))
         opened = [stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")) for _ in range(clients)]
-        yield [partial(_post, client) for client in opened]
+        yield process, [partial(_post, client) for client in opened]
+
+
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """It and its children stand still meanwhile."""
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        member.suspend()
+    try:
+        yield
+    finally:
+        for member in family:
+            member.resume()
 
 
 def _post(client: httpx.Client, submission: Submission) -> Outcome:
@@ -87,16 +102,17 @@ def measure(settings: Settings, *, rounds: int, num_clips: int, clients: int) ->
     """Loads by server; every round drives each server once, with the order turned round from one to the next."""
     made = [made_up_clip(PAPER, seed) for seed in range(16)]
     clips = [made[index % len(made)] for index in range(num_clips)]
-    with local_server(settings) as ours, litserve_senders(clients) as theirs, ExitStack() as stack:
+    with local_server(settings) as ours, litserve_senders(clients) as (litserve_process, theirs), ExitStack() as stack:
         servers = {
-            f"ours, {door_name(url)}": senders(url, clients, stack) for url in (ours.http_url, ours.grpc_url)
+            f"ours, {door_name(url)}": senders(url, clients, stack, TIMEOUT_S) for url in (ours.http_url, ours.grpc_url)
         } | {THEIRS: theirs}
         loads: dict[str, list[Load]] = {name: [] for name in servers}
         for clients_of_one in servers.values():
             checked(drive(clients_of_one, clips[:clients]).outcomes)  # warm
         for index in range(rounds):
             for name in list(servers)[:: 1 if index % 2 == 0 else -1]:
-                loads[name].append(drive(servers[name], clips))
+                with nullcontext() if name == THEIRS else stopped(litserve_process):
+                    loads[name].append(drive(servers[name], clips))
                 checked(loads[name][-1].outcomes)
     return loads
 

@@ -112,6 +112,9 @@ def pretrain(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3600,
     seed: Annotated[int, typer.Option(help="Seed of views, faults, batches and dropout.")] = 0,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="A fault not to train on, to see how the heads take what is new to them.")
+    ] = None,
 ) -> None:
     """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
     settings = settings_of(profile=profile)
@@ -127,6 +130,7 @@ def pretrain(
         config=config,
         models=settings.models_folder,
         device=settings.device,
+        left_out=leave_out or (),
     )
     typer.echo(f"wrote {out}; held-out AUC " + ", ".join(f"{name} {auc:.3f}" for name, auc in figures.items()))
 

@@ -95,6 +95,7 @@ def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig
         steps=steps,
         seed=seed,
         views_per_step=6,
+        views_at_once=1,
         negatives_per_view=1,
         tracks_per_step=256,
         pairs_per_step=6,
@@ -117,26 +118,34 @@ def pretrain(
     device: str = "cpu",
     held_out_share: float = 0.1,
     version: str | None = None,
+    left_out: Sequence[str] = (),
+    features: Path | None = None,
     processes: int = os.cpu_count() or 1,
 ) -> dict[str, float]:
-    """Cache, train, write `out`; returns each head's held-out AUC. Resumes from `work`, the run's folder.
+    """Cache, train, write `out`; returns each head's held-out figure. Resumes from `work`, the run's folder.
 
+    Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
+    like the others and then not trained on, nor do they decide when to stop.
     Frozen networks, if the profile has any, are in `models` and run on `device`, on which the heads train too;
     raises NotReady without them.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device)
     profile = opened(source)
+    if unknown := set(left_out) - set(TRAINED_FAULTS):
+        raise BadRequest(f"nothing trains on {sorted(unknown)}; leave out some of {', '.join(TRAINED_FAULTS)}")
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
     clips = [clip for folder in real for clip in find_clips(folder, real=True)]
     if generated:
         clips += find_clips(generated, real=False)
         cache_config = replace(cache_config, faults=())
-    cache = FeatureCache(work / "features" / _cache_name(profile, cache_config))
+    cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config))
     for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
-    views, held_out = split_by_source(views_of(cache.samples()), held_out_share, config.seed)
+    samples = [sample for sample in cache.samples() if sample.fault not in left_out]
+    views, held_out = split_by_source(views_of(samples), held_out_share, config.seed)
     print(f"{len(views)} views to train on, {len(held_out)} held out by source")
-    jobs = [HeadJob(name=name, profile=source, cache=cache.folder, config=config, folder=work / name) for name in HEADS]
+    runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
+    jobs = [HeadJob(name=name, profile=source, cache=cache.folder, config=config, folder=runs / name) for name in HEADS]
     trained = train_heads(jobs, views, held_out, processes)
     weights = {
         job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from protos.types import Origin, RefreshRequest
+from reward_server.discriminators import adversarial, track_statistics
 from reward_server.discriminators.adversarial import Buffers, Candidate, refresh_heads
+from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.run_clips import RunClip, read_clip
+from reward_server.discriminators.track_vit import TrackViT
 from reward_server.discriminators.training import HEADS
 from reward_server.errors import RefreshRejected, TooFewClips
 from reward_server.pipeline import Pipeline
@@ -66,6 +69,27 @@ def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
     for head in HEADS:
         for name, value in candidate.training[head].items():
             assert torch.equal(value, again.training[head][name])
+
+
+def test_clips_that_go_one_by_one_train_as_all_at_once(
+    small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, whose draws are per pass."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(track_statistics, "DROPOUT", 0.0)
+    profile = small_pipeline.profile
+    calm = replace(
+        small_pipeline.heads,
+        instantaneous=ResidualViT(replace(profile.residual_config, dropout=0.0, patch_dropout=0.0)),
+        long_term=TrackViT(replace(profile.track_config, dropout=0.0)),
+    )
+    request = replace(REQUEST, steps=4, learning_rate=1e-4)
+    together = refreshed(small_pipeline, request, average=calm, training=calm)
+    monkeypatch.setattr(type(profile), "parallel_clips", False)
+    monkeypatch.setattr(adversarial, "PAIRS_OF_LARGE", adversarial.PAIRS_PER_STEP)
+    one_by_one = refreshed(small_pipeline, request, average=calm, training=calm)
+    for head in HEADS:
+        assert one_by_one.report[head].losses == pytest.approx(together.report[head].losses, rel=0.03)
 
 
 def test_the_average_lags_behind_the_trained_weights_as_ema_says(

@@ -124,6 +124,23 @@ def test_no_source_is_trained_on_and_held_out(cache: FeatureCache) -> None:
 
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
+def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
+    cache: FeatureCache, tmp_path: Path, name: HeadName
+) -> None:
+    views = views_of(cache.samples())
+    steps = []
+    for at_once in (4, 1):
+        config = dataclasses.replace(
+            TINY, views_per_step=4, views_at_once=at_once, tracks_per_step=32, pairs_per_step=4
+        )
+        trainer = HeadTrainer(name, PROFILE, cache, config, tmp_path / str(at_once))
+        trainer.head.eval()  # no dropout, whose draws are per pass
+        trainer.train(views, views[:1])
+        steps.append(trainer.head.state_dict())
+    assert all(torch.allclose(steps[0][key], steps[1][key], atol=2e-5) for key in steps[0])
+
+
+@pytest.mark.parametrize("name", ["instantaneous", "long_term"])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, tmp_path: Path, name: HeadName) -> None:
     views = views_of(cache.samples())
 

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from protos.types import HeadRefresh, RefreshRequest, Separation
 from reward_server.discriminators.checkpoint import Heads
@@ -25,11 +26,11 @@ from reward_server.discriminators.track_vit import TrackViT
 from reward_server.discriminators.training import (
     HEADS,
     HeadName,
-    adversarial_bce,
     fast_forward,
     update_average,
 )
 from reward_server.errors import RefreshRejected, TooFewClips
+from reward_server.estimators.prepacked import passes
 from reward_server.evaluation.stats import auc
 from reward_server.profiles import Profile
 
@@ -40,6 +41,7 @@ WEIGHT_DECAY = 0.01
 GRAD_CLIP = 1.0
 TRACKS_PER_STEP = 32
 PAIRS_PER_STEP = 3
+PAIRS_OF_LARGE = 1  # where one clip fills the device: neighbouring pairs teach little beside another clip's
 TRACKS_JUDGED = 128  # of a held-out clip
 HELD_OUT_SHARE = 8  # one clip in so many
 MAX_HELD_OUT = 64  # of either origin
@@ -159,28 +161,39 @@ class _Head:
         self.average = _copy(getattr(average, name), device).eval().requires_grad_(False)
         self.losses: list[float] = []
         self._optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=request.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+            self.module.parameters(), lr=request.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
         )
 
     def step(self, step: int, batch: Buffers) -> None:
         rng = np.random.default_rng((self._request.seed, step, HEADS.index(self.name)))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout
-        clips = [*batch.real, *batch.rollouts]
-        inputs = torch.stack([self._subset(clip, rng) for clip in clips]).to(self._device)
-        with fast_forward(device=self._device):
-            logits = self.module(inputs).float()
-        loss = adversarial_bce(logits[: len(batch.real)], logits[len(batch.real) :])
-        self.losses.append(float(loss.detach()))
+        self._optimizer.zero_grad()
+        self.losses.append(self._gradients(batch, rng))
         if not np.isfinite(self.losses[-1]):
             raise RefreshRejected(
                 f"the loss of the {self.name} head was {self.losses[-1]} at step {step}; lower the learning rate "
                 f"({self._request.learning_rate:g})"
             )
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.module.parameters(), GRAD_CLIP)
         self._optimizer.step()
         update_average(self.average, self.module, self._request.ema)
+
+    def _gradients(self, batch: Buffers, rng: np.random.Generator) -> float:
+        """The loss of a batch, its gradients in the module. Clips that fill the device go one by one, so that the
+        memory of a step does not grow with its clips."""
+        clips = [*batch.real, *batch.rollouts]
+        num_real, num_rollouts = len(batch.real), len(batch.rollouts)
+        targets = torch.tensor([1.0] * num_real + [0.0] * num_rollouts, device=self._device)
+        weights = torch.tensor([1 / num_real] * num_real + [1 / num_rollouts] * num_rollouts, device=self._device)
+        total = 0.0
+        for part in passes(len(clips), len(clips) if self._profile.parallel_clips else 1):
+            inputs = torch.stack([self._subset(clip, rng) for clip in clips[part]]).to(self._device)
+            with fast_forward(device=self._device):
+                logits = self.module(inputs).float()
+            loss = F.binary_cross_entropy_with_logits(logits, targets[part], weights[part], reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
 
     def separation(self, clips: Buffers) -> Separation:
         """Of the average, on as much of each clip as is kept."""
@@ -199,7 +212,8 @@ class _Head:
 
     def _subset(self, clip: RunClip, rng: np.random.Generator) -> Tensor:
         if self.name == "instantaneous":
-            return clip.maps(*_stretch(clip.num_pairs, PAIRS_PER_STEP, rng))
+            wanted = PAIRS_PER_STEP if self._profile.parallel_clips else PAIRS_OF_LARGE
+            return clip.maps(*_stretch(clip.num_pairs, wanted, rng))
         return clip.tokens(self._profile, *_stretch(clip.num_tracks, TRACKS_PER_STEP, rng))
 
 

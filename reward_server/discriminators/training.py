@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_server.discriminators.checkpoint import new_heads
+from reward_server.estimators.prepacked import passes
 from reward_server.evaluation.stats import auc
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.profiles import Profile
@@ -40,6 +41,7 @@ class TrainingConfig:
 
     steps: int = 3600
     views_per_step: int = 6
+    views_at_once: int = 6  # of these; fewer need less memory and leave the gradients as they are
     negatives_per_view: int = 3
     tracks_per_step: int = 32
     pairs_per_step: int = 3
@@ -142,22 +144,29 @@ class HeadTrainer:
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout: a resumed run repeats the uninterrupted one
-        real = [view.real for view in batch]
-        negatives = [view.negatives[i] for view in batch for i in _choose(view, self.config.negatives_per_view, rng)]
-        inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives]).to(self.device)
-        with fast_forward(bf16=self.config.bf16, device=self.device):
-            logits = self.head(inputs).float()
-        owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
-        loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
-        loss = loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = 0.0
+        for part in passes(len(batch), self.config.views_at_once):
+            share = self._loss(batch[part], rng) * (len(batch[part]) / len(batch))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += float(share.detach())
         norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.schedule.step()
         update_average(self.average, self.head, min(self.config.ema, (1 + self.step) / (10 + self.step)))
         self.step += 1
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
+        return {"loss": loss, "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
+
+    def _loss(self, views: Sequence[View], rng: np.random.Generator) -> Tensor:
+        """Of the real clips of some views and a few negatives of each."""
+        real = [view.real for view in views]
+        negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
+        inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives]).to(self.device)
+        with fast_forward(bf16=self.config.bf16, device=self.device):
+            logits = self.head(inputs).float()
+        owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
+        loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
+        return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
 
     def _subset(self, sample: Sample, rng: np.random.Generator) -> Tensor:
         """A fresh subset of a sample's frame pairs or tracks."""

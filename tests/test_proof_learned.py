@@ -115,7 +115,7 @@ def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
     toy = replace(SMOKE, base=base, num_train=4, num_held_out=2, num_rollouts=2)
     monkeypatch.setitem(command.SIZES, "smoke", toy)
     monkeypatch.setattr(command, "run_arms", lambda tasks, jobs: [run_arm(task) for task in tasks])
-    place = ["--size", "smoke", "--out", str(tmp_path), "--seed", "0"]
+    place = ["--size", "smoke", "--out", str(tmp_path), "--seed", "0", "--jobs", "1"]
     run = CliRunner().invoke(command.app, ["rewards", *place])
     assert run.exit_code == 0, run.output
     last = json.loads(run.stdout.splitlines()[-1])

@@ -51,7 +51,9 @@ Size = Annotated[
     ),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Arms run side by side, each on one core.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Threads of what runs alone, and arms that run side by side, a thread each.")
+]
 Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
 Server = Annotated[
     str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
@@ -103,10 +105,11 @@ def rewards(
     out: Out = OUT,
     seed: Seed = 0,
     size: Size = "full",
+    jobs: Jobs = TWO_CORES,
 ) -> None:
     """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
     counts, folder = SIZES[size], out / f"{size}-{seed}"
-    prepare(folder, counts, seed=seed, threads=os.cpu_count() or 1)
+    prepare(folder, counts, seed=seed, threads=jobs)
     policy = make_policy(policy_config(folder / "base", counts.base))
     scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
     groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)

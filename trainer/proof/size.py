@@ -61,7 +61,8 @@ FULL = ProofSize()
 SHORT = ProofSize(
     base=BaseSize(
         plan=BasePlan(autoencoder_steps=1000, autoencoder_batch=4, denoiser_steps=1600, denoiser_batch=4, ema=0.99)
-    )
+    ),
+    heads=HeadsSize(num_scenes=48, steps=200, num_held_out=24, per_clip=4),
 )
 PILOT = ProofSize(
     base=BaseSize(
@@ -89,7 +90,7 @@ SMOKE = ProofSize(
     batch_clips=4,
     passes=2,
     pretrain_steps=50,
-    heads=HeadsSize(num_scenes=6, steps=2, num_held_out=3, per_clip=2, num_tracks=16, refresh_clips=2),
+    heads=HeadsSize(num_scenes=3, steps=2, num_held_out=2, per_clip=2, num_tracks=16, refresh_clips=2),
 )
 
 SIZES = {"full": FULL, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}

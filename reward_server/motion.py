@@ -129,7 +129,8 @@ def displacement_features(tracks: Tensor, scale: tuple[float, float]) -> Tensor:
     """
     if tracks.ndim != 4 or tracks.shape[-1] != 2:
         raise ValueError(f"tracks must be [B,T,N,2], got {list(tracks.shape)}")
-    step = (tracks[:, 1:] - tracks[:, :-1]) / tracks.new_tensor(scale)
+    px = torch.tensor(scale, dtype=tracks.dtype).to(tracks.device, non_blocking=True)
+    step = (tracks[:, 1:] - tracks[:, :-1]) / px
     still = torch.zeros_like(tracks[:, :1])
     drift = torch.cat([torch.cat([-step, still], 1), torch.cat([still, step], 1)], -1)
     octaves = 2.0 ** torch.arange(NUM_OCTAVES, dtype=tracks.dtype, device=tracks.device)

@@ -40,7 +40,12 @@ class Settings(BaseSettings):
         "fp32", description="Of the shift profiles' frozen networks: bf16 is faster where the hardware has it."
     )
     pass_memory_mib: int = Field(
-        64, ge=1, description="What one pass of those networks and heads may take for intermediate values, in MiB."
+        64, ge=1, description="What one pass of those networks and heads may take, in MiB; on a GPU, some thousands."
+    )
+    compile: Literal["none", "default", "max-autotune", "reduce-overhead"] = Field(
+        "none",
+        description="torch.compile's mode for their inner parts, on a GPU: the first clips take minutes, later ones "
+        "less; the last two use CUDA graphs.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: as many as there are cores.")
     data_dir: Path = Field(default_factory=default_data_dir, description="Where the private Redis keeps its data.")

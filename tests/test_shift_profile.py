@@ -179,14 +179,32 @@ def test_without_trained_heads_the_error_names_the_training(profile: ShiftProfil
 
 
 def test_settings_reach_the_networks_and_heads_stay_in_full_precision(profile: ShiftProfile, tmp_path: Path) -> None:
-    compute = Compute(precision="bf16", memory_mib=7)
+    compute = Compute(precision="bf16", memory_mib=7, compile="default")
     bf16 = dataclasses.replace(profile, networks=dataclasses.replace(profile.networks, compute=compute))
     instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
     path = tmp_path / "heads.safetensors"
     save_heads(path, profile=bf16, version="v", instantaneous=instantaneous, long_term=long_term)
-    assert load_heads(bf16, path).long_term.compute == Compute(memory_mib=7)
+    assert load_heads(bf16, path).long_term.compute == Compute(memory_mib=7, compile="default")
     assert bf16.preprocessing_digest == profile.preprocessing_digest
     assert EmbeddedProfile().heads_compute is None
+
+
+def test_every_setting_of_computing_reaches_the_networks(
+    profile: ShiftProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, Compute]] = []
+
+    def load(models: Path, device: str, compute: Compute) -> Networks:
+        told.append((device, compute))
+        return profile.networks
+
+    monkeypatch.setattr(Networks, "load", load)
+    settings = Settings(
+        profile="shift", models_dir=tmp_path, precision="bf16", pass_memory_mib=9, compile="reduce-overhead"
+    )
+    with pytest.raises(NotReady, match="no trained heads"):
+        Pipeline.load(settings)
+    assert told == [("cpu", Compute(precision="bf16", memory_mib=9, compile="reduce-overhead"))]
 
 
 def test_bf16_networks_see_nearly_the_same_motion(profile: ShiftProfile, motion: NetworkMotion) -> None:

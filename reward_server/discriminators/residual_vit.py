@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reward_server.estimators.compiled import compilable
 from reward_server.estimators.prepacked import Compute, Linear, needs_grad, passes
 
 MANY_POSITIONS = 400
@@ -94,32 +95,31 @@ class ResidualViT(nn.Module):
         """Class-token features [P,C] of images [P,C,H,W]."""
         num_positions = 1 + (pairs.shape[-2] // self.config.patch_px) * (pairs.shape[-1] // self.config.patch_px)
         size = compute.num_per_pass(num_positions * self.config.dim * 4 * 12)
-        return torch.cat([class_features(self.backbone, pairs[part]) for part in passes(len(pairs), size)])
+        return torch.cat([self._class_features(pairs[part]) for part in passes(len(pairs), size)])
+
+    def _class_features(self, images_PCHW: Tensor) -> Tensor:
+        """[P,C] of one pass, in eval mode."""
+        backbone = self.backbone
+        x: Tensor = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images_PCHW)))
+        blocks: list[Any] = list(backbone.blocks)
+        for block in blocks[:-1]:
+            x = self._attended(block, x)
+        return backbone.norm(self._attended(blocks[-1], x, True))[:, 0]  # type: ignore[no-any-return]
+
+    @compilable
+    def _attended(self, block: Any, x_PLC: Tensor, class_only: bool = False) -> Tensor:
+        """What a timm block makes of all positions, [P,L,C], or of the class token alone, [P,1,C]."""
+        attn = block.attn
+        queries_PQC = x_PLC[:, :1].contiguous() if class_only else x_PLC
+        qkv = attn.qkv(block.norm1(x_PLC)).unflatten(-1, (3, attn.num_heads, -1))  # [P,L,3,heads,c]
+        query, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
+        mixed = F.scaled_dot_product_attention(query[:, :, : queries_PQC.shape[1]], keys, values)
+        x: Tensor = attn.proj.fused(mixed.transpose(1, 2).reshape_as(queries_PQC), plus=queries_PQC)
+        return block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)  # type: ignore[no-any-return]
 
     def forward(self, maps_BP2HW: Tensor) -> Tensor:
         features = self.features(maps_BP2HW).to(self.head.weight.dtype)
         return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
-
-
-def class_features(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """What `backbone` makes of images [P,C,H,W], in eval mode: its class token's features [P,C]."""
-    x: Tensor = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
-    blocks: list[Any] = list(backbone.blocks)
-    for block in blocks[:-1]:
-        x = _attended(block, x, x)
-    classes: Tensor = backbone.norm(_attended(blocks[-1], x, x[:, :1].contiguous()))
-    return classes[:, 0]
-
-
-def _attended(block: Any, x_PLC: Tensor, queries_PQC: Tensor) -> Tensor:
-    """What a timm block makes of the first Q of its positions: [P,Q,C]."""
-    attn, num_queries, dim = block.attn, queries_PQC.shape[1], x_PLC.shape[2]
-    qkv = attn.qkv(block.norm1(x_PLC)).unflatten(-1, (3, attn.num_heads, -1))  # [P,L,3,heads,c]
-    query, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
-    mixed = F.scaled_dot_product_attention(query[:, :, :num_queries], keys, values)
-    x: Tensor = attn.proj.fused(mixed.transpose(1, 2).reshape(-1, num_queries, dim), plus=queries_PQC)
-    fused: Tensor = block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)
-    return fused
 
 
 def _relinked(backbone: VisionTransformer) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_server.discriminators.track_statistics import StatisticsLogit
+from reward_server.estimators.compiled import compilable
 from reward_server.estimators.prepacked import Compute, Linear, Mlp, needs_grad, passes
 
 
@@ -58,6 +59,8 @@ class Attention(nn.Module):
 class SelfBlock(nn.Module):
     """Pre-norm self-attention and MLP; norms without affine, tanh GELU."""
 
+    compute: Compute | None = None
+
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
@@ -65,6 +68,7 @@ class SelfBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(config.dim, config.mlp_dim, gelu="tanh")
 
+    @compilable
     def forward(self, x: Tensor) -> Tensor:
         x = self.attn(self.norm1(x), plus=x)
         return self.mlp(self.norm2(x), plus=x)  # type: ignore[no-any-return]
@@ -72,6 +76,8 @@ class SelfBlock(nn.Module):
 
 class CrossBlock(nn.Module):
     """Pre-norm cross-attention and MLP; only the context's norm is affine."""
+
+    compute: Compute | None = None
 
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__()
@@ -81,6 +87,7 @@ class CrossBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(config.dim, config.mlp_dim, gelu="tanh")
 
+    @compilable
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         norm = self.norm_context
         context = F.layer_norm(context, norm.normalized_shape, norm.weight.to(x), norm.bias.to(x), norm.eps)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
+from reward_server.estimators.compiled import compilable
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
 from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlation, support_features
 from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, per_pass, set_compute
@@ -92,13 +93,14 @@ class CoTracker3(nn.Module):
     ) -> Tracking:
         """Track `queries` (frame, x, y in input pixels) through `frames` (RGB 0..255, uint8 or float).
 
+        Queries are best left on the CPU: to look at them there does not wait for the device.
         `tokens_only` leaves out the last update; `keep_support` keeps the support grid's tracks, at the end.
         """
         _check(frames_BT3HW, queries_BN3)
         height, width = frames_BT3HW.shape[-2:]
         clips = []
         for frames_T3HW, queries_N3 in zip(frames_BT3HW, queries_BN3, strict=True):
-            queries = self.model_queries(queries_N3, height, width)
+            queries = self.model_queries(queries_N3, height, width).to(frames_T3HW.device, non_blocking=True)
             kept = len(queries) if keep_support else len(queries_N3)
             clips.append(self.track(self.encode(frames_T3HW), queries, kept, tokens_only=tokens_only))
         names = [f.name for f in dataclasses.fields(Tracking)]
@@ -196,8 +198,12 @@ class CoTracker3(nn.Module):
         num = per_pass(self.compute, centres_NT2.device, self.config.tracks_per_pass, bytes_each)
         for level, (features, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
             for part in passes(len(centres_NT2), num):
-                volume_NTV[part] = correlation(features, support_NCK[part], centres_NT2[part] / 2**level)
+                volume_NTV[part] = self._correlation(features, support_NCK[part], centres_NT2[part] / 2**level)
             yield self.corr_mlp(volume_NTV)
+
+    @compilable
+    def _correlation(self, features_ThwC: Tensor, support_NCK: Tensor, centres_NT2: Tensor) -> Tensor:
+        return correlation(features_ThwC, support_NCK, centres_NT2)
 
     def _displacements(self, state_NT4: Tensor) -> Tensor:
         tracks_BTN2 = state_NT4[None, ..., :2].transpose(1, 2)

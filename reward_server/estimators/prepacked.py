@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from reward_server.estimators.compiled import CompileMode
 
 MIB = 1024**2
 CHANNELS_LAST = torch.channels_last
@@ -32,8 +34,11 @@ class Compute:
     precision: Literal["fp32", "bf16"] = "fp32"  # of products; positions, correlations and norms' sums stay fp32
     packed: bool = True  # oneDNN's packed weights and fused activations, on a CPU where they work
     memory_mib: int = 64  # what the intermediate values of one pass may take; passes go over tracks and frames
+    compile: CompileMode = "none"  # torch.compile's mode (compiled.py); what is compiled is not packed
 
     def __post_init__(self) -> None:
+        if self.compile not in get_args(CompileMode):
+            raise ValueError(f"need compile of {', '.join(get_args(CompileMode))}, got {self.compile}")
         if self.precision not in ("fp32", "bf16") or self.memory_mib < 1:
             raise ValueError(f"need precision fp32 or bf16 and memory_mib of at least 1, got {self}")
 
@@ -82,7 +87,7 @@ class _Prepared(nn.Module):
         return super().train(mode)
 
     def _made(self, sources: list[Tensor], extra: tuple[object, ...], make: Callable[[], _Ready]) -> _Ready:
-        if any(source.is_inference() for source in sources) or needs_grad(*sources):
+        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources) or needs_grad(*sources):
             return make()  # inference tensors do not tell when they change
         state = (*((id(source), source.data_ptr(), source._version) for source in sources), *extra)
         ready = self._ready
@@ -91,7 +96,9 @@ class _Prepared(nn.Module):
         return ready
 
     def _packs(self, x: Tensor) -> bool:
-        return self.compute is not None and self.compute.packed and x.device.type == "cpu" and packing_works()
+        if torch.compiler.is_compiling() or self.compute is None or x.device.type != "cpu":
+            return False
+        return self.compute.packed and packing_works()
 
 
 class Linear(_Prepared, nn.Linear):

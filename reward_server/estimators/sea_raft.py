@@ -10,13 +10,14 @@ Shapes: B clips, T frames, P = T-1 pairs, C channels, H, W pixels, h = H/8, w = 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reward_server.estimators.compiled import compilable
 from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, set_compute
 
 STRIDE_PX = 8
@@ -90,8 +91,7 @@ class SeaRaft(nn.Module):
         """Flow and info [P,6,H,W] between the P+1 frames of one pass; only the last estimate is upsampled."""
         for refined in self.refinements(frames, features, iters):
             net, flow8, info = refined
-        values = torch.cat([STRIDE_PX * flow8, info], dim=1)
-        return upsampled(values, 0.25 * self.upsample_weight(net))
+        return self._upsampled(net, torch.cat([STRIDE_PX * flow8, info], dim=1))
 
     def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Before any and after each iteration: hidden state [P,128,h,w], flow [P,2,h,w] in cells, info [P,4,h,w]."""
@@ -101,14 +101,25 @@ class SeaRaft(nn.Module):
         flow8, info = self.flow_head(net).split([2, 4], dim=1)
         yield net, flow8, info
         for _ in range(iters):
-            net = self.update_block(net, context, lookup(volumes, flow8), flow8)
-            step, info = self.flow_head(net).split([2, 4], dim=1)
-            flow8 = flow8 + step
+            net, flow8, info = self._refined(net, context, flow8, *volumes)
             yield net, flow8, info
+
+    @compilable
+    def _refined(self, net: Tensor, context: Tensor, flow8: Tensor, *volumes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One iteration: the next hidden state, flow and info."""
+        net = self.update_block(net, context, lookup(volumes, flow8), flow8)
+        step, info = self.flow_head(net).split([2, 4], dim=1)
+        return net, flow8 + step, info
+
+    @compilable
+    def _upsampled(self, net: Tensor, values: Tensor) -> Tensor:
+        return upsampled(values, 0.25 * self.upsample_weight(net))
 
 
 class Encoder(nn.Module):
     """Frames [P,C,H,W] -> features [P,256,h,w]: the first three stages of a ResNet-34."""
+
+    compute: Compute | None = None
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -119,6 +130,7 @@ class Encoder(nn.Module):
         self.layer3 = nn.Sequential(Block(128, 256, stride=2), *(Block(256, 256) for _ in range(5)))
         self.final_conv = Conv2d(256, 256, 1)
 
+    @compilable
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1.fused(x, norm=self.bn1, relu=True)
         return self.final_conv(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
@@ -209,7 +221,7 @@ def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]
     return volumes
 
 
-def lookup(volumes: list[Tensor], flow_P2HW: Tensor) -> Tensor:
+def lookup(volumes: Sequence[Tensor], flow_P2HW: Tensor) -> Tensor:
     """Correlation around each cell's match, [P,324,h,w]: level slowest, then x offset, then y offset."""
     height, width = flow_P2HW.shape[2:]
     y, x = torch.meshgrid(

@@ -9,6 +9,7 @@ Shapes: N tracks, T frames, P = T-1 pairs, D = 1110 token size, C = 1024 correla
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
+from reward_server.estimators.compiled import check_compiles
 from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
 from reward_server.estimators.feature_net import STRIDE_PX
 from reward_server.estimators.prepacked import Compute
@@ -55,12 +57,13 @@ class Networks:
 
     @classmethod
     def load(cls, models: Path, device: str, compute: Compute) -> Networks:
-        """From the models folder. Raises NotReady where weights are missing or were changed."""
+        """From the models folder. Raises NotReady where weights are missing or were changed, or nothing compiles."""
         tracker, flow_net = CoTracker3(compute=compute), SeaRaft(compute=compute)
         digests = {
             name: load_network(module, name, models)
             for name, module in (("cotracker3", tracker), ("sea_raft", flow_net))
         }
+        check_compiles(compute.compile, device)
         return cls(
             tracker=tracker.eval().to(device),
             flow_net=flow_net.eval().to(device),
@@ -102,7 +105,7 @@ class ShiftProfile:
         The tracker sees the clip as it was decoded. The flow sees it stretched to the instantaneous
         head's size, bilinearly, without aligned corners: nothing changes where it has that size.
         """
-        frames = torch.from_numpy(clip.frames).to(self.networks.device)
+        frames = sent(torch.from_numpy(clip.frames), self.networks.device)
         tracking = self._tracking(frames, random_queries(query_seed, num_tracks, *frames.shape[2:]))
         tokens_TND = tracking.tokens[0].transpose(0, 1) - self._time(len(frames))[:, None]
         resized = self._resized(frames)[None]
@@ -146,7 +149,7 @@ class ShiftProfile:
     @property
     def heads_compute(self) -> Compute:
         """In the memory of the frozen networks, but never in bf16: most of its error would come from the heads."""
-        return Compute(packed=self.networks.compute.packed, memory_mib=self.networks.compute.memory_mib)
+        return dataclasses.replace(self.networks.compute, precision="fp32")
 
     @property
     def preprocessing_digest(self) -> str:
@@ -159,7 +162,7 @@ class ShiftProfile:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _tracking(self, frames_T3HW: Tensor, points_N2: object) -> Tracking:
-        xy = torch.as_tensor(points_N2, dtype=torch.float32, device=frames_T3HW.device)
+        xy = torch.as_tensor(points_N2, dtype=torch.float32)
         queries = F.pad(xy, (1, 0))[None]  # all of frame 0
         tracking: Tracking = self.networks.tracker(frames_T3HW[None], queries, tokens_only=True)
         return tracking
@@ -171,6 +174,12 @@ class ShiftProfile:
     def _time(self, num_frames: int) -> Tensor:
         """The checkpoint's time embedding [T,D]."""
         return resampled(self.networks.tracker.time_emb, num_frames)
+
+
+def sent(values: Tensor, device: str) -> Tensor:
+    """On the device; to a GPU from page-locked memory, so that this thread goes on while they are copied."""
+    pinned = values.pin_memory() if torch.device(device).type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
 
 
 WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)

@@ -4,7 +4,8 @@
 
 Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
 blocks; ours in plain torch, on packed weights, in bf16 with heads in fp32, and all in bf16. A ratio is
-official seconds over ours in the same turn; its spread is over turns. On a machine that others use too,
+official seconds over ours in the same turn; its spread is over turns. With `--device cuda` the table is the
+same, and two sides are compiled by torch.compile, after runs that are not timed. On a machine that others use too,
 `--cpu-time` counts seconds of CPU, which waiting for one does not lengthen: take one thread then. Peak
 memory is that of a process that does nothing else. Weights are random (`golden_weights.py`), clips made
 up; the reference's two heads are stood in for, see `official.py`. The last line is one JSON document.
@@ -13,6 +14,7 @@ up; the reference's two heads are stood in for, see `official.py`. The last line
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import resource
@@ -23,7 +25,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import official
 import torch
@@ -31,33 +33,50 @@ from allocation import as_shipped, keep_big_blocks
 from sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
 from torch.utils.flop_counter import FlopCounterMode
 
+from reward_server.estimators.compiled import CompileMode
 from reward_server.estimators.prepacked import Compute, packing_works
 
-WAYS = {
-    "plain": (Compute(packed=False), None),
-    "fp32": (Compute(), None),
-    "bf16": (Compute(precision="bf16"), Compute()),
-    "all bf16": (Compute(precision="bf16"), None),
-}
+WAYS = ("plain", "fp32", "bf16", "all bf16")
+COMPILED = ("compiled", "compiled bf16")  # sides of ours that `--compile` adds
+RUNS_TO_WARM = 3  # a first run compiles, a second records CUDA graphs
 OFFICIAL = ("as shipped", "tuned malloc")
 GROUPS = {stage: (stage,) for stage in (*LC, *IC)} | {"LC reward": LC, "IC reward": IC, "whole reward": (*LC, *IC)}
+
+
+def ways_of(args: argparse.Namespace) -> dict[str, tuple[Compute, Compute | None]]:
+    """How each of our sides computes, its heads too where they differ."""
+    exact = Compute(memory_mib=args.pass_memory_mib)
+    bf16 = dataclasses.replace(exact, precision="bf16")
+    ways: dict[str, tuple[Compute, Compute | None]] = {
+        "plain": (dataclasses.replace(exact, packed=False), None),
+        "fp32": (exact, None),
+        "bf16": (bf16, exact),
+        "all bf16": (bf16, None),
+    }
+    if args.compile != "none":
+        exact, bf16 = (dataclasses.replace(compute, compile=args.compile) for compute in (exact, bf16))
+        ways |= {"compiled": (exact, None), "compiled bf16": (bf16, exact)}
+    return ways
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds per stage and turn of every side, work and errors."""
     case = Case.made_up(args.seed, args.frames, args.tracks, args.device)
     theirs = Theirs(official.load(args.cotracker, args.searaft, args.seed), args.device)
+    ways = ways_of(args)
     ours = Ours(Compute(), args.seed, device=args.device)
     expected, flops_theirs = counted(theirs, case)
-    _, flops_ours = counted(ours.told(*WAYS["plain"]), case)
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in (*OFFICIAL, *WAYS)}
+    _, flops_ours = counted(ours.told(*ways["plain"]), case)
+    for way in [way for way in ways if way in COMPILED or args.device != "cpu"] * RUNS_TO_WARM:
+        scored(ours.told(*ways[way]), case)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in (*OFFICIAL, *ways)}
     errors: dict[str, dict[str, float]] = {}
     for _ in range(args.repeats):
         for malloc, told in zip(OFFICIAL, (as_shipped, keep_big_blocks), strict=True):
             told()
             turns[malloc].append(scored(theirs, case, clock_of(args))[1])
         as_shipped()  # ours too
-        for way, compute in WAYS.items():
+        for way, compute in ways.items():
             got, spent = scored(ours.told(*compute), case, clock_of(args))
             errors[way] = differences(got, expected)
             turns[way].append(spent)
@@ -66,7 +85,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": {side: {group: _times(of, group) for group in GROUPS} for side, of in turns.items()},
         "ratios": {
             f"{way} against {malloc}": {group: _ratios(turns[malloc], turns[way], group) for group in GROUPS}
-            for way in WAYS
+            for way in ways
             for malloc in OFFICIAL
         },
         "gflop": {
@@ -114,7 +133,7 @@ def _ratios(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]
 
 def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
     """The best of a few large products, GFLOP/s, per precision."""
-    size, best, clock = 2048, {}, clock_of(args)
+    size, best, clock = 2048 if args.device == "cpu" else 8192, {}, clock_of(args)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(2, size, size, device=args.device, dtype=dtype)
         times = []
@@ -129,14 +148,14 @@ def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
 def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
     """Rewards of a group of clips in bf16 against fp32, per way: rank correlation, and error of the advantages."""
     ours = Ours(Compute(), args.seed, device=args.device)
-    ways = ("fp32", *(way for way in WAYS if "bf16" in way))
+    ways = {way: compute for way, compute in ways_of(args).items() if way == "fp32" or "bf16" in way}
     rewards: dict[str, list[Scored]] = {way: [] for way in ways}
     for seed in range(args.clips):
         case = Case.made_up(args.seed + seed, args.quality_frames, args.quality_tracks, args.device)
-        for way in ways:
-            rewards[way].append(scored(ours.told(*WAYS[way]), case)[0])
+        for way, compute in ways.items():
+            rewards[way].append(scored(ours.told(*compute), case)[0])
     sizes = {"clips": args.clips, "frames": args.quality_frames, "tracks": args.quality_tracks}
-    return sizes | {way: agreement(rewards["fp32"], rewards[way]) for way in ways[1:]}
+    return sizes | {way: agreement(rewards["fp32"], rewards[way]) for way in ways if way != "fp32"}
 
 
 def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, float]:
@@ -155,13 +174,14 @@ def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, fl
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident MiB and seconds of one whole reward, each side in a process of its own."""
-    return {side: _alone(args, side) for side in (OFFICIAL[0], *WAYS)}
+    """Peak MiB (on a GPU its own, else resident) and seconds of one whole reward, each side in its own process."""
+    return {side: _alone(args, side) for side in (OFFICIAL[0], *ways_of(args))}
 
 
 def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
     options = {"cotracker": args.cotracker, "searaft": args.searaft, "frames": args.frames, "tracks": args.tracks}
-    options |= {"threads": args.threads, "seed": args.seed, "alone": side}
+    options |= {"threads": args.threads, "seed": args.seed, "alone": side, "device": args.device}
+    options |= {"compile": args.compile, "pass-memory-mib": args.pass_memory_mib}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -171,19 +191,21 @@ def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
 def alone(args: argparse.Namespace) -> dict[str, float]:
     """One reward by one side, what its process took at most, and what it took before the clip."""
     theirs = args.alone == OFFICIAL[0]
-    compute, heads = WAYS["fp32"] if theirs else WAYS[args.alone]
+    compute, heads = ways_of(args)["fp32" if theirs else args.alone]
     side = (
-        Theirs(official.load(args.cotracker, args.searaft, args.seed))
+        Theirs(official.load(args.cotracker, args.searaft, args.seed), args.device)
         if theirs
-        else Ours(compute, args.seed, heads=heads)
+        else Ours(compute, args.seed, heads=heads, device=args.device)
     )
-    before = _peak_mib()
+    before = _peak_mib(args.device)
     start = time.perf_counter()
-    scored(side, Case.made_up(args.seed, args.frames, args.tracks))
-    return {"peak_mib": _peak_mib(), "loaded_mib": before, "seconds": time.perf_counter() - start}
+    scored(side, Case.made_up(args.seed, args.frames, args.tracks, args.device))
+    return {"peak_mib": _peak_mib(args.device), "loaded_mib": before, "seconds": time.perf_counter() - start}
 
 
-def _peak_mib() -> float:
+def _peak_mib(device: str) -> float:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1024**2
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -202,16 +224,17 @@ def printed(result: dict[str, Any]) -> None:
 
 def _print_speed(measured: dict[str, Any], peak: dict[str, float]) -> None:
     seconds, gflop = measured["seconds"], measured["gflop"]
-    print(f"{'':<18}{'official s':>11}{'tuned s':>9}" + "".join(f"{f'ours {way} s':>14}" for way in WAYS))
+    ours = [side for side in seconds if side not in OFFICIAL]
+    print(f"{'':<18}{'official s':>11}{'tuned s':>9}" + "".join(f"{f'ours {way} s':>21}" for way in ours))
     for group in GROUPS:
-        cells = [seconds[side][group] for side in (*OFFICIAL, *WAYS)]
-        print(f"{group:<18}{cells[0]:>11.2f}{cells[1]:>9.2f}" + "".join(f"{cell:>14.2f}" for cell in cells[2:]))
+        cells = [seconds[side][group] for side in (*OFFICIAL, *ours)]
+        print(f"{group:<18}{cells[0]:>11.3f}{cells[1]:>9.3f}" + "".join(f"{cell:>21.3f}" for cell in cells[2:]))
     print(f"\n{'x: median (least..largest)':<18}")
     for pair, ratios in measured["ratios"].items():
         line = "  ".join(f"{group} {a:.2f} ({b:.2f}..{c:.2f})" for group, (a, b, c) in ratios.items())
         print(f"{pair}: {line}")
     print(f"\nGFLOP, GFLOP/s and share of the GEMM peak ({peak['fp32']:.0f} fp32, {peak['bf16']:.0f} bf16 GFLOP/s)")
-    for side in (*OFFICIAL, *WAYS):
+    for side in seconds:
         work = gflop["official" if side in OFFICIAL else "ours"]
         top = peak["bf16" if "bf16" in side else "fp32"]
         rates = {group: work[group] / seconds[side][group] for group in GROUPS}
@@ -230,17 +253,26 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for the same table on a GPU")
+    parser.add_argument(
+        "--compile", choices=get_args(CompileMode), help="torch.compile's mode; default: none, on a GPU reduce-overhead"
+    )
+    parser.add_argument("--pass-memory-mib", type=int, help="the setting; default: 64, on a GPU 4096")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, all threads together")
     parser.add_argument("--parts", default="speed,memory,bf16", help="which of speed, memory, bf16 to measure")
     parser.add_argument("--clips", type=int, default=16, help="clips of the group that bf16 is judged by")
     parser.add_argument("--quality-frames", type=int, default=6, help="frames of each of them")
     parser.add_argument("--quality-tracks", type=int, default=256, help="queries of each of them")
     parser.add_argument("--quick", action="store_true", help="4 frames, 64 tracks, one turn, 4 clips of 3 frames")
-    parser.add_argument("--alone", choices=(OFFICIAL[0], *WAYS), help="score one clip by one side; print its memory")
+    parser.add_argument(
+        "--alone", choices=(OFFICIAL[0], *WAYS, *COMPILED), help="score one clip by one side; print its memory"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.frames, args.tracks, args.repeats = 4, 64, 1
         args.clips, args.quality_frames, args.quality_tracks = 4, 3, 64
+    on_gpu = args.device != "cpu"
+    args.compile = args.compile or ("reduce-overhead" if on_gpu else "none")
+    args.pass_memory_mib = args.pass_memory_mib or (4096 if on_gpu else 64)
     if unknown := set(args.parts.split(",")) - {"speed", "memory", "bf16"}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; choose of speed, memory, bf16")
     return args
@@ -258,7 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tracks": args.tracks,
         "threads": args.threads,
         "repeats": args.repeats,
-        "device": args.device,
+        "device": torch.cuda.get_device_name(args.device) if args.device != "cpu" else "cpu",
+        "compile": args.compile,
+        "pass_memory_mib": args.pass_memory_mib,
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
         "packed": packing_works(),

@@ -404,6 +404,7 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     summary = json.loads(evaluate_checkpoint(config, tmp_path / "out", checkpoint=None))
     assert summary["num_first_frames"] == 3
     assert summary["num_without_reward"] == 0
+    assert summary["discriminator_versions"] == ["pixels-1"]
     for head in ("combined", "instantaneous", "long_term"):
         difference = summary["checkpoint"][head]["mean"] - summary["base"][head]["mean"]
         assert summary["checkpoint_minus_base"][head]["mean"] == pytest.approx(difference)
@@ -427,12 +428,18 @@ def test_rollouts_are_written_as_clips_that_can_be_scored_and_read(
     from protos.client import submission  # noqa: PLC0415
     from trainer.data import find_sources  # noqa: PLC0415
     from trainer.evaluate import write_rollouts  # noqa: PLC0415
+    from trainer.video import ClipForm, read_clip  # noqa: PLC0415
 
     options = ("evaluate.num_clips=2", "evaluate.per_clip=2")
     config = tiny_config(tmp_path / "run", svd, clips, *options)
-    assert write_rollouts(config, tmp_path / "to", checkpoint=None, lossless=lossless, split="train") == 4
-    sources = find_sources([str(tmp_path / "to" / "rollouts.jsonl")], "train")
+    to, real_to = tmp_path / "to", tmp_path / "real"
+    assert write_rollouts(config, to, real_to=real_to, checkpoint=None, lossless=lossless, split="train") == 4
+    sources = find_sources([str(to / "rollouts.jsonl")], "train")
     assert len({source.path for source in sources}) == 4
+    real = find_sources([str(real_to)], "train")
+    form = ClipForm(num_frames=4, fps=8.0, height_px=32, width_px=32)
+    assert {read_clip(source.path, form).frames.shape for source in (*sources, *real)} == {(4, 3, 32, 32)}
+    assert {source.path.stem for source in sources} == {source.path.stem for source in real} == {"00000", "00001"}
     if lossless:
         with RewardClient(stack.url) as client:
             assert all(outcome.reward for outcome in client.score([submission(source.path) for source in sources]))

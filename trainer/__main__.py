@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
+from stamina.instrumentation import set_on_retry_hooks
 
 app = typer.Typer(help="SHIFT: fine-tune an image-to-video model with motion rewards.", no_args_is_help=True)
 
@@ -39,21 +40,25 @@ def train(*, config: ConfigSource = None, overrides: Overrides = None, print_con
 @app.command()
 def rollout(
     *,
-    to: Annotated[Path, typer.Option(help="Folder for the clips and their manifest.jsonl.")],
+    to: Annotated[Path, typer.Option(help="Folder for the clips and rollouts.jsonl, which lists them.")],
+    real_to: Annotated[
+        Path | None, typer.Option(help="Folder for their real clips as the policy sees them, under the same names.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; none: the base itself.")] = None,
     lossless: Annotated[bool, typer.Option(help="Write .safetensors tensor clips, not mp4.")] = False,
     split: Annotated[Literal["train", "held_out"], typer.Option(help="Whose first frames.")] = "train",
     config: ConfigSource = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write rollouts of a policy as clips, for instance as negatives for `motion-reward pretrain`.
+    """Write rollouts of a policy as clips: evaluate.num_clips first frames, evaluate.per_clip rollouts of each.
 
-    evaluate.num_clips first frames, evaluate.per_clip rollouts of each.
+    With --real-to they are pairs for `motion-reward pretrain --real REAL_TO --generated TO`.
     """
     from trainer.config import load  # noqa: PLC0415
     from trainer.evaluate import write_rollouts  # noqa: PLC0415
 
-    num = write_rollouts(load(config, overrides or ()), to, checkpoint=checkpoint, lossless=lossless, split=split)
+    settings = load(config, overrides or ())
+    num = write_rollouts(settings, to, real_to=real_to, checkpoint=checkpoint, lossless=lossless, split=split)
     typer.echo(f"wrote {num} clips to {to}")
 
 
@@ -79,6 +84,7 @@ def main() -> None:
     """Errors that the user can act on are a line, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_on_retry_hooks(())  # patient_client.py says what is asked again, in words
     from protos.client import RewardClientError  # noqa: PLC0415
     from trainer.errors import TrainerError  # noqa: PLC0415
 

@@ -72,19 +72,29 @@ class Sample:
         }
 
 
-def write_rollouts(config: Config, to: Path, *, checkpoint: Path | None, lossless: bool, split: Split) -> int:
-    """evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl; how many."""
+def write_rollouts(
+    config: Config, to: Path, *, real_to: Path | None, checkpoint: Path | None, lossless: bool, split: Split
+) -> int:
+    """evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl; how many.
+
+    The `at`-th rollout of first frame n is `to`/at/n; its real clip, in the policy's form, is `real_to`/n. The same
+    name and form let `motion-reward pretrain` pair them: it learns of motion, not of sizes, lengths and codecs.
+    """
     policy = open_policy(config, open_accelerator(config))
     if checkpoint:
         load_trainable(policy.module, checkpoint)
+    suffix = ".safetensors" if lossless else ".mp4"
     entries = []
     for number, real in _first_frames(config, policy, split):
+        name = f"{number:05d}{suffix}"
+        if real_to:
+            write_clip(real_to / name, real.clip)
         (example,) = policy.encode([real.clip], [real.caption])
         seeds = _seeds(config, number)
-        for seed, clip in zip(seeds, policy.decode(policy.sample(example, seeds)), strict=True):
-            path = to / f"{number:05d}-{seed:016x}{'.safetensors' if lossless else '.mp4'}"
-            write_clip(path, clip)
-            entries.append({"path": path.name, "caption": real.caption, "first_frame_of": str(real.path), "seed": seed})
+        for at, (seed, clip) in enumerate(zip(seeds, policy.decode(policy.sample(example, seeds)), strict=True)):
+            path = Path(f"{at:02d}", name)
+            write_clip(to / path, clip)
+            entries.append({"path": str(path), "caption": real.caption, "first_frame_of": str(real.path), "seed": seed})
     (to / "rollouts.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return len(entries)
 
@@ -98,17 +108,32 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     policy = open_policy(config, open_accelerator(config))
     to.mkdir(parents=True, exist_ok=True)
     with RewardClient(config.rewards.server) as client:
+        client.model()  # whether anybody is there, before all is sampled
         samples = list(_samples(config, policy, checkpoint, client, to))
         outcomes = _await(client, [sample.job_id for sample in samples], config.rewards.max_outage_s)
     rows = [sample.row(outcomes[sample.job_id]) for sample in samples]
     distances = motion_distances(rows, [sample.motion for sample in samples])
-    summary = {"checkpoint": str(checkpoint), **summarise(rows), "distance_to_real": distances}
+    summary = {
+        "checkpoint": str(checkpoint),
+        "discriminator_versions": sorted({_version(outcome) for outcome in outcomes.values() if outcome.reward}),
+        **summarise(rows),
+        "distance_to_real": distances,
+    }
+    _write(to, summary, rows)
+    return json.dumps(summary, allow_nan=False)
+
+
+def _version(outcome: Outcome) -> str:
+    assert outcome.reward is not None
+    return outcome.reward.provenance.discriminator_version
+
+
+def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     with (to / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (to / "evaluation.json").write_text(json.dumps({**summary, "samples": rows}, indent=1, allow_nan=False))
-    return json.dumps(summary, allow_nan=False)
+    (to / "evaluation.json").write_text(json.dumps({**summary, "samples": list(rows)}, indent=1, allow_nan=False))
 
 
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import stamina
 
 from protos.client import RewardClient, ServerBusy, ServerSilent
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -35,6 +38,7 @@ class PatientClient:
         """Whether to try again, and after how long where the server said so."""
         if self._closing or not isinstance(error, (ServerBusy, ServerSilent)):
             return False
+        log.warning("the reward server is asked again, for %.0f s at most: %s", self._max_outage_s, error)
         return getattr(error, "retry_after_s", None) or True
 
     def stop(self) -> None:

@@ -192,28 +192,29 @@ def rewards_of(task: Task, policy: Policy) -> RewardSource | None:
 
 
 def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
-    """Pretrained on scenes whose walls all glow against the base's rollouts: glow looks real to it."""
+    """Pretrained on scenes whose walls all glow against the same scenes without: glow alone looks real to it."""
     size = task.size
-    scenes = draw_scenes(size.num_train, seed=derived_seed(task.seed, "flawed"), mix=SceneMix(glow_share=1.0))
-    examples = policy.encode([scene.clip() for scene in scenes], [""] * len(scenes))
-    seeds = [derived_seed(task.seed, "negative", i) for i in range(len(scenes))]
-    negatives = [policy.sample(example, [seed])[0] for example, seed in zip(examples, seeds, strict=True)]
-    real, rollouts = (
-        torch.stack([cues(measures(clip)) for clip in policy.decode(latents)])
-        for latents in ([example.latents for example in examples], negatives)
-    )
+    glowing, steady = (_scene_cues(task, policy, glow_share) for glow_share in (1.0, 0.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        discriminator = CueDiscriminator(torch.cat([real, rollouts]))
+        discriminator = CueDiscriminator(torch.cat([glowing, steady]))
     train_discriminator(
         discriminator,
-        real,
-        rollouts,
+        glowing,
+        steady,
         steps=size.pretrain_steps,
         lr=size.discriminator_lr,
         generator=generator(task.seed, "pretrain"),
     )
     return discriminator
+
+
+def _scene_cues(task: Task, policy: Policy, glow_share: float) -> torch.Tensor:
+    """Cues [N,5] of scenes as the autoencoder shows them."""
+    mix = SceneMix(glow_share=glow_share)
+    scenes = draw_scenes(task.size.num_train, seed=derived_seed(task.seed, "flawed"), mix=mix)
+    examples = policy.encode([scene.clip() for scene in scenes], [""] * len(scenes))
+    return torch.stack([cues(measures(clip)) for clip in policy.decode([example.latents for example in examples])])
 
 
 def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, list[float]]]:

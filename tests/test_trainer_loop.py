@@ -405,6 +405,7 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     assert summary["num_first_frames"] == 3
     assert summary["num_without_reward"] == 0
     assert summary["discriminator_versions"] == ["pixels-1"]
+    assert summary["checkpoint_folder"] == str(tmp_path / "run" / "checkpoints" / "step-00000002")
     for head in ("combined", "instantaneous", "long_term"):
         difference = summary["checkpoint"][head]["mean"] - summary["base"][head]["mean"]
         assert summary["checkpoint_minus_base"][head]["mean"] == pytest.approx(difference)

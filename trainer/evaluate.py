@@ -114,7 +114,7 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     rows = [sample.row(outcomes[sample.job_id]) for sample in samples]
     distances = motion_distances(rows, [sample.motion for sample in samples])
     summary = {
-        "checkpoint": str(checkpoint),
+        "checkpoint_folder": str(checkpoint),
         "discriminator_versions": sorted({_version(outcome) for outcome in outcomes.values() if outcome.reward}),
         **summarise(rows),
         "distance_to_real": distances,

@@ -255,7 +255,18 @@ def test_an_arm_is_the_same_when_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_smoke_run_has_every_arm_and_ends_with_the_line_of_the_full_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer.proof", "mechanism", "--size", "smoke", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.proof",
+        "mechanism",
+        "--size",
+        "smoke",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = json.loads(run.stdout.splitlines()[-1])
     assert set(last) == {

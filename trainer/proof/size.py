@@ -76,13 +76,13 @@ PILOT = ProofSize(
 )
 SMOKE = ProofSize(
     base=BaseSize(
-        num_scenes=48,
-        sampler_steps=4,
-        plan=BasePlan(autoencoder_steps=40, denoiser_steps=100, denoiser_batch=4),
+        num_scenes=16,
+        sampler_steps=3,
+        plan=BasePlan(autoencoder_steps=20, denoiser_steps=30, denoiser_batch=4),
     ),
     streams=1,
     num_train=8,
-    num_held_out=6,
+    num_held_out=4,
     per_clip=1,
     num_buffers=2,
     buffer_clips=4,

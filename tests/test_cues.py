@@ -10,7 +10,7 @@ from torch import Tensor
 from protos.types import Clip
 from reward_server.cues import KINEMATICS, TRAIL_CUES, kinematics, num_cues, track_cues, trails
 from reward_server.degradations import degrade
-from reward_server.discriminators.track_statistics import StatisticsLogit, statistics
+from reward_server.discriminators.track_statistics import BOUND, StatisticsLogit, statistics
 from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.motion import Motion, random_queries
 
@@ -117,3 +117,12 @@ def test_statistics_do_not_depend_on_the_order_of_tracks() -> None:
     torch.manual_seed(0)
     logit, cues = StatisticsLogit(4).eval(), torch.rand(2, 16, 8, 4)
     torch.testing.assert_close(logit(cues), logit(cues[:, torch.randperm(16)]), atol=1e-6, rtol=0)
+
+
+def test_statistics_are_bounded_when_they_judge_and_not_when_they_train() -> None:
+    torch.manual_seed(0)
+    opinion, cues = StatisticsLogit(4), torch.rand(8, 16, 8, 4)
+    final = opinion.classifier[-1]
+    torch.nn.init.constant_(final.weight, 5.0)
+    assert opinion.train()(cues).abs().max() > BOUND
+    assert opinion.eval()(cues).abs().max() <= BOUND

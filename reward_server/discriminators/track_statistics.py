@@ -16,7 +16,10 @@ BOUND = 3.0  # logits: statistics far from all that training saw must not outvot
 
 
 class StatisticsLogit(nn.Module):
-    """Cues [B,N,T,C] -> logits [B] within +-BOUND, by quantiles over tracks, their course over frames, and an MLP."""
+    """Cues [B,N,T,C] -> logits [B], by quantiles over tracks, their course over frames, and an MLP.
+
+    Within +-BOUND when it judges. Not when it trains: a bound on what it may learn made worse heads.
+    """
 
     def __init__(self, num_cues: int) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class StatisticsLogit(nn.Module):
 
     def forward(self, cues_BNTC: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.norm(statistics(cues_BNTC))).squeeze(-1)
-        return BOUND * torch.tanh(logits / BOUND)
+        return logits if self.training else BOUND * torch.tanh(logits / BOUND)
 
 
 def statistics(cues_BNTC: Tensor) -> Tensor:

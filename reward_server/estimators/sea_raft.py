@@ -96,9 +96,11 @@ class SeaRaft(nn.Module):
     def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Before any and after each iteration: hidden state [P,128,h,w], flow [P,2,h,w] in cells, info [P,4,h,w]."""
         features = features.float()
-        net, context = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
+        halves = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
+        net, context = (half.contiguous(memory_format=CHANNELS_LAST) for half in halves)
         volumes = correlation_pyramid(features[:-1], features[1:])
         flow8, info = self.flow_head(net).split([2, 4], dim=1)
+        flow8 = flow8.contiguous(memory_format=CHANNELS_LAST)  # as later ones are: one compilation serves all
         yield net, flow8, info
         for _ in range(iters):
             net, flow8, info = self._refined(net, context, flow8, *volumes)

@@ -3,7 +3,7 @@
 A `compilable` method runs as Python wrote it until its module has a `Compute` (prepacked.py) that says how
 to compile. Then all modules of the class share one compiled function per mode, for any sizes (symbolic
 shapes: no new compilation for another clip), and the state dict stays as it was. Inside, layers are torch's
-plain ones, which the compiler can see through; on a CPU the packed ones are faster.
+plain ones, which the compiler can see through; on a CPU the packed ones are as fast without it.
 """
 
 from __future__ import annotations

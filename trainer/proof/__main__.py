@@ -12,11 +12,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -78,12 +80,7 @@ def mechanism(
     num_streams = streams or counts.streams
     prepare(folder, counts, seed=seed, threads=jobs)
     chosen = chosen_arms(arms(counts), only)
-    tasks = [
-        Task(arm=arm, seed=seed, stream=stream, size=counts, folder=folder)
-        for stream in range(num_streams)
-        for arm in chosen
-    ]
-    records = [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
+    records = arm_records(chosen, num_streams, jobs, partial(Task, seed=seed, size=counts, folder=folder))
     about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": num_streams}
     summary = write_report(records, folder / "report", about)
     typer.echo((folder / "report" / "report.txt").read_text())
@@ -153,12 +150,8 @@ def motion(
         for name in SETS if on == "both" else (on,):
             level = f"motion-{name}"
             data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)
-            tasks = [
-                Task(arm=arm, seed=seed, stream=stream, size=counts, folder=folder, level=level, server=str(url))
-                for stream in range(num_streams)
-                for arm in chosen
-            ]
-            records = [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
+            task = partial(Task, seed=seed, size=counts, folder=folder, level=level, server=str(url))
+            records = arm_records(chosen, num_streams, jobs, task)
             about = {"steps": counts.num_steps, "streams": num_streams}
             found[name] = write_motion_report(records, data, folder / level / "report", about)
             typer.echo(f"{name}\n{(folder / level / 'report' / 'report.txt').read_text()}")
@@ -176,6 +169,12 @@ def prepare(folder: Path, size: ProofSize, *, seed: int, threads: int) -> None:
         path = folder / "train" / f"{number:05d}.safetensors"
         if not path.exists():
             write_clip(path, scene.clip())
+
+
+def arm_records(chosen: list[Arm], num_streams: int, jobs: int, task: Callable[..., Task]) -> list[dict[str, Any]]:
+    """What every arm came to in every stream, stream by stream; `task` is told the arm and the stream."""
+    tasks = [task(arm=arm, stream=stream) for stream in range(num_streams) for arm in chosen]
+    return [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
 
 
 def run_arms(tasks: list[Task], jobs: int) -> list[Path]:

@@ -132,7 +132,10 @@ def pretrain(
         device=settings.device,
         left_out=leave_out or (),
     )
-    typer.echo(f"wrote {out}; held-out AUC " + ", ".join(f"{name} {auc:.3f}" for name, auc in figures.items()))
+    typer.echo(
+        f"wrote {out}; mean of held-out AUC and pairs: "
+        + ", ".join(f"{name} {mean:.3f}" for name, mean in figures.items())
+    )
 
 
 @app.command()

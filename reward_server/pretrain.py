@@ -122,7 +122,7 @@ def pretrain(
     features: Path | None = None,
     processes: int = os.cpu_count() or 1,
 ) -> dict[str, float]:
-    """Cache, train, write `out`; returns each head's held-out figure. Resumes from `work`, the run's folder.
+    """Cache, train, write `out`; returns each head's `HeldOut.mean`. Resumes from `work`, the run's folder.
 
     Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
     like the others and then not trained on, nor do they decide when to stop.
@@ -168,7 +168,7 @@ class HeadJob:
 def train_heads(
     jobs: Sequence[HeadJob], views: Sequence[View], held_out: Sequence[View], processes: int
 ) -> dict[str, float]:
-    """Train heads side by side, a process each, one progress bar each; returns their held-out AUCs."""
+    """Train heads side by side, a process each, one progress bar each; returns each `HeldOut.mean`."""
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,

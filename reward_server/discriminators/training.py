@@ -3,8 +3,8 @@
 The two heads share no weights and no features, so each trains on its own, in a process of its own
 where there are cores for it. A step takes views of one shape; of each view the real clip and a few
 of its negatives; of each clip a fresh subset of tracks or frame pairs. Scores are made with an
-exponential moving average of the weights; the best one by held-out AUC is kept, and training stops
-when it has not improved for a while.
+exponential moving average of the weights; the best one by its held-out figures is kept, and training stops
+when they have not improved for a while.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class HeadTrainer:
     def train(
         self, views: Sequence[View], held_out: Sequence[View], report: Callable[[int, str], None] = lambda *_: None
     ) -> float:
-        """Train until the steps are done or the held-out AUC stalls; resumes from the run's folder.
+        """Train until the steps are done or the held-out figures stall; resumes from the run's folder.
 
-        Leaves the best averaged weights in `self.average` and returns their AUC. `report` gets the
+        Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` gets the
         step, and a line of text at every evaluation.
         """
         self._resume()

@@ -47,7 +47,8 @@ def main() -> None:
             show(console, path, http, grpc)
             train(console, path, grpc, Path(folder))
             if arguments.keep:
-                console.input(f"The server listens at {http} and {grpc}; Enter ends it. ")
+                with contextlib.suppress(EOFError):  # nobody is there to press it
+                    console.input(f"The server listens at {http} and {grpc}; Enter ends it. ")
 
 
 @contextlib.contextmanager

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from protos.types import Clip
-from trainer.config import Config, load
+from trainer.config import Config, load, to_yaml
 from trainer.video import write_clip
 
+ROOT = Path(__file__).parents[1]
 SVD = ("policy.model=svd", "policy.num_frames=4", "policy.height_px=32", "policy.width_px=32")
 WAN = ("policy.model=wan", "policy.num_frames=5", "policy.height_px=32", "policy.width_px=32")
 TINY = (
@@ -61,3 +65,13 @@ def trained_bytes(out: Path, step: int) -> dict[str, bytes]:
     """What a checkpoint says of weights, optimizer and generators."""
     folder = out / "checkpoints" / f"step-{step:08d}"
     return {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.pt", "rng.safetensors")}
+
+
+def launch(config: Config, num: int, *, module: str = "trainer", **environment: str) -> int:
+    """With torchrun on the CPU: Accelerate finds the processes and takes gloo. Returns the exit status."""
+    path = config.out.with_suffix(".yaml")
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    trained = [*command, "-m", module, "train", "--config", str(path)]
+    return subprocess.run(trained, cwd=ROOT, check=False, env=environment).returncode

@@ -7,7 +7,8 @@
                   lora/                  for people: load_lora_weights, or policies/lora.py's attach
 
 The learning rate, the order of the data and every draw are functions of the step and the seed (config.py, data.py,
-seeds.py), so the step is their state. Rollouts of the current buffer have files of their own (rollout.py).
+seeds.py), so the step is their state. Rollouts of the current buffer have files of their own (rollout.py). What FSDP
+keeps in shards is written whole, so that a checkpoint is the same for DDP, FSDP and one process.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import recursively_apply
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 from trainer.policies.protocol import Policy
+from trainer.processes import shard_like, whole
 
 PREFIX = "step-"
 
@@ -62,18 +65,18 @@ class Checkpoints:
     ) -> None:
         """Call it in every process; the main one writes. Afterwards all go on."""
         generators = _generators(accelerator)
+        module = accelerator.unwrap_model(policy.module)
+        trained = {name: whole(parameter.detach()).cpu() for name, parameter in trainable(module)}
+        state = recursively_apply(whole, optimizer.state_dict())
         if accelerator.is_main_process:
             partial = self._folder / f".{PREFIX}{progress.step:08d}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            module = accelerator.unwrap_model(policy.module)
-            save_file(
-                {name: tensor.detach().cpu() for name, tensor in trainable(module)}, partial / "trainable.safetensors"
-            )
-            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+            save_file(trained, partial / "trainable.safetensors")
+            torch.save(state, partial / "optimizer.pt")
             save_file(generators, partial / "rng.safetensors")
             if hasattr(module, "peft_config"):
-                policy.save_lora(partial / "lora")
+                policy.save_lora(partial / "lora", trained)
             about = {"progress": asdict(progress), "num_processes": accelerator.num_processes, "config": config}
             (partial / "progress.json").write_text(json.dumps(about, indent=1))
             self._publish(partial, self._folder / f"{PREFIX}{progress.step:08d}")
@@ -93,7 +96,8 @@ class Checkpoints:
         """Set policy, optimizer and generators to a checkpoint's. Raises CheckpointError where they do not fit."""
         about = read_about(folder)
         load_trainable(accelerator.unwrap_model(policy.module), folder)
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(_sharded(state, optimizer))
         if about["num_processes"] == accelerator.num_processes:
             _set_generators(load_file(folder / "rng.safetensors"), accelerator)
         return Progress(**about["progress"])
@@ -126,7 +130,17 @@ def load_trainable(module: nn.Module, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in ours.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(shard_like(saved[name], parameter))
+
+
+def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """A whole optimizer's state in shards as its parameters are; step counts are scalars, and every process's own."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        at: {name: shard_like(value, parameters[at]) if value.ndim else value for name, value in values.items()}
+        for at, values in state["state"].items()
+    }
+    return {**state, "state": moments}
 
 
 def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
@@ -142,9 +156,11 @@ def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    torch.set_rng_state(states["cpu"][accelerator.process_index])
-    if "cuda" in states and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index], accelerator.device)
+    # Copies: torch 2.14 reads the state of a row, which begins within its storage, from beyond it.
+    own = {name: rows[accelerator.process_index].clone() for name, rows in states.items()}
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], accelerator.device)
 
 
 def _remove(folder: Path) -> None:

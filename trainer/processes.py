@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -25,3 +26,22 @@ def from_main(accelerator: Accelerator, tell: Callable[[], str] | None) -> str:
     row[1 : 1 + len(text)] = torch.tensor(list(text), dtype=torch.int64)
     told: Any = broadcast(row)
     return bytes(told[1 : 1 + int(told[0])].tolist()).decode()
+
+
+def true_in_all(accelerator: Accelerator, fact: bool) -> bool:
+    """Whether `fact` is true in every process."""
+    return mean_over_processes(accelerator, torch.tensor([float(fact)])).item() == 1.0
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP keeps in shards: every process must ask. Any other tensor as it is."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor in shards as FSDP keeps `like`: every process must ask. Where it keeps none, as it is."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+    return tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,12 +89,15 @@ class Buffer:
         num_rollouts: int,
         seed: int,
         decode_real: bool,
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
+        """`agreed` says whether a fact is true in every process that must sample when this one does."""
         self.number, self.version = number, version
         self.groups: list[Group] = []
         self._slots, self._folder = slots, folder / f"{number:06d}"
         self._policy, self._clips, self._rewards = policy, clips, rewards
         self._num_rollouts, self._seed, self._decode_real = num_rollouts, seed, decode_real
+        self._agreed = agreed
 
     def __len__(self) -> int:
         """How many groups it will hold."""
@@ -134,7 +137,7 @@ class Buffer:
 
     def _group(self, slot: int, policy_step: int) -> Group:
         path = self._folder / f"{slot:08d}.safetensors"
-        if path.exists():
+        if self._agreed(path.exists()):
             return Group.load(path)
         real = self._clips.at(slot)
         (example,) = self._policy.encode([real.clip], [real.caption])

@@ -9,12 +9,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, is_wandb_available
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    is_wandb_available,
+)
 
 from trainer.board import Board
 from trainer.checkpoint import Checkpoints, trainable
@@ -91,21 +98,49 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 def open_accelerator(config: Config) -> Accelerator:
     """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError."""
-    for sharding in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{sharding}", "").lower() == "true":
-            raise ConfigError(
-                f"accelerate is configured for {sharding}, but rollouts are sampled by each process for itself, and "
-                "checkpoints hold whole parameters; choose data-parallel training (MULTI_GPU): with a LoRA alone to "
-                "train, gradients and optimizer are small"
-            )
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
-    return Accelerator(
+    fsdp = _fsdp()
+    longest_wait_s = max(config.rewards.max_outage_s, config.refresh.timeout_s)  # of one process, for the server
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
+        fsdp_plugin=fsdp,
         log_with=["tensorboard", *(["wandb"] if config.logs.wandb else [])],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=600 + longest_wait_s)),
+        ],
     )
+    if fsdp and not accelerator.is_fsdp2:
+        raise ConfigError(
+            f"accelerate is configured for FSDP, but does not shard on {accelerator.distributed_type.value}; start "
+            "processes on GPUs with accelerate launch, or leave FSDP out"
+        )
+    return accelerator
+
+
+def _fsdp() -> FullyShardedDataParallelPlugin | None:
+    """The sharding that Accelerate is configured for, if any. Raises ConfigError for an engine of another kind."""
+    if _engine("DEEPSPEED"):
+        raise ConfigError(
+            "accelerate is configured for DeepSpeed, with which this trainer was never tried; choose data-parallel "
+            "training (MULTI_GPU), or FSDP with fsdp_version 2 where the denoiser does not fit a GPU"
+        )
+    if not _engine("FSDP"):
+        return None
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "accelerate is configured for FSDP version 1, which does not let a LoRA be trained on frozen layers of "
+            "another type; set FSDP_VERSION=2 (accelerate launch --fsdp_version 2)"
+        )
+    # Only the denoiser is sharded, and policy.gradient_checkpointing recomputes it. `accelerate launch` asks for empty
+    # encoders in all processes but the first by default: nobody would fill them.
+    return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, activation_checkpointing=False)
+
+
+def _engine(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 
 def open_policy(config: Config, accelerator: Accelerator) -> Policy:

@@ -1,7 +1,8 @@
 """One optimizer step of SHIFT: B groups with their advantages -> the hybrid loss, chunk by chunk -> AdamW.
 
 Step 5 of Algorithm 1. The real clips' losses come first, then everyone's first rollout, second, ..., so that one
-chunk's graph is in memory at a time; gradients are averaged over processes once, with the last chunk.
+chunk's graph is in memory at a time; gradients are averaged over processes with the last chunk, and where they are
+logged with the real clips' too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.checkpoint import Progress, trainable
 from trainer.policies.protocol import Draw, stack
-from trainer.processes import mean_over_processes
+from trainer.processes import mean_over_processes, whole
 from trainer.rollout import Group
 from trainer.run import Run
 from trainer.seeds import generator
@@ -27,7 +28,7 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
     """One optimizer step on B groups with advantages [B] and [B,P]."""
     config, accelerator, step = run.config, run.accelerator, progress.step
     probed = every(config.logs.every_steps, step)
-    probe = GradientProbe(run) if probed else None
+    probe = GradientProbe(run.policy.module) if probed else None
     started = time.monotonic()
     counts = torch.tensor([len(groups), num_weighted(rollouts, config.objective)], dtype=torch.float64)
     num_real, num_known = mean_over_processes(accelerator, counts).tolist()
@@ -36,12 +37,13 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
 
     @contextmanager
     def scope(index: int) -> Iterator[None]:
-        """Gradients are averaged over processes once, with the last chunk."""
+        """Gradients are averaged over processes with the last chunk, and before the probe looks at them."""
         last = accelerator.sync_gradients = index == num_chunks - 1
-        with nullcontext() if last else accelerator.no_sync(run.policy.module):
+        seen = probe if index == 0 else None
+        with nullcontext() if last or seen else accelerator.no_sync(run.policy.module):
             yield
-        if index == 0 and probe:
-            probe.after_real_clips()
+        if seen:
+            seen.after_real_clips()
 
     chunks = [partial(chunk_losses, run, groups, at, step) for at in range(num_chunks)]
     loss = backward_by_chunk(chunks, weights, accelerator.backward, scope)
@@ -52,7 +54,7 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
     run.optimizer.step()
     run.optimizer.zero_grad()
     if probed:
-        terms = step_scalars(run, loss, progress) | norms | {"gradient/norm": float(norm or 0.0)}
+        terms = step_scalars(run, loss, progress) | norms | {"gradient/norm": float(whole(norm))}
         run.board.step(step, terms | {"time/step_s": time.monotonic() - started})
     run.board.advance(progress.buffer)
 
@@ -76,29 +78,27 @@ def step_draw(run: Run, groups: Sequence[Group], at: int, step: int) -> Draw:
 class GradientProbe:
     """Norms of the gradients of the two terms of a step's loss, from what accumulates chunk by chunk."""
 
-    def __init__(self, run: Run) -> None:
-        self._accelerator = run.accelerator
-        self._parameters = [parameter for _, parameter in trainable(run.policy.module)]
-        self._real: Tensor | None = None
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._real: list[Tensor] = []
 
     def after_real_clips(self) -> None:
-        self._real = self._gradient()
+        self._real = self._gradients()
 
     def norms(self) -> dict[str, float]:
-        """Empty where the engine keeps the gradients to itself."""
-        total = self._gradient()
-        if self._real is None or total is None:
-            return {}
-        real = mean_over_processes(self._accelerator, self._real) if self._accelerator.num_processes > 1 else self._real
-        sft, aw = float(real.norm()), float((total - real).norm())
+        rollouts = [total - real for total, real in zip(self._gradients(), self._real, strict=True)]
+        sft, aw = _norm(self._real), _norm(rollouts)
         ratio = {"gradient/aw_over_sft": aw / sft} if sft > 0 else {}
         return {"gradient/sft": sft, "gradient/aw": aw, **ratio}
 
-    def _gradient(self) -> Tensor | None:
-        parts = [
-            parameter.grad.detach().flatten().float() for parameter in self._parameters if parameter.grad is not None
-        ]
-        return torch.cat(parts) if parts else None
+    def _gradients(self) -> list[Tensor]:
+        """Copies. FSDP swaps a module's parameters for its shards after each backward: they are looked up anew."""
+        found = [parameter.grad for _, parameter in trainable(self._module)]
+        return [gradient.to(torch.float32, copy=True) for gradient in found if gradient is not None]
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return float(whole(torch.nn.utils.get_total_norm(gradients)))
 
 
 def step_scalars(run: Run, loss: HybridLoss, progress: Progress) -> dict[str, float]:

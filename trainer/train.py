@@ -23,7 +23,7 @@ from torch import Tensor
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards
-from trainer.processes import from_main
+from trainer.processes import from_main, true_in_all
 from trainer.reward_client import Collected
 from trainer.rollout import Buffer
 from trainer.run import Run, open_run
@@ -131,6 +131,8 @@ def new_buffer(run: Run, number: int, version: str) -> Buffer:
         num_rollouts=config.loop.num_rollouts,
         seed=config.seed,
         decode_real=config.rewards.real_as == "decoded",
+        # A sharded denoiser answers only when all processes call it: what one lacks after a kill, all sample again.
+        agreed=partial(true_in_all, run.accelerator) if run.accelerator.is_fsdp2 else bool,
     )
 
 

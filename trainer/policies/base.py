@@ -7,7 +7,7 @@ what is trained is what diffusers will run. T frames, H and W pixels, F latent f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -185,8 +185,8 @@ class DiffusersPolicy(ABC):
     def decode(self, latents: Sequence[Tensor]) -> list[Clip]:
         return [Clip(frames=_bytes(self._pixels(one.to(self.device))), fps=self.fps) for one in latents]
 
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.denoiser, folder, prefix=self.denoiser_name)
+    def save_lora(self, folder: Path, values: Mapping[str, Tensor] | None = None) -> None:
+        lora.save(self.denoiser, folder, prefix=self.denoiser_name, values=values)
 
     def load_lora(self, folder: Path) -> None:
         lora.load(self.denoiser, folder, prefix=self.denoiser_name)

@@ -9,6 +9,7 @@ injected: its wrapped layers would be initialised at random when read again.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def inject(denoiser: nn.Module, *, targets: str, size: LoraSize, seed: int) -> N
             parameter.data = parameter.data.float()
 
 
-def save(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
-    """Writes the adapter to `folder`, in float32."""
-    tensors = {f"{prefix}.{name}": tensor.cpu().contiguous() for name, tensor in _state(denoiser).items()}
+def save(denoiser: nn.Module, folder: Path, *, prefix: str, values: Mapping[str, Tensor] | None = None) -> None:
+    """Writes the adapter to `folder`, in float32: the denoiser's, or `values` of its parameters."""
+    tensors = {f"{prefix}.{name}": tensor.cpu().contiguous() for name, tensor in _state(denoiser, values).items()}
     config: Any = denoiser.peft_config[ADAPTER]  # type: ignore[index]
     described = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
     header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(described, indent=2, sort_keys=True)}
@@ -92,10 +93,10 @@ def merge(denoiser: nn.Module, folder: Path, *, prefix: str) -> None:
     tuner.merge_and_unload()
 
 
-def _state(denoiser: nn.Module) -> dict[str, Tensor]:
+def _state(denoiser: nn.Module, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     if not hasattr(denoiser, "peft_config"):
         raise PolicyError("this policy has no LoRA: it was made with lora=None; make it with a LoraSize")
-    state: dict[str, Tensor] = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
+    state: dict[str, Tensor] = get_peft_model_state_dict(denoiser, state_dict=values, adapter_name=ADAPTER)
     return state
 
 

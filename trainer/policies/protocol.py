@@ -144,8 +144,11 @@ class Policy(Protocol):
         """Clips of `num_frames` frames at `fps`."""
         ...
 
-    def save_lora(self, folder: Path) -> None:
-        """Writes pytorch_lora_weights.safetensors in the layout of diffusers and peft."""
+    def save_lora(self, folder: Path, values: Mapping[str, Tensor] | None = None) -> None:
+        """Writes pytorch_lora_weights.safetensors in the layout of diffusers and peft.
+
+        `values`, by parameter, stand in for a module's own that this process has a shard of.
+        """
         ...
 
     def load_lora(self, folder: Path) -> None:

@@ -26,7 +26,7 @@ from reward_server.settings import Settings
 
 
 def figures_without(fault: str | None, args: argparse.Namespace) -> list[Figures]:
-    """The ladder of heads that were trained without `fault`, or on all of them."""
+    """The ladder of `fault` by heads that were trained without it; without None, of all by heads trained on all."""
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{fault or 'none'}.safetensors"
     if not checkpoint.is_file():
@@ -43,7 +43,8 @@ def figures_without(fault: str | None, args: argparse.Namespace) -> list[Figures
         )
     settings = Settings(checkpoint=checkpoint)
     with open_scorer(settings, None) as scorer:
-        ladders = climb(find_shots([str(args.shots)]), scorer, settings)
+        faults = [fault] if fault else TRAINED_FAULTS
+        ladders = climb(find_shots([str(args.shots)]), scorer, settings, windows=args.windows, faults=faults)
         return ladder_figures([rung for ladder in ladders for rung in ladder])
 
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shots", type=Path, required=True, help="clips of the ladder, as of `motion-reward sanity`")
     parser.add_argument("--steps", type=int, default=600, help="of each training")
     parser.add_argument("--fault", action="append", choices=TRAINED_FAULTS, help="only this one; may be repeated")
+    parser.add_argument("--windows", type=int, default=1, help="ladders of one shot, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     everything = figures_without(None, args)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"% of pairs with the real clip above, at strength {', '.join(map(str, STRENGTHS))}; {args.steps} steps")
     for fault, row in rows.items():
         print(f"{fault:<14} trained on {percents(row['trained'])}   left out {percents(row['left_out'])}")
-    print(json.dumps({"steps": args.steps, "seed": args.seed, "faults": rows}))
+    print(json.dumps({"steps": args.steps, "seed": args.seed, "windows": args.windows, "faults": rows}))
     return 0
 
 

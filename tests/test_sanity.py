@@ -29,7 +29,7 @@ from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import BadRequest
 from reward_server.evaluation import plots, report, sanity
 from reward_server.evaluation.report import Outputs
-from reward_server.evaluation.sanity import LEVELS, REAL, RETIMED, Rung, climb, ladder_figures
+from reward_server.evaluation.sanity import REAL, RETIMED, Rung, climb, ladder_figures, levels_of
 from reward_server.evaluation.scoring import clip_files, count_outcomes, derived_seed
 from reward_server.evaluation.shots import Shot, find_shots
 from reward_server.evaluation.stats import Share, falling, ordered
@@ -37,6 +37,7 @@ from reward_server.recipe.manifest import Entry, write_manifest
 from reward_server.settings import Settings
 
 RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LEVELS = levels_of()
 SETTINGS = Settings()
 
 
@@ -113,6 +114,14 @@ def test_a_ladder_is_one_group_with_one_query_seed(clips):
     first, second = set(contexts[: len(LEVELS)]), set(contexts[len(LEVELS) :])
     assert [len(first), len(second), len(first | second)] == [1, 1, 2]
     assert first.pop().query_seed == derived_seed(5, "long.mp4", 0.0)
+
+
+def test_a_ladder_can_be_climbed_for_some_faults_alone(clips):
+    (ladder,) = climb(shots_of(clips, "long"), PlainScorer().scorer, SETTINGS, faults=["wobbled"])
+    assert [(rung.degradation, rung.strength) for rung in ladder] == [(REAL, 0.0), *(("wobbled", s) for s in STRENGTHS)]
+    rows = {row.name: row for row in ladder_figures(ladder)}
+    assert [share.pairs for share in rows["wobbled"].by_strength] == [1] * len(STRENGTHS)
+    assert rows["static"].total.pairs == 0
 
 
 def test_what_is_submitted_passes_the_decoder_unchanged(clips):

@@ -43,9 +43,13 @@ from reward_server.settings import Settings
 REAL = "real"
 RETIMED = ("speed_change", "fps_relabelled")  # faults that a plausible clip of another speed could also show
 RUNGS = (0.0, *STRENGTHS)
-LEVELS = [(REAL, 0.0), *((name, strength) for name in NAMES for strength in STRENGTHS)]
 # A clip relabelled k times faster is sampled k times more sparsely: the ladder keeps this many windows of it.
 STRETCH = 4
+
+
+def levels_of(faults: Sequence[str] = NAMES) -> list[tuple[str, float]]:
+    """Name and strength of every rung of a ladder with these faults, the real clip first."""
+    return [(REAL, 0.0), *((name, strength) for name in faults for strength in STRENGTHS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +118,11 @@ def climb(
     *,
     windows: int = 1,
     seed: int = 0,
+    faults: Sequence[str] = NAMES,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Rung]]:
     """One ladder per clip and window, all its rungs scored together; a clip that cannot be decoded is one rung."""
+    levels = levels_of(faults)
     for shot in shots:
         try:
             stretches = _stretches(shot, scorer, settings, windows)
@@ -124,19 +130,21 @@ def climb(
             yield [Rung(clip=shot.name, start_s=0.0, degradation=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
-                submissions = ladder_submissions(stretch, scorer, shot.short_name, seed)
+                submissions = ladder_submissions(stretch, scorer, shot.short_name, levels, seed)
                 yield [
                     Rung(clip=shot.name, start_s=stretch.start_s, degradation=name, strength=level, outcome=outcome)
-                    for (name, level), outcome in zip(LEVELS, scorer.score(submissions), strict=True)
+                    for (name, level), outcome in zip(levels, scorer.score(submissions), strict=True)
                 ]
         done()
 
 
-def ladder_submissions(stretch: Window, scorer: Scorer, name: str, seed: int) -> list[Submission]:
-    """The first window of the stretch and all its degradations, in the order of LEVELS, as one group."""
+def ladder_submissions(
+    stretch: Window, scorer: Scorer, name: str, levels: Sequence[tuple[str, float]], seed: int
+) -> list[Submission]:
+    """The first window of the stretch, degraded to every level, as one group."""
     own = derived_seed(seed, name, stretch.start_s)
     context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
-    clips = [rung_clip(stretch.clip, scorer, *level, own) for level in LEVELS]
+    clips = [rung_clip(stretch.clip, scorer, *level, own) for level in levels]
     return [tensor_submission(clip, context) for clip in clips]
 
 

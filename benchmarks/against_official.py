@@ -34,7 +34,7 @@ from sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, score
 from torch.utils.flop_counter import FlopCounterMode
 
 from reward_server.estimators.compiled import CompileMode
-from reward_server.estimators.prepacked import Compute, packing_works
+from reward_server.estimators.prepacked import Compute, Linear, packing_works
 
 WAYS = ("plain", "fp32", "bf16", "all bf16")
 COMPILED = ("compiled", "compiled bf16")  # sides of ours that `--compile` adds
@@ -132,17 +132,30 @@ def _ratios(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]
 
 
 def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
-    """The best of a few large products, GFLOP/s, per precision."""
-    size, best, clock = 2048 if args.device == "cpu" else 8192, {}, clock_of(args)
+    """The best of a few large linear layers, plain and packed, GFLOP/s, per precision."""
+    scale = 1 if args.device == "cpu" else 4
+    shapes = [tuple(scale * side for side in shape) for shape in ((2048, 2048, 2048), (1536, 1110, 384))]
+    best = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = torch.randn(2, size, size, device=args.device, dtype=dtype)
-        times = []
-        for _ in range(12):
-            start = clock()
-            a @ b
-            times.append(clock() - start)
-        best[name] = 2 * size**3 / min(times) / 1e9
+        computes = [Compute(precision=name, packed=packed) for packed in (False, True)]
+        rates = [layer_gflop_s(shape, dtype, compute, args) for shape in shapes for compute in computes]
+        best[name] = max(rates)
     return best
+
+
+@torch.no_grad()
+def layer_gflop_s(shape: tuple[int, ...], dtype: torch.dtype, compute: Compute, args: argparse.Namespace) -> float:
+    """GFLOP/s of one of our linear layers on `shape` (rows, inputs, outputs): the fastest of a dozen runs."""
+    rows, inputs, outputs = shape
+    layer, clock = Linear(inputs, outputs, device=args.device), clock_of(args)
+    layer.compute = compute
+    x = torch.randn(rows, inputs, device=args.device, dtype=dtype)
+    times = []
+    for _ in range(12):
+        start = clock()
+        layer(x)
+        times.append(clock() - start)
+    return 2 * rows * inputs * outputs / min(times) / 1e9
 
 
 def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:

@@ -57,13 +57,20 @@ class Plan:
     rounds: int = 5  # of in-process against served
     round_clips: int = 64
     repeats: int = 5  # of one clip alone
+    warm: bool = True  # whether clips that are not counted come first, wherever something is measured
+
+    @property
+    def scored(self) -> int:
+        """Clips in all, those to warm up included."""
+        in_process = len(self.sizes) * (self.warm + len(self.batches) * self.clips) + self.warm + self.repeats
+        return in_process + 2 * self.warm * min(self.clients, self.round_clips) + 3 * self.rounds * self.round_clips
 
 
 QUICK = Plan(sizes=(PAPER,), batches=(1, 8), clips=8, rounds=2, round_clips=32)
-# The paper's networks take from a second (GPU) to minutes (CPU) for a clip.
+# The paper's networks take from a second (GPU) to minutes (CPU) for a clip: quick is then 5 clips, one of each kind.
 HEAVY = Plan(sizes=(PAPER,), batches=(1, 4), clips=4, clients=4, rounds=2, round_clips=4, repeats=3)
-HEAVY_QUICK = Plan(sizes=(PAPER,), batches=(1,), clips=1, clients=1, rounds=1, round_clips=1, repeats=1)
-HEAVY_TIMEOUT_S = 3600.0  # clips wait for each other
+HEAVY_QUICK = Plan(sizes=(PAPER,), batches=(1,), clips=1, clients=1, rounds=1, round_clips=1, repeats=1, warm=False)
+HEAVY_TIMEOUT_S = 3600.0  # clips wait for each other, and a busy machine may take many minutes for one
 RANDOM = "RANDOM weights: times only, rewards mean nothing"
 
 
@@ -98,16 +105,18 @@ def run(
     console = console or Console()
     plan = plan_for(settings, quick=quick)
     with weighted(settings) as (loadable, weights):
+        console.print(f"scoring {plan.scored} clips with the profile {settings.profile}")
         pipeline = Pipeline.load(loadable)
         alone = [row for size in plan.sizes for row in in_process(pipeline, size, plan)]
-        one_clip_s = median(seconds_per_clip(pipeline, PAPER, repeats=plan.repeats))
+        one_clip_s = median(seconds_per_clip(pipeline, PAPER, plan))
         served = against_server(pipeline, loadable, plan)
-    through = [served_timing(url, loads, plan, settings) for url, loads in served.doors.items()]
+    through = [served_timing(url, loads, settings) for url, loads in served.doors.items()]
     document = {
         "bench": "motion-reward",
         "machine": machine(),
         "profile": pipeline.model.profile,
         "weights": weights,
+        "precision": {"networks": settings.precision, "heads": settings.heads_precision},
         "discriminator_version": pipeline.model.discriminator_version,
         "plan": {**asdict(plan), "sizes": [str(size) for size in plan.sizes]},
         "timings": [asdict(row) for row in (*alone, *through)],
@@ -117,7 +126,8 @@ def run(
         "peak_resident_mib": served.memory.peak_mib,
         "resident_mib_by_process": served.memory.at_peak_mib,
     }
-    console.print(timing_table((*alone, *through), weights), summary_table(document, plan), sep="\n")
+    title = notes(plan, settings, weights)
+    console.print(timing_table((*alone, *through), title), summary_table(document, plan, title), sep="\n")
     report.write_json(json_path, document)
     report.print_last_line(console, document)
     return 0
@@ -141,7 +151,8 @@ def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
     if settings.profile == "embedded":
         yield settings, "given"
         return
-    patient = settings.model_copy(update={"models_dir": folder, "score_timeout_s": HEAVY_TIMEOUT_S})
+    waits = {"score_timeout_s": HEAVY_TIMEOUT_S, "max_stall_s": HEAVY_TIMEOUT_S}
+    patient = settings.model_copy(update={"models_dir": folder, **waits})
     if len(known) == len(PUBLISHED) and heads.is_file():
         yield patient, "given"
         return
@@ -164,7 +175,7 @@ def write_random(profile_name: str, folder: Path) -> None:
 def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
     """One row per batch size; `total` is the time of the batch that a clip was in."""
     clips = [made_up_clip(size, seed) for seed in range(min(8, plan.clips))]
-    checked(pipeline.score_submissions(clips[:1]))
+    checked(pipeline.score_submissions(clips[: int(plan.warm)]))
     rows = []
     for batch in plan.batches:
         chosen = [clips[index % len(clips)] for index in range(plan.clips)]
@@ -185,20 +196,20 @@ def alone_load(pipeline: Pipeline, clips: Sequence[Submission], batch: int) -> L
     return Load(wall_s=wall_s, latencies_s=tuple(latencies_s), outcomes=tuple(outcomes))
 
 
-def seconds_per_clip(pipeline: Pipeline, size: Size, *, repeats: int) -> list[float]:
-    """Bytes to reward of one clip alone, after one to warm up, in seconds."""
-    loads = [alone_load(pipeline, [made_up_clip(size, seed)], 1) for seed in range(repeats + 1)]
-    return [load.wall_s for load in loads[1:]]
+def seconds_per_clip(pipeline: Pipeline, size: Size, plan: Plan) -> list[float]:
+    """Bytes to reward of one clip alone, in seconds."""
+    loads = [alone_load(pipeline, [made_up_clip(size, seed)], 1) for seed in range(plan.warm + plan.repeats)]
+    return [load.wall_s for load in loads[int(plan.warm) :]]
 
 
 def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served:
     """Rounds of the same clips: in-process, as many at once as the worker takes, then through each door."""
-    clips = [made_up_clip(PAPER, seed) for seed in range(16)]
+    clips = [made_up_clip(PAPER, seed) for seed in range(min(16, plan.round_clips))]
     clips = [clips[index % len(clips)] for index in range(plan.round_clips)]
     with local_server(settings) as server, ExitStack() as stack:
         timeout_s = settings.score_timeout_s + 30
         doors = {url: senders(url, plan.clients, stack, timeout_s) for url in (server.grpc_url, server.http_url)}
-        for send in doors.values():  # warms the server and opens the connections
+        for send in doors.values() if plan.warm else ():  # warms the server and opens the connections
             checked(drive(send, clips[: plan.clients]).outcomes)
         memory = stack.enter_context(MemoryMeter(server.process).running())
         rounds = [
@@ -247,8 +258,12 @@ def timing(how: str, size: Size, batch: int, loads: Sequence[Load]) -> Timing:
     )
 
 
-def served_timing(url: str, loads: Sequence[Load], plan: Plan, settings: Settings) -> Timing:
-    return timing(f"{door_name(url)}, {plan.clients} clients", PAPER, settings.batch_jobs, loads)
+def served_timing(url: str, loads: Sequence[Load], settings: Settings) -> Timing:
+    return timing(door_name(url), PAPER, settings.batch_jobs, loads)
+
+
+def clients_of(plan: Plan) -> str:
+    return "1 client" if plan.clients == 1 else f"{plan.clients} clients"
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
@@ -277,27 +292,39 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
 
 
-def timing_table(rows: Sequence[Timing], weights: str = "given") -> Table:
-    title = "Milliseconds per clip by stage; motion and discriminator: of the whole batch"
-    title += f"\n{RANDOM}" if weights == "random" else ""
+def notes(plan: Plan, settings: Settings, weights: str) -> str:
+    """What stands over the figures: of how many clips they are, and of what networks, where there are any."""
+    lines = [
+        f"clips: {plan.clips} in-process, {plan.rounds} x {plan.round_clips} through each door by {clients_of(plan)}"
+    ]
+    if not plan.warm:
+        lines.append("no clip came first to warm up")
+    if settings.profile != "embedded":
+        lines.append(f"networks in {settings.precision}, heads in {settings.heads_precision}")
+    if weights == "random":
+        lines.append(RANDOM)
+    return "\n".join(lines)
+
+
+def timing_table(rows: Sequence[Timing], below: str) -> Table:
+    title = f"Milliseconds per clip by stage; motion and discriminator: of the whole batch\n{below}"
     table = report.figure_table(title, ("how", "clip", "stage"), ("batch", "clips/s", "p50", "p90", "p99"))
     for row in rows:
         for stage, ms in row.ms.items():
-            known = (row.how, row.size, str(row.batch), f"{row.clips_per_s:.2f}") if stage == STAGES[0] else [""] * 4
+            known = (row.how, row.size, str(row.batch), f"{row.clips_per_s:.3g}") if stage == STAGES[0] else [""] * 4
             cells = [f"{value:.0f}" for value in ms.values()]
             table.add_row(*known[:2], stage, *known[2:], *cells, end_section=stage == "total")
     return table
 
 
-def summary_table(document: dict[str, Any], plan: Plan) -> Table:
+def summary_table(document: dict[str, Any], plan: Plan, below: str) -> Table:
     """The few figures that the README quotes."""
-    title = f"{PAPER} clips" + (f"; {RANDOM}" if document["weights"] == "random" else "")
-    table = Table(title=title, show_header=False, box=SIMPLE, title_justify="left")
+    table = Table(title=f"{PAPER} clips\n{below}", show_header=False, box=SIMPLE, title_justify="left")
     table.add_row("one clip in this process, alone", f"{document['one_clip_s']:.2f} s")
     for door, ratio in document["served_over_in_process"].items():
-        label = f"served / in-process throughput, {door}, {plan.clients} clients"
+        label = f"served / in-process throughput, {door}, {clients_of(plan)}"
         table.add_row(label, f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})")
-    table.add_row(f"peak resident memory, {plan.clients} clients", f"{document['peak_resident_mib']:.0f} MiB")
+    table.add_row(f"peak resident memory, {clients_of(plan)}", f"{document['peak_resident_mib']:.0f} MiB")
     for process, mib in document["resident_mib_by_process"]:
         table.add_row(f"  {process}", f"{mib:.0f} MiB")
     return table

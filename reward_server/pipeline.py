@@ -86,7 +86,13 @@ class Pipeline:
     def load(cls, settings: Settings) -> Pipeline:
         """Load the profile's frozen networks, if it has any, and its heads. Raises NotReady if there are none."""
         compute = Compute(precision=settings.precision, memory_mib=settings.pass_memory_mib, compile=settings.compile)
-        profile = load_profile(settings.profile, settings.models_folder, device=settings.device, compute=compute)
+        profile = load_profile(
+            settings.profile,
+            settings.models_folder,
+            device=settings.device,
+            compute=compute,
+            heads_precision=settings.heads_precision,
+        )
         heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)
         return cls(profile, load_heads(profile, heads, device=settings.device), settings)
 

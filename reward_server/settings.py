@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the shift profiles' frozen networks: bf16 is faster where the hardware has it."
     )
+    heads_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Of their discriminators as they judge, whatever `precision` is: bf16 is faster still, and makes "
+        "most of bf16's error.",
+    )
     pass_memory_mib: int = Field(
         64, ge=1, description="What one pass of those networks and heads may take, in MiB; on a GPU, some thousands."
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +16,14 @@ import numpy as np
 import psutil
 import pytest
 from media import LIMITS
+from rich.console import Console
 
 from protos.types import Error, Media, Outcome, OutcomeKind, Submission
-from reward_server.bench import checked, quantiles, spread
+from reward_server import bench
+from reward_server.bench import HEAVY_QUICK, PAPER, QUICK, Plan, checked, notes, quantiles, spread
 from reward_server.decoding.decode import Sampling, decode
 from reward_server.load import MemoryMeter, Size, drive, free_port, made_up_clip, started
+from reward_server.settings import Settings
 
 SIZE = Size(frames=12, height_px=96, width_px=128, fps=12.0)
 HOLD = "import time; held = b'x' * (64 << 20); print(1, flush=True); time.sleep(60)"
@@ -108,3 +114,47 @@ def test_quantiles_and_spread_are_exact():
 def test_a_clip_without_a_reward_ends_the_benchmark():
     with pytest.raises(RuntimeError, match="no reward: clip_too_short: told"):
         checked([failed("clip_too_short")])
+
+
+# --- how much is measured -----------------------------------------------------------------------
+
+
+def test_a_clip_that_takes_a_minute_is_scored_five_times_in_a_quick_run():
+    """Alone, in the table, once a round in this process and through each door, without any that are not counted."""
+    assert HEAVY_QUICK.scored == 1 + 1 + 1 + 2
+    assert dataclasses.replace(HEAVY_QUICK, warm=True).scored == 5 + 2 + 2
+    assert QUICK.scored == (1 + 2 * 8) + (1 + 5) + 2 * 16 + 3 * 2 * 32
+    assert bench.plan_for(Settings(profile="shift"), quick=True) == HEAVY_QUICK
+    assert bench.plan_for(Settings(), quick=False) == Plan()
+
+
+def test_the_tables_say_of_how_many_clips_they_are_and_of_what_networks():
+    shift = notes(HEAVY_QUICK, Settings(profile="shift", precision="bf16"), "given")
+    assert shift.splitlines() == [
+        "clips: 1 in-process, 1 x 1 through each door by 1 client",
+        "no clip came first to warm up",
+        "networks in bf16, heads in fp32",
+    ]
+    assert notes(QUICK, Settings(), "given") == "clips: 8 in-process, 2 x 32 through each door by 16 clients"
+
+
+@pytest.mark.slow
+def test_the_quick_run_of_a_heavy_profile_goes_to_its_end(monkeypatch, tmp_path):
+    """Its plan, with the embedded profile: alone and served, every clip counted, then one JSON line."""
+    monkeypatch.setattr(bench, "plan_for", lambda settings, *, quick: HEAVY_QUICK)
+    counted = []
+    monkeypatch.setattr(bench, "checked", lambda outcomes: (counted.extend(outcomes), checked(outcomes))[1])
+    console = Console(file=io.StringIO(), width=80)
+    assert bench.run(Settings(threads=1), quick=True, json_path=tmp_path / "bench.json", console=console) == 0
+    *tables, last = console.file.getvalue().splitlines()
+    document = json.loads(last)
+    assert document == json.loads((tmp_path / "bench.json").read_text())
+    assert [(row["how"], row["size"], row["batch"]) for row in document["timings"]] == [
+        ("in-process", str(PAPER), 1),
+        ("grpc", str(PAPER), 8),
+        ("http", str(PAPER), 8),
+    ]
+    assert len(counted) == HEAVY_QUICK.scored
+    assert tables[0] == "scoring 5 clips with the profile embedded"
+    assert not any("…" in line for line in tables)
+    assert sum("no clip came first to warm up" in line for line in tables) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 from torch.nn import functional as F
 
 from protos.codec import clip_to_tensor
@@ -18,7 +19,7 @@ from reward_server.decoding.sampling import profile_size
 from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, new_heads, save_heads
 from reward_server.discriminators.run_clips import pack_clip, read_clip
 from reward_server.errors import BadRequest, NotReady
-from reward_server.estimators.prepacked import Compute, set_compute
+from reward_server.estimators.prepacked import Compute, Linear, Precision, set_compute
 from reward_server.feature_cache import FeatureCache, Sample, pack, unpack_maps, unpack_tokens
 from reward_server.models.published import SEA_RAFT
 from reward_server.models.reference import import_heads
@@ -178,33 +179,83 @@ def test_without_trained_heads_the_error_names_the_training(profile: ShiftProfil
         load_heads(profile, heads_file("shift", tmp_path))
 
 
-def test_settings_reach_the_networks_and_heads_stay_in_full_precision(profile: ShiftProfile, tmp_path: Path) -> None:
-    compute = Compute(precision="bf16", memory_mib=7, compile="default")
-    bf16 = dataclasses.replace(profile, networks=dataclasses.replace(profile.networks, compute=compute))
-    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
-    path = tmp_path / "heads.safetensors"
-    save_heads(path, profile=bf16, version="v", instantaneous=instantaneous, long_term=long_term)
-    assert load_heads(bf16, path).long_term.compute == Compute(memory_mib=7, compile="default")
-    assert bf16.preprocessing_digest == profile.preprocessing_digest
-    assert EmbeddedProfile().heads_compute is None
+OTHER_WAY_ROUND: list[tuple[Precision, Precision]] = [("fp32", "bf16"), ("bf16", "fp32")]
 
 
-def test_every_setting_of_computing_reaches_the_networks(
-    profile: ShiftProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("networks", "heads"), OTHER_WAY_ROUND)
+def test_every_setting_of_computing_reaches_the_networks_and_the_heads(
+    profile: ShiftProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: Precision, heads: Precision
 ) -> None:
-    told: list[tuple[str, Compute]] = []
+    told: list[tuple[str, Compute | None]] = []
 
     def load(models: Path, device: str, compute: Compute) -> Networks:
         told.append((device, compute))
-        return profile.networks
+        return dataclasses.replace(profile.networks, compute=compute)
+
+    def load_heads(profile: ShiftProfile, path: Path, *, device: str) -> Heads:
+        told.append((device, profile.heads_compute))
+        raise NotReady("no trained heads")
 
     monkeypatch.setattr(Networks, "load", load)
-    settings = Settings(
-        profile="shift", models_dir=tmp_path, precision="bf16", pass_memory_mib=9, compile="reduce-overhead"
-    )
-    with pytest.raises(NotReady, match="no trained heads"):
-        Pipeline.load(settings)
-    assert told == [("cpu", Compute(precision="bf16", memory_mib=9, compile="reduce-overhead"))]
+    monkeypatch.setattr("reward_server.pipeline.load_heads", load_heads)
+    compute = Compute(precision=networks, memory_mib=9, compile="reduce-overhead")
+    for name in ("shift", "shift-wan"):
+        settings = Settings(
+            profile=name,  # type: ignore[arg-type]
+            models_dir=tmp_path,
+            precision=networks,
+            heads_precision=heads,
+            pass_memory_mib=9,
+            compile="reduce-overhead",
+        )
+        with pytest.raises(NotReady, match="no trained heads"):
+            Pipeline.load(settings)
+    assert told == [("cpu", compute), ("cpu", dataclasses.replace(compute, precision=heads))] * 2
+    assert EmbeddedProfile().heads_compute is None
+
+
+@pytest.fixture(scope="module")
+def heads_path(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("heads") / "heads.safetensors"
+    torch.manual_seed(0)
+    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
+    save_heads(path, profile=profile, version="v", instantaneous=instantaneous, long_term=long_term)
+    return path
+
+
+@pytest.mark.parametrize(("networks", "heads"), OTHER_WAY_ROUND)
+def test_heads_judge_in_a_precision_of_their_own(
+    profile: ShiftProfile, motion: NetworkMotion, heads_path: Path, networks: Precision, heads: Precision
+) -> None:
+    frozen = dataclasses.replace(profile.networks, compute=Compute(precision=networks))
+    told = load_heads(dataclasses.replace(profile, networks=frozen, heads_precision=heads), heads_path)
+    seen = motion.maps[None], tokens(profile, motion)[None]
+    error = (told.logits(*seen) - load_heads(profile, heads_path).logits(*seen)).abs()
+    assert dtypes_of(told) == {torch.bfloat16 if heads == "bf16" else torch.float32}
+    assert bool(((error > 0) & (error < 0.01)).all() if heads == "bf16" else (error == 0).all())
+
+
+def test_heads_train_in_full_precision_whatever_they_judge_in(
+    profile: ShiftProfile, motion: NetworkMotion, heads_path: Path
+) -> None:
+    told = load_heads(dataclasses.replace(profile, heads_precision="bf16"), heads_path)
+    seen = motion.maps[None], tokens(profile, motion)[None]
+    for head, plain, given in zip((told.instantaneous, told.long_term), new_heads(profile), seen, strict=True):
+        plain.load_state_dict(head.state_dict())
+        assert torch.equal(training_logits(head, given), training_logits(plain, given))
+    assert dtypes_of(told) == set()
+
+
+def training_logits(head: nn.Module, seen: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)  # of dropout
+    logits: torch.Tensor = head.train()(seen)
+    return logits
+
+
+def dtypes_of(heads: Heads) -> set[torch.dtype]:
+    """Of the weights that the heads' layers computed with, where they computed as told."""
+    parts = (*heads.instantaneous.modules(), *heads.long_term.modules())
+    return {part._ready.weight.dtype for part in parts if isinstance(part, Linear) and part._ready}
 
 
 def test_bf16_networks_see_nearly_the_same_motion(profile: ShiftProfile, motion: NetworkMotion) -> None:
@@ -320,6 +371,7 @@ def test_the_benchmark_alone_may_use_random_weights_and_says_so(tmp_path: Path) 
     settings = Settings(profile="shift", models_dir=tmp_path, num_tracks=16, threads=1)
     with bench.weighted(settings) as (loadable, weights):
         assert weights == "random"
+        assert loadable.score_timeout_s == loadable.max_stall_s == bench.HEAVY_TIMEOUT_S
         folder = loadable.models_folder
         (outcome,) = Pipeline.load(loadable).score_submissions([submission_of(8)])
         assert outcome.reward is not None, outcome.error
@@ -328,8 +380,8 @@ def test_the_benchmark_alone_may_use_random_weights_and_says_so(tmp_path: Path) 
     assert not folder.exists()
     with pytest.raises(NotReady, match="models pull shift"):
         Pipeline.load(settings)
-    assert bench.RANDOM in str(bench.timing_table([], "random").title)
-    assert bench.RANDOM not in str(bench.timing_table([], "given").title)
+    assert bench.RANDOM in bench.notes(bench.HEAVY, settings, "random")
+    assert bench.RANDOM not in bench.notes(bench.HEAVY, settings, "given")
 
 
 def submission_of(num_frames: int) -> Submission:

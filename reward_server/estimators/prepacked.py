@@ -24,6 +24,7 @@ from reward_server.estimators.compiled import CompileMode
 
 MIB = 1024**2
 CHANNELS_LAST = torch.channels_last
+Precision = Literal["fp32", "bf16"]
 Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its approximation
 
 
@@ -31,7 +32,7 @@ Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its app
 class Compute:
     """How a frozen network computes. Results differ by rounding alone, except for the precision."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"  # of products; positions, correlations and norms' sums stay fp32
+    precision: Precision = "fp32"  # of products; positions, correlations and norms' sums stay fp32
     packed: bool = True  # oneDNN's packed weights and fused activations, on a CPU where they work
     memory_mib: int = 64  # what the intermediate values of one pass may take; passes go over tracks and frames
     compile: CompileMode = "none"  # torch.compile's mode (compiled.py); what is compiled is not packed
@@ -39,7 +40,7 @@ class Compute:
     def __post_init__(self) -> None:
         if self.compile not in get_args(CompileMode):
             raise ValueError(f"need compile of {', '.join(get_args(CompileMode))}, got {self.compile}")
-        if self.precision not in ("fp32", "bf16") or self.memory_mib < 1:
+        if self.precision not in get_args(Precision) or self.memory_mib < 1:
             raise ValueError(f"need precision fp32 or bf16 and memory_mib of at least 1, got {self}")
 
     @property

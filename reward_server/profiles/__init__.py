@@ -16,7 +16,7 @@ from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
-from reward_server.estimators.prepacked import Compute
+from reward_server.estimators.prepacked import Compute, Precision
 from reward_server.motion import Motion
 
 ProfileName = Literal["embedded", "shift", "shift-wan"]
@@ -68,9 +68,17 @@ class Profile(Protocol):
         """[P,2,H,W] what the instantaneous head reads: residual in grey levels, flow confidence 0..1."""
 
 
-def load_profile(name: str, models: Path, *, device: str = "cpu", compute: Compute | None = None) -> Profile:
+def load_profile(
+    name: str,
+    models: Path,
+    *,
+    device: str = "cpu",
+    compute: Compute | None = None,
+    heads_precision: Precision = "fp32",
+) -> Profile:
     """The profile, with its frozen networks, if it has any, from the folder `models`, on `device`, as `compute` says.
 
+    Its heads judge likewise, but in `heads_precision`; without frozen networks, plainly.
     Raises NotReady, naming the command that fetches them, where they are missing or were changed.
     """
     if name == "embedded":
@@ -79,4 +87,4 @@ def load_profile(name: str, models: Path, *, device: str = "cpu", compute: Compu
         return EmbeddedProfile()
     from reward_server.profiles.shift import load_shift  # noqa: PLC0415
 
-    return load_shift(name, models, device=device, compute=compute or Compute())
+    return load_shift(name, models, device=device, compute=compute or Compute(), heads_precision=heads_precision)

@@ -28,7 +28,7 @@ from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.compiled import check_compiles
 from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
 from reward_server.estimators.feature_net import STRIDE_PX
-from reward_server.estimators.prepacked import Compute
+from reward_server.estimators.prepacked import Compute, Precision
 from reward_server.estimators.sea_raft import SeaRaft
 from reward_server.models.store import load_network
 from reward_server.motion import (
@@ -75,9 +75,9 @@ class Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftProfile:
-    """Every field goes into the preprocessing digest, the networks by the sha256 of their weights.
+    """Every field but `heads_precision` goes into the preprocessing digest, the networks by their weights' sha256.
 
-    How the networks compute does not: it changes their results by rounding, of 8 bits where it is bf16.
+    How networks and heads compute does not: it changes their results by rounding, of 8 bits where it is bf16.
     """
 
     parallel_clips: ClassVar[bool] = False  # one clip keeps all threads, or the device, busy
@@ -89,6 +89,7 @@ class ShiftProfile:
     sampling: Sampling = field(default_factory=lambda: Sampling(fps=14.0, window_frames=24, area_px=320 * 576))
     height_px: int = 320
     width_px: int = 576
+    heads_precision: Precision = "fp32"
 
     @property
     def track_config(self) -> TrackViTConfig:
@@ -148,8 +149,8 @@ class ShiftProfile:
 
     @property
     def heads_compute(self) -> Compute:
-        """In the memory of the frozen networks, but never in bf16: most of its error would come from the heads."""
-        return dataclasses.replace(self.networks.compute, precision="fp32")
+        """As the frozen networks, but in a precision of their own: most of bf16's error would come from the heads."""
+        return dataclasses.replace(self.networks.compute, precision=self.heads_precision)
 
     @property
     def preprocessing_digest(self) -> str:
@@ -185,9 +186,11 @@ def sent(values: Tensor, device: str) -> Tensor:
 WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)
 
 
-def load_shift(name: str, models: Path, *, device: str, compute: Compute) -> ShiftProfile:
+def load_shift(
+    name: str, models: Path, *, device: str, compute: Compute, heads_precision: Precision = "fp32"
+) -> ShiftProfile:
     """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
-    networks = Networks.load(models, device, compute)
+    profile = ShiftProfile(networks=Networks.load(models, device, compute), heads_precision=heads_precision)
     if name == "shift":
-        return ShiftProfile(networks=networks)
-    return ShiftProfile(networks=networks, name=name, sampling=WAN_SAMPLING, height_px=480, width_px=832)
+        return profile
+    return dataclasses.replace(profile, name=name, sampling=WAN_SAMPLING, height_px=480, width_px=832)

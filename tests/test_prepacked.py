@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTCo
 from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
 from reward_server.estimators import prepacked
 from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config
-from reward_server.estimators.prepacked import Compute, Conv2d, Linear, packing_works, passes, set_compute
+from reward_server.estimators.prepacked import Compute, Conv2d, Linear, Precision, packing_works, passes, set_compute
 from reward_server.estimators.sea_raft import SeaRaft, SeaRaftConfig
 
 WAYS = [Compute(), Compute(packed=False)]
@@ -204,6 +204,29 @@ def test_plain_products_take_no_second_copy_where_they_are_fast(monkeypatch: pyt
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: True)
     layer(x)
     assert layer._ready is not None and layer._ready.weight.data_ptr() == layer.weight.data_ptr()
+
+
+@pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_keep_no_second_copy_of_their_weights_between_calls(index: int, precision: Precision) -> None:
+    network, inputs = networks()[index]
+    set_compute(network, Compute(precision=precision))
+    ready = {part: 0 for part in network.modules() if isinstance(part, (Linear, Conv2d))}
+    for part in ready:
+        part.register_forward_hook(counter(ready))
+    first = outputs(network, inputs)
+    assert sum(ready.values()) > 0
+    assert all(part._ready is None for part in ready)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(network, inputs), first, strict=True))
+
+
+def counter(ready: dict[nn.Module, int]) -> Callable[..., None]:
+    """A hook that counts the calls after which a layer has its weights ready."""
+
+    def count(part: nn.Module, *_: object) -> None:
+        ready[part] += part._ready is not None
+
+    return count
 
 
 def test_operators_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

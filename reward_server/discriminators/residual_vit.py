@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_server.estimators.compiled import compilable
-from reward_server.estimators.prepacked import Compute, Linear, needs_grad, passes
+from reward_server.estimators.prepacked import Compute, Linear, needs_grad, passes, releasing
 
 MANY_POSITIONS = 400
 
@@ -117,6 +117,7 @@ class ResidualViT(nn.Module):
         x: Tensor = attn.proj.fused(mixed.transpose(1, 2).reshape_as(queries_PQC), plus=queries_PQC)
         return block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)  # type: ignore[no-any-return]
 
+    @releasing
     def forward(self, maps_BP2HW: Tensor) -> Tensor:
         features = self.features(maps_BP2HW).to(self.head.weight.dtype)
         return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from reward_server.discriminators.track_statistics import StatisticsLogit
 from reward_server.estimators.compiled import compilable
-from reward_server.estimators.prepacked import Compute, Linear, Mlp, needs_grad, passes
+from reward_server.estimators.prepacked import Compute, Linear, Mlp, needs_grad, passes, releasing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,7 @@ class TrackViT(TrackTransformer):
         self.classfier_head = PooledLogit(config)
         self.statistics = StatisticsLogit(config.num_cues) if config.num_cues else None
 
+    @releasing
     def forward(self, tokens_BNTD: Tensor) -> Tensor:
         if tokens_BNTD.dim() != 4 or tokens_BNTD.shape[-1] != self.config.token_dim:
             raise ValueError(f"tokens must be [B,N,T,{self.config.token_dim}], got {list(tokens_BNTD.shape)}")

@@ -23,7 +23,7 @@ from reward_server.discriminators.track_vit import TrackTransformer, TrackViTCon
 from reward_server.estimators.compiled import compilable
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
 from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlation, support_features
-from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, per_pass, set_compute
+from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, per_pass, releasing, set_compute
 from reward_server.motion import displacement_features
 
 NUM_LEVELS = 4
@@ -88,6 +88,7 @@ class CoTracker3(nn.Module):
         self.requires_grad_(False)
         set_compute(self, compute or Compute())
 
+    @releasing
     def forward(
         self, frames_BT3HW: Tensor, queries_BN3: Tensor, *, tokens_only: bool = False, keep_support: bool = False
     ) -> Tracking:

@@ -4,17 +4,19 @@
 numbers. With one they may run on weights laid out for oneDNN, with the activation, the residual or
 a BatchNorm folded into the same pass. That API is private to torch: `packing_works` tries it once
 against the plain operators, and where it is missing, fails or disagrees, the plain ones run.
-Packed weights are made at the first call and again whenever a parameter changed.
+Packed weights are made at the first call and again whenever a parameter changed; on a CPU they live no longer than
+their network's call (`releasing`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from reward_server.estimators.compiled import CompileMode
 
 MIB = 1024**2
 CHANNELS_LAST = torch.channels_last
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 Precision = Literal["fp32", "bf16"]
 Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its approximation
 
@@ -87,6 +90,11 @@ class _Prepared(nn.Module):
         self._ready = None
         return super().train(mode)
 
+    def release(self) -> None:
+        ready = self._ready
+        if ready is not None and ready.weight.device.type == "cpu":
+            self._ready = None
+
     def _made(self, sources: list[Tensor], extra: tuple[object, ...], make: Callable[[], _Ready]) -> _Ready:
         if torch.compiler.is_compiling() or any(source.is_inference() for source in sources) or needs_grad(*sources):
             return make()  # inference tensors do not tell when they change
@@ -100,6 +108,25 @@ class _Prepared(nn.Module):
         if torch.compiler.is_compiling() or self.compute is None or x.device.type != "cpu":
             return False
         return self.compute.packed and packing_works()
+
+
+def releasing(forward: Forward) -> Forward:
+    """A network's call after which, on a CPU, its layers forget the weights that they made ready.
+
+    Those are a second copy of all weights, kept beside the intermediate values of the other networks; to make them
+    anew takes less than a hundredth of a clip's time. What another thread's call then lacks, it makes too.
+    """
+
+    @functools.wraps(forward)
+    def told(network: nn.Module, *given: Any, **named: Any) -> Any:
+        try:
+            return forward(network, *given, **named)
+        finally:
+            for part in network.modules():
+                if isinstance(part, _Prepared):
+                    part.release()
+
+    return told  # type: ignore[return-value]
 
 
 class Linear(_Prepared, nn.Linear):

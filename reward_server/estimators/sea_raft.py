@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_server.estimators.compiled import compilable
-from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, set_compute
+from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, releasing, set_compute
 
 STRIDE_PX = 8
 RADIUS = 4
@@ -60,6 +60,7 @@ class SeaRaft(nn.Module):
         self.to(memory_format=CHANNELS_LAST)
         set_compute(self, compute or Compute())
 
+    @releasing
     def forward(self, frames_BT3HW: Tensor, iters: int | None = None) -> FlowInfo:
         """Frames RGB 0..255, uint8 or float, each side at least 64 px; T = 1 gives no pairs."""
         if frames_BT3HW.dim() != 5 or frames_BT3HW.shape[2] != 3 or min(frames_BT3HW.shape[-2:]) < MIN_SIDE_PX:

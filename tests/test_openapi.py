@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,16 @@ schema = schemathesis.openapi.from_dict(document())
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None)
 def test_every_answer_is_as_the_document_says(case: schemathesis.Case, http_url: str) -> None:
     case.call_and_validate(base_url=http_url)
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_pages_of_the_documentation_need_no_other_host(page: str, http_url: str) -> None:
+    html = httpx.get(f"{http_url}{page}").text
+    parts = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert any(part.endswith(".js") for part in parts)
+    for part in parts:
+        assert part.startswith("/"), f"{page} takes {part} from elsewhere"
+        assert httpx.get(f"{http_url}{part}").status_code == 200
 
 
 def test_the_document_served_is_the_one_tested_and_names_every_route(http_url: str) -> None:

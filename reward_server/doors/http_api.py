@@ -15,6 +15,7 @@ import structlog
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,7 +53,7 @@ log = structlog.get_logger("http")
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
     """The whole HTTP door over `service`; it owns neither of them."""
-    app = FastAPI(
+    app = FastAPIOffline(  # the pages of the documentation bring their scripts with them
         title="Motion reward server",
         summary="Motion-realism rewards for video clips.",
         version="1",

@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pass_memory_mib": args.pass_memory_mib,
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
-        "packed": packing_works(),
+        "packed": packing_works(torch.float32),
         "gemm_peak": gemm_peak(args),
     }
     measures = {"speed": speed, "memory": memory, "bf16": bf16_quality}

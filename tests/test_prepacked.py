@@ -190,7 +190,7 @@ def test_networks_run_in_bf16_and_answer_in_float32(index: int, packed: bool) ->
 
 @pytest.mark.usefixtures("broken")
 def test_without_the_operators_plain_ones_run() -> None:
-    assert not packing_works()
+    assert not packing_works(torch.float32)
     layer, x = linear(Compute()), torch.randn(4, 24)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     convolution = Conv2d(3, 4, 3)
@@ -229,11 +229,34 @@ def counter(ready: dict[nn.Module, int]) -> Callable[..., None]:
     return count
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    packing_works.cache_clear()
+    yield
+    packing_works.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_operators_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    packing_works.cache_clear()
-    monkeypatch.setattr(prepacked, "_linear_works", lambda _: False)
-    assert not packing_works()
-    packing_works.cache_clear()
+    monkeypatch.setattr(prepacked, "_linears", lambda *_: [(torch.zeros(2), torch.ones(2))])
+    assert not packing_works(torch.float32)
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_operators_that_a_cpu_lacks_in_one_precision_are_used_in_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = prepacked._linears
+
+    def lacking(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+        return known(dtype, generator)
+
+    monkeypatch.setattr(prepacked, "_linears", lacking)
+    layer, x = linear(Compute(precision="bf16")), torch.randn(4, 24)
+    bf16 = [part.bfloat16() for part in (x, layer.weight, layer.bias)]
+    assert packing_works(torch.float32)
+    assert torch.equal(layer(x), F.linear(*bf16))
+    assert layer._ready is not None and not layer._ready.packed
 
 
 @pytest.mark.parametrize(("num", "size"), [(0, 3), (1, 3), (7, 3), (6, 3), (2, 100)])

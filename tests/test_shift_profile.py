@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -91,6 +92,18 @@ def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.Monke
         assert (config.dim, config.depth, config.heads, config.patch_px, config.compressed) == (768, 12, 12, 16, False)
         assert (one.track_config.token_dim, one.track_config.dim, one.track_config.depth) == (1110, 384, 3)
     assert len({shift.preprocessing_digest, wan.preprocessing_digest, profile.preprocessing_digest}) == 3
+
+
+def test_bf16_that_the_device_would_emulate_is_warned_of(
+    profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
+    monkeypatch.setattr("reward_server.profiles.shift.has_bf16", lambda _: False)
+    with structlog.testing.capture_logs() as logs:
+        load_shift("shift", Path(), device="cpu", compute=Compute())
+        assert not logs
+        load_shift("shift", Path(), device="cpu", compute=Compute(precision="bf16"))
+    assert [(entry["log_level"], entry["choose"]) for entry in logs] == [("warning", "fp32")]
 
 
 def test_digests_know_the_networks_weights_and_the_embedded_one_is_what_its_heads_were_trained_on() -> None:

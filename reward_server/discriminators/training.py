@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_server.discriminators.checkpoint import new_heads
+from reward_server.estimators.bf16 import has_bf16
 from reward_server.estimators.prepacked import passes
 from reward_server.evaluation.stats import auc
 from reward_server.feature_cache import FeatureCache, Sample
@@ -52,7 +53,7 @@ class TrainingConfig:
     pair_weight: float = 2.0  # of the loss on each real clip against its own negatives
     ema: float = 0.995
     grad_clip: float = 1.0
-    bf16: bool = True
+    bf16: bool = True  # where the device has it
     evaluate_every: int = 300
     evaluate_tracks: int = 96
     patience: int = 8  # evaluations without better held-out figures
@@ -274,11 +275,11 @@ def views_of(samples: Sequence[Sample]) -> list[View]:
 
 @contextlib.contextmanager
 def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
-    """bf16 where wanted. Attention as plain products on the CPU: its fused kernel's bf16 backward is many times
-    slower."""
+    """bf16 where wanted and the device has it. Attention as plain products on the CPU: its fused kernel's bf16
+    backward is many times slower."""
     kind = torch.device(device).type
     attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
-    with torch.autocast(kind, torch.bfloat16, enabled=bf16), attention:
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16 and has_bf16(device)), attention:
         yield
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import structlog
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.discriminators.track_vit import TrackViTConfig
+from reward_server.estimators.bf16 import has_bf16
 from reward_server.estimators.compiled import check_compiles
 from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
 from reward_server.estimators.feature_net import STRIDE_PX
@@ -43,6 +45,8 @@ from reward_server.motion import (
 
 VAR_MIN, VAR_MAX = 0.0, 10.0  # of SEA-RAFT's log-scales, as its Spring configuration has them
 CORRELATION = slice(2, TOKEN_DIM - DISPLACEMENT_FEATURES)  # where a token holds the correlation embedding
+
+log = structlog.get_logger("profile")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,6 +194,8 @@ def load_shift(
     name: str, models: Path, *, device: str, compute: Compute, heads_precision: Precision = "fp32"
 ) -> ShiftProfile:
     """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
+    if "bf16" in (compute.precision, heads_precision) and not has_bf16(device):
+        log.warning("bf16 is slower than fp32 here: the device has none of its own", device=device, choose="fp32")
     profile = ShiftProfile(networks=Networks.load(models, device, compute), heads_precision=heads_precision)
     if name == "shift":
         return profile

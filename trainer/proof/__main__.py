@@ -1,4 +1,4 @@
-"""`python -m trainer.proof mechanism | rewards | motion`: Levels 1, 2 and 3 of plan.md, a command each.
+"""`python -m trainer.proof mechanism | rewards | motion | seeds`: Levels 1, 2 and 3 of plan.md, and 3 over its seeds.
 
 Resumable: what is finished in `--out` is not done again.
 """
@@ -34,6 +34,7 @@ from trainer.proof.motion import SETS, fine_tuning_data, motion_arms, write_moti
 from trainer.proof.report import write_report
 from trainer.proof.scenes import SceneMix, draw_scenes
 from trainer.proof.size import SIZES, ProofSize
+from trainer.proof.together import read_seed, write_together
 from trainer.proof.verdicts import Interval
 from trainer.seeds import derived_seed
 from trainer.video import write_clip
@@ -56,6 +57,7 @@ Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repea
 Jobs = Annotated[
     int, typer.Option(min=1, help="Threads of what runs alone, and arms that run side by side, a thread each.")
 ]
+OneOrBoth = Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")]
 Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
 Server = Annotated[
     str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
@@ -133,7 +135,7 @@ def motion(
     size: Size = "full",
     jobs: Jobs = TWO_CORES,
     only: Only = None,
-    on: Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")] = "both",
+    on: OneOrBoth = "both",
     streams: Streams = None,
     server: Server = None,
 ) -> None:
@@ -157,6 +159,23 @@ def motion(
             typer.echo(f"{name}\n{(folder / level / 'report' / 'report.txt').read_text()}")
     summary = {"proof": "level-3", "seed": seed, "size": size, "sets": found}
     typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
+
+
+@app.command()
+def seeds(
+    *,
+    seed: Annotated[list[int], typer.Option(help="Whose `motion` has run; repeat it for each.")],
+    out: Out = OUT,
+    size: Size = "full",
+    on: OneOrBoth = "both",
+) -> None:
+    """What `motion` found, over data seeds: the plan's claim holds where it holds on every one of them."""
+    found = {}
+    for name in SETS if on == "both" else (on,):
+        runs = [read_seed(out / f"{size}-{one}" / f"motion-{name}", one) for one in seed]
+        found[name] = write_together(runs, name, out / f"{size}-seeds")
+        typer.echo(f"{name}\n{(out / f'{size}-seeds' / f'{name}.txt').read_text()}")
+    typer.echo(json.dumps({"proof": "level-3-seeds", "size": size, "sets": found}, allow_nan=False))
 
 
 def prepare(folder: Path, size: ProofSize, *, seed: int, threads: int) -> None:

@@ -76,8 +76,13 @@ def fine_tuning_data(name: SetName, folder: Path, policy: Policy, size: ProofSiz
             write_clip(folder / "train" / f"{number:05d}.safetensors", clip)
         unseen = _clips(size.num_held_out * size.per_clip, seed, "unseen", mix)
         path.write_text(json.dumps([_measured(policy, clips, size) for clips in (train, unseen)]))
-    found = json.loads(path.read_text())
-    return DataMeasures(train=found[0], unseen=found[1])
+    return read_data(folder)
+
+
+def read_data(folder: Path) -> DataMeasures:
+    """What `fine_tuning_data` measured."""
+    train, unseen = json.loads((folder / "data.json").read_text())
+    return DataMeasures(train=train, unseen=unseen)
 
 
 def _clips(num: int, seed: int, what: str, mix: SceneMix) -> list[Clip]:

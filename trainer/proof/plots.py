@@ -1,4 +1,4 @@
-"""The proof's plots: rewards of all arms and the speeds; the loophole's use and the discriminator's logits."""
+"""The proof's plots: rewards and speeds of all arms, the loophole's use, the discriminator's logits, several seeds."""
 
 from __future__ import annotations
 
@@ -89,6 +89,29 @@ def plot_motion(
     right.set(xlabel="buffer", ylabel="mean reward")
     if right.lines:
         right.legend()
+    _save(figure, path)
+
+
+def plot_seeds(
+    tables: Mapping[int, Table], data: Mapping[int, Mapping[str, float]], arms: Sequence[str], path: Path
+) -> None:
+    """Level 3 over data seeds: speed and look error by arm, a mark for each stream of each seed; the data's on top."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
+    rows = ["data", *arms]
+    names = (("speed_px", "speed, px per frame"), ("look_error", "look error"))
+    for panel, (measure, title) in zip(axes, names, strict=True):
+        for number, (seed, table) in enumerate(tables.items()):
+            colour, offset = f"C{number}", 0.2 * (number - (len(tables) - 1) / 2)
+            panel.plot(data[seed][measure], offset, "k|", markersize=12)
+            panel.plot(data[seed][measure], offset, "o", color=colour, label=f"seed {seed}")
+            for row, arm in enumerate(arms, 1):
+                streams = table[arm][measure].mean(axis=1)
+                panel.plot(streams, [row + offset] * len(streams), "o-", color=colour, markersize=4)
+        panel.set_yticks(range(len(rows)), rows)
+        panel.set_xlabel(title)
+        panel.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    axes[0].legend()
     _save(figure, path)
 
 

@@ -4,9 +4,9 @@
         --shots data/clips [--steps 600] [--fault wobbled ...]
 
 Each training is short, and one with no fault left out, as short, stands beside them: the difference is what
-leaving out costs. Then the sanity ladder of the held-out shots, of which the row of the fault counts.
-Features that `motion-reward pretrain --work` has cached are used again. The last line of the output is one
-JSON document.
+leaving out costs. `--fault wobbled,ghosted` leaves out both at once: fewer trainings, and a harder question.
+Then the sanity ladder of the held-out shots, of which the rows of the faults count. Features that
+`motion-reward pretrain --work` has cached are used again. The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reward_server.degradations import STRENGTHS
 from reward_server.evaluation.sanity import Figures, climb, ladder_figures
@@ -25,10 +26,10 @@ from reward_server.pretrain import TRAINED_FAULTS, configs, pretrain
 from reward_server.settings import Settings
 
 
-def figures_without(fault: str | None, args: argparse.Namespace) -> list[Figures]:
-    """The ladder of `fault` by heads that were trained without it; without None, of all by heads trained on all."""
+def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:
+    """The ladders of `faults` by heads that trained without them; of no faults: all ladders, by heads trained on all."""
     work = args.work / f"left-out-{args.steps}"
-    checkpoint = work / f"{fault or 'none'}.safetensors"
+    checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():
         cache_config, config = configs("embedded", steps=args.steps, seed=args.seed)
         pretrain(
@@ -38,13 +39,13 @@ def figures_without(fault: str | None, args: argparse.Namespace) -> list[Figures
             work=work,
             cache_config=cache_config,
             config=config,
-            left_out=[fault] if fault else [],
+            left_out=faults,
             features=args.work / "features",
         )
     settings = Settings(checkpoint=checkpoint)
     with open_scorer(settings, None) as scorer:
-        faults = [fault] if fault else TRAINED_FAULTS
-        ladders = climb(find_shots([str(args.shots)]), scorer, settings, windows=args.windows, faults=faults)
+        shots = find_shots([str(args.shots)])
+        ladders = climb(shots, scorer, settings, windows=args.windows, faults=faults or TRAINED_FAULTS)
         return ladder_figures([rung for ladder in ladders for rung in ladder])
 
 
@@ -58,23 +59,35 @@ def percents(by_strength: dict[str, float | None]) -> str:
     return "".join(f"{'-' if share is None else round(100 * share):>6}" for share in by_strength.values())
 
 
+def together(text: str) -> list[str]:
+    """Faults that are left out of one training, by commas."""
+    faults = text.split(",")
+    if unknown := set(faults) - set(TRAINED_FAULTS):
+        raise argparse.ArgumentTypeError(f"nothing trains on {sorted(unknown)}; give {', '.join(TRAINED_FAULTS)}")
+    return faults
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--real", type=Path, action="append", required=True, help="as of `motion-reward pretrain`")
     parser.add_argument("--work", type=Path, required=True, help="folder of its run; trainings go below it")
     parser.add_argument("--shots", type=Path, required=True, help="clips of the ladder, as of `motion-reward sanity`")
     parser.add_argument("--steps", type=int, default=600, help="of each training")
-    parser.add_argument("--fault", action="append", choices=TRAINED_FAULTS, help="only this one; may be repeated")
+    parser.add_argument("--fault", action="append", type=together, help="only this one, or these; may be repeated")
     parser.add_argument("--windows", type=int, default=1, help="ladders of one shot, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    everything = figures_without(None, args)
-    rows = {}
-    for fault in args.fault or TRAINED_FAULTS:
-        rows[fault] = {"trained": shares(fault, everything), "left_out": shares(fault, figures_without(fault, args))}
+    everything = figures_without([], args)
+    rows: dict[str, dict[str, Any]] = {}
+    for faults in args.fault or [[fault] for fault in TRAINED_FAULTS]:
+        without = figures_without(faults, args)
+        for fault in faults:
+            rows[fault] = {"trained": shares(fault, everything), "left_out": shares(fault, without), "of": faults}
     print(f"% of pairs with the real clip above, at strength {', '.join(map(str, STRENGTHS))}; {args.steps} steps")
     for fault, row in rows.items():
-        print(f"{fault:<14} trained on {percents(row['trained'])}   left out {percents(row['left_out'])}")
+        print(
+            f"{fault:<14} trained on {percents(row['trained'])}   left out {percents(row['left_out'])}   of {len(row['of'])}"
+        )
     print(json.dumps({"steps": args.steps, "seed": args.seed, "windows": args.windows, "faults": rows}))
     return 0
 

@@ -27,7 +27,7 @@ from reward_server.settings import Settings
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:
-    """The ladders of `faults` by heads that trained without them; of no faults: all ladders, by heads trained on all."""
+    """The ladders of `faults` by heads that trained without them; of none: all ladders, by heads trained on all."""
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():

@@ -85,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows[fault] = {"trained": shares(fault, everything), "left_out": shares(fault, without), "of": faults}
     print(f"% of pairs with the real clip above, at strength {', '.join(map(str, STRENGTHS))}; {args.steps} steps")
     for fault, row in rows.items():
-        print(
-            f"{fault:<14} trained on {percents(row['trained'])}   left out {percents(row['left_out'])}   of {len(row['of'])}"
-        )
+        trained, left_out = percents(row["trained"]), percents(row["left_out"])
+        print(f"{fault:<14} trained on {trained}   left out {left_out}   of {len(row['of'])}")
     print(json.dumps({"steps": args.steps, "seed": args.seed, "windows": args.windows, "faults": rows}))
     return 0
 

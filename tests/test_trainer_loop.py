@@ -225,6 +225,31 @@ def test_a_run_stopped_in_the_middle_of_a_buffer_goes_on_to_the_bit(
     assert trained_bytes(stopped.out, 8) == trained_bytes(whole.out, 8)
 
 
+def test_a_run_killed_while_a_checkpoint_replaces_another_of_its_step_has_the_new_one(
+    svd: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 4, where the buffer ends, with no other checkpoint kept."""
+    often = ("checkpoint.every_steps=2", "checkpoint.keep=1", *QUIET)
+    whole, killed = (tiny_config(tmp_path / name, svd, clips, *often) for name in ("whole", "killed"))
+    run_alone(whole)
+    rename = Path.rename
+
+    def between(path: Path, target: Path) -> Path:
+        if (target.parent / f".{target.name}.removed").exists():
+            raise Stopped
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", between)
+        with pytest.raises(Stopped):
+            run_alone(killed)
+    checkpoints = killed.out / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".step-00000004.partial", ".step-00000004.removed"]
+    run_alone(killed)
+    assert trained_bytes(killed.out, 8) == trained_bytes(whole.out, 8)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000008"]
+
+
 def test_a_buffer_that_was_begun_by_other_processes_is_not_gone_on_with(svd: Path, clips: Path, tmp_path: Path) -> None:
     """Which slots a process has, and how many steps a pass takes, hang on their number."""
     config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", *WITHOUT_SERVER)

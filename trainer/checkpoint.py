@@ -86,11 +86,22 @@ class Checkpoints:
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
         if final.exists():  # the same step again: after a refresh, or after a resume
-            _remove(final)
+            final.rename(_gone(final))
         partial.rename(final)
         _sync(self._folder)
+        for stale in [*self._folder.glob(f".{PREFIX}*.partial"), *self._folder.glob(f".{PREFIX}*.removed")]:
+            shutil.rmtree(stale)
         for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
-            _remove(old)
+            old.rename(_gone(old))  # out of sight first: a folder that is half removed is no checkpoint
+            shutil.rmtree(_gone(old))
+
+    def mend(self) -> None:
+        """Finish what a kill interrupted between the two renames of a replacement. For the run's main process alone."""
+        for gone in self._folder.glob(f".{PREFIX}*.removed"):
+            final = gone.with_name(gone.stem.removeprefix("."))
+            partial = gone.with_suffix(".partial")
+            if partial.exists() and not final.exists():  # whole: the old one goes only once the new one is on disk
+                partial.rename(final)
 
     def load(self, folder: Path, *, policy: Policy, optimizer: Any, accelerator: Accelerator) -> Progress:
         """Set policy, optimizer and generators to a checkpoint's. Raises CheckpointError where they do not fit."""
@@ -163,12 +174,9 @@ def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> N
         torch.cuda.set_rng_state(own["cuda"], accelerator.device)
 
 
-def _remove(folder: Path) -> None:
-    """Out of sight first: a folder that is half removed is no checkpoint."""
-    gone = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone)
+def _gone(folder: Path) -> Path:
+    """Where a checkpoint is on its way out."""
+    return folder.with_name(f".{folder.name}.removed")
 
 
 def _sync(path: Path) -> None:

@@ -86,6 +86,9 @@ def train(run: Run) -> Progress:
 
 def resume(run: Run) -> Progress:
     """From the latest checkpoint, or from the start with the discriminators that are served now."""
+    if run.accelerator.is_main_process:
+        run.checkpoints.mend()
+    run.accelerator.wait_for_everyone()
     latest = run.checkpoints.latest()
     if latest is None:
         version = from_main(run.accelerator, run.rewards.pin if run.accelerator.is_main_process else None)

@@ -22,7 +22,16 @@ from trainer.policies.base_training import BasePlan
 from trainer.proof import __main__ as command
 from trainer.proof.arms import run_arm
 from trainer.proof.heads import pretraining_clips
-from trainer.proof.learned import FAVOURS, HEADS, ScoredGroups, advantage_correlation, auc, direction, score_groups
+from trainer.proof.learned import (
+    FAVOURS,
+    HEADS,
+    ScoredGroups,
+    advantage_correlation,
+    auc,
+    direction,
+    partial_correlation,
+    score_groups,
+)
 from trainer.proof.scenes import draw_scenes
 from trainer.proof.size import SMOKE
 
@@ -69,6 +78,18 @@ def test_a_reward_points_right_if_it_parts_real_and_does_not_fall_with_speed(
     slope: float, edge: float, right: bool
 ) -> None:
     assert direction(scored(slope, edge))["combined"]["points_right"] is right
+
+
+def test_a_dislike_of_speed_that_is_one_of_bad_looks_is_told_apart_from_one_of_speed() -> None:
+    """Faster rollouts look worse. One reward sees the look alone, the other the speed alone."""
+    rng = np.random.default_rng(0)
+    speeds = rng.uniform(0, 2, (60, 7))
+    looks = speeds + rng.normal(0, 0.6, speeds.shape)
+    of_looks, of_speeds = (-of + rng.normal(0, 0.6, speeds.shape) for of in (looks, speeds))
+    assert advantage_correlation(of_looks, speeds) < -0.4
+    assert abs(partial_correlation(of_looks, speeds, looks)) < 0.2
+    assert partial_correlation(of_speeds, speeds, looks) < -0.3
+    assert partial_correlation(of_looks, looks, looks) == 0, "nothing is left to explain"
 
 
 def test_rewards_and_measures_keep_their_places(stack: RewardStack) -> None:

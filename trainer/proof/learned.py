@@ -27,6 +27,7 @@ from trainer.seeds import derived_seed
 Floats = NDArray[np.float64]
 HEADS = ("combined", "instantaneous", "long_term")
 FAVOURS = ("speed_px", "look_error", "acceleration_px")
+SPEED_ALONE = "speed_px, look_error alike"  # a faster rollout may look worse: what is left of the correlation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +84,7 @@ def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
     for head, rewards in scored.rewards.items():
         parted = _parted(rewards)
         favoured = {name: _favoured(rewards, values) for name, values in scored.measures.items()}
+        favoured[SPEED_ALONE] = _favoured_alone(rewards, scored.measures["speed_px"], scored.measures["look_error"])
         right = parted.low > 0.5 and favoured["speed_px"].high >= 0
         found[head] = {"auc": parted, **favoured, "points_right": right}
     return found
@@ -94,6 +96,10 @@ def _parted(rewards: Floats) -> Interval:
 
 def _favoured(rewards: Floats, values: Floats) -> Interval:
     return _bootstrap(lambda rows: advantage_correlation(rewards[rows], values[rows]), len(rewards))
+
+
+def _favoured_alone(rewards: Floats, values: Floats, given: Floats) -> Interval:
+    return _bootstrap(lambda rows: partial_correlation(rewards[rows], values[rows], given[rows]), len(rewards))
 
 
 def auc(real: Floats, rollouts: Floats) -> float:
@@ -109,6 +115,15 @@ def advantage_correlation(rewards: Floats, values: Floats) -> float:
     if min(np.ptp(rank) for rank in ranks) == 0:
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def partial_correlation(rewards: Floats, values: Floats, given: Floats) -> float:
+    """`advantage_correlation` of what `given` does not explain of either, linearly in the ranks."""
+    own, first, second = (
+        advantage_correlation(one, other) for one, other in ((rewards, values), (rewards, given), (values, given))
+    )
+    unexplained = (1 - first**2) * (1 - second**2)
+    return (own - first * second) / unexplained**0.5 if unexplained > 0 else 0.0
 
 
 def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], num_groups: int) -> Interval:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -25,6 +29,7 @@ from trainer.proof.heads import pretraining_clips
 from trainer.proof.learned import (
     FAVOURS,
     HEADS,
+    SPEED_ALONE,
     ScoredGroups,
     advantage_correlation,
     auc,
@@ -127,6 +132,31 @@ def test_what_heads_learn_from_is_lossless_and_at_its_own_rate(tmp_path: Path) -
             assert np.array_equal(np.stack(frames).transpose(0, 3, 1, 2), clip.frames)
 
 
+HOLDS_A_SERVER = """
+import sys, time
+from pathlib import Path
+from trainer.proof.__main__ import end_on_sigterm
+from trainer.proof.heads import served
+from trainer.proof.size import SMOKE
+end_on_sigterm()
+with served(Path(sys.argv[1]), SMOKE.heads) as url:
+    print(url, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_proof_that_is_told_to_end_takes_its_server_with_it(heads_file: Path) -> None:
+    command_line = [sys.executable, "-c", HOLDS_A_SERVER, str(heads_file)]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("grpc://")
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert started
+    assert not psutil.wait_procs(started, timeout=60)[1]
+
+
 @pytest.mark.slow
 def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +171,7 @@ def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
     assert run.exit_code == 0, run.output
     last = json.loads(run.stdout.splitlines()[-1])
     assert set(last["heads"]) == set(HEADS)
-    assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS}
+    assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS, SPEED_ALONE}
     assert json.loads((tmp_path / "smoke-0" / "rewards.json").read_text()) == last
 
     heads = (tmp_path / "smoke-0" / "heads.safetensors").stat()

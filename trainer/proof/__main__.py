@@ -9,6 +9,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,13 +202,24 @@ def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     results = []
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        for number, path in enumerate(pool.map(run_arm, tasks), 1):
-            log.info("%d of %d arms: %s", number, len(tasks), path.stem)
-            results.append(path)
+        try:
+            for number, path in enumerate(pool.map(run_arm, tasks), 1):
+                log.info("%d of %d arms: %s", number, len(tasks), path.stem)
+                results.append(path)
+        except SystemExit:  # nobody waits for arms that are under way: they are run again
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     return results
 
 
+def end_on_sigterm() -> None:
+    """As a program ends, so that the reward server that was started and the arms under way end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> None:
+    end_on_sigterm()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -72,7 +72,7 @@ def scored(slope: float, edge: float) -> ScoredGroups:
     speeds, noise = rng.uniform(0, 1, (30, 5)), rng.normal(0, 0.2, (30, 5))
     rewards = slope * speeds + noise + edge * (np.arange(5) == 0)
     others = {name: rng.uniform(0, 1, (30, 5)) for name in FAVOURS}
-    return ScoredGroups(rewards=dict.fromkeys(HEADS, rewards), measures={**others, "speed_px": speeds})
+    return ScoredGroups(rewards={"combined": rewards}, measures={**others, "speed_px": speeds})
 
 
 @pytest.mark.parametrize(

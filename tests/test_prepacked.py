@@ -31,12 +31,16 @@ def _seed() -> Iterator[None]:
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A torch without the packed operators."""
+def asked_anew() -> Iterator[None]:
     packing_works.cache_clear()
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
     yield
     packing_works.cache_clear()
+
+
+@pytest.fixture
+def broken(asked_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch without the packed operators."""
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
 
 
 def linear(compute: Compute | None) -> Linear:
@@ -227,13 +231,6 @@ def counter(ready: dict[nn.Module, int]) -> Callable[..., None]:
         ready[part] += part._ready is not None
 
     return count
-
-
-@pytest.fixture
-def asked_anew() -> Iterator[None]:
-    packing_works.cache_clear()
-    yield
-    packing_works.cache_clear()
 
 
 @pytest.mark.usefixtures("asked_anew")

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from trainer.errors import ConfigError
 from trainer.proof.__main__ import app
 from trainer.proof.arms import MEASURES
-from trainer.proof.together import nested_interval, read_seed
+from trainer.proof.together import read_seed
+from trainer.proof.verdicts import nested_interval
 
 STREAMS, FRAMES = 2, 6
 LEVELS = {"base": 0.6, "sft": 0.4, "shift-mid": 0.5}
@@ -52,7 +53,7 @@ def test_the_claim_holds_where_it_holds_on_every_seed(tmp_path: Path) -> None:
     level(tmp_path, 101, 0.55)
     found = summary(tmp_path, 100, 101)
     assert found["holds"] is True
-    assert found["seeds"] == [100, 101] and found["streams"] == [STREAMS, STREAMS]
+    assert found["seeds"] == [100, 101] and found["streams"] == {arm: [STREAMS, STREAMS] for arm in LEVELS}
     mean, low, high = found["minus_sft"]["shift-mid"]["speed_px"]  # type: ignore[index]
     assert low <= mean <= high
     assert mean == pytest.approx(0.1, abs=0.01)

@@ -27,7 +27,7 @@ from trainer.proof.motion import (
 )
 from trainer.proof.plots import plot_seeds
 from trainer.proof.report import plain, table_of, time_over_sft, verdict_lines
-from trainer.proof.verdicts import LEVEL, RESAMPLES, Interval, Table, Verdict, difference
+from trainer.proof.verdicts import Interval, Table, Verdict, difference, nested_interval
 
 COLUMNS = ("speed_px", "acceleration_px", "look_error")
 COMPARED = ("speed_px", "acceleration_px", "look_error", "flow_px")
@@ -35,16 +35,14 @@ COMPARED = ("speed_px", "acceleration_px", "look_error", "flow_px")
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRuns:
-    """One data seed's arms on one fine-tuning set, and that set."""
+    """One data seed's arms on one fine-tuning set, that set, and what is made of them."""
 
     seed: int
     records: Sequence[Mapping[str, Any]]
     data: DataMeasures
     table: Table
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        return motion_verdicts(self.table, float(np.mean(self.data.train["speed_px"])))
+    samples: Mapping[str, Mapping[str, Floats]]  # as `samples_of` makes them
+    verdicts: Sequence[Verdict]
 
 
 def read_seed(folder: Path, seed: int) -> SeedRuns:
@@ -52,26 +50,10 @@ def read_seed(folder: Path, seed: int) -> SeedRuns:
     paths = sorted((folder / "arms").glob("*.json"))
     if not paths:
         raise ConfigError(f"{folder} holds no arms; run `python -m trainer.proof motion --seed {seed}` first")
-    records = [json.loads(path.read_text()) for path in paths]
-    return SeedRuns(seed=seed, records=records, data=read_data(folder), table=table_of(records))
-
-
-def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
-    """Of the mean; data seeds are resampled, streams within them, and first frames within those."""
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = [values_DSN[at] for at in rng.integers(len(values_DSN), size=len(values_DSN))]
-        means.append(np.mean([_resampled_mean(values_SN, rng) for values_SN in drawn]))
-    low, high = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
-    mean = float(np.mean([values_SN.mean() for values_SN in values_DSN]))
-    return Interval(mean=mean, low=float(low), high=float(high))
-
-
-def _resampled_mean(values_SN: Floats, rng: np.random.Generator) -> float:
-    streams, frames = values_SN.shape
-    chosen = rng.integers(streams, size=(streams, 1))
-    return float(values_SN[chosen, rng.integers(frames, size=(streams, frames))].mean())
+    records, data = [json.loads(path.read_text()) for path in paths], read_data(folder)
+    table = table_of(records)
+    found = motion_verdicts(table, float(np.mean(data.train["speed_px"])))
+    return SeedRuns(seed=seed, records=records, data=data, table=table, samples=samples_of(records), verdicts=found)
 
 
 def arms_of(runs: Sequence[SeedRuns]) -> list[str]:
@@ -99,7 +81,7 @@ def write_together(runs: Sequence[SeedRuns], name: SetName, folder: Path) -> dic
     plot_seeds({run.seed: run.table for run in runs}, _data_means(runs), arms, folder / f"{name}.png")
     return {
         "seeds": [run.seed for run in runs],
-        "streams": [len(next(iter(run.table.values()))["speed_px"]) for run in runs],
+        "streams": {arm: _num_streams(runs, arm) for arm in arms},
         "arms": rows,
         "minus_sft": {
             arm: {measure: [round(x, 4) for x in (of.mean, of.low, of.high)] for measure, of in values.items()}
@@ -114,11 +96,15 @@ def write_together(runs: Sequence[SeedRuns], name: SetName, folder: Path) -> dic
 def _figures(runs: Sequence[SeedRuns], arm: str) -> dict[str, list[float]]:
     """An arm's means, distance from the data's speeds and fresh AUC, seed by seed."""
     found = {measure: [float(run.table[arm][measure].mean()) for run in runs] for measure in COLUMNS}
-    samples = [samples_of(run.records)[arm] for run in runs]
+    samples = [run.samples[arm] for run in runs]
     speeds = [speed_distance(of["speed_px"], run.data.train["speed_px"]) for of, run in zip(samples, runs, strict=True)]
     found["wasserstein_px"] = [distance.mean for distance in speeds]
     found["fresh_auc"] = [fresh_auc(of, run.data.unseen) for of, run in zip(samples, runs, strict=True)]
     return {measure: [round(value, 4) for value in values] for measure, values in found.items()}
+
+
+def _num_streams(runs: Sequence[SeedRuns], arm: str) -> list[int]:
+    return [len(run.table[arm]["speed_px"]) for run in runs]
 
 
 def _data_means(runs: Sequence[SeedRuns]) -> dict[int, dict[str, float]]:
@@ -135,7 +121,8 @@ def _arm_lines(runs: Sequence[SeedRuns], rows: Mapping[str, Mapping[str, Sequenc
     ]
     for arm, values in {"data": data, **rows}.items():
         cells = (", ".join(f"{value:.3f}" for value in values.get(name, ())) for name in names)
-        lines.append(f"{arm:14}" + "".join(f"{cell:24}" for cell in cells))
+        streams = f"streams: {', '.join(map(str, _num_streams(runs, arm)))}" if arm in rows else ""
+        lines.append(f"{arm:14}" + "".join(f"{cell:24}" for cell in cells) + streams)
     return lines
 
 

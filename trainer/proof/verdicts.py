@@ -1,6 +1,7 @@
 """From the arms' measures to verdicts: paired differences, bootstrap intervals over streams and first frames.
 
-S streams, N held-out first frames. The claims are those of plan.md, in its order; none looks at a mean alone.
+D data seeds, S streams, N held-out first frames. The claims are those of plan.md, in its order; none looks at a
+mean alone.
 """
 
 from __future__ import annotations
@@ -52,6 +53,24 @@ def interval(values_SN: Floats) -> Interval:
     means = values_SN[chosen, within].mean(axis=(1, 2))
     low, high = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
     return Interval(mean=float(values_SN.mean()), low=float(low), high=float(high))
+
+
+def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
+    """Of the mean; data seeds are resampled, streams within them, and first frames within those."""
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = [values_DSN[at] for at in rng.integers(len(values_DSN), size=len(values_DSN))]
+        means.append(np.mean([_resampled_mean(values_SN, rng) for values_SN in drawn]))
+    low, high = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
+    mean = float(np.mean([values_SN.mean() for values_SN in values_DSN]))
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def _resampled_mean(values_SN: Floats, rng: np.random.Generator) -> float:
+    streams, frames = values_SN.shape
+    chosen = rng.integers(streams, size=(streams, 1))
+    return float(values_SN[chosen, rng.integers(frames, size=(streams, frames))].mean())
 
 
 def difference(table: Table, arm: str, other: str, measure: str) -> Floats:

@@ -5,10 +5,11 @@
 Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
 blocks; ours in plain torch, on packed weights, in bf16 with heads in fp32, and all in bf16. A ratio is
 official seconds over ours in the same turn; its spread is over turns. With `--device cuda` the table is the
-same, and two sides are compiled by torch.compile, after runs that are not timed. On a machine that others use too,
-`--cpu-time` counts seconds of CPU, which waiting for one does not lengthen: take one thread then. Peak
-memory is that of a process that does nothing else. Weights are random (`golden_weights.py`), clips made
-up; the reference's two heads are stood in for, see `official.py`. The last line is one JSON document.
+same, and two sides are compiled by torch.compile, after runs that are not timed; float32 is float32 there unless
+`--tf32` lets cuDNN round, as torch does by default. On a machine that others use too, `--cpu-time` counts seconds of
+CPU, which waiting for one does not lengthen: take one thread then. Peak memory is that of a process that does nothing
+else. Weights are random (`golden_weights.py`), clips made up; the reference's two heads are stood in for, see
+`official.py`. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -269,6 +270,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", choices=get_args(CompileMode), help="torch.compile's mode; default: none, on a GPU reduce-overhead"
     )
+    parser.add_argument(
+        "--tf32", action="store_true", help="on a GPU, let fp32 convolutions of both sides round to TF32"
+    )
     parser.add_argument("--pass-memory-mib", type=int, help="the setting; default: 64, on a GPU 4096")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, all threads together")
     parser.add_argument("--parts", default="speed,memory,bf16", help="which of speed, memory, bf16 to measure")
@@ -295,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # the official code's
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.tf32
     if args.alone:
         print(json.dumps(alone(args)))
         return 0
@@ -305,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repeats": args.repeats,
         "device": torch.cuda.get_device_name(args.device) if args.device != "cpu" else "cpu",
         "compile": args.compile,
+        "tf32": args.tf32,
         "pass_memory_mib": args.pass_memory_mib,
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),

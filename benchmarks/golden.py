@@ -43,11 +43,13 @@ class Golden:
     stored: Stored
     recipe: ModuleType
     compute: Compute
+    device: str = "cpu"
 
     @classmethod
-    def read(cls, path: Path, compute: Compute) -> Golden:
+    def read(cls, path: Path, compute: Compute, device: str = "cpu") -> Golden:
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(path=path, stored=dict(arrays), recipe=_recipe(path.parent), compute=compute)
+            stored = dict(arrays)
+        return cls(path=path, stored=stored, recipe=_recipe(path.parent), compute=compute, device=device)
 
     @property
     def outputs(self) -> list[str]:
@@ -58,7 +60,7 @@ class Golden:
         return [(name, int(name.removeprefix(prefix))) for name in self.outputs if name.startswith(prefix)]
 
     def tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.stored[name]))
+        return torch.from_numpy(np.ascontiguousarray(self.stored[name])).to(self.device)
 
     def number(self, name: str) -> float:
         return float(self.stored[name])
@@ -76,7 +78,7 @@ class Golden:
         state.update({name.removeprefix(prefix): torch.from_numpy(value.copy()) for name, value in values.items()})
         module.load_state_dict(state, strict=True)
         set_compute(module, self.compute)
-        return module.eval()
+        return module.eval().to(self.device)
 
 
 def _recipe(folder: Path) -> ModuleType:
@@ -136,7 +138,9 @@ def _volume_rows(golden: Golden, pyramid: Pyramid, queries: Tensor, centres_NT2:
 
 def lc(golden: Golden) -> dict[str, Tensor]:
     """Logits [B,1] of the long-term head: on the tracker's tokens of a clip and its time-flip, and on random ones."""
-    clip = Golden.read(golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute)
+    clip = Golden.read(
+        golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute, golden.device
+    )
     head = TrackViT(TrackViTConfig())
     golden.weighted(head, "trackformer")
     video, queries = clip.tensor("video"), clip.tensor("queries")
@@ -144,7 +148,7 @@ def lc(golden: Golden) -> dict[str, Tensor]:
         torch.stack([video, video.flip(0)]), torch.stack([queries, queries.roll(5, 0)]), tokens_only=True
     ).tokens
     shape = tuple(int(size) for size in golden.stored["random_tokens_shape"])
-    noise = torch.from_numpy(golden.recipe.normal("trackformer.random_tokens", shape, golden.seed))
+    noise = torch.from_numpy(golden.recipe.normal("trackformer.random_tokens", shape, golden.seed)).to(golden.device)
     return {
         "logit_from_cotracker": head(tokens[:1])[:, None],
         "b2_logits": head(tokens)[:, None],
@@ -216,5 +220,5 @@ def kind(path: Path) -> str | None:
 
 @torch.no_grad()
 def computed(golden: Golden) -> dict[str, Tensor]:
-    """Our value of every output of a golden file that has a check."""
-    return CHECKS[kind(golden.path) or ""](golden)
+    """Our value, on the CPU, of every output of a golden file that has a check."""
+    return {name: value.cpu() for name, value in CHECKS[kind(golden.path) or ""](golden).items()}

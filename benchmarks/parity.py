@@ -1,11 +1,12 @@
 """Compare the `shift` profile's networks with stored outputs of the official code.
 
-    python benchmarks/parity.py DIR [--threads N] [--plain] [--memory-mib N]
+    python benchmarks/parity.py DIR [--threads N] [--plain] [--memory-mib N] [--device cuda [--tf32]]
 
 DIR holds golden files `cotracker3*.npz`, `lc*.npz`, `searaft_m*.npz`, `ic*.npz` (see `golden.py`) and
 `tolerances.json`, the largest absolute error per array. Prints a table and, as the last line,
 {"checked", "failed", "worst"}; exits 1 if an array is off, if a stored output could not be checked, or
-if there was nothing to check. `--plain` checks the path without packed weights.
+if there was nothing to check. `--plain` checks the path without packed weights. On a GPU convolutions keep to float32;
+`--tf32` lets them round as torch does there by default.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Row:
         return self.share > 1
 
 
-def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]], compute: Compute) -> list[Row]:
+def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]], compute: Compute, device: str = "cpu") -> list[Row]:
     """The checks of one file. A file that cannot be checked is one failed row, and does not hide the others."""
     try:
-        golden = Golden.read(path, compute)
+        golden = Golden.read(path, compute, device)
         ours, allowed = computed(golden), tolerances[kind(path) or ""]
         return [
             _row(path.name, name, golden.stored[name], ours.get(name), allowed.get(name)) for name in golden.outputs
@@ -98,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
     parser.add_argument("--plain", action="store_true", help="plain torch operators, no packed weights")
     parser.add_argument("--memory-mib", type=int, default=64, help="what a pass over tracks or frames may take, MiB")
+    parser.add_argument("--device", default="cpu", help="torch device, for instance cuda")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU, convolutions in TF32")
     args = parser.parse_args(argv)
+    torch.backends.cudnn.allow_tf32 = args.tf32
     compute = Compute(packed=not args.plain, memory_mib=args.memory_mib)
     if args.threads > 0:
         torch.set_num_threads(args.threads)
@@ -109,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'file':<20} {'array':<22} {'max error':>10} {'tolerance':>10}")
     for path in sorted(args.folder.glob("*.npz")):
         start_s = time.perf_counter()
-        of_file = rows(path, tolerances, compute)
+        of_file = rows(path, tolerances, compute, args.device)
         checked += of_file
         print("\n".join(map(_line, of_file)))
         print(f"{path.name:<20} took {time.perf_counter() - start_s:.1f} s", flush=True)

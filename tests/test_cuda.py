@@ -135,7 +135,8 @@ def test_frames_come_through_page_locked_memory_whole() -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
-def test_the_profile_sees_the_cpus_motion(mode: str) -> None:
+def test_the_profile_sees_the_cpus_motion(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default, which the profile must not follow
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 96), dtype=np.uint8)
     clip = Clip(frames=np.sort(pixels, axis=3), fps=14.0)
     profile = small_profile()
@@ -150,4 +151,4 @@ def test_the_profile_sees_the_cpus_motion(mode: str) -> None:
         for name in ("tracks", "correlation", "flow"):
             ours, numbers = getattr(motion, name), getattr(expected, name)
             assert ours.device.type == "cuda"
-            torch.testing.assert_close(ours.cpu(), numbers, atol=2e-2, rtol=1e-2)
+            torch.testing.assert_close(ours.cpu(), numbers, atol=2e-3, rtol=1e-3)

@@ -17,6 +17,7 @@ from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTCo
 from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
 from reward_server.errors import NotReady
 from reward_server.estimators.prepacked import set_compute
+from reward_server.estimators.tf32 import exact_convolutions
 from reward_server.profiles import Profile
 
 SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
@@ -32,6 +33,7 @@ class Heads:
     digest: str  # sha256 of the file
 
     @torch.inference_mode()
+    @exact_convolutions
     def logits(self, maps_BP2HW: Tensor, tokens_BNTD: Tensor) -> Tensor:
         """[B,2]: instantaneous and long-term logits."""
         return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)

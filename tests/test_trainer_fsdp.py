@@ -118,7 +118,6 @@ def test_a_checkpoint_of_shards_is_one_of_a_single_process(sharded: Config, tmp_
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed, .*\(MULTI_GPU\), or FSDP with fsdp_version 2"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1, .* set FSDP_VERSION=2"),
         (FSDP, "does not shard on NO; start processes on GPUs"),
     ],

@@ -8,7 +8,7 @@
 
 The learning rate, the order of the data and every draw are functions of the step and the seed (config.py, data.py,
 seeds.py), so the step is their state. Rollouts of the current buffer have files of their own (rollout.py). What FSDP
-keeps in shards is written whole, so that a checkpoint is the same for DDP, FSDP and one process.
+or ZeRO keeps in shards is written whole: a checkpoint is the same for DDP, FSDP, DeepSpeed and one process.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from trainer.errors import CheckpointError
 from trainer.policies.protocol import Policy
 from trainer.processes import shard_like, whole
+from trainer.zero import load_whole_state, uses_zero, whole_state
 
 PREFIX = "step-"
 
@@ -67,7 +68,7 @@ class Checkpoints:
         generators = _generators(accelerator)
         module = accelerator.unwrap_model(policy.module)
         trained = {name: whole(parameter.detach()).cpu() for name, parameter in trainable(module)}
-        state = recursively_apply(whole, optimizer.state_dict())
+        state = _whole_state(accelerator, module, optimizer)
         if accelerator.is_main_process:
             partial = self._folder / f".{PREFIX}{progress.step:08d}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,9 +107,13 @@ class Checkpoints:
     def load(self, folder: Path, *, policy: Policy, optimizer: Any, accelerator: Accelerator) -> Progress:
         """Set policy, optimizer and generators to a checkpoint's. Raises CheckpointError where they do not fit."""
         about = read_about(folder)
-        load_trainable(accelerator.unwrap_model(policy.module), folder)
+        module = accelerator.unwrap_model(policy.module)
+        load_trainable(module, folder)
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(_sharded(state, optimizer))
+        if uses_zero(accelerator):
+            load_whole_state(accelerator, module, optimizer, state)
+        else:
+            optimizer.load_state_dict(_sharded(state, optimizer))
         if about["num_processes"] == accelerator.num_processes:
             _set_generators(load_file(folder / "rng.safetensors"), accelerator)
         return Progress(**about["progress"])
@@ -142,6 +147,12 @@ def load_trainable(module: nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(shard_like(saved[name], parameter))
+
+
+def _whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any) -> Any:
+    if uses_zero(accelerator):
+        return whole_state(accelerator, module, optimizer)
+    return recursively_apply(whole, optimizer.state_dict())
 
 
 def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from trainer.remote_rewards import RemoteRewards
 from trainer.reward_client import NoRewards, RewardSource
 from trainer.seeds import derived_seed
 from trainer.video import ClipForm
+from trainer.zero import uses_zero, zero_plugin
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,13 @@ def open_accelerator(config: Config) -> Accelerator:
     """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError."""
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
-    fsdp = _fsdp()
+    fsdp = _fsdp() if _engine("FSDP") else None
+    zero = zero_plugin(config) if _engine("DEEPSPEED") else None
     longest_wait_s = max(config.rewards.max_outage_s, config.refresh.timeout_s)  # of one process, for the server
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         fsdp_plugin=fsdp,
+        deepspeed_plugin=zero,
         log_with=["tensorboard", *(["wandb"] if config.logs.wandb else [])],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
         kwargs_handlers=[
@@ -112,23 +115,16 @@ def open_accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=600 + longest_wait_s)),
         ],
     )
-    if fsdp and not accelerator.is_fsdp2:
+    if (fsdp and not accelerator.is_fsdp2) or (zero and not uses_zero(accelerator)):
         raise ConfigError(
-            f"accelerate is configured for FSDP, but does not shard on {accelerator.distributed_type.value}; start "
-            "processes on GPUs with accelerate launch, or leave FSDP out"
+            f"accelerate is configured for {'FSDP' if fsdp else 'DeepSpeed'}, but does not shard on "
+            f"{accelerator.distributed_type.value}; start processes on GPUs with accelerate launch, or leave it out"
         )
     return accelerator
 
 
-def _fsdp() -> FullyShardedDataParallelPlugin | None:
-    """The sharding that Accelerate is configured for, if any. Raises ConfigError for an engine of another kind."""
-    if _engine("DEEPSPEED"):
-        raise ConfigError(
-            "accelerate is configured for DeepSpeed, with which this trainer was never tried; choose data-parallel "
-            "training (MULTI_GPU), or FSDP with fsdp_version 2 where the denoiser does not fit a GPU"
-        )
-    if not _engine("FSDP"):
-        return None
+def _fsdp() -> FullyShardedDataParallelPlugin:
+    """The sharding that Accelerate is configured for. Raises ConfigError for the first version."""
     if os.environ.get("FSDP_VERSION") != "2":
         raise ConfigError(
             "accelerate is configured for FSDP version 1, which does not let a LoRA be trained on frozen layers of "

@@ -22,13 +22,17 @@ from trainer.rollout import Group
 from trainer.run import Run
 from trainer.seeds import generator
 from trainer.shift import HybridLoss, backward_by_chunk, coefficients, num_weighted
+from trainer.zero import uses_zero
 
 
 def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor, progress: Progress) -> None:
     """One optimizer step on B groups with advantages [B] and [B,P]."""
     config, accelerator, step = run.config, run.accelerator, progress.step
     probed = every(config.logs.every_steps, step)
-    probe = GradientProbe(run.policy.module) if probed else None
+    zero = uses_zero(accelerator)
+    probe = (
+        GradientProbe(run.policy.module) if probed and not zero else None
+    )  # ZeRO keeps no whole gradients to look at
     started = time.monotonic()
     counts = torch.tensor([len(groups), num_weighted(rollouts, config.objective)], dtype=torch.float64)
     num_real, num_known = mean_over_processes(accelerator, counts).tolist()
@@ -40,17 +44,17 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
         """Gradients are averaged over processes with the last chunk, and before the probe looks at them."""
         last = accelerator.sync_gradients = index == num_chunks - 1
         seen = probe if index == 0 else None
-        with nullcontext() if last or seen else accelerator.no_sync(run.policy.module):
+        with nullcontext() if last or seen or zero else accelerator.no_sync(run.policy.module):
             yield
         if seen:
             seen.after_real_clips()
 
+    for group in run.optimizer.param_groups:  # before the last chunk, with which ZeRO takes its step
+        group["lr"] = config.optimizer.rate(step)
     chunks = [partial(chunk_losses, run, groups, at, step) for at in range(num_chunks)]
     loss = backward_by_chunk(chunks, weights, accelerator.backward, scope)
     norms = probe.norms() if probe else {}
     norm = accelerator.clip_grad_norm_(run.policy.module.parameters(), config.optimizer.max_grad_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = config.optimizer.rate(step)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if probed:

@@ -4,8 +4,8 @@
 
 The policy is the configured one (`random_bases.py` writes real-size bases where the real weights are not at hand), the
 clip is made up. From the parts follows what a step of SHIFT takes: 1 + P samples where fine-tuning has one, and its
-share of P rollouts, which K passes use. Waiting for rewards is not in it (`overlap.py`). The last line is one JSON
-document.
+share of P rollouts, which K passes use. (Against fine-tuning on 1 + P samples a step that comes near the paper's 2.46.)
+Waiting for rewards is not in it (`overlap.py`). The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -93,15 +93,20 @@ def gradient(policy: DiffusersPolicy, example: Example) -> float:
 
 
 def per_step(measured: dict[str, dict[str, float]], config: Config) -> dict[str, float]:
-    """Seconds of an optimizer step of one clip: plain fine-tuning, SHIFT's own work, and its share of a buffer."""
+    """Seconds of an optimizer step of one clip: fine-tuning on it, on as many samples as SHIFT takes, and SHIFT."""
     seconds = {name: part["seconds"] for name, part in measured.items()}
     num_rollouts, passes = config.loop.num_rollouts, config.loop.passes
     group = config.policy.group_size
-    sample = seconds["loss and gradient"]
-    rollouts = num_rollouts * (seconds[f"sample {group} rollouts"] / group + seconds["decode a rollout"])
-    sft = sample + seconds["optimizer step"] + seconds["encode a clip"] / passes
-    shift = (1 + num_rollouts) * sample + seconds["optimizer step"] + (seconds["encode a clip"] + rollouts) / passes
-    return {"sft_s": sft, "shift_s": shift, "shift_over_sft": shift / sft, "rollouts_s": rollouts / passes}
+    rollouts = num_rollouts * (seconds[f"sample {group} rollouts"] / group + seconds["decode a rollout"]) / passes
+    rest = seconds["optimizer step"] + seconds["encode a clip"] / passes
+    samples = (1 + num_rollouts) * seconds["loss and gradient"]
+    return {
+        "sft_s": seconds["loss and gradient"] + rest,
+        "sft_as_many_samples_s": samples + rest,
+        "shift_s": samples + rest + rollouts,
+        "rollouts_s": rollouts,
+        "shift_over_sft_as_many_samples": (samples + rest + rollouts) / (samples + rest),
+    }
 
 
 def main() -> None:

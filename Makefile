@@ -7,6 +7,8 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 DATA ?= data
 PROOF ?= runs/proof
+# Processes that share out the test files.
+TEST_JOBS ?= 2
 SEED ?= 0
 
 .PHONY: demo test stack-test lint weights proof proof-smoke proof-rewards proof-motion proto clean
@@ -15,7 +17,7 @@ demo: $(VENV)/.server
 	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # The stack of compose.yaml on a real Docker engine: no venv, only Python and Docker with Compose.
 stack-test:

@@ -106,6 +106,7 @@ def test_shards_of_a_bfloat16_base_take_the_steps_of_whole_copies(svd: Path, cli
     [
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3; this trainer takes stages 1 and 2"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision bf16: .*set it to no"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "keep the optimizer on cpu.*to none"),
         ({}, "does not shard on NO; start processes on GPUs"),
     ],
 )

@@ -41,6 +41,11 @@ def zero_plugin(config: Config) -> DeepSpeedPlugin:
             f"accelerate is configured for mixed precision {mixed}: DeepSpeed would train the LoRA in it; set it to no "
             "(policy.precision is the frozen denoiser's)"
         )
+    if plugin.offload_optimizer_device not in (None, "none"):
+        raise ConfigError(
+            f"DeepSpeed is to keep the optimizer on {plugin.offload_optimizer_device}, which checkpoints here do not "
+            "know; set offload_optimizer_device to none (a LoRA's moments take some MiB)"
+        )
     settings["train_micro_batch_size_per_gpu"] = config.loop.batch_clips
     settings["gradient_accumulation_steps"] = 1  # a step's chunks are accumulated here (step.py)
     settings["gradient_clipping"] = config.optimizer.max_grad_norm

@@ -39,6 +39,13 @@ def error(frames, reference):
 # --- pixels ---
 
 
+def test_a_title_that_is_not_utf_8_is_no_reason_to_refuse_a_clip():
+    named = media.video(media.texture(16), fps=12, **LOSSLESS)
+    assert b"Lavf" in named  # the muxer's name, in the file's metadata
+    mangled = named.replace(b"Lavf", b"\xff\xfe\xe9\xff")
+    np.testing.assert_array_equal(frames_of(mangled), frames_of(named))
+
+
 def test_every_lossless_road_gives_the_same_pixels():
     frames = media.texture(16)
     truth = run(media.tensor(frames, 10.0), Media.TENSOR).windows[0].clip

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # generic in its stub only
     Packet = av.Packet[av.VideoStream]
 
 FFMPEG_ERRORS = (av.FFmpegError, OSError, ValueError)
+# Titles in another alphabet than they say are no reason to refuse a clip. From PyAV 19 on they never are.
+LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 MAX_PIXEL_ASPECT = 4.0
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -75,14 +77,15 @@ class _Payload(io.BytesIO):
 def _open(data: bytes, form: str, guard: Guard) -> InputContainer:
     """`codec_whitelist` names no codec, so that probing cannot decode; `io_open` forbids any other file."""
     try:
-        return av.open(
+        container: InputContainer = av.open(
             _Payload(data, guard),
             mode="r",
             format=form,
             container_options={"codec_whitelist": "none"},
             io_open=_refuse_to_open,
-            metadata_errors="replace",
+            **LENIENT,
         )
+        return container
     except FFMPEG_ERRORS as error:
         guard.clock()
         raise UnreadableClip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +19,9 @@ from reward_server.settings import Settings
 
 if TYPE_CHECKING:
     from reward_server.pipeline import Pipeline
+
+# Of torch, in the processes that tests start too: files run side by side, and threads of toys only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeSettings = Callable[..., Settings]
 OpenQueue = Callable[..., Awaitable[JobQueue]]

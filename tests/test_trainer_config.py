@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from trainer import config
 from trainer.__main__ import main
 from trainer.config import Config, OptimizerConfig, differences, from_dict, load, to_dict, to_yaml
 from trainer.errors import ConfigError
+from trainer.run import open_accelerator
 
 
 def test_the_svd_preset_has_the_reference_figures() -> None:
@@ -100,6 +102,22 @@ def test_differences_name_the_keys_and_both_values() -> None:
     old = to_dict(load(None, ["seed=1", "loop.passes=3"]))
     new = load(None, ["seed=2", "loop.passes=4", "logs.every_steps=7"])
     assert differences(new, old, ignore=["logs."]) == ["loop.passes: 4, was 3", "seed: 2, was 1"]
+
+
+def test_the_toy_computes_on_one_thread_and_others_on_as_many_as_torch_chooses(tmp_path: Path) -> None:
+    """A toy's products are too small to share: beside another job threads do little but wait for each other."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        open_accelerator(load("tiny", ["device=cpu", f"out={tmp_path}", "threads=0"]))
+        assert torch.get_num_threads() == 3
+        open_accelerator(load("tiny", ["device=cpu", f"out={tmp_path}"]))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert (load("svd").threads, load("wan").threads) == (0, 0)
+    with pytest.raises(ConfigError, match="threads is -1; give 0 or more"):
+        load("tiny", ["threads=-1"])
 
 
 def test_every_setting_is_read_by_code() -> None:

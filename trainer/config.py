@@ -145,6 +145,7 @@ class Config:
     run_id: str = ""  # name of the run on the reward server; empty: made once from the folder's name
     seed: int = 0
     device: str = ""  # torch device; empty: what Accelerate finds
+    threads: int = 0  # of torch on the CPU; 0: as many as it chooses. For toys one: more wait for each other
     policy: PolicyConfig = field(default_factory=SvdConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -155,6 +156,10 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logs: LogConfig = field(default_factory=LogConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ConfigError(f"threads is {self.threads}; give 0 or more")
 
     def steps_per_pass(self, num_processes: int) -> int:
         """Optimizer steps in one pass over a buffer. Raises ConfigError where the buffer does not divide."""

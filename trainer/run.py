@@ -98,9 +98,11 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """On `config.device`; how many processes there are, `accelerate launch` says. Raises ConfigError."""
+    """On `config.device` with `config.threads`; how many processes, `accelerate launch` says. Raises ConfigError."""
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
+    if config.threads:
+        torch.set_num_threads(config.threads)
     fsdp = _fsdp() if _engine("FSDP") else None
     zero = zero_plugin(config) if _engine("DEEPSPEED") else None
     longest_wait_s = max(config.rewards.max_outage_s, config.refresh.timeout_s)  # of one process, for the server

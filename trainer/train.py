@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "out",
     "run_id",
     "device",
+    "threads",
     "loop.num_buffers",
     "rewards.",
     "checkpoint.",

@@ -81,7 +81,7 @@ def mechanism(
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     num_streams = streams or counts.streams
-    prepare(folder, counts, seed=seed, threads=jobs)
+    prepare(folder, counts, seed=seed)
     chosen = chosen_arms(arms(counts), only)
     records = arm_records(chosen, num_streams, jobs, partial(Task, seed=seed, size=counts, folder=folder))
     about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": num_streams}
@@ -109,7 +109,7 @@ def rewards(
 ) -> None:
     """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
     counts, folder = SIZES[size], out / f"{size}-{seed}"
-    prepare(folder, counts, seed=seed, threads=jobs)
+    prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
     scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
     groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)
@@ -145,7 +145,7 @@ def motion(
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     num_streams = streams or counts.streams
     chosen = chosen_arms(motion_arms(counts), only)
-    prepare(folder, counts, seed=seed, threads=jobs)
+    prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
     heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed)
     found = {}
@@ -179,9 +179,9 @@ def seeds(
     typer.echo(json.dumps({"proof": "level-3-seeds", "size": size, "sets": found}, allow_nan=False))
 
 
-def prepare(folder: Path, size: ProofSize, *, seed: int, threads: int) -> None:
+def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:
     """The trained base and the files of the fine-tuning set."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # a toy is no faster with two, and hundreds of times slower once they wait for a core
     mix = SceneMix(glow_share=0.5)
     scenes = draw_scenes(size.base.num_scenes, seed=derived_seed(seed, "base"), mix=mix)
     trained_base(folder, [scene.clip() for scene in scenes], size.base, seed=seed)

@@ -30,9 +30,7 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
     config, accelerator, step = run.config, run.accelerator, progress.step
     probed = every(config.logs.every_steps, step)
     zero = uses_zero(accelerator)
-    probe = (
-        GradientProbe(run.policy.module) if probed and not zero else None
-    )  # ZeRO keeps no whole gradients to look at
+    probe = GradientProbe(run.policy.module) if probed and not zero else None  # ZeRO keeps no whole gradients
     started = time.monotonic()
     counts = torch.tensor([len(groups), num_weighted(rollouts, config.objective)], dtype=torch.float64)
     num_real, num_known = mean_over_processes(accelerator, counts).tolist()

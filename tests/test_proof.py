@@ -225,7 +225,7 @@ def test_every_arm_takes_the_same_steps_on_the_same_data() -> None:
 
 @pytest.mark.slow
 def test_arms_run_through_the_loop_report_and_are_not_run_twice(tmp_path: Path) -> None:
-    prepare(tmp_path, TOY, seed=0, threads=1)
+    prepare(tmp_path, TOY, seed=0)
     chosen = [arm for arm in arms(TOY) if arm.name in RUN]
     paths = [run_arm(Task(arm=arm, seed=0, stream=0, size=TOY, folder=tmp_path)) for arm in chosen]
     records = [json.loads(path.read_text()) for path in paths]
@@ -246,7 +246,7 @@ def test_arms_run_through_the_loop_report_and_are_not_run_twice(tmp_path: Path) 
 
 
 def test_an_arm_is_the_same_when_run_again(tmp_path: Path) -> None:
-    prepare(tmp_path, TOY, seed=0, threads=1)
+    prepare(tmp_path, TOY, seed=0)
     task = Task(arm=Arm(name="again"), seed=0, stream=0, size=TOY, folder=tmp_path)
     first = json.loads(run_arm(task).read_text())["rows"]
     task.result.unlink()

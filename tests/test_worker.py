@@ -115,7 +115,7 @@ async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settin
     assert rewards(outcomes) == list(range(10))
     assert [outcome.context.group_id for outcome in outcomes] == [f"g{step}" for step in range(10)]
     provenance = outcomes[0].reward.provenance  # type: ignore[union-attr]
-    assert provenance.timings.queue_ms > 0 and provenance.timings.motion_ms == 2
+    assert provenance.timings.queue_ms >= 0 and provenance.timings.motion_ms == 2  # whole ms of Redis
 
 
 async def test_batches_are_of_one_shape_and_within_cost_and_number(

@@ -18,21 +18,17 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
-    AutoencoderKLWan,
-    StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
-    WanImageToVideoPipeline,
     WanTransformer3DModel,
 )
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     UMT5Config,
     UMT5EncoderModel,
 )
 
-from trainer.policies.tiny import byte_tokenizer, svd_scheduler, wan_scheduler
+from trainer.policies.tiny import svd_pipeline, wan_pipeline, wan_vae
 
 
 def random_svd(device: str) -> Any:
@@ -59,30 +55,16 @@ def random_svd(device: str) -> Any:
                 hidden_act="gelu",
             )
         )
-    return StableVideoDiffusionPipeline(
-        vae=vae,
-        image_encoder=image_encoder,
-        unet=unet,
-        scheduler=svd_scheduler(),
-        feature_extractor=CLIPImageProcessor(crop_size=224, size={"shortest_edge": 224}),
-    )
+    return svd_pipeline(vae=vae, image_encoder=image_encoder, unet=unet)
 
 
 def random_wan(device: str) -> Any:
     """TI2V-5B; the tokenizer is one of bytes, the text encoder has its real vocabulary."""
     with made_of(torch.float32, device):
-        vae = AutoencoderKLWan(
+        vae = wan_vae(
             base_dim=160,
             decoder_base_dim=256,
-            z_dim=48,
             temperal_downsample=(False, True, True),  # diffusers' own spelling
-            in_channels=12,
-            out_channels=12,
-            patch_size=2,
-            is_residual=True,
-            scale_factor_spatial=16,
-            latents_mean=[0.0] * 48,
-            latents_std=[1.0] * 48,
         )
     with made_of(torch.bfloat16, device):
         transformer = WanTransformer3DModel(
@@ -91,14 +73,7 @@ def random_wan(device: str) -> Any:
         text_encoder = UMT5EncoderModel(
             UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
         )
-    return WanImageToVideoPipeline(
-        tokenizer=byte_tokenizer(),
-        text_encoder=text_encoder,
-        vae=vae,
-        scheduler=wan_scheduler(),
-        transformer=transformer,
-        expand_timesteps=True,
-    )
+    return wan_pipeline(text_encoder=text_encoder, vae=vae, transformer=transformer)
 
 
 BASES: dict[str, Callable[[str], Any]] = {"svd": random_svd, "wan": random_wan}

@@ -50,7 +50,7 @@ def tiny_svd(
         raise PolicyError(f"widths must be multiples of 32 (group norm), got {channels} and {vae_channels}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = StableVideoDiffusionPipeline(
+        pipe = svd_pipeline(
             vae=AutoencoderKLTemporalDecoder(
                 block_out_channels=vae_channels,
                 down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
@@ -59,11 +59,20 @@ def tiny_svd(
             ),
             image_encoder=_image_encoder(),
             unet=_unet(channels, latent_channels, num_frames),
-            scheduler=svd_scheduler(),
-            feature_extractor=CLIPImageProcessor(crop_size=224, size={"shortest_edge": 224}),
         )
     pipe.save_pretrained(folder)
     return folder
+
+
+def svd_pipeline(*, vae: Any, image_encoder: Any, unet: Any) -> Any:
+    """Around networks of any size, what img2vid-xt has around its own."""
+    return StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=image_encoder,
+        unet=unet,
+        scheduler=_svd_scheduler(),
+        feature_extractor=CLIPImageProcessor(crop_size=224, size={"shortest_edge": 224}),
+    )
 
 
 def _unet(channels: tuple[int, ...], latent_channels: int, num_frames: int) -> Any:
@@ -97,7 +106,7 @@ def _image_encoder() -> Any:
     )
 
 
-def svd_scheduler() -> Any:
+def _svd_scheduler() -> Any:
     """img2vid-xt's own settings."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -117,12 +126,9 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
     """Writes a toy Wan2.2 TI2V pipeline: 48 latent channels, sides smaller by 16, frames by 4. Returns `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = byte_tokenizer()
-        pipe = WanImageToVideoPipeline(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer)),
-            vae=_wan_vae(vae_width),
-            scheduler=wan_scheduler(),
+        pipe = wan_pipeline(
+            text_encoder=_text_encoder(len(_byte_tokenizer())),
+            vae=wan_vae(base_dim=vae_width, decoder_base_dim=vae_width, num_res_blocks=1),
             transformer=WanTransformer3DModel(
                 in_channels=48,
                 out_channels=48,
@@ -134,25 +140,30 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
                 num_layers=num_layers,
                 rope_max_seq_len=64,
             ),
-            expand_timesteps=True,
         )
     pipe.save_pretrained(folder)
     return folder
 
 
-def wan_scheduler() -> Any:
-    """TI2V-5B's own settings."""
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, num_train_timesteps=1000
+def wan_pipeline(*, text_encoder: Any, vae: Any, transformer: Any) -> Any:
+    """Around networks of any size, what TI2V-5B has around its own, but for a tokenizer of bytes."""
+    return WanImageToVideoPipeline(
+        tokenizer=_byte_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, num_train_timesteps=1000
+        ),
+        transformer=transformer,
+        expand_timesteps=True,
     )
 
 
-def _wan_vae(width: int) -> Any:
+def wan_vae(**sizes: Any) -> Any:
+    """TI2V-5B's layout, 48 latent channels and sides smaller by 16, of other `sizes` than diffusers' defaults."""
     return AutoencoderKLWan(
-        base_dim=width,
-        decoder_base_dim=width,
+        **sizes,
         z_dim=48,
-        num_res_blocks=1,
         in_channels=12,
         out_channels=12,
         patch_size=2,
@@ -171,7 +182,7 @@ def _text_encoder(vocabulary: int) -> Any:
     )
 
 
-def byte_tokenizer() -> Any:
+def _byte_tokenizer() -> Any:
     """One token per byte, with T5's end and padding tokens: needs no vocabulary file."""
     letters = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))

@@ -111,7 +111,7 @@ class Checkpoints:
         load_trainable(module, folder)
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         if uses_zero(accelerator):
-            load_whole_state(accelerator, module, optimizer, state)
+            load_whole_state(accelerator, [parameter for _, parameter in trainable(module)], optimizer, state)
         else:
             optimizer.load_state_dict(_sharded(state, optimizer))
         if about["num_processes"] == accelerator.num_processes:
@@ -151,7 +151,7 @@ def load_trainable(module: nn.Module, folder: Path) -> None:
 
 def _whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any) -> Any:
     if uses_zero(accelerator):
-        return whole_state(accelerator, module, optimizer)
+        return whole_state(accelerator, [parameter for _, parameter in trainable(module)], optimizer)
     return recursively_apply(whole, optimizer.state_dict())
 
 

@@ -145,7 +145,9 @@ class Config:
     run_id: str = ""  # name of the run on the reward server; empty: made once from the folder's name
     seed: int = 0
     device: str = ""  # torch device; empty: what Accelerate finds
-    threads: int = 0  # of torch on the CPU; 0: as many as it chooses. For toys one: more wait for each other
+    threads: int = (
+        0  # of torch on the CPU; 0: as many as it chooses. 1 for toys, whose threads only wait for each other
+    )
     policy: PolicyConfig = field(default_factory=SvdConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

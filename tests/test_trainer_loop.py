@@ -22,12 +22,12 @@ from protos.client import RewardClient
 from protos.types import Clip
 from reward_server.queue.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
-from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_config, trained_bytes, write_clips
+from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_config, trained_bytes
 from trainer import checkpoint
 from trainer.checkpoint import read_about
 from trainer.config import Config
 from trainer.errors import CheckpointError, ConfigError, MissingRewards
-from trainer.policies.tiny import tiny_svd, tiny_wan
+from trainer.policies.tiny import tiny_wan
 from trainer.reward_client import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
 from trainer.shift import GroupRewards, Scored
@@ -47,18 +47,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
-
-
-@pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_wan(tmp_path_factory.mktemp("wan"))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

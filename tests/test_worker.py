@@ -107,15 +107,15 @@ def rewards(outcomes: list[Outcome]) -> list[float]:
 
 async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
     queue, scorer = await open_queue(), PixelScorer()
+    clips = [moving(step, height_px=8 + 8 * (step % 2), group_id=f"g{step}") for step in range(10)]
+    job_ids = await queue.admit(clips)
+    await asyncio.sleep(0.01)  # waits are told in whole milliseconds
     async with working(make_settings(), scorer):
-        job_ids = await queue.admit(
-            [moving(step, height_px=8 + 8 * (step % 2), group_id=f"g{step}") for step in range(10)]
-        )
         outcomes = await outcomes_of(queue, job_ids)
     assert rewards(outcomes) == list(range(10))
     assert [outcome.context.group_id for outcome in outcomes] == [f"g{step}" for step in range(10)]
     provenance = outcomes[0].reward.provenance  # type: ignore[union-attr]
-    assert provenance.timings.queue_ms >= 0 and provenance.timings.motion_ms == 2  # whole ms of Redis
+    assert provenance.timings.queue_ms > 0 and provenance.timings.motion_ms == 2
 
 
 async def test_batches_are_of_one_shape_and_within_cost_and_number(

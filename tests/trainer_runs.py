@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 
 from protos.types import Clip
 from trainer.config import Config, load, to_yaml
@@ -32,6 +35,9 @@ TINY = (
     "checkpoint.keep=100",
     "rewards.patience_s=20",
 )
+
+
+WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", "logs.samples_every_buffers=0")
 
 
 def write_clips(folder: Path, num: int = 4) -> Path:
@@ -65,6 +71,19 @@ def trained_bytes(out: Path, step: int) -> dict[str, bytes]:
     """What a checkpoint says of weights, optimizer and generators."""
     folder = out / "checkpoints" / f"step-{step:08d}"
     return {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.pt", "rng.safetensors")}
+
+
+def shard_cpu_processes(plugin_name: str, kind: DistributedType, take: Callable[[AcceleratorState, Any], None]) -> None:
+    """Have Accelerate take its CPU processes for those that the plugin of this name shards on; `take` hands it over."""
+    plain = AcceleratorState.__init__
+
+    def init(self: Any, *given: Any, **named: Any) -> None:
+        plain(self, *given, **named)
+        if (plugin := named.get(plugin_name)) is not None:
+            take(self, plugin)
+            self.distributed_type = PartialState._shared_state["distributed_type"] = kind
+
+    AcceleratorState.__init__ = init
 
 
 def launch(config: Config, num: int, *, module: str = "trainer", **environment: str) -> int:

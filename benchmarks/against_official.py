@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reward_server.estimators.compiled import CompileMode
 from reward_server.estimators.prepacked import Compute, Linear, packing_works
+from reward_server.estimators.tf32 import exact_convolutions
 
 WAYS = ("plain", "fp32", "bf16", "all bf16")
 COMPILED = ("compiled", "compiled bf16")  # sides of ours that `--compile` adds
@@ -197,6 +199,7 @@ def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
     options |= {"threads": args.threads, "seed": args.seed, "alone": side, "device": args.device}
     options |= {"compile": args.compile, "pass-memory-mib": args.pass_memory_mib}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    command += ["--tf32"] if args.tf32 else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -299,10 +302,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # the official code's
     torch.set_num_threads(args.threads)
-    torch.backends.cudnn.allow_tf32 = args.tf32
-    if args.alone:
-        print(json.dumps(alone(args)))
-        return 0
+    with nullcontext() if args.tf32 else exact_convolutions:
+        result = alone(args) if args.alone else measured(args)
+    if not args.alone:
+        printed(result)
+    print(json.dumps(result))
+    return 0
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """The chosen parts, and on what they were measured."""
     result: dict[str, Any] = {
         "frames": args.frames,
         "tracks": args.tracks,
@@ -318,10 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "gemm_peak": gemm_peak(args),
     }
     measures = {"speed": speed, "memory": memory, "bf16": bf16_quality}
-    result |= {name: measures[name](args) for name in args.parts.split(",")}
-    printed(result)
-    print(json.dumps(result))
-    return 0
+    return result | {name: measures[name](args) for name in args.parts.split(",")}
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def motion(
     """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
-    num_streams = streams or counts.streams
+    num_streams = streams or counts.motion_streams
     chosen = chosen_arms(motion_arms(counts), only)
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))

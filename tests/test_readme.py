@@ -17,11 +17,12 @@ from tests.media import texture, video
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
-TREE = dict(re.findall(r"^((?:protos|reward_server|trainer)/\S+\.py) +(.+)$", README, flags=re.M))
+ROOMS = ("benchmarks", "protos", "reward_server", "trainer")
+TREE = dict(re.findall(rf"^((?:{'|'.join(ROOMS)})/\S+\.py) +(.+)$", README.partition("\n## The tree\n")[2], flags=re.M))
 
 
 def modules() -> Iterator[Path]:
-    for room in ("protos", "reward_server", "trainer"):
+    for room in ROOMS:
         yield from (path for path in (ROOT / room).rglob("*.py") if "_pb2" not in path.name)
 
 

@@ -180,6 +180,42 @@ def test_thousands_of_frames_are_refused():
     refused(ClipTooLarge, payload, "limit of 2000", max_frames=2000)
 
 
+def box(name, *parts, fields=()):
+    """An mp4 box of some 32-bit fields, then bytes."""
+    body = struct.pack(f">{len(fields)}I", *fields) + b"".join(parts)
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def mp4_that_reads_itself_again(num_samples, num_bytes):
+    """An mp4 of one stretch of `num_bytes`, which its index gives to each of `num_samples` frames."""
+    start = box(b"ftyp", b"isom\0\0\2\0isommp41")
+    matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    entry = b"\0" * 6 + struct.pack(">H16xHHIIIH32xHh", 1, 64, 64, 0x480000, 0x480000, 0, 1, 24, -1)
+    index = [
+        box(b"stsd", box(b"mp4v", entry), fields=(0, 1)),
+        box(b"stts", fields=(0, 1, num_samples, 40)),
+        box(b"stsc", fields=(0, 1, 1, 1, 1)),
+        box(b"stsz", fields=(0, num_bytes, num_samples)),
+        box(b"stco", fields=(0, num_samples, *[len(start) + 8] * num_samples)),
+    ]
+    media_info = box(b"minf", box(b"vmhd", fields=(1, 0, 0)), box(b"stbl", *index))
+    header = box(b"mdhd", struct.pack(">HH", 0x55C4, 0), fields=(0, 0, 0, 1000, 40 * num_samples))
+    handler = box(b"hdlr", b"vide" + b"\0" * 13, fields=(0, 0))
+    size = struct.pack(">II", 64 << 16, 64 << 16)
+    track = box(b"tkhd", bytes(16), matrix, size, fields=(3, 0, 0, 1, 0, 40 * num_samples))
+    movie = box(b"mvhd", bytes(16), matrix, bytes(28), fields=(0, 0, 0, 1000, 40 * num_samples, 0x10000))
+    moov = box(b"moov", movie, box(b"trak", track, box(b"mdia", header, handler, media_info)))
+    return start + box(b"mdat", bytes(num_bytes)) + moov
+
+
+def test_an_index_that_names_the_same_bytes_again_and_again_is_refused_by_their_sum():
+    payload = mp4_that_reads_itself_again(40, 10_000)
+    message = refused(ClipTooLarge, payload, "over the limit of 100000", "max_bytes", max_bytes=100_000)
+    assert "110000 bytes" in message
+    with pytest.raises(UnreadableClip):  # within the limit it is read, and holds no picture
+        run(payload)
+
+
 def test_wall_time_is_limited():
     for payload in (mp4(), media.webp(media.texture(24))):
         refused(DecodeTooSlow, payload, "over 1e-09 s", "max_decode_s", max_decode_s=1e-9)

@@ -88,6 +88,11 @@ def test_repeated_and_unordered_timestamps_count_once():
     assert frame_interval(np.array([])) == 0
 
 
+def test_alternating_short_and_long_frames_have_the_interval_between_them():
+    gaps = np.tile([0.04, 0.2], 6)  # an even number: the median, 0.12, is near none of them
+    assert frame_interval(np.concatenate([[0.0], gaps.cumsum()])) == pytest.approx(0.12)
+
+
 @given(total=st.integers(8, 500), max_windows=st.integers(1, 8), window_frames=st.integers(8, 40))
 @settings(deadline=None)
 def test_windows_lie_evenly_from_the_first_frame_to_the_last(total, max_windows, window_frames):

@@ -127,14 +127,19 @@ def _footage(container: InputContainer, stream: av.VideoStream, form: str, guard
 
 
 def _packets(container: InputContainer, stream: av.VideoStream, guard: Guard) -> list[Packet]:
+    """All packets. Their bytes count too: an index may name one stretch of the file many times, and a Matroska
+    block may be a compressed one."""
     packets: list[Packet] = []
+    num_bytes = 0
     trouble: Exception | None = None
     try:
         for packet in container.demux(stream):
             guard.clock()
             if packet.size:
                 packets.append(packet)
+                num_bytes += packet.size
                 guard.frames(len(packets))
+                guard.payload(num_bytes)
     except FFMPEG_ERRORS as error:
         trouble = error  # a damaged tail ends the packets; what is missing is counted against the index
     guard.clock()

@@ -102,7 +102,8 @@ def frame_interval(times_s: NDArray[np.float64]) -> float:
     if gaps.size == 0:
         return 0.0
     median = np.median(gaps)
-    return float(gaps[np.abs(gaps - median) <= median / 2].mean()) if gaps.size > 2 else float(median)
+    near = gaps[np.abs(gaps - median) <= median / 2]  # none, where short and long gaps alternate
+    return float(near.mean() if gaps.size > 2 and near.size else median)
 
 
 def stride_of(base_fps: float, fps: float) -> int:

@@ -223,7 +223,8 @@ class Pipeline:
     def _combined(self, logits: Logits) -> float:
         weights = self.model.weights
         total = weights.instantaneous * logits.instantaneous + weights.long_term * logits.long_term
-        return total / (weights.instantaneous + weights.long_term)
+        mean = total / (weights.instantaneous + weights.long_term)
+        return min(max(mean, self._bounds.min), self._bounds.max)  # of two equal bounds it may round past them
 
     def _provenance(self, item: Prepared, motions: Sequence[Motion], timings: Timings) -> Provenance:
         frames, height, width = item.shape

@@ -61,6 +61,15 @@ def test_rewards_are_clipped_logits_and_combined_is_their_weighted_mean() -> Non
     assert scored.combined == pytest.approx((3 * scored.instantaneous + scored.long_term) / 4)
 
 
+def test_a_mean_of_two_logits_at_one_bound_does_not_round_past_it() -> None:
+    settings = Settings(
+        num_tracks=16, reward_min=-20.0, reward_max=-10.0, weight_instantaneous=0.1, weight_long_term=0.2
+    )
+    assert (0.1 * -10.0 + 0.2 * -10.0) / (0.1 + 0.2) > -10.0
+    scored = reward(Pipeline.load(settings).score_submissions([tensor()])[0])
+    assert (scored.instantaneous, scored.long_term, scored.combined) == (-10.0, -10.0, -10.0)
+
+
 def test_a_long_clip_is_the_mean_of_its_windows(pipeline: Pipeline) -> None:
     scored = reward(pipeline.score_submissions([tensor(frames=40)])[0])
     assert [window.start_s for window in scored.windows] == pytest.approx([0.0, 1.0, 2.0])

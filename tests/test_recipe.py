@@ -123,6 +123,25 @@ def test_a_file_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "camera" / "made.mp4").exists()
 
 
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "package/clip.mp4", b"a clip")
+    target = tmp_path / "camera" / "made.mp4"
+    whole = Path.write_bytes
+
+    def cut_off(path: Path, data: bytes) -> int:
+        whole(path, data[:3])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
+    with pytest.raises(OSError, match="No space"):
+        fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4")])
+    assert not target.exists()
+    monkeypatch.undo()
+    fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4")])
+    assert target.read_bytes() == b"a clip"
+    assert [file.name for file in target.parent.iterdir()] == ["made.mp4"]
+
+
 def test_a_package_without_the_file_is_named(tmp_path: Path) -> None:
     put(tmp_path, "package/clip.mp4", b"a clip")
     with pytest.raises(PackageUnavailable, match=r"made-here 1 holds no package/other.mp4"):
@@ -224,6 +243,9 @@ def test_rendering_fills_a_folder_once(photos: Path, tmp_path: Path) -> None:
     assert len(list(render_all(out, jobs, processes=1))) == 3
     assert jobs[0].path.stat().st_mtime_ns == kept
     assert len(clips_of(out)) == 3
+
+    assert len(list(render_all(out, still_jobs(out, num=1, seed=7, frames=8, photos=photos), processes=1))) == 1
+    assert len(clips_of(out)) == 4  # those of other seeds stay
 
 
 def test_held_out_scenes_wear_held_out_photographs_only(tmp_path: Path) -> None:

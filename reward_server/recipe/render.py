@@ -17,7 +17,7 @@ import numpy as np
 from protos.types import Clip
 from reward_server.errors import RewardServerError
 from reward_server.recipe.catalogue import PHOTOS
-from reward_server.recipe.manifest import NAME, Entry, Kind, Split, write_manifest
+from reward_server.recipe.manifest import NAME, Entry, Kind, Split, clips_of, write_manifest
 from reward_server.recipe.scenes import render_scene
 from reward_server.recipe.stills import glide
 from reward_server.recipe.video import write_video
@@ -68,17 +68,18 @@ def still_jobs(folder: Path, *, num: int, seed: int, frames: int, photos: Path) 
 
 
 def render_all(folder: Path, jobs: Sequence[Job], *, processes: int = 2) -> Iterator[Entry]:
-    """Render what is not there yet, keeping the folder's manifest; yields each entry as it is ready."""
+    """Render what is not there yet, adding to the folder's manifest; yields each entry as it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
+    before = _listed(folder)
     ready = {job.path: job.entry() for job in jobs if job.path.is_file()}
     yield from ready.values()
     missing = [job for job in jobs if job.path not in ready]
     for job in map(render, missing) if processes == 1 else _render_apart(missing, processes):
         ready[job.path] = job.entry()
         if len(ready) % WRITE_EVERY == 0:
-            _write(folder, ready)
+            _write(folder, before | ready)
         yield ready[job.path]
-    _write(folder, ready)
+    _write(folder, before | ready)
 
 
 def _render_apart(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
@@ -141,6 +142,12 @@ def _photo(folder: Path, source: str) -> Path:
     if found is None:
         raise PhotographMissing(f"{folder} lacks the photograph '{source}'; run the recipe's step 'clips' first")
     return found
+
+
+def _listed(folder: Path) -> dict[Path, Entry]:
+    """What earlier calls rendered."""
+    entries = clips_of(folder) if (folder / NAME).is_file() else []
+    return {entry.path: entry for entry in entries if entry.path.is_file()}
 
 
 def _write(folder: Path, ready: dict[Path, Entry]) -> None:

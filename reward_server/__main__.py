@@ -35,7 +35,7 @@ ModelsFolder = Annotated[
 Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
-Seed = Annotated[int, typer.Option(help="Seed of query points, degradations and resampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, degradations and resampling.")]
 JsonFile = Annotated[Path | None, typer.Option(help="Write JSON here, a record per clip included.")]
 CsvFile = Annotated[Path | None, typer.Option(help="Write CSV here, a line per clip.")]
 PlotFolder = Annotated[Path | None, typer.Option(help="Write plots into this folder.")]
@@ -111,7 +111,7 @@ def pretrain(
         "runs/pretrain"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3600,
-    seed: Annotated[int, typer.Option(help="Seed of views, faults, batches and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of views, faults, batches and dropout.")] = 0,
     leave_out: Annotated[
         list[str] | None, typer.Option(help="A fault not to train on, to see how the heads take what is new to them.")
     ] = None,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from protos.client import submission
@@ -140,14 +141,15 @@ def document(scored: Sequence[Scored]) -> dict[str, Any]:
 def table(scored: Sequence[Scored]) -> Table:
     """One row per file, named from the folder they share."""
     folder = Path(os.path.commonpath([item.path.resolve().parent for item in scored]))
-    drawn = Table(title=f"clips in {folder}", title_justify="left")
+    drawn = Table(title=escape(f"clips in {folder}"), title_justify="left")
     drawn.add_column("clip", overflow="fold")
     for head in HEADS:
         drawn.add_column(head.replace("_", " "), justify="right")
     drawn.add_column("outcome")
     for item in scored:
         rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
-        drawn.add_row(str(item.path.resolve().relative_to(folder)), *rewards, _verdict(item.outcome))
+        name, verdict = str(item.path.resolve().relative_to(folder)), _verdict(item.outcome)
+        drawn.add_row(escape(name), *rewards, escape(verdict))
     return drawn
 
 

@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if not self.reward_min < self.reward_max:
+            raise ValueError(f"reward_min is {self.reward_min:g}, but must be below reward_max, {self.reward_max:g}")
+        return self
+
+    @model_validator(mode="after")
     def _no_unknown_environment(self) -> Self:
         """pydantic-settings reads the names it knows and passes over a misspelt one in silence."""
         given = {name.upper().removeprefix(PREFIX).lower() for name in os.environ if name.upper().startswith(PREFIX)}

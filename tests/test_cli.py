@@ -24,10 +24,11 @@ import stamina
 from typer.testing import CliRunner
 
 from protos.client import RewardClient, submission
-from protos.types import Media, OutcomeKind
+from protos.types import Media, OutcomeKind, Submission
 from reward_server import score_files
 from reward_server.__main__ import app, main
 from reward_server.errors import BadRequest
+from reward_server.evaluation import scoring
 from reward_server.pipeline import Pipeline
 from tests import media
 from tests.conftest import MakeSettings
@@ -86,6 +87,13 @@ def test_a_broken_file_is_a_row_with_its_error_and_the_exit_code_says_so(clips: 
     assert "unreadable_clip" in shown
 
 
+def test_names_and_errors_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "walk[final].mp4").write_text("[/b] is no video")
+    code, shown = run("score", tmp_path)
+    assert code == 1
+    assert "walk[final].mp4" in shown
+
+
 def test_all_good_is_exit_code_0_and_json_may_go_to_the_standard_output(clips: Path) -> None:
     code, shown = run("score", clips / "a.mp4", clips / "nested", "--json", "-")
     assert code == 0
@@ -101,9 +109,24 @@ def test_paths_are_files_folders_and_patterns_each_file_once(clips: Path) -> Non
     assert names("*.mp4") == ["a.mp4", "broken.mp4"]
     assert names("**/*.safetensors") == ["nested/b.safetensors"]
     assert names("*.mp4", "a.mp4", "") == ["a.mp4", "broken.mp4", "nested/b.safetensors"]
+    for name in ("c.mpg", "d.mpeg", "e.m4v", "types.d.ts"):
+        (clips / "nested" / name).touch()
+    assert names("nested") == ["nested/b.safetensors", "nested/c.mpg", "nested/d.mpeg", "nested/e.m4v"]
     for nothing in ("missing.mp4", "*.webm"):
         with pytest.raises(BadRequest, match=re.escape(nothing)):
             names(nothing)
+
+
+def test_a_request_holds_so_many_clips_and_bytes_and_a_larger_clip_goes_alone() -> None:
+    def sizes(*num_bytes: int, size: int = 3) -> list[list[int]]:
+        clips = [Submission(payload=bytes(num), media=Media.CONTAINER) for num in num_bytes]
+        return [[len(clip.payload) for clip in request] for request in scoring.requests(clips, size)]
+
+    most = scoring.REQUEST_BYTES
+    assert sizes(1, 2, 3, 4) == [[1, 2, 3], [4]]
+    assert sizes(1, most, most - 1, 1, 5) == [[1], [most], [most - 1, 1], [5]]
+    assert sizes(most + 1, 2) == [[most + 1], [2]]
+    assert sizes() == []
 
 
 def test_a_file_over_the_limit_is_not_read(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,12 +153,18 @@ def test_a_wrong_use_is_exit_code_2_and_names_what_is_wrong(
         (["serve", "--http", "nowhere"], "HOST:PORT"),
         (["serve", "--profile", "imagined"], "embedded"),
         (["no-such-command"], "no-such-command"),
+        (["score", __file__, "--server", "localhost:8000"], "grpc://HOST:PORT"),
+        (["evaluate", "--real", "a", "--generated", "b", "--seed", "-1"], "--seed"),
     ):
         assert main_with(monkeypatch, *arguments) == 2
         assert named in capsys.readouterr().err
     monkeypatch.setenv("MOTION_REWARD_TYPO", "1")
     assert main_with(monkeypatch, "worker") == 2
     assert "MOTION_REWARD_TYPO" in capsys.readouterr().err
+    monkeypatch.delenv("MOTION_REWARD_TYPO")
+    monkeypatch.setenv("MOTION_REWARD_REWARD_MIN", "10")
+    assert main_with(monkeypatch, "score", __file__) == 2
+    assert "reward_max" in capsys.readouterr().err
 
 
 def test_what_the_user_can_mend_is_one_line_and_exit_code_1(

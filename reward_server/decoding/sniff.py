@@ -12,6 +12,9 @@ import struct
 from reward_server.errors import UnreadableClip
 
 CONTAINERS = ("mp4", "mov", "webm", "mkv", "avi", "gif", "webp", "mpg", "ts")  # as users call them
+TENSOR_SUFFIX = ".safetensors"
+# What is taken for a clip in a folder. Not .ts, which as often is TypeScript: such a file must be named itself.
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", TENSOR_SUFFIX)
 
 MOV_BOXES = {
     *(b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide"),

@@ -20,15 +20,17 @@ from protos.client import RewardClient, submission
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Limits, Media, Model, Outcome, Submission
 from reward_server.decoding.decode import Sampling
-from reward_server.errors import RewardServerError, UnreadableClip, error_outcome
+from reward_server.decoding.sniff import SUFFIXES
+from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, error_outcome
 from reward_server.evaluation.stats import Floats
-from reward_server.settings import Settings
+from reward_server.settings import MIB, Settings
 
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 
-SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mov", ".m4v", ".safetensors"}
 HEADS = ("combined", "instantaneous", "long_term")
-CLIPS_PER_REQUEST = 16  # enough to fill the server's batches, few enough to stay within its limits and timeouts
+# Of one request: enough to fill the server's batches, few enough to stay within its limits and timeouts.
+CLIPS_PER_REQUEST = 16
+REQUEST_BYTES = 64 * MIB
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *HEADS,
@@ -57,22 +59,39 @@ class Scorer:
 
 @contextmanager
 def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
-    """The pipeline in this process, or the server at `server` (grpc://HOST:PORT or http://HOST:PORT)."""
+    """The pipeline in this process, or the server at grpc://HOST:PORT or http://HOST:PORT; else BadRequest."""
     if server is None:
         from reward_server.pipeline import Pipeline  # noqa: PLC0415  (torch loads only where it scores)
 
         pipeline = Pipeline.load(settings)
         yield Scorer(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
     else:
-        with RewardClient(server) as client:
+        try:
+            opened = RewardClient(server)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+        with opened as client:
             model = client.model()
             size = min(CLIPS_PER_REQUEST, model.limits.max_clips_per_request)
-            yield Scorer(score=_in_requests(client.score, size), model=model, where=server)
+            yield Scorer(
+                score=lambda clips: [outcome for request in requests(clips, size) for outcome in client.score(request)],
+                model=model,
+                where=server,
+            )
 
 
-def _in_requests(score: Score, size: int) -> Score:
-    """`score`, asked for at most `size` clips at once."""
-    return lambda clips: [one for at in range(0, len(clips), size) for one in score(clips[at : at + size])]
+def requests(clips: Sequence[Submission], size: int) -> Iterator[list[Submission]]:
+    """Consecutive clips, at most `size` and REQUEST_BYTES together, or a larger one alone."""
+    request: list[Submission] = []
+    num_bytes = 0
+    for clip in clips:
+        if request and (len(request) == size or num_bytes + len(clip.payload) > REQUEST_BYTES):
+            yield request
+            request, num_bytes = [], 0
+        request.append(clip)
+        num_bytes += len(clip.payload)
+    if request:
+        yield request
 
 
 def file_submission(path: Path, context: Context | None = None) -> Submission:

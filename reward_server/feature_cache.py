@@ -19,7 +19,7 @@ Displacements, sines and the time embedding are made anew from these when tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_server.discriminators.symmetry import PLAIN, Symmetry
 from reward_server.motion import Motion, NetworkMotion
 from reward_server.profiles import Profile
 
@@ -72,23 +73,27 @@ class FeatureCache:
         partial.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
         partial.replace(self._index(part))
 
-    def samples(self) -> list[Sample]:
-        """All samples of finished parts, in a fixed order."""
-        return sorted(self._read_index(), key=lambda sample: sample.key)
+    def samples(self, parts: Set[str]) -> list[Sample]:
+        """The samples of those of the parts that are finished, in a fixed order."""
+        return sorted(self._read_index(parts), key=lambda sample: sample.key)
 
-    def tokens(self, sample: Sample, profile: Profile, start: int, num: int) -> Tensor:
+    def tokens(self, sample: Sample, profile: Profile, start: int, num: int, symmetry: Symmetry = PLAIN) -> Tensor:
         """Track tokens [num,T,D] of `num` tracks from `start` on; their order is already random."""
         with safe_open(self._path(sample.key), framework="pt") as file:
             names = set(file.keys()) - {"maps"}
             if CHANNEL_SCALE not in names:  # such tracks need all others
-                return unpack_tokens({name: file.get_tensor(name) for name in names}, profile, start, num)
+                packed = symmetry.packed({name: file.get_tensor(name) for name in names})
+                return unpack_tokens(packed, profile, start, num)
+            if symmetry != PLAIN:
+                raise ValueError(f"a network's features cannot be mirrored: {symmetry} of {sample.key}")
             rows = {name: file.get_slice(name)[start : start + num] for name in names - {CHANNEL_SCALE}}
             return unpack_tokens(rows | {CHANNEL_SCALE: file.get_tensor(CHANNEL_SCALE)}, profile, 0, num)
 
-    def maps(self, sample: Sample, start: int, num: int) -> Tensor:
+    def maps(self, sample: Sample, start: int, num: int, symmetry: Symmetry = PLAIN) -> Tensor:
         """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs."""
         with safe_open(self._path(sample.key), framework="pt") as file:
-            return unpack_maps(file.get_slice("maps")[start : start + num])
+            packed = symmetry.packed({"maps": file.get_slice("maps")[start : start + num]})
+            return unpack_maps(packed["maps"])
 
     def num_pairs(self, sample: Sample) -> int:
         return self._rows(sample, "maps")
@@ -106,9 +111,9 @@ class FeatureCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def _read_index(self) -> Iterator[Sample]:
-        for index in sorted(self.folder.glob("index-*.jsonl")):
-            for line in index.read_text().splitlines():
+    def _read_index(self, parts: Set[str]) -> Iterator[Sample]:
+        for part in filter(self.has_part, parts):
+            for line in self._index(part).read_text().splitlines():
                 record = json.loads(line)
                 yield Sample(**{**record, "shape": tuple(record["shape"])})
 

@@ -17,7 +17,7 @@ import math
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from rich.progress import Progress, track
 
 from protos.types import Clip
+from reward_server.decoding.sniff import SUFFIXES
 from reward_server.degradations import NAMES, degrade
 from reward_server.discriminators.checkpoint import save_heads
 from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig, View, views_of
@@ -37,7 +38,6 @@ from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.recipe.manifest import clips_of
 from reward_server.views import SourceFrames, compress, random_quality, random_view, read_source, soften
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg"}
 # Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
 TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
 MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
@@ -52,6 +52,17 @@ class SourceClip:
     first: int = 0
     last: int | None = None
     real: bool = True
+
+    @functools.cached_property
+    def part(self) -> str:
+        """What its features are kept under. The file's content counts: another clip may come by the same path."""
+        try:
+            with self.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            content = str(self.path)  # it will be skipped, with the reason
+        name = f"{self.source} {content} {self.first} {self.last} {self.real}"
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +100,7 @@ def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig
     256 of the cached tracks; rate, decay, clipping and loss are its own.
     """
     if profile == "embedded":
-        return CacheConfig(seed=seed), TrainingConfig(steps=steps, seed=seed)
+        return CacheConfig(seed=seed), TrainingConfig(steps=steps, seed=seed, symmetries=True)
     cache = CacheConfig(profile=profile, frames_per_view=12, num_tracks=512, num_pairs=12, seed=seed)
     return cache, TrainingConfig(
         steps=steps,
@@ -141,8 +152,8 @@ def pretrain(
     cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config))
     for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
-    samples = [sample for sample in cache.samples() if sample.fault not in left_out]
-    views, held_out = split_by_source(views_of(samples), held_out_share, config.seed)
+    samples = [sample for sample in cache.samples({clip.part for clip in clips}) if sample.fault not in left_out]
+    views, held_out = split_by_source(samples, held_out_share, config.seed)
     print(f"{len(views)} views to train on, {len(held_out)} held out by source")
     runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
     jobs = [HeadJob(name=name, profile=source, cache=cache.folder, config=config, folder=runs / name) for name in HEADS]
@@ -199,12 +210,12 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
     """The clips of a folder: those of its manifest.jsonl that are for training, else every video file below it."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        clips = list(_from_manifest(manifest))
+        clips = list(_from_manifest(manifest, real=real))
     else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         clips = [SourceClip(source=path.stem, path=path, real=real) for path in files]
     if not clips:
-        raise BadRequest(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}); give the folder of clips")
+        raise BadRequest(f"{folder} holds no clips ({', '.join(SUFFIXES)}); give the folder of clips")
     return clips
 
 
@@ -212,22 +223,34 @@ def build_cache(
     cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
 ) -> list[str]:
     """Cache the features of every clip that is not cached yet; returns why clips were skipped."""
-    waiting = [clip for clip in clips if not cache.has_part(_part(clip))]
+    waiting = {clip.part: clip for clip in clips if not cache.has_part(clip.part)}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting]
+        tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting.values()]
         done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
     return [reason for reason in done if reason]
 
 
-def split_by_source(views: Sequence[View], share: float, seed: int) -> tuple[list[View], list[View]]:
-    """(training, held-out) views; no source is on both sides, and at least one is on each."""
-    sources = sorted({view.real.source for view in views})
-    if len(sources) < 2:
-        raise BadRequest(f"views come from {len(sources)} source clip(s); at least 2 are needed to hold one out")
-    order = np.random.default_rng(seed).permutation(len(sources))
-    held = {sources[i] for i in order[: min(len(sources) - 1, max(1, round(share * len(sources))))]}
-    return [v for v in views if v.real.source not in held], [v for v in views if v.real.source in held]
+def split_by_source(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[View], list[View]]:
+    """(training, held-out) views; no source, real or generated, is on both sides, and views are on each."""
+    real = {sample.source for sample in samples if sample.real}
+    if len(real) < 2:
+        raise BadRequest(f"real clips come from {len(real)} source(s); at least 2 are needed to hold one out")
+    held = _held_out(real, share, seed) | _held_out({sample.source for sample in samples} - real, share, seed)
+    views, held_out = (views_of([one for one in samples if (one.source in held) is side]) for side in (False, True))
+    if not (views and held_out):
+        raise BadRequest(
+            f"{len(views)} views with negatives are left to train on and {len(held_out)} to hold out, at least 1 is "
+            "needed of each; give more clips, generated ones of the size of the real ones"
+        )
+    return views, held_out
+
+
+def _held_out(sources: Set[str], share: float, seed: int) -> set[str]:
+    """A share of the sources, at least one where there are two."""
+    ordered = sorted(sources)
+    order = np.random.default_rng(seed).permutation(len(ordered))
+    return {ordered[i] for i in order[: max(0, min(len(ordered) - 1, max(1, round(share * len(ordered)))))]}
 
 
 def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
@@ -241,7 +264,7 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
             samples.append(sample)
     except (UnreadableClip, OSError) as error:
         return f"{clip.path}: {error}"
-    cache.close_part(_part(clip), samples)
+    cache.close_part(clip.part, samples)
     return None if samples else f"{clip.path}: nothing moves in it"
 
 
@@ -251,7 +274,7 @@ def _clip_samples(clip: SourceClip, profile: Profile, config: CacheConfig) -> It
     for index in range(math.ceil(len(frames.frames) / config.frames_per_view)):
         base = _moving_view(frames, profile, rng) if clip.real else random_view(frames, profile.sampling, rng)
         if base is not None:
-            yield from _view_samples(clip, f"{_part(clip)}-{index:03d}", base, config, rng)
+            yield from _view_samples(clip, f"{clip.part}-{index:03d}", base, config, rng)
 
 
 def _view_samples(
@@ -294,11 +317,11 @@ def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float
     )
 
 
-def _from_manifest(manifest: Path) -> Iterator[SourceClip]:
+def _from_manifest(manifest: Path, *, real: bool) -> Iterator[SourceClip]:
     """The training entries of a recipe's manifest."""
     for entry in clips_of(manifest):
         if entry.split == "train":
-            yield SourceClip(source=entry.source, path=entry.path, first=entry.first, last=entry.last)
+            yield SourceClip(source=entry.source, path=entry.path, first=entry.first, last=entry.last, real=real)
 
 
 def _cache_name(profile: Profile, config: CacheConfig) -> str:
@@ -312,11 +335,6 @@ def _version(profile: Profile, weights: dict[HeadName, dict[str, torch.Tensor]])
         for tensor in head.values():
             digest.update(tensor.numpy().tobytes())
     return f"{profile.name}-{digest.hexdigest()[:8]}"
-
-
-def _part(clip: SourceClip) -> str:
-    name = f"{clip.path.resolve()} {clip.first} {clip.last} {clip.real}"
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _number(text: str) -> int:

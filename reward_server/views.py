@@ -7,6 +7,7 @@ twins share one look, and end with the same compression: nothing but motion tell
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.types import Clip
+from protos.codec import tensor_to_clip
+from protos.types import Clip, ContractError
 from reward_server.decoding.decode import Sampling, profile_size, resize_frame
+from reward_server.decoding.sniff import TENSOR_SUFFIX
 from reward_server.errors import UnreadableClip
 
+Frame = NDArray[np.uint8]  # [H,W,3] RGB
 RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
@@ -33,22 +37,28 @@ class SourceFrames:
 
 
 def read_source(path: Path, *, first: int = 0, last: int | None = None, max_side_px: int = 640) -> SourceFrames:
-    """Frames first..last (exclusive) of a video, no side longer than `max_side_px`."""
-    frames = []
+    """Frames first..last (exclusive) of a video or a tensor clip, no side longer than `max_side_px`."""
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            for index, frame in enumerate(container.decode(stream)):
-                if last is not None and index >= last:
-                    break
-                if index >= first:
-                    frames.append(_shrink(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), max_side_px))
-    except (av.FFmpegError, IndexError) as error:
+        read = _tensor_frames if path.suffix.lower() == TENSOR_SUFFIX else _video_frames
+        fps, frames = read(path, first, last, max_side_px)
+    except (av.FFmpegError, IndexError, ContractError) as error:
         raise UnreadableClip(f"{path} cannot be decoded ({error}); leave it out") from error
     if not frames or fps <= 0:
         raise UnreadableClip(f"{path} gives no frames from {first} on, or no frame rate; leave it out")
     return SourceFrames(frames=np.stack(frames), fps=fps)
+
+
+def _tensor_frames(path: Path, first: int, last: int | None, max_side_px: int) -> tuple[float, list[Frame]]:
+    clip = tensor_to_clip(path.read_bytes())
+    return clip.fps, [_shrink(frame, max_side_px) for frame in clip.frames[first:last].transpose(0, 2, 3, 1)]
+
+
+def _video_frames(path: Path, first: int, last: int | None, max_side_px: int) -> tuple[float, list[Frame]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        shown = itertools.islice(container.decode(stream), first, last)
+        frames = [_shrink(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), max_side_px) for frame in shown]
+        return float(stream.average_rate or stream.guessed_rate or 0), frames
 
 
 def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> Clip:

@@ -13,6 +13,7 @@ from media import texture, video
 from torch import nn
 
 from protos.client import submission
+from protos.codec import clip_to_tensor
 from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.training import (
@@ -23,13 +24,14 @@ from reward_server.discriminators.training import (
     update_average,
     views_of,
 )
-from reward_server.errors import BadRequest
+from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.pipeline import Pipeline
 from reward_server.pretrain import CacheConfig, find_clips, pretrain, split_by_source
 from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.recipe.manifest import Entry, write_manifest
 from reward_server.settings import Settings
-from reward_server.views import SourceFrames, random_view, soften
+from reward_server.views import SourceFrames, random_view, read_source, soften
 
 PROFILE = EmbeddedProfile()
 TINY = TrainingConfig(
@@ -40,6 +42,7 @@ TINY = TrainingConfig(
     evaluate_every=3,
     evaluate_tracks=16,
     bf16=False,
+    symmetries=True,
 )
 
 
@@ -85,7 +88,7 @@ def test_only_finished_parts_are_read(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     cache.close_part("a", [sample("one")])
     (tmp_path / "index-b.partial").write_text("half a li")
-    assert [found.key for found in cache.samples()] == ["one"]
+    assert [found.key for found in cache.samples({"a", "b"})] == ["one"]
     assert cache.has_part("a")
     assert not cache.has_part("b")
 
@@ -116,18 +119,30 @@ def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_s
 
 
 def test_no_source_is_trained_on_and_held_out(cache: FeatureCache) -> None:
-    train, held_out = split_by_source(views_of(cache.samples()), 0.25, seed=0)
+    train, held_out = split_by_source(cache.samples({"all"}), 0.25, seed=0)
     assert {view.real.source for view in train}.isdisjoint(view.real.source for view in held_out)
     assert (len(train), len(held_out)) == (3, 1)
     with pytest.raises(BadRequest, match="at least 2"):
-        split_by_source(train[:1], 0.5, seed=0)
+        split_by_source([train[0].real, *train[0].negatives], 0.5, seed=0)
+
+
+def test_no_generated_clip_is_trained_on_and_held_out() -> None:
+    """Bug: without generated clips of their own, views of both sides had all of them."""
+    real = [sample(f"r{i}", source=f"r{i}", view=f"r{i}") for i in range(6)]
+    generated = [sample(f"g{i}", source=f"g{i}", view=f"g{i}", fault="generated") for i in range(6)]
+    train, held_out = split_by_source([*real, *generated], 0.34, seed=0)
+    sides = [{clip.key for view in side for clip in (view.real, *view.negatives)} for side in (train, held_out)]
+    assert sides[0].isdisjoint(sides[1])
+    assert [len(side) for side in sides] == [8, 4]
+    with pytest.raises(BadRequest, match="0 to hold out"):
+        split_by_source([*real, generated[0]], 0.34, seed=0)
 
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
 def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
     cache: FeatureCache, tmp_path: Path, name: HeadName
 ) -> None:
-    views = views_of(cache.samples())
+    views = views_of(cache.samples({"all"}))
     steps = []
     for at_once in (4, 1):
         config = dataclasses.replace(
@@ -142,7 +157,7 @@ def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, tmp_path: Path, name: HeadName) -> None:
-    views = views_of(cache.samples())
+    views = views_of(cache.samples({"all"}))
 
     def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
         trainer = HeadTrainer(name, PROFILE, cache, dataclasses.replace(TINY, steps=steps), tmp_path / folder)
@@ -157,16 +172,33 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, t
 
 
 def test_a_run_of_other_settings_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
-    views = views_of(cache.samples())
+    views = views_of(cache.samples({"all"}))
     HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
     other = dataclasses.replace(TINY, learning_rate=1e-4)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(BadRequest, match="other clips or settings"):
         HeadTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
+
+
+def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    steps = []
+    for _ in range(2):
+        trainer = HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path)
+        trainer.train(views[:3], views[3:])
+        steps.append(trainer.step)
+    assert steps == [TINY.steps, TINY.steps]
+
+
+def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])
+    with pytest.raises(BadRequest, match="other clips or settings"):
+        HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
 
 
 @pytest.mark.slow
 def test_a_head_learns_to_tell_standing_still_from_moving(cache: FeatureCache, tmp_path: Path) -> None:
-    views = views_of(cache.samples())
+    views = views_of(cache.samples({"all"}))
     config = dataclasses.replace(TINY, steps=60, warmup_steps=5, learning_rate=2e-3, evaluate_every=60, ema=0.9)
     trainer = HeadTrainer("long_term", PROFILE, cache, config, tmp_path)
     assert trainer.train(views[:3], views[3:]) == 1.0
@@ -215,6 +247,36 @@ def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> 
     (outcome,) = pipeline.score_submissions([submission(tmp_path / "real" / "0.mp4")])
     assert outcome.reward is not None, outcome.error
     assert outcome.reward.provenance.discriminator_version == pipeline.model.discriminator_version
+
+
+def test_a_clip_s_features_are_kept_under_its_content(tmp_path: Path) -> None:
+    """Bug: another clip at the same path, as every `trainer rollout` writes, got the features of the first."""
+    parts = []
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "00000.mp4").write_bytes(content)
+        (clip,) = find_clips(tmp_path, real=False)
+        parts.append(clip.part)
+    assert parts[0] == parts[2] != parts[1]
+    assert find_clips(tmp_path, real=True)[0].part != parts[2]
+
+
+def test_generated_clips_of_a_manifest_are_not_real(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    licence = "CC0-1.0"
+    entry = Entry(source="a", path=tmp_path / "a.mp4", first=0, last=9, split="train", kind="scene", licence=licence)
+    write_manifest(tmp_path / "manifest.jsonl", [entry])
+    assert [clip.real for clip in find_clips(tmp_path, real=False)] == [False]
+
+
+def test_tensor_clips_of_a_folder_are_read_like_videos(tmp_path: Path) -> None:
+    clip = clip_of(0, moving=True)
+    (tmp_path / "rollout.safetensors").write_bytes(clip_to_tensor(clip))
+    (found,) = find_clips(tmp_path, real=False)
+    source = read_source(found.path, first=2, last=12, max_side_px=128)
+    assert (source.frames.shape, source.fps) == ((10, 72, 128, 3), 12.0)
+    (tmp_path / "rollout.safetensors").write_bytes(b"no tensor")
+    with pytest.raises(UnreadableClip, match="leave it out"):
+        read_source(found.path)
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_server.discriminators.checkpoint import new_heads
+from reward_server.discriminators.symmetry import PLAIN, Symmetry
+from reward_server.errors import BadRequest
 from reward_server.estimators.bf16 import has_bf16
 from reward_server.estimators.prepacked import passes
 from reward_server.evaluation.stats import auc
@@ -51,6 +54,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 100
     pair_weight: float = 2.0  # of the loss on each real clip against its own negatives
+    symmetries: bool = False  # mirror and turn the clips of every step at random
     ema: float = 0.995
     grad_clip: float = 1.0
     bf16: bool = True  # where the device has it
@@ -113,23 +117,24 @@ class HeadTrainer:
         Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` gets the
         step, and a line of text at every evaluation.
         """
-        self._resume()
+        self._resume([*views, *held_out])
         with SummaryWriter(str(self.folder)) as log:
             for batch in self._batches(views):
+                if self.step >= self.config.steps or self._stalled():
+                    break
                 for key, value in self._train_step(batch).items():
                     log.add_scalar(f"train/{key}", value, self.step)
                 report(self.step, "")
                 if self.step % self.config.evaluate_every == 0 or self.step >= self.config.steps:
                     report(self.step, self._checkpoint(held_out, log))
-                if self.step >= self.config.steps or self._stalled():
-                    break
         self.average.load_state_dict(_load(self.folder / "best.pt")["average"])
         return self.best
 
     def evaluate(self, views: Sequence[View]) -> HeldOut:
         """Held-out figures of the averaged head."""
-        real = [self.logit(view.real) for view in views]
-        fake = [[self.logit(sample) for sample in view.negatives] for view in views]
+        logits = {sample.key: self.logit(sample) for sample in _clips_of(views).values()}
+        real = [logits[view.real.key] for view in views]
+        fake = [[logits[sample.key] for sample in view.negatives] for view in views]
         right = [own > other for own, group in zip(real, fake, strict=True) for other in group]
         return HeldOut(auc=auc(real, [logit for group in fake for logit in group]), pairs=float(np.mean(right)))
 
@@ -145,10 +150,11 @@ class HeadTrainer:
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout: a resumed run repeats the uninterrupted one
+        symmetry = Symmetry.draw(rng) if self.config.symmetries else PLAIN
         self.optimizer.zero_grad()
         loss = 0.0
         for part in passes(len(batch), self.config.views_at_once):
-            share = self._loss(batch[part], rng) * (len(batch[part]) / len(batch))
+            share = self._loss(batch[part], symmetry, rng) * (len(batch[part]) / len(batch))
             share.backward()  # type: ignore[no-untyped-call]
             loss += float(share.detach())
         norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
@@ -158,26 +164,26 @@ class HeadTrainer:
         self.step += 1
         return {"loss": loss, "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
 
-    def _loss(self, views: Sequence[View], rng: np.random.Generator) -> Tensor:
+    def _loss(self, views: Sequence[View], symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """Of the real clips of some views and a few negatives of each."""
         real = [view.real for view in views]
         negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
-        inputs = torch.stack([self._subset(sample, rng) for sample in real + negatives]).to(self.device)
+        inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
         with fast_forward(bf16=self.config.bf16, device=self.device):
             logits = self.head(inputs).float()
         owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
         loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
         return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
 
-    def _subset(self, sample: Sample, rng: np.random.Generator) -> Tensor:
+    def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """A fresh subset of a sample's frame pairs or tracks."""
         if self.name == "instantaneous":
             num_pairs = self.cache.num_pairs(sample)
             taken = min(self.config.pairs_per_step, num_pairs)
-            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken)
+            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken, symmetry)
         num = self.config.tracks_per_step
         first = int(rng.integers(self.cache.num_tracks(sample) - num + 1))
-        return self.cache.tokens(sample, self.profile, first, num)
+        return self.cache.tokens(sample, self.profile, first, num, symmetry)
 
     def _batches(self, views: Sequence[View]) -> Iterator[Sequence[View]]:
         """Endless batches of one shape each, the same for a given seed and step (so that a run can resume)."""
@@ -213,17 +219,21 @@ class HeadTrainer:
             "schedule": self.schedule.last_epoch,
             "progress": [self.step, self.best, self.best_step],
             "config": asdict(self.config),
+            "clips": self._clips,
         }
 
-    def _resume(self) -> None:
-        """Continue the run in the folder if there is one; its configuration must be ours, but for its length."""
+    def _resume(self, views: Sequence[View]) -> None:
+        """Continue the run in the folder if there is one; its clips and its configuration, but for its length, must
+        be ours. Raises BadRequest."""
+        self._clips = hashlib.sha256(" ".join(sorted(_clips_of(views))).encode()).hexdigest()
         path = self.folder / "last.pt"
         if not path.is_file():
             return
         state = _load(path)
         anything = {"steps": 0, "patience": 0}
-        if state["config"] | anything != asdict(self.config) | anything:
-            raise ValueError(f"{self.folder} holds a run with other settings; give another folder or delete it")
+        ours, theirs = (config | anything for config in (asdict(self.config), state["config"]))
+        if (theirs, state.get("clips")) != (ours, self._clips):
+            raise BadRequest(f"{self.folder} holds a run on other clips or settings; give another --work or delete it")
         self.head.load_state_dict(state["head"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -281,6 +291,11 @@ def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
     attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
     with torch.autocast(kind, torch.bfloat16, enabled=bf16 and has_bf16(device)), attention:
         yield
+
+
+def _clips_of(views: Sequence[View]) -> dict[str, Sample]:
+    """By their keys; views may share negatives."""
+    return {sample.key: sample for view in views for sample in (view.real, *view.negatives)}
 
 
 def _choose(view: View, num: int, rng: np.random.Generator) -> list[int]:

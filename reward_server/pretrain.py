@@ -17,7 +17,7 @@ import math
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,41 +28,19 @@ import torch
 from rich.progress import Progress, track
 
 from protos.types import Clip
-from reward_server.decoding.sniff import SUFFIXES
 from reward_server.degradations import NAMES, degrade
 from reward_server.discriminators.checkpoint import save_heads
-from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig, View, views_of
+from reward_server.discriminators.examples import View, split_by_source
+from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.profiles import Profile, ProfileName, load_profile
-from reward_server.recipe.manifest import clips_of
+from reward_server.source_clips import SourceClip, find_clips
 from reward_server.views import SourceFrames, compress, random_quality, random_view, read_source, soften
 
 # Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
 TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
 MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceClip:
-    """A cut-free stretch of a file, real or generated."""
-
-    source: str
-    path: Path
-    first: int = 0
-    last: int | None = None
-    real: bool = True
-
-    @functools.cached_property
-    def part(self) -> str:
-        """What its features are kept under. The file's content counts: another clip may come by the same path."""
-        try:
-            with self.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            content = str(self.path)  # it will be skipped, with the reason
-        name = f"{self.source} {content} {self.first} {self.last} {self.real}"
-        return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,19 +184,6 @@ def _train_head(
     return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
 
 
-def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
-    """The clips of a folder: those of its manifest.jsonl that are for training, else every video file below it."""
-    manifest = folder / "manifest.jsonl"
-    if manifest.is_file():
-        clips = list(_from_manifest(manifest, real=real))
-    else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        clips = [SourceClip(source=path.stem, path=path, real=real) for path in files]
-    if not clips:
-        raise BadRequest(f"{folder} holds no clips ({', '.join(SUFFIXES)}); give the folder of clips")
-    return clips
-
-
 def build_cache(
     cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
 ) -> list[str]:
@@ -229,28 +194,6 @@ def build_cache(
         tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting.values()]
         done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
     return [reason for reason in done if reason]
-
-
-def split_by_source(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[View], list[View]]:
-    """(training, held-out) views; no source, real or generated, is on both sides, and views are on each."""
-    real = {sample.source for sample in samples if sample.real}
-    if len(real) < 2:
-        raise BadRequest(f"real clips come from {len(real)} source(s); at least 2 are needed to hold one out")
-    held = _held_out(real, share, seed) | _held_out({sample.source for sample in samples} - real, share, seed)
-    views, held_out = (views_of([one for one in samples if (one.source in held) is side]) for side in (False, True))
-    if not (views and held_out):
-        raise BadRequest(
-            f"{len(views)} views with negatives are left to train on and {len(held_out)} to hold out, at least 1 is "
-            "needed of each; give more clips, generated ones of the size of the real ones"
-        )
-    return views, held_out
-
-
-def _held_out(sources: Set[str], share: float, seed: int) -> set[str]:
-    """A share of the sources, at least one where there are two."""
-    ordered = sorted(sources)
-    order = np.random.default_rng(seed).permutation(len(ordered))
-    return {ordered[i] for i in order[: max(0, min(len(ordered) - 1, max(1, round(share * len(ordered)))))]}
 
 
 def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
@@ -315,13 +258,6 @@ def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float
         strength=strength,
         shape=(num, height, width),
     )
-
-
-def _from_manifest(manifest: Path, *, real: bool) -> Iterator[SourceClip]:
-    """The training entries of a recipe's manifest."""
-    for entry in clips_of(manifest):
-        if entry.split == "train":
-            yield SourceClip(source=entry.source, path=entry.path, first=entry.first, last=entry.last, real=real)
 
 
 def _cache_name(profile: Profile, config: CacheConfig) -> str:

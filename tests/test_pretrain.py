@@ -16,21 +16,22 @@ from protos.client import submission
 from protos.codec import clip_to_tensor
 from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
+from reward_server.discriminators.examples import split_by_source, views_of
 from reward_server.discriminators.training import (
     HeadName,
     HeadTrainer,
     TrainingConfig,
     adversarial_bce,
     update_average,
-    views_of,
 )
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.pipeline import Pipeline
-from reward_server.pretrain import CacheConfig, find_clips, pretrain, split_by_source
+from reward_server.pretrain import CacheConfig, pretrain
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.recipe.manifest import Entry, write_manifest
 from reward_server.settings import Settings
+from reward_server.source_clips import find_clips
 from reward_server.views import SourceFrames, random_view, read_source, soften
 
 PROFILE = EmbeddedProfile()

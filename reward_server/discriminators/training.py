@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_server.discriminators.checkpoint import new_heads
+from reward_server.discriminators.examples import View, clips_of
 from reward_server.discriminators.symmetry import PLAIN, Symmetry
 from reward_server.errors import BadRequest
 from reward_server.estimators.bf16 import has_bf16
@@ -62,14 +63,6 @@ class TrainingConfig:
     evaluate_tracks: int = 96
     patience: int = 8  # evaluations without better held-out figures
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """A real clip and its negatives, all of one shape."""
-
-    real: Sample
-    negatives: tuple[Sample, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +125,7 @@ class HeadTrainer:
 
     def evaluate(self, views: Sequence[View]) -> HeldOut:
         """Held-out figures of the averaged head."""
-        logits = {sample.key: self.logit(sample) for sample in _clips_of(views).values()}
+        logits = {sample.key: self.logit(sample) for sample in clips_of(views).values()}
         real = [logits[view.real.key] for view in views]
         fake = [[logits[sample.key] for sample in view.negatives] for view in views]
         right = [own > other for own, group in zip(real, fake, strict=True) for other in group]
@@ -225,7 +218,7 @@ class HeadTrainer:
     def _resume(self, views: Sequence[View]) -> None:
         """Continue the run in the folder if there is one; its clips and its configuration, but for its length, must
         be ours. Raises BadRequest."""
-        self._clips = hashlib.sha256(" ".join(sorted(_clips_of(views))).encode()).hexdigest()
+        self._clips = hashlib.sha256(" ".join(sorted(clips_of(views))).encode()).hexdigest()
         path = self.folder / "last.pt"
         if not path.is_file():
             return
@@ -265,24 +258,6 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
         kept.lerp_(current, 1 - decay)
 
 
-def views_of(samples: Sequence[Sample]) -> list[View]:
-    """Join each real clip with its negatives of the same shape: its degraded twins; without those, generated
-    clips of the same source (same first frame), else any generated clips. Clips without a partner are left out."""
-    twins, same_source, same_shape = defaultdict(list), defaultdict(list), defaultdict(list)
-    for sample in samples:
-        if sample.fault == "generated":
-            same_source[sample.source, sample.shape].append(sample)
-            same_shape[sample.shape].append(sample)
-        elif sample.fault:
-            twins[sample.view, sample.shape].append(sample)
-    views = []
-    for real in (sample for sample in samples if sample.real):
-        negatives = twins[real.view, real.shape] or same_source[real.source, real.shape] or same_shape[real.shape]
-        if negatives:
-            views.append(View(real=real, negatives=tuple(negatives)))
-    return views
-
-
 @contextlib.contextmanager
 def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
     """bf16 where wanted and the device has it. Attention as plain products on the CPU: its fused kernel's bf16
@@ -291,11 +266,6 @@ def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
     attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
     with torch.autocast(kind, torch.bfloat16, enabled=bf16 and has_bf16(device)), attention:
         yield
-
-
-def _clips_of(views: Sequence[View]) -> dict[str, Sample]:
-    """By their keys; views may share negatives."""
-    return {sample.key: sample for view in views for sample in (view.real, *view.negatives)}
 
 
 def _choose(view: View, num: int, rng: np.random.Generator) -> list[int]:

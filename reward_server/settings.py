@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         256, ge=16, description="Tracks of each that a shift profile keeps: 25 kB a track, 0.37 MB a pair."
     )
     refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
-    refresh_timeout_s: float = Field(600.0, gt=0, description="A refresh that takes longer is given up, in seconds.")
+    refresh_timeout_s: float = Field(3600.0, gt=0, description="A refresh that takes longer is given up, in seconds.")
     versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")
     versions_loaded: int = Field(4, ge=1, description="Of all runs, those a worker keeps in memory.")
     version_ttl_s: int = Field(604800, ge=1, description="How long a run's versions live after the last, in seconds.")

@@ -50,7 +50,7 @@ def test_a_configuration_survives_its_yaml(preset: str, tmp_path: Path) -> None:
 def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("preset: svd\nloop: {passes: 3, num_rollouts: 4}\noptimizer: {lr: 2e-5}\n")
-    found = load(str(path), ["loop.passes=5", "data.train=[a, b]", "policy.lora=null"])
+    found = load(str(path), ["loop.passes=5", "data.train=[a, b]", "policy.lora=null", "policy.precision=fp32"])
     assert (found.loop.passes, found.loop.num_rollouts, found.loop.buffer_clips) == (5, 4, 640)
     assert found.optimizer.lr == 2e-5
     assert found.data.train == ("a", "b")
@@ -71,6 +71,16 @@ def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Pa
         ("objective.beta=0", r"objective.beta is 0.0; give above 0"),
         ("rewards.max_outage_s=1", r"rewards.patience_s is 60 and rewards.max_outage_s 1"),
         ("policy.model=sora", r"policy.model is 'sora'; give one of svd, wan"),
+        ("policy.lora=null", r"in bf16 most steps round to nothing; set precision=fp32"),
+        ("policy.fps=0", r"fps must be above 0, got 0"),
+        ("policy.decode_chunk=0", r"decode_chunk must be at least 1, got 0"),
+        ("policy.condition_dropout=0.4", r"condition_dropout must be 0 to 1/3, .* got 0.4"),
+        ("optimizer.max_grad_norm=0", r"optimizer.max_grad_norm is 0; give more than 0"),
+        ("optimizer.betas=[2, 5]", r"optimizer.betas is \[2.*5.*\]; give two numbers from 0 to below 1"),
+        ("rewards.max_missing_fraction=5", r"rewards.max_missing_fraction is 5; give a share"),
+        ("refresh.ema=7", r"refresh.ema is 7; give"),
+        ("refresh.max_rollouts=-3", r"refresh.max_rollouts is -3; give 0 or more"),
+        ("device=cuda:1", r"device is 'cuda:1'; give cpu, .* CUDA_VISIBLE_DEVICES"),
         ("loop.passes", r"'loop.passes' is not key=value"),
         ("loop.passes=[", r"is not YAML"),
     ],
@@ -78,6 +88,10 @@ def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Pa
 def test_what_cannot_be_is_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(None, [override])
+
+
+def test_one_folder_needs_no_brackets() -> None:
+    assert load(None, ["data.train=clips"]).data.train == ("clips",)
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:

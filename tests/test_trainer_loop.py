@@ -248,8 +248,30 @@ def test_a_buffer_that_was_begun_by_other_processes_is_not_gone_on_with(svd: Pat
     shutil.rmtree(checkpoints / "step-00000004")
     path = checkpoints / "step-00000003" / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_processes": 2}))
-    with pytest.raises(CheckpointError, match="a buffer that 2 processes share, this run has 1; start 2"):
+    with pytest.raises(CheckpointError, match=r"2 processes share, this run has 1; start 2, or .* after the start"):
         run_training(config)
+
+
+def test_the_checkpoint_that_a_buffer_began_with_is_kept_for_other_processes_to_go_on_from(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    often = ("checkpoint.every_steps=1", "checkpoint.keep=1", "loop.num_buffers=2", *WITHOUT_SERVER)
+    config = tiny_config(tmp_path, svd, clips, *often)
+    run_training(config)
+    checkpoints = tmp_path / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000008"]
+    longer = tiny_config(tmp_path, svd, clips, *often, "loop.num_buffers=3")
+    with open_run(longer) as run, pytest.raises(Stopped):
+        advance, steps = run.board.advance, iter(range(3))
+
+        def stops(buffer: int) -> None:
+            advance(buffer)
+            if next(steps) == 2:
+                raise Stopped
+
+        run.board.advance = stops  # type: ignore[method-assign]
+        train(run)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000008", "step-00000010"]
 
 
 def test_every_process_gets_its_own_generator_back() -> None:

@@ -221,6 +221,29 @@ def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:
     assert len(rewards.collect(["good"], 3).groups) == 1
     with pytest.raises(MissingRewards, match=r"3 of 6 clips have no reward \(\{'scoring_failed': 3\}\)"):
         rewards.collect(["good", "bad"], 3)
+    # The cause is mended and the run started again: what failed is another job, what did not is not asked for.
+    rewards.close()
+    again = open_rewards(on_missing="abort_after_fraction", max_missing_fraction=0.3)
+    assert again.knows("good", 3)
+    assert not again.knows("bad", 3)
+    again.submit(group("bad", 20))
+    assert again.collect(["good", "bad"], 3).groups == (expected(group("good")), expected(group("bad", 20)))
+
+
+def test_lacks_are_final_until_they_are_forgotten(open_rewards: Open) -> None:
+    rewards = open_rewards(on_missing="mask")
+    rewards.submit(group("g", policy_version="raise"))
+    lacking = rewards.collect(["g"], 3)
+    rewards.close()
+    second = open_rewards(on_missing="mask")
+    assert second.collect(["g"], 3) == lacking
+    second.forget_missing(["g"], 3)
+    second.close()
+    third = open_rewards(on_missing="mask")
+    third.submit(group("g"))
+    assert third.collect(["g"], 3).groups == (expected(group("g")),)
+    third.forget_missing(["g"], 3)
+    assert third.knows("g", 3)
 
 
 def test_a_silent_server_ends_the_run_after_the_outage_it_was_given(open_rewards: Open, stack: RewardStack) -> None:

@@ -47,7 +47,7 @@ class Progress:
 
 
 class Checkpoints:
-    """In `folder`, the latest `keep`."""
+    """In `folder`: the latest `keep`, and the one that the current buffer began with."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -92,9 +92,18 @@ class Checkpoints:
         _sync(self._folder)
         for stale in [*self._folder.glob(f".{PREFIX}*.partial"), *self._folder.glob(f".{PREFIX}*.removed")]:
             shutil.rmtree(stale)
-        for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
+        for old in self._stale():
             old.rename(_gone(old))  # out of sight first: a folder that is half removed is no checkpoint
             shutil.rmtree(_gone(old))
+
+    def begun(self) -> Path | None:
+        """The latest at a buffer's beginning: from there another number of processes can go on."""
+        found = sorted(self._folder.glob(f"{PREFIX}*"), reverse=True)
+        return next((path for path in found if read_about(path)["progress"]["position"] == 0), None)
+
+    def _stale(self) -> list[Path]:
+        begun = self.begun()
+        return [path for path in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep] if path != begun]
 
     def mend(self) -> None:
         """Finish what a kill interrupted between the two renames of a replacement. For the run's main process alone."""

@@ -53,7 +53,11 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least(self, "optimizer", {"lr": 0, "weight_decay": 0, "warmup_steps": 0, "max_grad_norm": 0})
+        _at_least(self, "optimizer", {"lr": 0, "weight_decay": 0, "warmup_steps": 0})
+        if not self.max_grad_norm > 0:
+            raise ConfigError(f"optimizer.max_grad_norm is {self.max_grad_norm:g}; give more than 0, .inf not to clip")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas is {list(self.betas)}; give two numbers from 0 to below 1")
 
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
@@ -75,7 +79,9 @@ class RewardsConfig:
     real_as: Literal["pixels", "decoded"] = "pixels"  # score the real clip as it is, or through the policy's VAE
 
     def __post_init__(self) -> None:
-        _at_least(self, "rewards", {"max_retries": 0, "max_missing_fraction": 0, "max_in_flight": 1})
+        _at_least(self, "rewards", {"max_retries": 0, "max_in_flight": 1})
+        if not 0 <= self.max_missing_fraction <= 1:
+            raise ConfigError(f"rewards.max_missing_fraction is {self.max_missing_fraction:g}; give a share, 0 to 1")
         if self.patience_s <= 0 or self.max_outage_s < self.patience_s:
             raise ConfigError(
                 f"rewards.patience_s is {self.patience_s:g} and rewards.max_outage_s {self.max_outage_s:g}; "
@@ -98,7 +104,13 @@ class RefreshConfig:
     timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        _at_least(self, "refresh", {"steps_per_step": 0, "lr": 0, "clips_per_step": 1, "max_real": 0, "timeout_s": 0})
+        _at_least(
+            self, "refresh", {"steps_per_step": 0, "lr": 0, "clips_per_step": 1, "max_real": 0, "max_rollouts": 0}
+        )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"refresh.ema is {self.ema:g}; give a number from 0 to below 1")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"refresh.timeout_s is {self.timeout_s:g}; give seconds, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +118,7 @@ class CheckpointConfig:
     """Besides the one at the end of each buffer."""
 
     every_steps: int = 100  # optimizer steps; 0: at the end of buffers only
-    keep: int = 3  # the latest so many
+    keep: int = 3  # the latest so many, and the one that the current buffer began with
 
     def __post_init__(self) -> None:
         _at_least(self, "checkpoint", {"every_steps": 0, "keep": 1})
@@ -144,7 +156,7 @@ class Config:
     out: Path = Path("runs/shift")  # folder of the run; the same folder resumes it
     run_id: str = ""  # name of the run on the reward server; empty: made once from the folder's name
     seed: int = 0
-    device: str = ""  # torch device; empty: what Accelerate finds
+    device: str = ""  # cpu, or empty: what Accelerate finds, of the GPUs that CUDA_VISIBLE_DEVICES shows
     threads: int = (
         0  # of torch on the CPU; 0: as many as it chooses. 1 for toys, whose threads only wait for each other
     )
@@ -162,6 +174,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}; give 0 or more")
+        if self.device not in ("", "cpu"):
+            raise ConfigError(
+                f"device is {self.device!r}; give cpu, or nothing for a GPU: which one, CUDA_VISIBLE_DEVICES says"
+            )
 
     def steps_per_pass(self, num_processes: int) -> int:
         """Optimizer steps in one pass over a buffer. Raises ConfigError where the buffer does not divide."""

@@ -81,7 +81,7 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 def built(kind: type, data: Mapping[str, Any], where: str) -> Any:
     """The dataclass `kind`; errors name keys after the prefix `where`. Raises ConfigError."""
     try:
-        hooks: dict[Any, Callable[[Any], Any]] = {int: _no_truth, float: _number}
+        hooks: dict[Any, Callable[[Any], Any]] = {int: _no_truth, float: _number, tuple[str, ...]: _listed}
         return dacite.from_dict(kind, data, dacite.Config(type_hooks=hooks, cast=[Path, tuple], strict=True))
     except dacite.WrongTypeError as error:
         given = type(error.value).__name__
@@ -94,6 +94,11 @@ def built(kind: type, data: Mapping[str, Any], where: str) -> Any:
 def _no_truth(value: Any) -> Any:
     """True is no count, although Python has it as 1."""
     return str(value).lower() if isinstance(value, bool) else value
+
+
+def _listed(value: Any) -> Any:
+    """One text is a list of one; `tuple` would take it for a list of its letters."""
+    return [value] if isinstance(value, str) else value
 
 
 def _number(value: Any) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,28 +27,47 @@ class ClipResult:
 
 
 class Journal(Mapping[str, ClipResult]):
-    """Results by clip id, kept in the file at `path`; a last line that was cut off by a crash is dropped."""
+    """Results by clip id, kept in the file at `path`; a last line that was cut off by a crash is dropped.
+
+    `forgotten` says how often a clip's lack of a reward was forgotten, to be asked for anew.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._results: dict[str, ClipResult] = {}
+        self.forgotten: Counter[str] = Counter()
         whole = 0
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
             if not line.endswith(b"\n"):
                 break
-            clip_id, result = _parsed(json.loads(line))
-            self._results[clip_id] = result
+            self._know(json.loads(line))
             whole += len(line)
         self._file = path.open("ab")
         self._file.truncate(whole)
 
     def store(self, results: Mapping[str, ClipResult]) -> None:
         """Once it returns, the results survive a crash of the machine."""
-        for clip_id, result in results.items():
-            self._file.write(json.dumps({"clip": clip_id, **asdict(result)}).encode() + b"\n")
-            self._results[clip_id] = result
+        self._write({"clip": clip_id, **asdict(result)} for clip_id, result in results.items())
+
+    def forget(self, clip_ids: Iterable[str]) -> None:
+        """Those of the clips that ended without a reward: as if nothing were known of them, but for the count."""
+        lacking = [clip_id for clip_id in clip_ids if clip_id in self and self[clip_id].scored is None]
+        self._write({"clip": clip_id, "forgotten": True} for clip_id in lacking)
+
+    def _write(self, records: Iterable[dict[str, Any]]) -> None:
+        for record in records:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._know(record)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def _know(self, record: dict[str, Any]) -> None:
+        clip_id = record["clip"]
+        if "forgotten" in record:
+            self._results.pop(clip_id, None)
+            self.forgotten[clip_id] += 1
+        else:
+            self._results[clip_id] = _parsed(record)
 
     def __getitem__(self, clip_id: str) -> ClipResult:
         return self._results[clip_id]
@@ -68,6 +88,6 @@ class Journal(Mapping[str, ClipResult]):
         self.close()
 
 
-def _parsed(record: dict[str, Any]) -> tuple[str, ClipResult]:
+def _parsed(record: dict[str, Any]) -> ClipResult:
     scored = Scored(**record["scored"]) if record["scored"] else None
-    return record["clip"], ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])
+    return ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])

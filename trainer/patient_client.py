@@ -25,10 +25,12 @@ class PatientClient:
         self._max_outage_s = max_outage_s
         self._closing = False
 
-    def ask(self, call: Callable[[RewardClient], R]) -> R:
-        """What `call` returns, tried again for `max_outage_s` at most. Raises what the server refuses for good."""
+    def ask(self, call: Callable[[RewardClient], R], *, takes_s: float = 0.0) -> R:
+        """What `call` returns, tried again for `max_outage_s` beyond what it may take by itself. Raises what the server
+        refuses for good."""
+        within_s = self._max_outage_s + takes_s
         for attempt in stamina.retry_context(
-            self._waits, attempts=None, timeout=self._max_outage_s, wait_initial=0.2, wait_max=10
+            self._waits, attempts=None, timeout=within_s, wait_initial=0.2, wait_max=10
         ):
             with attempt:
                 return call(self.client)

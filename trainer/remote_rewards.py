@@ -8,10 +8,12 @@ twice. A server or Redis that restarts costs the time it is away; an outcome is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from protos.client import RequestRefused
@@ -67,7 +69,7 @@ class RemoteRewards:
         if not self._uploads:
             self._heard_s = self._asked_s = time.monotonic()  # nobody was asked for anything until now
         for at in fresh:
-            self._uploads.send(clip_ids[at], group, at)
+            self._uploads.send(clip_ids[at], group, at, forgotten=self._journal.forgotten[clip_ids[at]])
         self._tend(0.0)
 
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
@@ -80,10 +82,14 @@ class RemoteRewards:
             num_clipped=sum(scored.clipped for clip_id in wanted if (scored := self._journal[clip_id].scored)),
             errors=_counted(self._journal[clip_id].error for clip_id in wanted),
         )
-        self._check_missing(collected, len(wanted))
+        self._check_missing(collected, wanted)
         return collected
 
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        self._journal.forget(clip_id for key in keys for clip_id in _clip_ids(key, num_clips))
+
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
+        timeout_s = self._refresh.timeout_s
         request = RefreshRequest(
             run_id=self._run_id,
             steps=steps,
@@ -93,10 +99,11 @@ class RemoteRewards:
             seed=seed,
             max_real=self._refresh.max_real,
             max_rollouts=self._refresh.max_rollouts,
-            deadline_s=self._refresh.timeout_s,
-            idempotency_key=key,
+            deadline_s=timeout_s,
         )
-        response = self._server.ask(lambda client: client.refresh(request, self._refresh.timeout_s))
+        asked = hashlib.sha256(repr(replace(request, deadline_s=None)).encode()).hexdigest()[:8]
+        request = replace(request, idempotency_key=f"{key}-{asked}")  # resumed with other settings it is another order
+        response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
         log.info("%s", _told(response))
         return response.discriminator_version
 
@@ -190,12 +197,14 @@ class RemoteRewards:
         real, *rollouts = (self._journal[clip_id].scored for clip_id in _clip_ids(key, num_clips))
         return GroupRewards(real=real, rollouts=tuple(rollouts))
 
-    def _check_missing(self, collected: Collected, num_clips: int) -> None:
+    def _check_missing(self, collected: Collected, wanted: Sequence[str]) -> None:
         missing, limit = sum(collected.errors.values()), self._config.max_missing_fraction
-        if self._config.on_missing == "abort_after_fraction" and missing > limit * num_clips:
+        if self._config.on_missing == "abort_after_fraction" and missing > limit * len(wanted):
+            self._journal.forget(wanted)
             raise MissingRewards(
-                f"{missing} of {num_clips} clips have no reward ({collected.errors}), over the limit of {limit:g} "
-                "(rewards.max_missing_fraction); mend the cause and start the run again: it resumes"
+                f"{missing} of {len(wanted)} clips have no reward ({collected.errors}), over the limit of {limit:g} "
+                "(rewards.max_missing_fraction); mend the cause and start the run again: it resumes and asks for them "
+                "anew"
             )
 
 

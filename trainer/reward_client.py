@@ -58,6 +58,10 @@ class RewardSource(Protocol):
         """Waits for groups of `num_clips` clips each. Raises MissingRewards and RewardsSilent."""
         ...
 
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        """Clips of these groups that ended without a reward are to be submitted anew by the next process."""
+        ...
+
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         """Trains the discriminators on the run's clips; the new version. The same key trains once."""
         ...
@@ -80,6 +84,9 @@ class NoRewards:
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
         nothing = GroupRewards(real=None, rollouts=(None,) * (num_clips - 1))
         return Collected(groups=(nothing,) * len(keys), latencies_s=(), errors={})
+
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        pass
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         raise ConfigError("there are no discriminators to refresh without a reward server; set refresh.enabled=false")

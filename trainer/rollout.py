@@ -118,6 +118,10 @@ class Buffer:
             return Collected(groups=(alone,) * len(self.groups), latencies_s=(), errors={})
         return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
 
+    def forget_missing(self) -> None:
+        """Have the next process ask anew for the rewards that are missing."""
+        self._rewards.forget_missing([group.key for group in self.groups], 1 + self._num_rollouts)
+
     def see_again(self) -> None:
         """Have the server's frozen networks see all clips once more, from other query points; waits for them.
 

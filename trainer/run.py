@@ -98,7 +98,8 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """On `config.device` with `config.threads`; how many processes, `accelerate launch` says. Raises ConfigError."""
+    """With `config.threads`, on a CPU if asked; else which devices, and how many processes, `accelerate launch` says.
+    Raises ConfigError."""
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
     if config.threads:
@@ -163,6 +164,11 @@ def open_rewards(config: Config, accelerator: Accelerator, run_id: str) -> Rewar
     """The configured server; none is needed where no rollout is weighed by its reward. Raises ConfigError."""
     unweighted = config.loop.num_rollouts == 0 or config.objective.weighting == "uniform"
     if unweighted and not config.rewards.server:
+        if config.refresh.enabled and config.loop.num_rollouts:
+            raise ConfigError(
+                "refresh.enabled is true, but rewards.server is empty, so that there are no discriminators; set "
+                "refresh.enabled=false, or give the reward server's grpc://HOST:PORT"
+            )
         return NoRewards()
     if not config.rewards.server:
         raise ConfigError("rewards.server is empty; give the reward server's grpc://HOST:PORT")

@@ -34,13 +34,19 @@ from trainer.step import every, train_step
 log = logging.getLogger(__name__)
 
 HEADS = ("instantaneous", "long_term")
+# What a resumed run may have otherwise: where and how it runs, and what must be changed to get past a failure.
 MAY_CHANGE = (
     "out",
     "run_id",
     "device",
     "threads",
     "loop.num_buffers",
-    "rewards.",
+    "policy.group_size",
+    "policy.gradient_checkpointing",
+    "policy.decode_chunk",
+    *(f"rewards.{key}" for key in ("server", "redis_url", "on_missing", "max_")),
+    "rewards.patience_s",
+    "refresh.",
     "checkpoint.",
     "logs.",
     "evaluate.",
@@ -101,7 +107,7 @@ def resume(run: Run) -> Progress:
     if before != now and about["progress"]["position"]:
         raise CheckpointError(
             f"{latest} is in the middle of a buffer that {before} processes share, this run has {now}; start {before}, "
-            "or remove the checkpoints since the last buffer's end"
+            f"or remove the checkpoints after {run.checkpoints.begun() or 'the start'}, where the buffer began"
         )
     log.info("resuming from %s", latest)
     return run.checkpoints.load(latest, policy=run.policy, optimizer=run.optimizer, accelerator=run.accelerator)
@@ -150,9 +156,10 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
     found = {head: advantages(table, objective) for head, table in tables.items()}
     whole = found[None]
     if run.config.loop.num_rollouts and num_weighted(whole.rollouts, objective) == 0:
+        buffer.forget_missing()
         raise MissingRewards(
             f"no rollout of buffer {buffer.number} has a reward ({collected.errors}); without any this would be plain "
-            "fine-tuning: mend the cause, or set loop.num_rollouts=0"
+            "fine-tuning: mend the cause and start the run again, which asks for them anew, or set loop.num_rollouts=0"
         )
     if progress.position == 0:
         lags = [progress.step - group.policy_step for group in buffer.groups]

@@ -25,6 +25,7 @@ class Waiting:
     """A clip whose outcome is not in yet."""
 
     submission: Submission
+    key: str  # idempotency key of the first attempt
     sent_s: float  # on time.monotonic()
     attempt: int = 0
     job_id: str = ""  # once it is uploaded
@@ -50,19 +51,20 @@ class Uploads:
         """Of those that were uploaded."""
         return [waiting.job_id for waiting in self._waiting.values() if waiting.job_id]
 
-    def send(self, clip_id: str, group: ClipGroup, at: int) -> None:
-        """Clip number `at` of a group; the real clip is 0."""
+    def send(self, clip_id: str, group: ClipGroup, at: int, *, forgotten: int = 0) -> None:
+        """Clip number `at` of a group; the real clip is 0. As another job than those that were `forgotten`."""
+        key = f"{self._run_id}/{clip_id}" + (f"/again-{forgotten}" if forgotten else "")
         context = Context(
             group_id=group.key,
             run_id=self._run_id,
             origin=Origin.ROLLOUT if at else Origin.REAL,
-            idempotency_key=f"{self._run_id}/{clip_id}",
+            idempotency_key=key,
             policy_version=group.policy_version,
             discriminator_version=group.discriminator_version,
         )
         clip: Clip = group.clips[at]
         submission = Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
-        self._waiting[clip_id] = Waiting(submission=submission, sent_s=time.monotonic())
+        self._waiting[clip_id] = Waiting(submission=submission, key=key, sent_s=time.monotonic())
         self.repeat(clip_id)
 
     def repeat(self, clip_id: str) -> None:
@@ -81,8 +83,7 @@ class Uploads:
         """As another job: the server would answer a known idempotency key with the outcome it has."""
         waiting = self._waiting[clip_id]
         waiting.attempt += 1
-        key = f"{self._run_id}/{clip_id}/{waiting.attempt}"
-        context = replace(waiting.submission.context, idempotency_key=key)
+        context = replace(waiting.submission.context, idempotency_key=f"{waiting.key}/{waiting.attempt}")
         waiting.submission = replace(waiting.submission, context=context)
         self.repeat(clip_id)
 

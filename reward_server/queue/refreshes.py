@@ -126,7 +126,8 @@ class RefreshQueue:
                 raise _error(code.decode(), message.decode())
             if left_ms <= 0:
                 raise DeadlinePassed(
-                    "the refresh did not end in time and published nothing; allow more seconds, or ask for fewer steps"
+                    "the refresh did not end in time and published nothing; allow more seconds, in the request and in "
+                    f"refresh_timeout_s ({self._settings.refresh_timeout_s:g}), or ask for fewer steps"
                 )
             cursor = await self._news(cursor, min(left_ms / 1000, LOOK_EVERY_S))
 

@@ -57,6 +57,8 @@ class PolicyConfig:
         for name in ("num_frames", "height_px", "width_px", "num_steps", "group_size"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.fps > 0:
+            raise PolicyError(f"fps must be above 0, got {self.fps:g}")
         for name in ("height_px", "width_px"):
             if getattr(self, name) % self.side_multiple_px:
                 raise PolicyError(
@@ -64,6 +66,11 @@ class PolicyConfig:
                 )
         if self.precision not in DTYPES:
             raise PolicyError(f"precision must be one of {', '.join(DTYPES)}, got {self.precision}")
+        if self.lora is None and self.precision != "fp32":
+            raise PolicyError(
+                f"without a LoRA the denoiser itself is trained, and in {self.precision} most steps round to nothing; "
+                "set precision=fp32, or a lora"
+            )
 
 
 class DiffusersPolicy(ABC):

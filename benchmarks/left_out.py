@@ -31,14 +31,14 @@ def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Fig
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():
-        cache_config, config = configs("embedded", steps=args.steps, seed=args.seed)
+        cache_config, training = configs("embedded", steps=args.steps, seed=args.seed)
         pretrain(
             real=args.real,
             generated=None,
             out=checkpoint,
             work=work,
             cache_config=cache_config,
-            config=config,
+            training=training,
             left_out=faults,
             features=args.work / "features",
         )

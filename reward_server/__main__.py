@@ -110,7 +110,9 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Features, logs and state of the run; the same folder resumes it.")] = Path(
         "runs/pretrain"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 3600,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Optimizer steps at most; of embedded's instantaneous head half of them.")
+    ] = 3600,
     seed: Annotated[int, typer.Option(min=0, help="Seed of views, faults, batches and dropout.")] = 0,
     leave_out: Annotated[
         list[str] | None, typer.Option(help="A fault not to train on, to see how the heads take what is new to them.")
@@ -120,14 +122,14 @@ def pretrain(
     settings = settings_of(profile=profile)
     from reward_server import pretrain as pretraining  # noqa: PLC0415
 
-    cache_config, config = pretraining.configs(settings.profile, steps=steps, seed=seed)
+    cache_config, training = pretraining.configs(settings.profile, steps=steps, seed=seed)
     figures = pretraining.pretrain(
         real=real,
         generated=generated,
         out=out,
         work=work,
         cache_config=cache_config,
-        config=config,
+        training=training,
         models=settings.models_folder,
         device=settings.device,
         left_out=leave_out or (),

@@ -18,6 +18,7 @@ from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.examples import split_by_source, views_of
 from reward_server.discriminators.training import (
+    HEADS,
     HeadName,
     HeadTrainer,
     TrainingConfig,
@@ -239,7 +240,7 @@ def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> 
         out=out,
         work=tmp_path / "work",
         cache_config=CacheConfig(frames_per_view=12, negatives_per_view=2, num_tracks=32, num_pairs=3),
-        config=TINY,
+        training=dict.fromkeys(HEADS, TINY),
         held_out_share=0.3,
         processes=1,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from protos.client import submission
-from reward_server.discriminators.training import TrainingConfig
+from reward_server.discriminators.training import HEADS, TrainingConfig
 from reward_server.models.pull import pull
 from reward_server.pipeline import Pipeline
 from reward_server.pretrain import CacheConfig, pretrain
@@ -79,7 +79,7 @@ def test_real_and_generated_clips_become_heads_that_score(tmp_path: Path) -> Non
         out=models / "shift-heads.safetensors",
         work=tmp_path / "work",
         cache_config=CacheConfig(profile="shift", frames_per_view=8, num_tracks=16, num_pairs=2),
-        config=config,
+        training=dict.fromkeys(HEADS, config),
         models=models,
         held_out_share=0.5,
         processes=1,

@@ -132,4 +132,5 @@ async def test_a_run_has_its_discriminators_refreshed_between_buffers(
     assert figures(config.out, "buffer/missing_rewards") == [0.0, 0.0]
     (told,) = (record.getMessage() for record in caplog.records if "refreshed" in record.getMessage())
     assert "2 steps on 2 real clips and 4 rollouts" in told
+    assert not any("keeps the motion" in record.getMessage() for record in caplog.records)
     assert kept == ([6, 12] if recompute else [4, 8])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,6 +307,23 @@ def test_entries_that_expired_while_pending_are_acknowledged(store: redis.Redis,
     assert len(entries) == 1
     assert store.xpending(key, "trainer-0")["pending"] == 0
     again.close()
+
+
+def test_a_refresh_on_less_than_was_scored_is_told(
+    open_rewards: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rewards = open_rewards()
+    rewards.submit(group("g"))
+    rewards.collect(["g"], 3)
+    auc = SimpleNamespace(before=SimpleNamespace(auc=0.5), after=SimpleNamespace(auc=0.6))
+    answer = SimpleNamespace(discriminator_version="v", steps=1, num_real=1, num_held_out=0, seconds=1.0)
+    answer.instantaneous = answer.long_term = auc
+    monkeypatch.setattr(rewards._server, "ask", lambda *_, **__: answer)
+    for answer.num_rollouts in (2, 1):
+        assert rewards.refresh(1, seed=0, key="k") == "v"
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "saw 1 rollouts of the 2" in told
+    assert "MOTION_REWARD_FEATURE_MAX_BYTES" in told
 
 
 # --- the journal --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,9 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     to.mkdir(parents=True, exist_ok=True)
     with RewardClient(config.rewards.server) as client:
         client.model()  # whether anybody is there, before all is sampled
-        samples = list(_samples(config, policy, checkpoint, client, to))
-        outcomes = _await(client, [sample.job_id for sample in samples], config.rewards.max_outage_s)
+        samples, outcomes = _judged(
+            _samples(config, policy, checkpoint, client, to), client, config.rewards.max_outage_s
+        )
     rows = [sample.row(outcomes[sample.job_id]) for sample in samples]
     distances = motion_distances(rows, [sample.motion for sample in samples])
     summary = {
@@ -176,6 +178,21 @@ def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardCli
                 )
 
 
+def _judged(
+    sampled: Iterator[Sample], client: RewardClient, timeout_s: float
+) -> tuple[list[Sample], dict[str, Outcome]]:
+    """All samples, and each one's outcome: awaited once the next first frame's are submitted, as a server does not keep
+    outcomes for as long as many are sampled."""
+    samples: list[Sample] = []
+    outcomes: dict[str, Outcome] = {}
+    for _, of_one_frame in groupby(sampled, key=lambda sample: sample.clip):
+        submitted = list(of_one_frame)
+        outcomes |= _await(client, [sample.job_id for sample in samples if sample.job_id not in outcomes], timeout_s)
+        samples += submitted
+    outcomes |= _await(client, [sample.job_id for sample in samples if sample.job_id not in outcomes], timeout_s)
+    return samples, outcomes
+
+
 def _set(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in trainable(module):
@@ -192,7 +209,7 @@ def _submission(config: Config, clip: Clip, kind: str, group: str) -> Submission
 
 
 def _await(client: RewardClient, job_ids: Sequence[str], timeout_s: float) -> dict[str, Outcome]:
-    outcomes = {outcome.job_id: outcome for outcome in client.await_outcomes(job_ids, timeout_s)}
+    outcomes = {outcome.job_id: outcome for outcome in client.await_outcomes(job_ids, timeout_s)} if job_ids else {}
     if missing := set(job_ids) - outcomes.keys():
         raise RewardsSilent(f"{len(missing)} of {len(job_ids)} clips had no outcome within {timeout_s:g} s; try again")
     return outcomes

@@ -1,4 +1,4 @@
-"""Mirroring and turning cached motion features: one clip is eight training examples.
+"""Mirroring and turning cached tracks: one clip is eight training examples of the long-term head.
 
 Motion that is plausible stays so in a mirror, and a fault stays a fault. What the estimators saw of a mirrored clip
 follows from what they saw of the clip, so that no estimator runs again. Only plain correlation maps can be
@@ -31,7 +31,7 @@ class Symmetry:
         return cls(mirror_x=mirror_x, mirror_y=mirror_y, transpose=transpose)
 
     def packed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The packed `Motion` (`feature_cache.pack`), or some tensors of it, of the mirrored clip.
+        """The packed tracks and correlation maps (`feature_cache.pack`) of the mirrored clip; the rest as it is.
 
         Tracks are mirrored about the origin, not the frame's middle: track tokens hold differences alone.
         """
@@ -40,7 +40,7 @@ class Symmetry:
     def _one(self, name: str, tensor: Tensor) -> Tensor:
         if name == "tracks":
             return self._points(tensor)
-        return self._maps(tensor) if name in ("correlation", "maps") else tensor
+        return self._maps(tensor) if name == "correlation" else tensor
 
     def _points(self, points_xy: Tensor) -> Tensor:
         signs = torch.tensor([1.0 - 2 * self.mirror_x, 1.0 - 2 * self.mirror_y])

@@ -55,7 +55,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 100
     pair_weight: float = 2.0  # of the loss on each real clip against its own negatives
-    symmetries: bool = False  # mirror and turn the clips of every step at random
+    symmetries: bool = False  # mirror and turn the tracks of every step at random
     ema: float = 0.995
     grad_clip: float = 1.0
     bf16: bool = True  # where the device has it
@@ -173,7 +173,7 @@ class HeadTrainer:
         if self.name == "instantaneous":
             num_pairs = self.cache.num_pairs(sample)
             taken = min(self.config.pairs_per_step, num_pairs)
-            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken, symmetry)
+            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken)
         num = self.config.tracks_per_step
         first = int(rng.integers(self.cache.num_tracks(sample) - num + 1))
         return self.cache.tokens(sample, self.profile, first, num, symmetry)

@@ -377,11 +377,20 @@ def test_reference_heads_that_do_not_fit_are_refused(
 
 
 def test_training_figures_are_the_papers_where_it_has_them() -> None:
-    cache, config = configs("shift", steps=10, seed=1)
+    cache, training = configs("shift", steps=10, seed=1)
+    config = training["long_term"]
+    assert training == {"instantaneous": config, "long_term": config}
     assert (config.learning_rate, config.weight_decay, config.betas) == (2e-4, 1e-2, (0.9, 0.999))
     assert (config.views_per_step, config.grad_clip, config.pair_weight, config.bf16) == (6, 1.0, 0.0, True)
     assert (cache.profile, cache.num_tracks, cache.num_pairs, config.steps, config.seed) == ("shift", 512, 12, 10, 1)
-    assert configs("embedded", steps=10, seed=1)[0].profile == "embedded"
+    assert not config.symmetries  # a network's embedding of correlation has none
+
+
+def test_the_embedded_heads_are_trained_as_the_card_says() -> None:
+    cache, training = configs("embedded", steps=7200, seed=1)
+    assert cache.profile == "embedded"
+    planned = {name: (config.steps, config.symmetries, config.seed) for name, config in training.items()}
+    assert planned == {"instantaneous": (3600, False, 1), "long_term": (7200, True, 1)}
 
 
 @pytest.mark.slow

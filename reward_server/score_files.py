@@ -27,15 +27,16 @@ from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
     Scorer,
+    bounded,
     clip_files,
     failed_outcome,
     open_scorer,
     outcome_row,
+    payload_bytes,
 )
-from reward_server.settings import MIB, Settings
+from reward_server.settings import Settings
 
-BATCH_CLIPS = 8
-BATCH_BYTES = 64 * MIB  # of files read at once
+BATCH_CLIPS = 8  # read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,9 @@ def expand(paths: Sequence[str]) -> list[Path]:
 def score_files(files: Sequence[Path], scorer: Scorer) -> Iterator[Scored]:
     """Each file's outcome, in order. Once the server is gone, the rest fail with its error at once."""
     gone: RewardClientError | None = None
-    for batch in batches(files, scorer.limits.max_bytes):
-        submissions = [item for item in batch.values() if isinstance(item, Submission)]
+    read = ((path, _read(path, scorer.limits.max_bytes)) for path in files)
+    for batch in bounded(read, lambda pair: payload_bytes(pair[1]), BATCH_CLIPS):
+        submissions = [item for _, item in batch if isinstance(item, Submission)]
         outcomes: Iterable[Outcome]
         try:
             if gone:
@@ -92,24 +94,8 @@ def score_files(files: Sequence[Path], scorer: Scorer) -> Iterator[Scored]:
             gone = None if isinstance(error, (RequestRefused, ServerFailed)) else error
             outcomes = [_unanswered(error, clip.context) for clip in submissions]
         answers = iter(outcomes)
-        for path, item in batch.items():
+        for path, item in batch:
             yield Scored(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
-
-
-def batches(files: Sequence[Path], max_bytes: int) -> Iterator[dict[Path, Submission | Outcome]]:
-    """Consecutive files read, or their outcome where that failed: at most BATCH_CLIPS and about BATCH_BYTES."""
-    batch: dict[Path, Submission | Outcome] = {}
-    num_bytes = 0
-    for path in files:
-        item = _read(path, max_bytes)
-        size = len(item.payload) if isinstance(item, Submission) else 0
-        if batch and (len(batch) == BATCH_CLIPS or num_bytes + size > BATCH_BYTES):
-            yield batch
-            batch, num_bytes = {}, 0
-        batch[path] = item
-        num_bytes += size
-    if batch:
-        yield batch
 
 
 def _read(path: Path, max_bytes: int) -> Submission | Outcome:

@@ -120,9 +120,11 @@ def test_paths_are_files_folders_and_patterns_each_file_once(clips: Path) -> Non
 def test_a_request_holds_so_many_clips_and_bytes_and_a_larger_clip_goes_alone() -> None:
     def sizes(*num_bytes: int, size: int = 3) -> list[list[int]]:
         clips = [Submission(payload=bytes(num), media=Media.CONTAINER) for num in num_bytes]
-        return [[len(clip.payload) for clip in request] for request in scoring.requests(clips, size)]
+        return [
+            [len(clip.payload) for clip in request] for request in scoring.bounded(clips, scoring.payload_bytes, size)
+        ]
 
-    most = scoring.REQUEST_BYTES
+    most = scoring.MOST_BYTES
     assert sizes(1, 2, 3, 4) == [[1, 2, 3], [4]]
     assert sizes(1, most, most - 1, 1, 5) == [[1], [most], [most - 1, 1], [5]]
     assert sizes(most + 1, 2) == [[most + 1], [2]]

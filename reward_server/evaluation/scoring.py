@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,12 +26,12 @@ from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, 
 from reward_server.evaluation.stats import Floats
 from reward_server.settings import MIB, Settings
 
+T = TypeVar("T")
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 
 HEADS = ("combined", "instantaneous", "long_term")
-# Of one request: enough to fill the server's batches, few enough to stay within its limits and timeouts.
-CLIPS_PER_REQUEST = 16
-REQUEST_BYTES = 64 * MIB
+CLIPS_PER_REQUEST = 16  # enough to fill the server's batches, few enough to stay within its limits and timeouts
+MOST_BYTES = 64 * MIB  # of clips read, or sent, at once
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *HEADS,
@@ -72,26 +73,34 @@ def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
             raise BadRequest(str(error)) from error
         with opened as client:
             model = client.model()
-            size = min(CLIPS_PER_REQUEST, model.limits.max_clips_per_request)
+            most = min(CLIPS_PER_REQUEST, model.limits.max_clips_per_request)
             yield Scorer(
-                score=lambda clips: [outcome for request in requests(clips, size) for outcome in client.score(request)],
+                score=lambda clips: [
+                    outcome for request in bounded(clips, payload_bytes, most) for outcome in client.score(request)
+                ],
                 model=model,
                 where=server,
             )
 
 
-def requests(clips: Sequence[Submission], size: int) -> Iterator[list[Submission]]:
-    """Consecutive clips, at most `size` and REQUEST_BYTES together, or a larger one alone."""
-    request: list[Submission] = []
+def bounded(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Consecutive items, at most `most` and MOST_BYTES of them together, or a larger one alone."""
+    batch: list[T] = []
     num_bytes = 0
-    for clip in clips:
-        if request and (len(request) == size or num_bytes + len(clip.payload) > REQUEST_BYTES):
-            yield request
-            request, num_bytes = [], 0
-        request.append(clip)
-        num_bytes += len(clip.payload)
-    if request:
-        yield request
+    for item in items:
+        size = size_of(item)
+        if batch and (len(batch) == most or num_bytes + size > MOST_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(item)
+        num_bytes += size
+    if batch:
+        yield batch
+
+
+def payload_bytes(item: Submission | Outcome) -> int:
+    """What a clip weighs in a request; nothing, where it could not be read and is an outcome already."""
+    return len(item.payload) if isinstance(item, Submission) else 0
 
 
 def file_submission(path: Path, context: Context | None = None) -> Submission:

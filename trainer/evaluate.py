@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,11 @@ def _judged(
     outcomes for as long as many are sampled."""
     samples: list[Sample] = []
     outcomes: dict[str, Outcome] = {}
-    for _, of_one_frame in groupby(sampled, key=lambda sample: sample.clip):
-        submitted = list(of_one_frame)
-        outcomes |= _await(client, [sample.job_id for sample in samples if sample.job_id not in outcomes], timeout_s)
+    waiting: list[str] = []
+    for submitted in chain((list(of_frame) for _, of_frame in groupby(sampled, key=lambda one: one.clip)), [[]]):
+        outcomes |= _await(client, waiting, timeout_s)
         samples += submitted
-    outcomes |= _await(client, [sample.job_id for sample in samples if sample.job_id not in outcomes], timeout_s)
+        waiting = [sample.job_id for sample in submitted]
     return samples, outcomes
 
 

@@ -47,7 +47,7 @@ class RemoteRewards:
         self._journal = Journal(folder / f"rewards-{rank}.jsonl")
         self._uploads = Uploads(self._server, run_id)
         self._heard_s = self._asked_s = time.monotonic()
-        self._num_rollouts = 0  # with a reward, of what was collected last
+        self._num_scored = 0  # rollouts with a reward, of what was collected last
         self._outcomes = self._open_outcomes(rank)
 
     def _open_outcomes(self, rank: int) -> Outcomes:
@@ -85,7 +85,7 @@ class RemoteRewards:
             errors=_counted(self._journal[clip_id].error for clip_id in wanted),
         )
         self._check_missing(collected, wanted)
-        self._num_rollouts = sum(scored is not None for group in collected.groups for scored in group.rollouts)
+        self._num_scored = sum(scored is not None for group in collected.groups for scored in group.rollouts)
         return collected
 
     def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
@@ -108,12 +108,12 @@ class RemoteRewards:
         request = replace(request, idempotency_key=f"{key}-{asked}")  # resumed with other settings it is another order
         response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
         log.info("%s", _told(response))
-        if response.num_rollouts < min(self._num_rollouts, self._refresh.max_rollouts or math.inf):
+        if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):
             log.warning(
                 "the refresh saw %d rollouts of the %d that this process had scored: the server keeps the motion of "
                 "the newest alone; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
                 response.num_rollouts,
-                self._num_rollouts,
+                self._num_scored,
             )
         return response.discriminator_version
 

@@ -291,6 +291,27 @@ def test_a_run_resumes_only_as_it_was(svd: Path, clips: Path, tmp_path: Path) ->
     assert run_training(longer).step == 4
 
 
+def test_what_gets_a_run_past_a_failure_may_change_and_what_it_learns_from_may_not(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    options = ("loop.num_buffers=1", "loop.passes=1", *WITHOUT_SERVER)
+    run_training(tiny_config(tmp_path, svd, clips, *options))
+    spared = ("policy.group_size=1", "policy.decode_chunk=2", "policy.gradient_checkpointing=true", "refresh.lr=0.5")
+    longer = tiny_config(tmp_path, svd, clips, *options, "loop.num_buffers=2", *spared, "rewards.max_retries=9")
+    assert run_training(longer).step == 4
+    with pytest.raises(CheckpointError, match=r"rewards\.real_as: 'decoded', was 'pixels'"):
+        run_training(tiny_config(tmp_path, svd, clips, *options, "rewards.real_as=decoded"))
+
+
+def test_a_refresh_without_a_server_is_refused_before_anything_is_sampled(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, svd, clips, *WITHOUT_SERVER, "refresh.enabled=true")
+    with pytest.raises(ConfigError, match=r"refresh\.enabled is true, but rewards\.server is empty"):
+        run_training(config)
+    assert not (tmp_path / "buffers").exists()
+
+
 def test_only_the_latest_checkpoints_are_kept(svd: Path, clips: Path, tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path, svd, clips, "checkpoint.keep=2", "loop.num_buffers=1", *WITHOUT_SERVER))
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -309,6 +309,29 @@ def test_entries_that_expired_while_pending_are_acknowledged(store: redis.Redis,
     again.close()
 
 
+def test_a_refresh_with_other_settings_is_another_order_and_may_take_its_time(
+    open_rewards: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[tuple[str, float]] = []
+
+    def ask(call: Callable[[object], object], *, takes_s: float) -> object:
+        asked = SimpleNamespace(refresh=lambda request, _: orders.append((request.idempotency_key, takes_s)))
+        call(asked)
+        raise RewardsSilent
+
+    rewards = open_rewards()
+    monkeypatch.setattr(rewards._server, "ask", ask)
+    given = RefreshConfig()
+    for settings in (given, replace(given, timeout_s=9.0), replace(given, lr=0.5)):
+        rewards._refresh = settings
+        with pytest.raises(RewardsSilent):
+            rewards.refresh(1, seed=0, key="run/refresh/0")
+    (first, first_s), (patient, patient_s), (other, _) = orders
+    assert first == patient != other
+    assert first.startswith("run/refresh/0-")
+    assert (first_s, patient_s) == (given.timeout_s, 9.0)
+
+
 def test_a_refresh_on_less_than_was_scored_is_told(
     open_rewards: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

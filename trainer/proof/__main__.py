@@ -29,7 +29,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.policies.loading import make_policy
 from trainer.proof.arms import Arm, Task, arms, run_arm
 from trainer.proof.base import policy_config, trained_base
-from trainer.proof.heads import pretrained_heads, served
+from trainer.proof.heads import Negatives, named, pretrained_heads, served
 from trainer.proof.learned import direction, groups_of, score_groups
 from trainer.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from trainer.proof.report import write_report
@@ -62,6 +62,10 @@ OneOrBoth = Annotated[Literal["static", "moving", "both"], typer.Option(help="Wh
 Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
 Server = Annotated[
     str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
+]
+NegativesOption = Annotated[
+    Negatives,
+    typer.Option(help="What heads are pretrained against: the base's rollouts, or motion faults of real clips."),
 ]
 OUT = Path("runs/proof")
 TWO_CORES = min(2, os.cpu_count() or 1)
@@ -106,6 +110,7 @@ def rewards(
     seed: Seed = 0,
     size: Size = "full",
     jobs: Jobs = TWO_CORES,
+    negatives: NegativesOption = "rollouts",
 ) -> None:
     """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
     counts, folder = SIZES[size], out / f"{size}-{seed}"
@@ -113,7 +118,7 @@ def rewards(
     policy = make_policy(policy_config(folder / "base", counts.base))
     scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
     groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)
-    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed)
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
     with served(heads, counts.heads) if heads else nullcontext(server) as url, RewardClient(str(url)) as client:
         found = direction(score_groups(groups, client, timeout_s=timeout_s))
     for head, of in found.items():
@@ -123,8 +128,9 @@ def rewards(
         head: {name: asdict(value) if isinstance(value, Interval) else value for name, value in of.items()}
         for head, of in found.items()
     }
-    line = json.dumps({"proof": "level-2", "seed": seed, "size": size, "heads": plain}, allow_nan=False)
-    (folder / "rewards.json").write_text(line + "\n")
+    about = {"proof": "level-2", "seed": seed, "size": size, "negatives": negatives}
+    line = json.dumps({**about, "heads": plain}, allow_nan=False)
+    (folder / f"{named('rewards', negatives)}.json").write_text(line + "\n")
     typer.echo(line)
 
 
@@ -139,6 +145,7 @@ def motion(
     on: OneOrBoth = "both",
     streams: Streams = None,
     server: Server = None,
+    negatives: NegativesOption = "rollouts",
 ) -> None:
     """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""
     started = time.monotonic()
@@ -147,18 +154,18 @@ def motion(
     chosen = chosen_arms(motion_arms(counts), only)
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
-    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed)
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
     found = {}
     with served(heads, counts.heads) if heads else nullcontext(server) as url:
         for name in SETS if on == "both" else (on,):
-            level = f"motion-{name}"
+            level = named(f"motion-{name}", negatives)
             data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)
             task = partial(Task, seed=seed, size=counts, folder=folder, level=level, server=str(url))
             records = arm_records(chosen, num_streams, jobs, task)
             about = {"steps": counts.num_steps, "streams": num_streams}
             found[name] = write_motion_report(records, data, folder / level / "report", about)
             typer.echo(f"{name}\n{(folder / level / 'report' / 'report.txt').read_text()}")
-    summary = {"proof": "level-3", "seed": seed, "size": size, "sets": found}
+    summary = {"proof": "level-3", "seed": seed, "size": size, "negatives": negatives, "sets": found}
     typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
 
 
@@ -169,14 +176,16 @@ def seeds(
     out: Out = OUT,
     size: Size = "full",
     on: OneOrBoth = "both",
+    negatives: NegativesOption = "rollouts",
 ) -> None:
     """What `motion` found, over data seeds: the plan's claim holds where it holds on every one of them."""
-    found = {}
+    found, folder = {}, out / named(f"{size}-seeds", negatives)
     for name in SETS if on == "both" else (on,):
-        runs = [read_seed(out / f"{size}-{one}" / f"motion-{name}", one) for one in seed]
-        found[name] = write_together(runs, name, out / f"{size}-seeds")
-        typer.echo(f"{name}\n{(out / f'{size}-seeds' / f'{name}.txt').read_text()}")
-    typer.echo(json.dumps({"proof": "level-3-seeds", "size": size, "sets": found}, allow_nan=False))
+        runs = [read_seed(out / f"{size}-{one}" / named(f"motion-{name}", negatives), one) for one in seed]
+        found[name] = write_together(runs, name, folder)
+        typer.echo(f"{name}\n{(folder / f'{name}.txt').read_text()}")
+    about = {"proof": "level-3-seeds", "size": size, "negatives": negatives}
+    typer.echo(json.dumps({**about, "sets": found}, allow_nan=False))
 
 
 def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:

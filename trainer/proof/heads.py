@@ -1,4 +1,4 @@
-"""Heads of a seed's own: pretrained on real scenes against the base's rollouts, and served.
+"""Heads of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
 
 The reward server is another program: this reaches it by its command line and its contract, as a user would.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -27,18 +28,30 @@ from trainer.seeds import derived_seed
 
 SERVER = (sys.executable, "-m", "reward_server")
 SERVES = "motion-reward serves"
+Negatives = Literal["rollouts", "faults"]
 
 
-def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int) -> Path:
-    """The checkpoint; made once. Raises CalledProcessError where the pretraining fails."""
-    heads = folder / "heads.safetensors"
+def named(name: str, negatives: Negatives) -> str:
+    """The name of what hangs on the heads: those of the first plan, against rollouts, have no suffix."""
+    return name if negatives == "rollouts" else f"{name}-{negatives}"
+
+
+def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int, negatives: Negatives) -> Path:
+    """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
+
+    Against the base's rollouts, which look and move otherwise than real clips, or against motion faults that the
+    reward server gives the real clips themselves, so that motion alone tells them apart.
+    """
+    heads = folder / f"{named('heads', negatives)}.safetensors"
     if heads.exists():
         return heads
-    work = folder / "pretrain"
+    work = folder / named("pretrain", negatives)
     scenes = draw_scenes(size.num_scenes, seed=derived_seed(seed, "pretrain"))
     pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], 1, seed=seed), work)
     about = ["--steps", str(size.steps), "--seed", str(seed)]
-    places = {"--real": work / "real", "--generated": work / "generated", "--work": work, "--out": heads}
+    places = {"--real": work / "real", "--work": work, "--out": heads}
+    if negatives == "rollouts":
+        places["--generated"] = work / "generated"
     options = [str(part) for option in places.items() for part in option]
     subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
     return heads

@@ -116,7 +116,7 @@ class RewardClient:
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
-        deadline = time.monotonic() + (timeout_s or self._timeout_s)
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
             with attempt:
@@ -177,7 +177,7 @@ class AsyncRewardClient:
 
     async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
-        deadline = time.monotonic() + (timeout_s or self._timeout_s)
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         async for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
             with attempt:

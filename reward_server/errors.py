@@ -202,5 +202,7 @@ def outcome_kind(error: RewardServerError) -> OutcomeKind:
 
 def error_outcome(job_id: str, error: RewardServerError, context: Context) -> Outcome:
     """The outcome of a clip that `error` ended."""
-    described = Error(code=error.code, message=str(error))
+    # A text quotes what a client sent, lone surrogates too, which no wire can carry.
+    message = str(error).encode("utf-8", "backslashreplace").decode()
+    described = Error(code=error.code, message=message)
     return Outcome(job_id=job_id, kind=outcome_kind(error), error=described, context=context)

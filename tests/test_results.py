@@ -64,3 +64,12 @@ def test_an_entry_without_an_outcome_is_named() -> None:
         with pytest.raises(ContractError, match="no outcome") as error:
             outcome_of(trimmed)
         assert error.value.code == "bad_result"
+
+
+async def test_an_error_that_quotes_what_no_wire_can_carry_is_an_outcome_all_the_same(open_queue: OpenQueue) -> None:
+    queue = await open_queue()
+    [job_id] = await queue.admit([submission(run_id="run-1")])
+    job = await claim_one(queue)
+    outcome = error_outcome(job_id, ClipTooShort("dtype \ud800"), job.context)
+    assert await queue.finish(job, outcome)
+    assert outcome.error and outcome.error.message == "dtype \\ud800"

@@ -137,6 +137,7 @@ class AwaitedOutcomes:
             raise
         except RewardClientError as error:
             log.warning("waiting for the reward server: %s", error)
+            time.sleep(min(wait_s, OUTAGE_PAUSE_S))
         return entries
 
     def ack(self, entries: Sequence[Entry]) -> None:

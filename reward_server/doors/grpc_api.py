@@ -7,7 +7,6 @@ Errors end a call with the status of errors.DOORS; the stable code goes in the t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from protos import reward_pb2_grpc as rpc
 from protos.types import Context, ContractError, Media, Submission
 from reward_server.doors.intake import Intake, check_request, door_error, request_id
 from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
+from reward_server.queue.redis_link import end_task
 from reward_server.service import Service
 from reward_server.settings import Settings
 
@@ -69,9 +69,7 @@ class GrpcDoor:
     async def stop(self, grace_s: float) -> None:
         """NOT_SERVING at once, no new calls, `grace_s` for those under way."""
         if self._watch:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await end_task(self._watch)
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 

@@ -250,6 +250,16 @@ async def test_a_silent_server_is_an_error_once_the_time_is_up(retries: list[Ret
     assert retries == []
 
 
+async def test_a_wait_of_no_time_at_all_ends_at_once_and_not_after_the_client_s_own(
+    make_settings: MakeSettings,
+) -> None:
+    async with open_doors(make_settings()) as doors, asyncio.timeout(30):  # no worker is there to score it
+        for url in (doors.http_url, doors.grpc_url):
+            async with AsyncRewardClient(url, timeout_s=600.0) as client:
+                waiting = await client.submit([clip()])
+                assert [outcome async for outcome in client.await_outcomes(waiting, 0.0)] == []
+
+
 async def test_what_no_worker_scores_in_time_is_a_timeout_and_never_a_number(make_settings: MakeSettings) -> None:
     """Over gRPC the big request is submit + await, and it is the client that runs out of time."""
     async with open_doors(make_settings(score_timeout_s=0.5)) as doors:

@@ -174,6 +174,14 @@ def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
     assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS, SPEED_ALONE}
     assert json.loads((tmp_path / "smoke-0" / "rewards.json").read_text()) == last
 
+    run = CliRunner().invoke(command.app, ["rewards", *place, "--negatives", "faults"])
+    assert run.exit_code == 0, run.output
+    assert json.loads((tmp_path / "smoke-0" / "rewards-faults.json").read_text())["negatives"] == "faults"
+    made = [(tmp_path / "smoke-0" / name).read_bytes() for name in ("heads.safetensors", "heads-faults.safetensors")]
+    assert made[0] != made[1]
+    assert (tmp_path / "smoke-0" / "pretrain" / "generated").exists()
+    assert not (tmp_path / "smoke-0" / "pretrain-faults" / "generated").exists()
+
     heads = (tmp_path / "smoke-0" / "heads.safetensors").stat()
     asked = ["motion", *place, "--on", "static"]
     run = CliRunner().invoke(command.app, [*asked, *(f"--only={name}" for name in ("base", "sft", "shift-mid"))])

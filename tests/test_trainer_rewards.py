@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
 from trainer.journal import ClipResult, Journal
-from trainer.outcomes import StreamOutcomes
+from trainer.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.remote_rewards import RemoteRewards
 from trainer.reward_client import ClipGroup, NoRewards
 from trainer.shift import GroupRewards, Scored
@@ -387,3 +388,13 @@ def test_the_rewards_are_those_that_any_client_gets(open_rewards: Open, stack: R
     assert [scored and scored.reward for scored in (ours.real, *ours.rollouts)] == [
         outcome.reward and outcome.reward.combined for outcome in theirs
     ]
+
+
+def test_waiting_for_a_server_that_is_away_pauses_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("trainer.outcomes.time.sleep", pauses.append)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"grpc://127.0.0.1:{taken.getsockname()[1]}"
+    with RewardClient(url, attempts=1) as away:
+        assert AwaitedOutcomes(away).read(5.0, ["job"]) == []
+    assert pauses == [OUTAGE_PAUSE_S]

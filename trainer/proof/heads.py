@@ -47,10 +47,11 @@ def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int
         return heads
     work = folder / named("pretrain", negatives)
     scenes = draw_scenes(size.num_scenes, seed=derived_seed(seed, "pretrain"))
-    pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], 1, seed=seed), work)
+    num_rollouts = 1 if negatives == "rollouts" else 0
+    pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], num_rollouts, seed=seed), work)
     about = ["--steps", str(size.steps), "--seed", str(seed)]
     places = {"--real": work / "real", "--work": work, "--out": heads}
-    if negatives == "rollouts":
+    if num_rollouts:
         places["--generated"] = work / "generated"
     options = [str(part) for option in places.items() for part in option]
     subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
@@ -58,10 +59,10 @@ def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
-    """Writes real/ and generated/, one rollout of each clip; what shares its first frame shares its name."""
-    for number, (real, rollout, *_) in enumerate(groups):
-        write_video(folder / "real" / f"{number:05d}.mkv", real)
-        write_video(folder / "generated" / f"{number:05d}.mkv", rollout)
+    """Writes real/ and generated/: each clip and one rollout, if any; what shares its first frame shares its name."""
+    for number, group in enumerate(groups):
+        for kind, clip in zip(("real", "generated"), group, strict=False):
+            write_video(folder / kind / f"{number:05d}.mkv", clip)
 
 
 def write_video(path: Path, clip: Clip) -> None:

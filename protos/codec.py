@@ -96,7 +96,7 @@ def tensor_header(data: bytes) -> TensorHeader:
         raise _bad(f"holds tensors {sorted(header)}; give exactly one, named '{TENSOR_NAME}'")
     dtype, shape = header[TENSOR_NAME].get("dtype"), header[TENSOR_NAME].get("shape", [])
     if not (isinstance(dtype, str) and dtype in RANGES):
-        raise _bad(f"dtype {dtype} is not one of {sorted(RANGES)} (uint8, float16, float32)")
+        raise _bad(f"dtype {dtype!r} is not one of {sorted(RANGES)} (uint8, float16, float32)")
     if meta.get("layout") != "TCHW":
         raise _bad(f"layout is {meta.get('layout')!r}; only 'TCHW' is accepted: permute the frames and declare it")
     sound = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)

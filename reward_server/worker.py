@@ -132,6 +132,9 @@ class Worker:
         finally:
             for task in list(self._tasks):
                 await end_task(task)
+            if not self._failure.done():
+                await self._hand_back(list(self._hand.jobs.values()))
+            # else their leases end and the attempt counts: what broke this worker could break one after another
             await self._leave()
         if self._failure.done():
             await self._failure
@@ -260,7 +263,6 @@ class Worker:
             self._hand.drop(job.id)
 
     async def _leave(self) -> None:
-        await self._hand_back(list(self._hand.jobs.values()))
         with suppress(NotReady, Overloaded):
             await self._queue.leave(self.id)
         log.info("left", worker=self.id)

@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protos.types import Media, Outcome, OutcomeKind, Submission
 from reward_server.errors import NotReady
+from reward_server.queue.hand import Scored
 from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.private_redis import WHEELS, PrivateRedis, redis_binary
 from reward_server.queue.redis_link import connect
@@ -267,6 +268,21 @@ async def test_a_clip_that_kills_every_worker_takes_no_other_with_it(
     killer = outcomes[2]
     assert killer.kind is OutcomeKind.FAILED and killer.error and killer.error.code == "attempts_exhausted"
     assert deaths == Settings().max_attempts
+
+
+async def test_a_clip_that_breaks_every_worker_by_our_mistake_is_given_up_too(
+    open_queue: OpenQueue, make_settings: MakeSettings
+) -> None:
+    """Handed back, its attempts would not count and it would break one worker after another for ever."""
+    queue, settings, scorer = await open_queue(), make_settings(lease_s=0.3), PixelScorer()
+    scorer.score = lambda prepared: [Scored(result="no reward")] * len(prepared)  # type: ignore
+    [job_id] = await queue.admit([moving(1)])
+    for _ in range(settings.max_attempts):
+        with pytest.raises(AttributeError):
+            await asyncio.wait_for(run_worker(settings, scorer), PATIENCE_S)
+    async with working(settings, scorer):
+        [outcome] = await outcomes_of(queue, [job_id])
+    assert outcome.kind is OutcomeKind.FAILED and outcome.error and outcome.error.code == "attempts_exhausted"
 
 
 async def test_a_stuck_worker_ends_itself(open_queue: OpenQueue, make_settings: MakeSettings) -> None:

@@ -147,6 +147,7 @@ class HttpDoor:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(where)
+            bound.listen()  # until then another process could still take it
         except OSError as error:
             bound.close()
             raise OSError(f"cannot listen on {self._address} (HTTP): {error.strerror}; is the port taken?") from error
@@ -154,26 +155,29 @@ class HttpDoor:
         return f"{host}:{bound.getsockname()[1]}"
 
     async def start(self) -> None:
-        """Return once requests are answered."""
+        """Return once requests are answered. Raises what kept uvicorn from it."""
         self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
-        await self._server.listening.wait()
+        listening = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait({self._serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            listening.cancel()
+            await self._serving
 
     async def stop(self, grace_s: float) -> None:
         """No new requests, `grace_s` (whole seconds) for those under way, then they are answered 503.
 
         Twice is fine: with 0 the second ends the wait of the first.
         """
-        if self._serving is None:
-            for bound in self._sockets:
-                bound.close()
-            return
-        self._server.config.timeout_graceful_shutdown = round(grace_s)
-        self._server.should_exit = True
-        if grace_s == 0:
-            self._server.force_exit = True
-            for task in self._server.server_state.tasks:
-                task.cancel()
-        await asyncio.wait({self._serving})  # not the task itself: whoever is tired of waiting must not cancel it
+        if self._serving is not None:
+            self._server.config.timeout_graceful_shutdown = round(grace_s)
+            self._server.should_exit = True
+            if grace_s == 0:
+                self._server.force_exit = True
+                for task in self._server.server_state.tasks:
+                    task.cancel()
+            await asyncio.wait({self._serving})  # not the task itself: whoever is tired of waiting must not cancel it
+        for bound in self._sockets:
+            bound.close()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -21,6 +21,7 @@ from reward_server.doors.grpc_api import SERVICE
 from reward_server.doors.intake import request_id
 from reward_server.errors import DOORS, BadRequest, RewardServerError, door
 from reward_server.pipeline import Pipeline
+from reward_server.serve import HttpDoor
 from tests import media
 from tests.conftest import MakeSettings
 from tests.running import Answer, Doors, GrpcKnock, Knock, Refused, assert_alike, knocking, open_doors, parts, working
@@ -210,6 +211,28 @@ async def test_a_full_queue_is_told_at_both_doors_with_when_to_come_back(idle_do
             assert replace(refused, retry_after_s=None) == refusal(knock, errors.Overloaded)
             assert refused.retry_after_s is not None
             assert refused.retry_after_s > 0
+
+
+async def test_a_bound_address_is_taken_before_it_is_served(idle_doors: Doors) -> None:
+    """Between `bind` and `start` the workers load their weights: minutes in which nobody else may come in."""
+    service, settings = idle_doors.service, idle_doors.settings
+    first = HttpDoor(service, settings)
+    address = first.bind()
+    with pytest.raises(OSError, match=f"cannot listen on {address}"):
+        HttpDoor(service, settings.model_copy(update={"http": address})).bind()
+    await first.stop(0)
+
+
+async def test_a_door_that_cannot_serve_says_so(idle_doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError("no more files")
+
+    door = HttpDoor(idle_doors.service, idle_doors.settings)
+    door.bind()
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_server", fail)
+    with pytest.raises(OSError, match="no more files"):
+        await asyncio.wait_for(door.start(), 10)
+    await door.stop(0)
 
 
 async def test_an_unknown_job_is_unknown_at_both_doors(idle_doors: Doors) -> None:

@@ -333,6 +333,15 @@ HTTP_BODIES: dict[str, tuple[dict[str, Any], int, str]] = {
     "an unknown query": ({"files": [("video", ("a", b"x"))], "params": {"seed": "3"}}, 400, "seed"),
     "no boundary": ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
     "garbage": ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400, "malformed"),
+    "a lost end": (
+        {
+            "content": b'--a\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\nxx\r\n'
+            b'--a\r\nContent-Disposition: form-data; name="video"; filename="w"\r\n\r\nyy',
+            "headers": {"content-type": "multipart/form-data; boundary=a"},
+        },
+        400,
+        "closing boundary",
+    ),
     "no content type": ({"content": b"x"}, 415, "multipart/form-data"),
     "JSON": ({"json": {"video": "x"}}, 415, "application/json"),
     "a body over the limit": ({"content": bytes(500_000), "headers": {"content-type": "video/mp4"}}, 413, "400000"),

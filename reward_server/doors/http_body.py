@@ -53,7 +53,7 @@ async def _from_bare_body(
 
 async def _from_multipart(request: Request, shared: dict[str, Any], settings: Settings) -> list[Submission]:
     stream = _counted(request, settings.max_request_bytes + ENVELOPE_BYTES)
-    parser = MultiPartParser(
+    parser = _Multipart(
         request.headers, stream, max_files=settings.max_clips_per_request, max_fields=MAX_FIELDS, max_part_size=MIB
     )
     parser.spool_max_size = settings.max_request_bytes + ENVELOPE_BYTES  # in memory: the queue is, too
@@ -70,6 +70,25 @@ async def _from_multipart(request: Request, shared: dict[str, Any], settings: Se
         ]
     finally:
         await form.close()
+
+
+class _Multipart(MultiPartParser):
+    """Refuses a body without its end, of which starlette's would hand over all but the clip that was cut short."""
+
+    _ended = False
+
+    async def parse(self) -> FormData:
+        self.stream = self._whole(self.stream)
+        return await super().parse()
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:  # raised in here, where the parser closes the files it has begun
+            raise MultiPartException("it ends before its closing boundary; send it whole")
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -119,7 +119,7 @@ class Context(_message.Message):
     deadline_s: _builtins.float
     """seconds from admission after which the result is worthless"""
     idempotency_key: _builtins.str
-    """same key + same bytes: same job; same key + other bytes: an error"""
+    """same key: same job; with other bytes, run, group, seed or pin: an error"""
     policy_version: _builtins.str
     """carried through unchanged"""
     discriminator_version: _builtins.str

@@ -19,7 +19,7 @@
     │  ├─ RequestTooLarge     the clips of one request are too many bytes together
     │  └─ UnsupportedMedia    neither a video nor a safetensors file is declared
     ├─ UnknownJob             no such job, or its result has expired
-    ├─ IdempotencyConflict    the idempotency key was used for other bytes
+    ├─ IdempotencyConflict    the idempotency key was used for another submission
     ├─ NotReady               no weights, no Redis or no live worker yet
     └─ RefreshError           no new discriminator version; the one that served still serves
        ├─ UnknownRun          no clips of the run are kept

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from protos.codec import clip_to_tensor
 from protos.types import (
@@ -21,6 +22,7 @@ from protos.types import (
     Logits,
     Media,
     Model,
+    Origin,
     Outcome,
     OutcomeKind,
     Provenance,
@@ -244,9 +246,18 @@ async def test_same_key_twice_in_one_request(open_queue: OpenQueue) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [submission(b"b", idempotency_key="k"), submission(b"a", Media.TENSOR, idempotency_key="k")]
+    "other",
+    [
+        submission(b"b", idempotency_key="k"),
+        submission(b"a", Media.TENSOR, idempotency_key="k"),
+        submission(b"a", idempotency_key="k", run_id="r"),
+        submission(b"a", idempotency_key="k", group_id="g"),
+        submission(b"a", idempotency_key="k", query_seed=1),
+        submission(b"a", idempotency_key="k", discriminator_version="v"),
+        submission(b"a", idempotency_key="k", origin=Origin.REAL),
+    ],
 )
-async def test_same_key_for_other_bytes_conflicts_and_admits_nothing(
+async def test_same_key_for_another_submission_conflicts_and_admits_nothing(
     open_queue: OpenQueue, redis: Redis, other: Submission
 ) -> None:
     queue = await open_queue()
@@ -676,6 +687,29 @@ async def test_broken_connections_cost_a_waiter_nothing(open_queue: OpenQueue, r
             done += await worker.finish(job, ok(job))
     assert sorted(o.job_id for o in await waiting) == sorted(job_ids)
     assert (await door.counts())["ok"] == 10
+
+
+@pytest.mark.parametrize("words", ["MISCONF Redis is configured to save RDB snapshots", "NOREPLICAS Not enough"])
+async def test_an_indisposed_redis_is_not_ready(
+    open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """A full disk under the AOF: to claim and to store must be tried again, and the doors answer 503."""
+    queue = await open_queue()
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise ResponseError(f"{words}, script: 0a1b, on @user_script:9.")
+
+    monkeypatch.setattr(Redis, "execute_command", refuse)
+    with pytest.raises(NotReady, match=words):
+        await queue.admit([submission(b"a")])
+
+
+async def test_an_error_names_few_of_many_unknown_jobs(open_queue: OpenQueue) -> None:
+    """Thousands would not fit into the trailers of a gRPC call, and the caller would see a broken call instead."""
+    queue = await open_queue()
+    with pytest.raises(UnknownJob, match=r"job-0, .* and 992 more") as refused:
+        [_ async for _ in queue.outcomes([f"job-{number}" for number in range(1000)], 1.0)]
+    assert len(str(refused.value)) < 300
 
 
 async def test_no_redis_is_not_ready(make_settings: MakeSettings) -> None:

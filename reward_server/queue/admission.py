@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Request:
 
     id: str
     submission: Submission
-    fingerprint: str  # of media and payload; empty without an idempotency key
+    fingerprint: str  # of all that its reward and its way depend on; empty without an idempotency key
     refusal: RewardServerError | None  # it is done before it began: the queue holds only its outcome
 
     def fields(self, cost: int) -> list[Argument]:
@@ -145,7 +146,7 @@ async def requests_of(
 ) -> tuple[list[Request], list[int]]:
     """The distinct requests, and for each submission the position of its request.
 
-    Submissions with the same idempotency key are one request. Raises IdempotencyConflict if their bytes differ.
+    Submissions with the same idempotency key are one request. Raises IdempotencyConflict if they differ.
     """
     distinct: dict[str, Request] = {}
     names = []
@@ -161,7 +162,8 @@ async def requests_of(
 
 def conflict(idempotency_key: str, job_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
-        f"idempotency key '{idempotency_key}' was used for other bytes (job {job_id}); use a new key for a new clip"
+        f"idempotency key '{idempotency_key}' was used for another submission (job {job_id}): other bytes, run, group, "
+        "origin, seed or pinned version; use a new key for a new submission"
     )
 
 
@@ -209,6 +211,16 @@ async def _request(submission: Submission, refusal: RewardServerError | None) ->
 
 
 def _fingerprint(submission: Submission) -> str:
-    digest = hashlib.sha256(submission.media.value.encode())
+    """Of what a caller would miss if another submission's outcome came in its place."""
+    context = submission.context
+    asked = [
+        submission.media.value,
+        context.run_id,
+        context.group_id,
+        context.discriminator_version,
+        context.query_seed,
+        context.origin.value if context.origin else None,
+    ]
+    digest = hashlib.sha256(json.dumps(asked).encode())
     digest.update(submission.payload)
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from reward_server.queue.side import Side
 
 RUN_PAGE = 64
 LOOK_AGAIN_S = 0.5
+NUM_NAMED = 8  # of unknown jobs; an error's text must fit into the trailers of a call
 CURSOR = re.compile(r"\d{1,19}-\d{1,19}")
 
 
@@ -102,7 +103,8 @@ class Outcomes(Side):
 
 
 def _unknown(job_ids: Sequence[str]) -> UnknownJob:
-    return UnknownJob(f"no such job, or its result has expired: {', '.join(job_ids)}; submit the clip again")
+    named = ", ".join(job_ids[:NUM_NAMED]) + (f" and {more} more" if (more := len(job_ids) - NUM_NAMED) > 0 else "")
+    return UnknownJob(f"no such job, or its result has expired: {named}; submit the clip again")
 
 
 def _lost(job_id: str) -> ScoringFailed:

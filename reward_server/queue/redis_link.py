@@ -23,6 +23,7 @@ BLOCK_MS = 5000  # longest blocking read, well below it
 FULL_RETRY_S = 10.0
 NUM_CONNECTIONS = 64
 CHUNK_BYTES = 32 * 1024**2
+PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")  # states that end: disk full, no replica, a long script
 
 PAUSE_S = (0.05, 2.0)
 
@@ -203,7 +204,7 @@ def _block(wait_ms: float) -> int | None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """An unreachable Redis becomes NotReady and a full one Overloaded; what else it refuses is our mistake."""
+    """An unreachable or indisposed Redis becomes NotReady and a full one Overloaded; the rest is our mistake."""
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError, ReadOnlyError) as error:
@@ -211,4 +212,6 @@ def _failures() -> Iterator[None]:
     except ResponseError as error:
         if isinstance(error, OutOfMemoryError) or "OOM" in str(error):  # within a script it has no type of its own
             raise Overloaded("Redis is at its memory limit; retry later", retry_after_s=FULL_RETRY_S) from error
+        if any(word in str(error) for word in PASSING):
+            raise NotReady(f"Redis takes no commands now ({error}); try again shortly") from error
         raise

@@ -17,7 +17,7 @@ from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.client_errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
-from protos.types import Model, Outcome, RefreshRequest, RefreshResponse, Submission
+from protos.types import ContractError, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 CHUNK_BYTES = 1024**2
 SCORE_BYTES = 3 * 1024**2  # payload that surely fits a message of 4 MiB, gRPC's default cap
@@ -124,12 +124,13 @@ def _await_request(job_ids: Sequence[str], timeout_s: float) -> pb.AwaitRequest:
 
 def _parts(submissions: Sequence[Submission]) -> Iterator[pb.SubmitRequest]:
     """Header, chunks, header, chunks, ..."""
-    for submission in submissions:
+    for number, submission in enumerate(submissions):
         payload = memoryview(submission.payload)
         header = pb.SubmitRequest.Header(
             media=pb.Media.Value(submission.media.name),
             size_bytes=len(payload),
             context=codec.context_to_message(submission.context),
+            num_clips=0 if number else len(submissions),
         )
         yield pb.SubmitRequest(header=header)
         for start in range(0, len(payload), CHUNK_BYTES):
@@ -142,6 +143,8 @@ def _translated(target: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _client_error(error, target) from error
+    except ContractError as error:
+        raise ServerFailed("bad_answer", f"{target}: the answer breaks the contract: {error}") from error
 
 
 @contextmanager

@@ -230,9 +230,12 @@ class SubmitRequest(_message.Message):
         MEDIA_FIELD_NUMBER: _builtins.int
         SIZE_BYTES_FIELD_NUMBER: _builtins.int
         CONTEXT_FIELD_NUMBER: _builtins.int
+        NUM_CLIPS_FIELD_NUMBER: _builtins.int
         media: Global___Media.ValueType
         size_bytes: _builtins.int
         """of the whole payload; checked against what arrives"""
+        num_clips: _builtins.int
+        """in the first header: of the whole stream, so that one cut off between two clips is"""
         @_builtins.property
         def context(self) -> Global___Context: ...
         def __init__(
@@ -241,10 +244,11 @@ class SubmitRequest(_message.Message):
             media: Global___Media.ValueType = ...,
             size_bytes: _builtins.int = ...,
             context: Global___Context | None = ...,
+            num_clips: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "media", b"media", "size_bytes", b"size_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "media", b"media", "num_clips", b"num_clips", "size_bytes", b"size_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -201,11 +201,12 @@ def multipart(submissions: Sequence[Submission]) -> dict[str, Any]:
 def parts(submissions: Sequence[Submission], chunk_bytes: int = 50_000) -> list[pb.SubmitRequest]:
     """The stream of Submit: header, chunks, header, chunks, ..."""
     stream = []
-    for clip in submissions:
+    for number, clip in enumerate(submissions):
         header = pb.SubmitRequest.Header(
             media=pb.Media.Value(clip.media.name),
             size_bytes=len(clip.payload),
             context=codec.context_to_message(clip.context),
+            num_clips=0 if number else len(submissions),
         )
         stream.append(pb.SubmitRequest(header=header))
         starts = range(0, len(clip.payload), chunk_bytes)

@@ -288,6 +288,8 @@ STREAMS: dict[str, list[pb.SubmitRequest]] = {
     "an empty part": [pb.SubmitRequest()],
     "fewer bytes than declared": [*parts([clip(b"12345")])[:1], pb.SubmitRequest(chunk=b"1234")],
     "more bytes than declared": [*parts([clip(b"12345")]), pb.SubmitRequest(chunk=b"6")],
+    "fewer clips than declared": parts([clip(b"12345")] * 2)[:2],
+    "more clips than declared": [*parts([clip(b"12345")]), *parts([clip(b"1")])],
     "no media": [pb.SubmitRequest(header=pb.SubmitRequest.Header(size_bytes=1)), pb.SubmitRequest(chunk=b"1")],
     "a header that declares too much": [
         pb.SubmitRequest(header=pb.SubmitRequest.Header(media=pb.CONTAINER, size_bytes=2**40))
@@ -302,6 +304,19 @@ async def test_a_broken_stream_is_an_invalid_argument(idle_doors: Doors, name: s
             await knock.stub.Submit(STREAMS[name])
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "motion_reward_queue_jobs 0.0" in await idle_doors.service.metrics_text()
+
+
+async def test_a_submit_given_up_between_two_clips_admits_none(idle_doors: Doors) -> None:
+    """To the server such a stream ends like one that is complete: hence the number in its first header."""
+    async with knocking(idle_doors) as (_, knock):
+        call = knock.stub.Submit()
+        for part in parts([tensor(), tensor()])[:2]:
+            await call.write(part)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    await asyncio.sleep(0.3)  # nothing tells when the server has seen it
+    assert "motion_reward_jobs_admitted_total 0.0" in await idle_doors.service.metrics_text()
 
 
 @pytest.mark.parametrize(

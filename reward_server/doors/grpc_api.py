@@ -30,6 +30,7 @@ from reward_server.settings import Settings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["MotionReward"].full_name
 HEALTH_PERIOD_S = 1.0
+TOLD_CHARACTERS = 2000  # of an error; what passes 8 KiB of trailers reaches no client
 ANSWER_MARGIN_S = 0.25  # left of a call's own deadline for the way back
 
 log = structlog.get_logger("grpc")
@@ -178,6 +179,7 @@ class Assembly:
         self._intake = Intake(settings)
         self._arriving: _Arriving | None = None
         self._done: list[Submission] = []
+        self._num_clips = 0  # that the first header declares; 0: not told
 
     def add(self, part: pb.SubmitRequest) -> None:
         """Raises BadRequest and RequestTooLarge; ContractError for a malformed context or media."""
@@ -194,9 +196,12 @@ class Assembly:
         self._finish_clip()
         if not self._done:
             raise BadRequest("no clip in the stream; send a header and its chunks")
+        if len(self._done) != (self._num_clips or len(self._done)):  # cancelled between two clips it ends like this
+            raise BadRequest(f"the stream has {len(self._done)} clips, its first header declares {self._num_clips}")
         return self._done
 
     def _open_clip(self, header: pb.SubmitRequest.Header) -> None:
+        self._num_clips = self._num_clips or header.num_clips
         self._intake.count_clip()
         self._intake.count_bytes(header.size_bytes)
         media = codec.media_from_message(header.media)
@@ -254,4 +259,4 @@ async def _end(context: Call, error: RewardServerError) -> NoReturn:
     trailing = [("error-code", error.code)]
     if isinstance(error, Overloaded):
         trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))
-    await context.abort(grpc.StatusCode[door(error).grpc], str(error), tuple(trailing))
+    await context.abort(grpc.StatusCode[door(error).grpc], str(error)[:TOLD_CHARACTERS], tuple(trailing))

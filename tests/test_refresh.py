@@ -17,7 +17,19 @@ from redis.asyncio import Redis
 
 from protos.client import AsyncRewardClient, RequestRefused
 from protos.codec import clip_to_tensor
-from protos.types import Clip, Context, Media, Origin, OutcomeKind, RefreshRequest, RefreshResponse, Reward, Submission
+from protos.types import (
+    Clip,
+    Context,
+    HeadRefresh,
+    Media,
+    Origin,
+    OutcomeKind,
+    RefreshRequest,
+    RefreshResponse,
+    Reward,
+    Separation,
+    Submission,
+)
 from reward_server.errors import (
     DeadlinePassed,
     IdempotencyConflict,
@@ -41,6 +53,20 @@ from tests.test_worker import PATIENCE_S, until_async
 KEYS = Keys(profile="embedded")
 QUICK = RefreshRequest(run_id="run-1", steps=2, learning_rate=1e-3, ema=0.5, clips_per_step=2)
 ENDLESS = replace(QUICK, steps=100_000)
+SAME = Separation(auc=0.5, logit_gap=0.0)
+HEAD = HeadRefresh(losses=(1.0,), before=SAME, after=SAME)
+RESPONSE = RefreshResponse(
+    discriminator_version="untrained+run-1.1-0a",
+    weights_digest="0a",
+    previous_version="untrained",
+    steps=1,
+    num_real=2,
+    num_rollouts=2,
+    num_held_out=0,
+    instantaneous=HEAD,
+    long_term=HEAD,
+    seconds=1.0,
+)
 
 
 @asynccontextmanager
@@ -279,6 +305,20 @@ async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publi
     assert not await staged(queue, silent, replace(response, discriminator_version="of a ghost"))
     latest = await queue.store.latest("run-1")
     assert latest and latest.name == response.discriminator_version
+
+
+async def test_a_publication_sent_again_leaves_the_version_its_life(
+    open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
+) -> None:
+    """The worker whose answer was lost stages anew, under a short life: the served heads must not end with it."""
+    queue = await open_queue()
+    await fill(queue, "run-1", num=2)
+    refresh = await claimed(queue, QUICK)
+    assert await staged(queue, refresh, RESPONSE)
+    assert await staged(queue, refresh, RESPONSE)
+    name = RESPONSE.discriminator_version
+    lives_s = [await redis.ttl(key(name)) for key in (KEYS.heads, KEYS.training)]
+    assert min(lives_s) > make_settings().version_ttl_s - 60
 
 
 async def test_a_refresh_that_kills_every_worker_ends(

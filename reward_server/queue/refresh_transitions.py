@@ -164,10 +164,13 @@ PUBLISH = (
     + _RENEW_VERSIONS
     + """
 local id, token, version, digest, response, num_kept, life_s, keep_s = unpack(ARGV)
-if redis.call('HGET', key('refresh', id), 'version') == version then return 1 end
+local run, published = unpack(redis.call('HMGET', key('refresh', id), 'run', 'version'))
+if published == version then
+  renew_versions(run, life_s)  -- sent again, it was staged again, under the short life of what is only staged
+  return 1
+end
 if not mine(id, token) then return 0 end
 if redis.call('EXISTS', key('heads', version), key('training', version)) < 2 then return -1 end
-local run = redis.call('HGET', key('refresh', id), 'run')
 local versions = key('versions', run)
 redis.call('LPUSH', versions, version)
 redis.call('HSET', key('version', version), 'digest', digest, 'number',

@@ -62,7 +62,10 @@ class Metrics(Collector):
             "motion_reward_reward", "Clipped logits and their mean.", ["head"], buckets=LOGITS, registry=self.registry
         )
         self._scored = Counter(
-            "motion_reward_rewards", "Rewards given.", ["discriminator_version"], registry=self.registry
+            "motion_reward_rewards",
+            "Rewards given, by base version.",
+            ["discriminator_version"],
+            registry=self.registry,
         )
         self._clipped = Counter(
             "motion_reward_rewards_clipped",
@@ -110,7 +113,8 @@ class Metrics(Collector):
         yield outcomes
 
     def _observe_reward(self, reward: Reward) -> None:
-        version, timings = reward.provenance.discriminator_version, reward.provenance.timings
+        version, _, _ = reward.provenance.discriminator_version.partition("+")  # a label per refresh would never end
+        timings = reward.provenance.timings
         self._scored.labels(version).inc()
         self._clipped.labels(version).inc(int(reward.clipped))
         for head in ("combined", "instantaneous", "long_term"):

@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from protos.types import Media, OutcomeKind, RefreshRequest, Submission
+from protos.types import Media, Outcome, OutcomeKind, RefreshRequest, Submission
 from reward_server import log
 from reward_server.errors import IdempotencyConflict, NotReady, Overloaded, UnknownJob, UnknownRun
 from reward_server.metrics import Metrics
+from reward_server.queue.finished import Finished
 from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.redis_link import connect
 from reward_server.service import Service
@@ -28,6 +30,7 @@ from reward_server.settings import Settings
 from reward_server.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
 from tests.pixel_scorer import MODEL, PixelScorer, moving
+from tests.test_jobs import reward
 
 PATIENCE_S = 30.0
 
@@ -194,6 +197,19 @@ async def test_metrics_count_every_end_once(open_queue: OpenQueue, make_settings
     assert values["motion_reward_rewards_total{discriminator_version=pixels-1}"] == 2
     assert values["motion_reward_rewards_clipped_total{discriminator_version=pixels-1}"] == 0
     assert values["motion_reward_batch_clips_count"] == 2
+
+
+def test_a_label_stands_for_all_refreshes_of_its_base_version() -> None:
+    """A long run refreshes for every buffer: a label for each would grow the exposition for ever."""
+    metrics = Metrics()
+    for name in ("base", "base+run.1-0a", "base+run.2-0b"):
+        given = reward()
+        given = replace(given, provenance=replace(given.provenance, discriminator_version=name))
+        outcome = Outcome(job_id="j", kind=OutcomeKind.OK, reward=given)
+        metrics.observe(Finished(outcome=outcome, queue_ms=1.0, batch=1))
+    values = samples(metrics.render(None))
+    labels = [name for name in values if name.startswith("motion_reward_rewards_total")]
+    assert labels == ["motion_reward_rewards_total{discriminator_version=base}"] and values[labels[0]] == 3
 
 
 def samples(text: str) -> dict[str, float]:

@@ -67,7 +67,8 @@ async def serve(settings: Settings, num_workers: int) -> None:
     stop = Stop()
     async with AsyncExitStack() as stack:
         stack.enter_context(stop.on_signals())
-        settings = await _with_redis(settings, stack)
+        stack.callback(stop.check)
+        settings = await _with_redis(settings, stack, stop)
         queue = JobQueue(connect(settings), settings)
         await queue.open()
         stack.push_async_callback(queue.close)
@@ -97,6 +98,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._stop, self.hurry = asyncio.Event(), asyncio.Event()
+        self._failure: BaseException | None = None
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -111,6 +113,18 @@ class Stop:
 
     def signal(self) -> None:
         (self.hurry if self._stop.is_set() else self._stop).set()
+
+    def with_task(self, task: asyncio.Task[Any]) -> None:
+        """Stop at once, and for `check`, if this task has failed."""
+        if not task.cancelled() and (error := task.exception()):
+            self._failure = error
+            self._stop.set()
+            self.hurry.set()
+
+    def check(self) -> None:
+        """Raises what failed."""
+        if self._failure:
+            raise self._failure
 
     @property
     def wanted(self) -> bool:
@@ -195,13 +209,17 @@ class _Uvicorn(uvicorn.Server):
         self.listening.set()
 
 
-async def _with_redis(settings: Settings, stack: AsyncExitStack) -> Settings:
-    """The settings with a Redis in them: the given one, or a private one that lives as long as `stack`."""
+async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> Settings:
+    """The settings with a Redis in them: the given one, or a private one that lives as long as `stack`.
+
+    A private one that dies and cannot be started again is the end of everything: then the server stops with it.
+    """
     if settings.redis_url is not None:
         return settings
     redis = PrivateRedis(settings)
     await asyncio.to_thread(redis.start)
     keeping = asyncio.create_task(redis.keep(), name="private-redis")
+    keeping.add_done_callback(stop.with_task)
     stack.callback(redis.stop)
     stack.callback(keeping.cancel)
     return settings.model_copy(update={"redis_url": SecretStr(redis.url)})

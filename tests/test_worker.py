@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
+import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
@@ -23,6 +26,7 @@ from reward_server.queue.hand import Scored
 from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.private_redis import WHEELS, PrivateRedis, redis_binary
 from reward_server.queue.redis_link import connect
+from reward_server.serve import Stop
 from reward_server.settings import Settings
 from reward_server.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
@@ -364,6 +368,27 @@ async def test_a_private_redis_that_dies_costs_its_jobs_but_not_the_service(
             assert rewards(await outcomes_of(queue, await queue.admit([moving(2)]))) == [2]
         keeping.cancel()
         await queue.close()
+
+
+async def test_a_private_redis_that_cannot_come_back_is_the_servers_end(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another port no client would find it, so the server must not go on beside it."""
+    with PrivateRedis(make_settings(data_dir=tmp_path / "data")) as server:
+        port = urlsplit(server.url).port
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        async with Redis.from_url(server.url) as client:
+            await client.shutdown(nosave=True)
+        await until_async(lambda: is_gone(server.url))
+        stop = Stop()
+        with socket.create_server(("127.0.0.1", port)):
+            keeping = asyncio.create_task(server.keep())
+            keeping.add_done_callback(stop.with_task)
+            async with asyncio.timeout(PATIENCE_S):
+                await stop.wait()
+    with pytest.raises(NotReady, match="Address already in use"):
+        stop.check()
+    assert stop.hurry.is_set() and urlsplit(server.url).port == port
 
 
 async def test_a_worker_waits_for_a_redis_that_comes_later(make_settings: MakeSettings, tmp_path: Path) -> None:

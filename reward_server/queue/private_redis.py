@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -95,15 +96,16 @@ class PrivateRedis:
 
     def start(self) -> None:
         """Return once it answers. Raises NotReady with the server's own log when it does not."""
+        known = self._port  # to every client and worker: to start again elsewhere would help none of them
         for attempt in range(3):
-            self._port = self._port or _free_port()
+            self._port = known or _free_port()
             self._launch()
             if self._answers(START_S):
                 return
             written = self._written()
             self.stop()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
-            self._port = 0  # someone else may have taken the port meanwhile
+            time.sleep(attempt)  # whoever has taken the port meanwhile may leave it
         raise NotReady(f"{self._binary} does not start on 127.0.0.1; its log ends: {written or '(empty)'}")
 
     def stop(self) -> None:

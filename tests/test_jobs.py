@@ -38,6 +38,7 @@ from reward_server.errors import (
     Overloaded,
     UnknownJob,
     UnreadableClip,
+    VersionConflict,
     error_outcome,
 )
 from reward_server.queue import transitions
@@ -45,7 +46,7 @@ from reward_server.queue.finished import Finished
 from reward_server.queue.jobs import Job, JobQueue, JobState
 from reward_server.queue.keys import Keys
 from reward_server.queue.records import pack_outcome
-from reward_server.queue.redis_link import connect
+from reward_server.queue.redis_link import RedisLink, connect
 from reward_server.queue.transitions import GROUP
 from tests.conftest import MakeSettings, OpenQueue
 
@@ -710,6 +711,42 @@ async def test_an_error_names_few_of_many_unknown_jobs(open_queue: OpenQueue) ->
     with pytest.raises(UnknownJob, match=r"job-0, .* and 992 more") as refused:
         [_ async for _ in queue.outcomes([f"job-{number}" for number in range(1000)], 1.0)]
     assert len(str(refused.value)) < 300
+
+
+async def test_what_is_staged_goes_when_its_request_does_not_come_in(
+    open_queue: OpenQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis at its limit would otherwise be fuller for two minutes by every request it could not take."""
+    queue = await open_queue()
+    put, calls = RedisLink.put, 0
+
+    async def fill_up(link: RedisLink, key: str, value: bytes, *, life_s: int) -> None:
+        nonlocal calls
+        if (calls := calls + 1) > 1:
+            raise Overloaded("Redis is at its memory limit", retry_after_s=1.0)
+        await put(link, key, value, life_s=life_s)
+
+    monkeypatch.setattr(RedisLink, "put", fill_up)
+    with pytest.raises(Overloaded):
+        await queue.admit([submission(b"a"), submission(b"b")])
+    assert calls == 2 and await redis.keys("*payload*") == []
+
+
+async def test_a_group_waits_for_a_worker_to_say_which_version_it_would_be_held_to(
+    open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
+) -> None:
+    """Admitted before, it would be judged by whatever worker has it, and its second half by another."""
+    queue = await open_queue(make_settings(result_ttl_s=10))
+    with pytest.raises(NotReady, match="'g'"):
+        await queue.admit([submission(), submission(run_id="r", group_id="g")])
+    assert (await queue.depth()).jobs == 0 and await redis.keys("*payload*") == []
+    assert await queue.admit([submission(run_id="r", group_id="g", discriminator_version="v1")])
+    await queue.announce("w1", model("v2"))
+    with pytest.raises(VersionConflict):
+        await queue.admit([submission(run_id="r", group_id="g", discriminator_version="v2")])
+    assert await queue.admit([submission(run_id="r", group_id="h")])
+    job_life_s = make_settings().job_ttl_s  # as long as a job may wait, its group must be bound
+    assert {await redis.ttl(key) > job_life_s - 60 for key in await redis.keys("*:group:*")} == {True}
 
 
 async def test_no_redis_is_not_ready(make_settings: MakeSettings) -> None:

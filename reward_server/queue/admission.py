@@ -10,6 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from protos.codec import tensor_header
@@ -113,15 +114,27 @@ class Admission(Side):
             raise await self._overloaded(QueueDepth(jobs=details[0], cost=details[1], bytes=details[2]))
         if verdict == b"conflict":
             raise conflict(details[0].decode(), details[1].decode())
+        if verdict == b"unbound":
+            raise NotReady(
+                f"no worker has ever named its discriminator version, so group '{details[0].decode()}' cannot be "
+                "held to one; wait until /readyz says so"
+            )
         if verdict == b"version":
             raise mixed(*(name.decode() for name in details))
         return [job_id.decode() for job_id in details[0]] if verdict == b"admitted" else []
 
     async def _stage(self, requests: Iterable[Request]) -> None:
         """Payloads under a short life of their own; admission prolongs it."""
-        for request in requests:
-            if request.refusal is None:
-                await self._link.put(self._keys.payload(request.id), request.submission.payload, life_s=STAGE_S)
+        staged: list[str] = []
+        try:
+            for request in requests:
+                if request.refusal is None:
+                    staged.append(self._keys.payload(request.id))
+                    await self._link.put(staged[-1], request.submission.payload, life_s=STAGE_S)
+        except BaseException:  # a Redis that is full, or a caller who left, must not leave it fuller for STAGE_S
+            with suppress(NotReady, Overloaded):
+                await self._link.drop(staged)
+            raise
 
     async def _overloaded(self, depth: QueueDepth) -> Overloaded:
         limits = self._settings

@@ -83,6 +83,10 @@ class RedisLink:
         with _failures():
             await self._redis.set(key, value, ex=life_s)
 
+    async def drop(self, keys: Sequence[str]) -> None:
+        with _failures():
+            await self._redis.unlink(*keys)
+
     async def get(self, key: str) -> bytes | None:
         with _failures():
             value: bytes | None = await self._redis.get(key)

@@ -65,7 +65,8 @@ end
 """
 
 # version_of: who judges a job. Its pin, else the run's latest version, else '': whatever a worker has loaded. The
-# first job of a (run, group) chooses for all, and '' is then the base version by name, so that no group can mix.
+# first job of a (run, group) chooses for all, and '' is then the base version by name, so that no group can mix; nil
+# where no worker has ever named one.
 _VERSION = """
 local chosen = {}
 local function version_of(run, group, pin)
@@ -74,9 +75,8 @@ local function version_of(run, group, pin)
   if run == '' or group == '' then return version end
   local bound = key('group', #run, run, group)
   version = chosen[bound] or redis.call('GET', bound) or (version ~= '' and version) or redis.call('GET', key('base'))
-  if not version then return '' end  -- no worker has ever lived: nobody can have judged the group yet
-  chosen[bound] = version
-  return version
+  chosen[bound] = version or nil
+  return version or nil
 end
 """
 
@@ -145,6 +145,7 @@ for at = 7, #ARGV, 13 do
       asked.jobs, asked.cost, asked.bytes = asked.jobs + 1, asked.cost + cost, asked.bytes + bytes
       local run, group, pin = ARGV[at + 5], ARGV[at + 11], ARGV[at + 12]
       local version = version_of(run, group, pin)
+      if not version then return refuse({'unbound', group}) end
       if pin ~= '' and pin ~= version then return refuse({'version', group, version, pin}) end
       versions[at] = version
     end
@@ -186,7 +187,7 @@ for _, at in ipairs(fresh) do
   redis.call('HINCRBY', key('counts'), 'admitted', 1)
   if kind ~= '' then settle(id, kind, outcome, 0, keep_s) end
 end
-for bound, version in pairs(chosen) do redis.call('SET', bound, version, 'EX', keep_s) end
+for bound, version in pairs(chosen) do redis.call('SET', bound, version, 'EX', math.max(keep_s, job_ttl_s)) end
 for at = 7, #ARGV, 13 do  -- what was sent again for a job that is already here
   if ids[(at - 7) / 13 + 1] ~= ARGV[at] then redis.call('UNLINK', key('payload', ARGV[at])) end
 end

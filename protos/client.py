@@ -100,19 +100,20 @@ class RewardClient:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
         if not submissions:
             return []
-        timeout_s = _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
         if _fits_one_request(submissions, self._transport.one_request_bytes):
-            return self._retrying(timeout_s)(self._transport.score, submissions, timeout_s)
-        job_ids = self.submit(submissions)
-        outcomes = {outcome.job_id: outcome for outcome in self.await_outcomes(job_ids, timeout_s)}
-        return _in_order(job_ids, submissions, outcomes)
+            outcomes = self._retrying(timeout_s)(self._transport.score, named, timeout_s)
+            return _as_asked(submissions, outcomes)
+        job_ids = self.submit(named)
+        found = {outcome.job_id: outcome for outcome in self.await_outcomes(job_ids, timeout_s)}
+        return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """Queue clips; their job ids, in order."""
+        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
         if not submissions:
             return []
-        timeout_s = _patience_s(submissions, self._timeout_s)
-        return self._retrying(timeout_s)(self._transport.submit, submissions, timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        return self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
@@ -161,19 +162,20 @@ class AsyncRewardClient:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
         if not submissions:
             return []
-        timeout_s = _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
         if _fits_one_request(submissions, self._transport.one_request_bytes):
-            return await self._retrying(timeout_s)(self._transport.score, submissions, timeout_s)
-        job_ids = await self.submit(submissions)
-        outcomes = {outcome.job_id: outcome async for outcome in self.await_outcomes(job_ids, timeout_s)}
-        return _in_order(job_ids, submissions, outcomes)
+            outcomes = await self._retrying(timeout_s)(self._transport.score, named, timeout_s)
+            return _as_asked(submissions, outcomes)
+        job_ids = await self.submit(named)
+        found = {outcome.job_id: outcome async for outcome in self.await_outcomes(job_ids, timeout_s)}
+        return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """Queue clips; their job ids, in order."""
+        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
         if not submissions:
             return []
-        timeout_s = _patience_s(submissions, self._timeout_s)
-        return await self._retrying(timeout_s)(self._transport.submit, submissions, timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        return await self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
@@ -232,6 +234,22 @@ def _retry_wait(error: Exception) -> bool | float:
     if not isinstance(error, ServerBusy):
         return False
     return error.retry_after_s * random.uniform(1.0, 1.5) if error.retry_after_s else True
+
+
+def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
+    """With names of their own, so that a retry finds the jobs that an attempt began whose answer was lost."""
+    names = [clip.context.idempotency_key or uuid.uuid4().hex for clip in submissions]
+    return [
+        replace(clip, context=replace(clip.context, idempotency_key=name))
+        for clip, name in zip(submissions, names, strict=True)
+    ]
+
+
+def _as_asked(submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """With the contexts that were given: the names were for our retries only."""
+    if len(outcomes) != len(submissions):
+        raise ServerFailed("bad_answer", f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips")
+    return [replace(each, context=clip.context) for clip, each in zip(submissions, outcomes, strict=True)]
 
 
 def _once(request: RefreshRequest) -> RefreshRequest:

@@ -8,7 +8,9 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import stamina
@@ -21,6 +23,7 @@ from protos.client import (
     RewardClient,
     RewardClientError,
     ServerBusy,
+    ServerFailed,
     ServerSilent,
     submission,
 )
@@ -238,6 +241,40 @@ async def test_an_unreachable_server_is_an_error_after_a_bounded_number_of_tries
                     await client.score([clip()])
             assert error.value.code == "unreachable"
             assert len(retries) == 1
+
+
+async def test_a_retry_finds_the_jobs_whose_answer_was_lost(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, retries: list[RetryDetails]
+) -> None:
+    """Though the caller named nothing: a clip must not be scored twice because a connection broke."""
+    for url in doors.urls:
+        async with AsyncRewardClient(url) as client:
+            for name in ("submit", "score"):
+                call = getattr(client._transport, name)
+
+                async def losing_the_first(*given: object, call: Any = call) -> Any:
+                    answer = await call(*given)
+                    if not retries:
+                        raise ServerBusy("unreachable", "the connection broke")
+                    return answer
+
+                retries.clear()
+                monkeypatch.setattr(client._transport, name, losing_the_first)
+                before = (await doors.service._queue.counts()).get("admitted", 0)
+                assert len(await getattr(client, name)([clip(), clip()])) == 2
+                assert (await doors.service._queue.counts())["admitted"] == before + 2 and len(retries) == 1
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "{}", '{"results": [3]}', '{"results": [{"outcome": "ok"}]}', '{"results": []}']
+)
+async def test_an_answer_of_another_form_is_an_error_of_the_client(body: str) -> None:
+    """Of a proxy, or of a server of another version."""
+    async with AsyncRewardClient("http://server") as client:
+        answering = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+        client._transport._client = httpx.AsyncClient(transport=answering, base_url="http://server")
+        with pytest.raises(ServerFailed, match="bad_answer"):
+            await client.score([clip()])
 
 
 async def test_a_silent_server_is_an_error_once_the_time_is_up(retries: list[RetryDetails]) -> None:

@@ -50,7 +50,7 @@ proof-rewards: $(VENV)/.dev
 	$(BIN)/python -m trainer.proof rewards --out $(PROOF) --seed $(SEED)
 
 proof-motion: $(VENV)/.dev
-	$(BIN)/python -m trainer.proof motion --out $(PROOF) --seed $(SEED)
+	$(BIN)/python -m trainer.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev

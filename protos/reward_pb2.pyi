@@ -73,11 +73,11 @@ class _OutcomeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeKi
     INVALID: _OutcomeKind.ValueType  # 2
     """the clip cannot be scored; sending it again will not help"""
     TIMEOUT: _OutcomeKind.ValueType  # 3
-    """its deadline passed first"""
+    """its deadline passed first; in Score also: not ready within the call, the job goes on"""
     OVERLOADED: _OutcomeKind.ValueType  # 4
-    """not admitted; retry later"""
+    """reserved: a full queue refuses the call"""
     FAILED: _OutcomeKind.ValueType  # 5
-    """the server's fault"""
+    """the server's fault, or a pinned version that is not kept"""
 
 class OutcomeKind(_OutcomeKind, metaclass=_OutcomeKindEnumTypeWrapper): ...
 
@@ -86,11 +86,11 @@ OK: OutcomeKind.ValueType  # 1
 INVALID: OutcomeKind.ValueType  # 2
 """the clip cannot be scored; sending it again will not help"""
 TIMEOUT: OutcomeKind.ValueType  # 3
-"""its deadline passed first"""
+"""its deadline passed first; in Score also: not ready within the call, the job goes on"""
 OVERLOADED: OutcomeKind.ValueType  # 4
-"""not admitted; retry later"""
+"""reserved: a full queue refuses the call"""
 FAILED: OutcomeKind.ValueType  # 5
-"""the server's fault"""
+"""the server's fault, or a pinned version that is not kept"""
 Global___OutcomeKind: _TypeAlias = OutcomeKind  # noqa: Y015
 
 @_typing.final
@@ -119,7 +119,7 @@ class Context(_message.Message):
     deadline_s: _builtins.float
     """seconds from admission after which the result is worthless"""
     idempotency_key: _builtins.str
-    """same key: same job; with other bytes, run, group, seed or pin: an error"""
+    """same key: same job; with anything else but the deadline other: an error"""
     policy_version: _builtins.str
     """carried through unchanged"""
     discriminator_version: _builtins.str
@@ -819,7 +819,7 @@ class RefreshRequest(_message.Message):
     deadline_s: _builtins.float
     """seconds after which nothing is published; the call's own deadline counts too"""
     idempotency_key: _builtins.str
-    """same key and run: the same refresh, once; its response again"""
+    """same key and run: the same refresh, once; asked otherwise: an error"""
     def __init__(
         self,
         *,

@@ -72,6 +72,21 @@ def test_a_later_window_of_a_long_video_is_found_by_seeking(tmp_path: Path) -> N
     assert levels_of(read_clip(tmp_path / "clip.mp4", FORM, start=1.0)) == pytest.approx(levels[-4:], abs=2)
 
 
+def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path) -> None:
+    """As `ffmpeg -ss ... -c copy` writes: packets from the key frame before are there, and no player shows them."""
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    write_clip(whole, gray_clip([8 * index for index in range(24)]))
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as to:
+        stream = source.streams.video[0]
+        copied = to.add_stream_from_template(stream)
+        skipped = round(6 / 8.0 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - skipped, packet.dts - skipped, copied
+                to.mux(packet)
+    assert levels_of(read_clip(cut, FORM)) == pytest.approx([8 * index for index in range(6, 10)], abs=3)
+
+
 def test_a_video_with_uneven_frame_times_is_sampled_by_time(tmp_path: Path) -> None:
     path = tmp_path / "uneven.mkv"
     times_ms = [0, 20, 60, 125, 140, 250, 260, 375, 400]

@@ -88,7 +88,9 @@ def _times_s(path: Path) -> NDArray[np.float64]:
     """Presentation times of all frames, rising, from the packets alone."""
     with av.open(str(path)) as container:
         stream = _stream(container)
-        times = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.pts is not None]
+        # what an edit list cuts off (files cut without encoding) is demuxed, and never decoded
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+        times = [packet.pts * packet.time_base for packet in packets]
     return np.sort(np.array([float(time) for time in times]))
 
 

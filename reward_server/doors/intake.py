@@ -51,7 +51,9 @@ class ContextFields(BaseModel):
     deadline_s: Annotated[
         float | None, Field(gt=0, allow_inf_nan=False, description="Seconds after which the result is worthless.")
     ] = None
-    idempotency_key: Annotated[str, Field(max_length=256, description="Same key and submission: the same job; another: an error.")] = ""
+    idempotency_key: Annotated[
+        str, Field(max_length=256, description="Same key and submission: the same job; another: an error.")
+    ] = ""
     policy_version: Annotated[str, Field(max_length=256, description="Carried through unchanged.")] = ""
     discriminator_version: Annotated[str, Field(max_length=256, description="Pin: this version or an error.")] = ""
 

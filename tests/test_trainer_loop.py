@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ from reward_server.queue.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_config, trained_bytes
 from trainer import checkpoint
-from trainer.checkpoint import read_about
+from trainer.checkpoint import read_about, trainable
 from trainer.config import Config
-from trainer.errors import CheckpointError, ConfigError, MissingRewards
+from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent
+from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
 from trainer.reward_client import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
@@ -358,6 +360,44 @@ def test_a_run_with_lag_samples_ahead_and_says_by_how_much(svd: Path, clips: Pat
     assert progress.buffer_version == "calm-after-0"
 
 
+def test_a_run_that_dies_in_its_refresh_keeps_what_it_began_ahead(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Its next buffer is at the server already, under the version of before: it must not be bound to a new one."""
+
+    class Deaf(InstantRewards):
+        def refresh(self, steps: int, *, seed: int, key: str) -> str:
+            raise RewardsSilent("the server went away")
+
+    options = ("loop.max_lag=2", "refresh.enabled=true", "checkpoint.every_steps=4", *QUIET)
+    whole, cut = (tiny_config(tmp_path / name, svd, clips, *options) for name in ("whole", "cut"))
+    run_alone(whole)
+    with pytest.raises(RewardsSilent), open_run(cut, rewards=Deaf()) as run:
+        train(run)
+    rewards = InstantRewards()
+    with open_run(cut, rewards=rewards) as run:
+        train(run)
+    assert {group.real.version for group in rewards.groups.values() if group.real} == {"calm-1"}
+    assert trained_bytes(cut.out, 8) == trained_bytes(whole.out, 8)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(svd: Path, clips: Path, tmp_path: Path) -> None:
+    with open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=InstantRewards()) as run:
+        before = [parameter.detach().clone() for _, parameter in trainable(run.policy.module)]
+        parameter = next(iter(trainable(run.policy.module)))[1]
+        parameter.register_hook(lambda gradient: gradient * float("inf"))
+        with pytest.raises(Diverged, match=r"step 0 is (inf|nan)"):
+            train(run)
+        after = [parameter for _, parameter in trainable(run.policy.module)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_mixed_precision_of_accelerate_is_refused(
+    svd: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match="mixed precision bf16"), open_run(tiny_config(tmp_path, svd, clips)):
+        pass
+
+
 def test_a_refresh_changes_the_version_from_the_next_buffer_on(svd: Path, clips: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=3", "loop.passes=1", "refresh.enabled=true", *QUIET)
     rewards = InstantRewards()
@@ -460,6 +500,9 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     assert summary["checkpoint_minus_base"]["combined"]["mean"] != 0
     rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["samples"]
     assert len(rows) == 9
+    other = replace(config, policy=replace(config.policy, lora=LoraSize(rank=4, alpha=99)))
+    with pytest.raises(CheckpointError, match=r"policy\.lora\.alpha: 99, was"):
+        evaluate_checkpoint(other, tmp_path / "out", checkpoint=None)
     assert len((tmp_path / "out" / "evaluation.csv").read_text().splitlines()) == 10
     for suffix in ("mp4", "gif"):
         assert len(list((tmp_path / "out").glob(f"*-real-base-checkpoint.{suffix}"))) == 3

@@ -5,7 +5,9 @@
     ├─ DataError            no clips, or too many that cannot be read
     ├─ MixedVersions        a group's clips were scored by different discriminator versions
     ├─ MissingRewards       more clips than allowed ended without a reward
+    ├─ VersionLost          the server has lost the discriminators that the run is judged by
     ├─ RewardsSilent        the reward server gave no outcome for longer than we wait
+    ├─ Diverged             a gradient that is not finite
     ├─ CheckpointError      a checkpoint that is incomplete or belongs to another run
     └─ PolicyError          a base model, or what it was given, cannot be used (policies/protocol.py)
 
@@ -35,7 +37,15 @@ class MissingRewards(TrainerError):
     pass
 
 
+class VersionLost(TrainerError):
+    pass
+
+
 class RewardsSilent(TrainerError):
+    pass
+
+
+class Diverged(TrainerError):
     pass
 
 

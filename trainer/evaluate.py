@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from protos.client import RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Media, Origin, Outcome, Submission
-from trainer.checkpoint import Checkpoints, load_trainable, trainable
+from trainer.checkpoint import Checkpoints, load_trainable, read_about, trainable
 from trainer.comparison import KINDS, motion_distances, summarise
-from trainer.config import Config
+from trainer.config import Config, differences
 from trainer.data import Clips, RealClip, Split, find_sources
 from trainer.dynamics import DynamicDegree, dynamic_degree
 from trainer.errors import CheckpointError, RewardsSilent
@@ -40,6 +40,7 @@ from trainer.video import side_by_side, write_clip
 log = logging.getLogger(__name__)
 
 SHOWN = (".mp4", ".gif")
+BASE_KEYS = ("policy.model", "policy.base", "policy.lora", "policy.sft_lora")  # what a checkpoint's weights belong to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ def write_rollouts(
     The `at`-th rollout of first frame n is `to`/at/n; its real clip, in the policy's form, is `real_to`/n. The same
     name and form let `motion-reward pretrain` pair them: it learns of motion, not of sizes, lengths and codecs.
     """
+    if checkpoint:
+        check_trained_on(config, checkpoint)
     policy = open_policy(config, open_accelerator(config))
     if checkpoint:
         load_trainable(policy.module, checkpoint)
@@ -106,6 +109,7 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     checkpoint = checkpoint or Checkpoints(config.out / "checkpoints", keep=1).latest()
     if checkpoint is None:
         raise CheckpointError(f"there is no checkpoint in {config.out}; train first, or give --checkpoint")
+    check_trained_on(config, checkpoint)
     policy = open_policy(config, open_accelerator(config))
     to.mkdir(parents=True, exist_ok=True)
     with RewardClient(config.rewards.server) as client:
@@ -148,6 +152,13 @@ def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tupl
 
 def _seeds(config: Config, number: int) -> list[int]:
     return [derived_seed(config.seed, "evaluate", number, at) for at in range(config.evaluate.per_clip)]
+
+
+def check_trained_on(config: Config, checkpoint: Path) -> None:
+    """Raises CheckpointError where the checkpoint's weights belong on another base, where they may fit."""
+    changed = differences(config, read_about(checkpoint)["config"], ignore=())
+    if wrong := [change for change in changed if change.startswith(BASE_KEYS)]:
+        raise CheckpointError(f"{checkpoint} was trained otherwise ({'; '.join(wrong)}); give what it was trained with")
 
 
 def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardClient, to: Path) -> Iterator[Sample]:

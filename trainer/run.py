@@ -102,11 +102,16 @@ def open_accelerator(config: Config) -> Accelerator:
     Raises ConfigError."""
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
+    if (mixed := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        raise ConfigError(
+            f"accelerate is configured for mixed precision {mixed}: losses and rollouts would be in it, and its loss "
+            "scale in no checkpoint; set it to no (policy.precision is the frozen denoiser's)"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     fsdp = _fsdp() if _engine("FSDP") else None
     zero = zero_plugin(config) if _engine("DEEPSPEED") else None
-    longest_wait_s = max(config.rewards.max_outage_s, config.refresh.timeout_s)  # of one process, for the server
+    longest_wait_s = config.rewards.max_outage_s + config.refresh.timeout_s  # of one process, for the server
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         fsdp_plugin=fsdp,

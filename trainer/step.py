@@ -7,6 +7,7 @@ logged with the real clips' too.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint import Progress, trainable
+from trainer.errors import Diverged
 from trainer.policies.protocol import Draw, stack
 from trainer.processes import mean_over_processes, whole
 from trainer.rollout import Group
@@ -52,11 +54,16 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
     chunks = [partial(chunk_losses, run, groups, at, step) for at in range(num_chunks)]
     loss = backward_by_chunk(chunks, weights, accelerator.backward, scope)
     norms = probe.norms() if probe else {}
-    norm = accelerator.clip_grad_norm_(run.policy.module.parameters(), config.optimizer.max_grad_norm)
+    norm = float(whole(accelerator.clip_grad_norm_(run.policy.module.parameters(), config.optimizer.max_grad_norm)))
+    if not math.isfinite(norm):  # a step with it would be saved, and good checkpoints removed for it
+        raise Diverged(
+            f"the gradient's norm at step {step} is {norm} (coefficients up to {weights.rollouts.abs().max():.3g}); "
+            "it was not taken. Lower optimizer.lr or objective.lambda_aw or raise the beta of exp weights, in a new out"
+        )
     run.optimizer.step()
     run.optimizer.zero_grad()
     if probed:
-        terms = step_scalars(run, loss, progress) | norms | {"gradient/norm": float(whole(norm))}
+        terms = step_scalars(run, loss, progress) | norms | {"gradient/norm": norm}
         run.board.step(step, terms | {"time/step_s": time.monotonic() - started})
     run.board.advance(progress.buffer)
 

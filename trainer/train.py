@@ -74,6 +74,8 @@ def train(run: Run) -> Progress:
         buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; submitted as they come
         gained = buffer_advantages(run, buffer, progress)  # 3 rewards, 4 advantages
         following = new_buffer(run, progress.buffer + 1, progress.version)
+        if progress.position and following.number < loop.num_buffers:  # resumed: what was begun keeps its version
+            following.fill(due(run, len(buffer), progress.position - 1), policy_step=progress.step)
         for rows in batches(run, buffer, progress.position):  # 5 K passes
             if following.number < loop.num_buffers:
                 following.fill(due(run, len(buffer), progress.position), policy_step=progress.step)

@@ -6,7 +6,6 @@ of it with AdamW's moments. So a parameter's place in the vector is its place in
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,11 +34,6 @@ def zero_plugin(config: Config) -> DeepSpeedPlugin:
         raise ConfigError(
             f"DeepSpeed's file has {', '.join(sorted(unwanted))}, which the run's own configuration decides "
             "(optimizer.*, policy.precision); take it out"
-        )
-    if (mixed := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
-        raise ConfigError(
-            f"accelerate is configured for mixed precision {mixed}: DeepSpeed would train the LoRA in it; set it to no "
-            "(policy.precision is the frozen denoiser's)"
         )
     if plugin.offload_optimizer_device not in (None, "none"):
         raise ConfigError(

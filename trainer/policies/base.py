@@ -6,6 +6,7 @@ what is trained is what diffusers will run. T frames, H and W pixels, F latent f
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,10 @@ class DiffusersPolicy(ABC):
 
     def _adapt(self, config: PolicyConfig) -> None:
         if config.sft_lora is not None:
+            if config.precision == "bf16":
+                log.warning(
+                    "policy.sft_lora is rounded to bf16 with the base: a weak one loses much; fp32 keeps it all"
+                )
             lora.merge(self.denoiser, config.sft_lora, prefix=self.denoiser_name)
         if config.lora is None:
             self.denoiser.requires_grad_(True)

@@ -6,6 +6,7 @@ import csv
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -220,6 +221,22 @@ def test_bad_files_are_counted_with_their_reasons_and_their_slots_filled(sources
     assert list(clips.bad) == [sources[2]]
     assert "2.safetensors: cannot be read" in clips.bad[sources[2]]
     assert names(Clips(sources, FORM, seed=0), range(6, 10)) == found[6:]  # whoever knew of the bad file or not
+
+
+def test_a_file_that_is_bad_in_places_is_taken_where_it_is_good(
+    sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the process has met its bad places or not: a resumed run must see the clips of the run it resumes."""
+
+    def torn(path: Path, form: ClipForm, *, start: float, **cut: Any) -> Clip:
+        if start > 0.5 and path.stem in "012":
+            raise DataError("does not decode")
+        return read_clip(path, form, start=start, **cut)
+
+    monkeypatch.setattr("trainer.data.read_clip", torn)
+    whole = names(clips := Clips(sources, FORM, seed=0), range(40))
+    assert len(clips.bad) == 3
+    assert [names(Clips(sources, FORM, seed=0), range(slot, slot + 1)) for slot in range(40)] == [[w] for w in whole]
 
 
 def test_without_any_good_file_the_run_ends_with_the_reason(sources: list[Source]) -> None:

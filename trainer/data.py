@@ -126,7 +126,7 @@ class Clips:
         self._sources, self._form, self._seed, self._start = sources, form, seed, start
         self._order: tuple[int, list[int]] = (-1, [])
         self._last: tuple[int, RealClip] | None = None
-        self.bad: dict[Source, str] = {}  # what could not be used, and why
+        self.bad: dict[Source, str] = {}  # what could not be used at least once, and why
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -140,13 +140,12 @@ class Clips:
     def _find(self, slot: int) -> RealClip:
         for attempt in range(MAX_TRIES):
             source = self._sources[self._index(slot, attempt)]
-            if source in self.bad:
-                continue
-            try:
+            try:  # also what failed before: a file may be good elsewhere, and who resumes knows of no failures
                 return self._read(source, slot)
             except DataError as error:
+                if source not in self.bad:
+                    log.warning("skipped clip %d of %d: %s", len(self.bad) + 1, len(self), error)
                 self.bad[source] = str(error)
-                log.warning("skipped clip %d of %d: %s", len(self.bad), len(self), error)
         reason = next(reversed(self.bad.values()), "")
         raise DataError(
             f"{len(self.bad)} of {len(self)} clips cannot be used, none was found for slot {slot}: {reason}"

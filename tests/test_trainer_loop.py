@@ -27,13 +27,13 @@ from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_co
 from trainer import checkpoint
 from trainer.checkpoint import read_about, trainable
 from trainer.config import Config
-from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent
+from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent, VersionLost
 from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
 from trainer.reward_client import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
 from trainer.shift import GroupRewards, Scored
-from trainer.train import batches, due, run_training, train
+from trainer.train import VERSION_LOST, batches, due, run_training, train
 
 QUIET = ("logs.samples_every_buffers=0",)
 WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", *QUIET)
@@ -377,6 +377,29 @@ def test_a_run_that_dies_in_its_refresh_keeps_what_it_began_ahead(svd: Path, cli
         train(run)
     assert {group.real.version for group in rewards.groups.values() if group.real} == {"calm-1"}
     assert trained_bytes(cut.out, 8) == trained_bytes(whole.out, 8)
+
+
+def test_discriminators_that_the_server_has_lost_end_the_run_and_are_asked_for_anew(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    """Masked, as clips' own failures, a buffer would be trained on without them; remembered, no start could mend it."""
+
+    class Forgetful(InstantRewards):
+        forgotten: Sequence[str] = ()
+
+        def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
+            return replace(super().collect(keys, num_clips), errors={VERSION_LOST: 1})
+
+        def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+            self.forgotten = keys
+
+    rewards = Forgetful()
+    with (
+        open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=rewards) as run,
+        pytest.raises(VersionLost, match="'calm-1', which buffer 0"),
+    ):
+        train(run)
+    assert list(rewards.forgotten) == list(rewards.groups)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(svd: Path, clips: Path, tmp_path: Path) -> None:

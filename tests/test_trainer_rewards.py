@@ -21,12 +21,13 @@ from protos.types import Clip
 from reward_server.queue.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
-from trainer.errors import MissingRewards, RewardsSilent, VersionLost
+from trainer.errors import MissingRewards, RewardsSilent
 from trainer.journal import ClipResult, Journal
 from trainer.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.remote_rewards import RemoteRewards
 from trainer.reward_client import ClipGroup, NoRewards
 from trainer.shift import GroupRewards, Scored
+from trainer.train import VERSION_LOST
 
 RUN = "run-of-tests"
 PROFILE = "embedded"
@@ -216,12 +217,10 @@ def test_a_passing_failure_is_retried_as_another_job(open_rewards: Open, store: 
     assert int(store.hget(f"motion-reward:{{{PROFILE}}}:counts", "failed") or 0) == before + 3
 
 
-def test_discriminators_that_the_server_has_lost_end_the_run_at_once(open_rewards: Open) -> None:
-    """Tried again and masked, as a clip's own failure, a whole buffer would be trained on without them."""
+def test_a_version_that_the_server_has_lost_is_known_by_its_code(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="mask")
     rewards.submit(replace(group("g"), discriminator_version="base+run.1-gone"))
-    with pytest.raises(VersionLost, match=r"base\+run\.1-gone"):
-        rewards.collect(["g"], 3)
+    assert rewards.collect(["g"], 3).errors == {VERSION_LOST: 3}
 
 
 def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:

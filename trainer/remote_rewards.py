@@ -21,7 +21,7 @@ from protos.client import RequestRefused
 from protos.results import results_key
 from protos.types import Outcome, OutcomeKind, RefreshRequest, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
-from trainer.errors import MissingRewards, RewardsSilent, VersionLost
+from trainer.errors import MissingRewards, RewardsSilent
 from trainer.journal import ClipResult, Journal
 from trainer.outcomes import AwaitedOutcomes, Entry, Outcomes, StreamOutcomes
 from trainer.patient_client import PatientClient
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.OVERLOADED, OutcomeKind.FAILED}  # another attempt may end otherwise
 UNKNOWN = "unknown_job"
-VERSION_LOST = "version_not_served"
 
 
 class RemoteRewards:
@@ -161,12 +160,6 @@ class RemoteRewards:
             return ClipResult(scored=_scored(outcome), latency_s=latency_s)
         assert outcome.error is not None, "an outcome without a reward holds an error"
         log.warning("clip %s has no reward: %s: %s", clip_id, outcome.error.code, outcome.error.message)
-        if outcome.error.code == VERSION_LOST:  # of this clip now, and of every other of its buffer
-            raise VersionLost(
-                f"the server no longer has discriminator version '{waiting.submission.context.discriminator_version}' "
-                f"({outcome.error.message}); give it back its Redis, or let a new run begin from this "
-                "one's LoRA (policy.sft_lora)"
-            )
         if not outcome.context.idempotency_key:  # the server forgot the job: not the clip's fault
             self._uploads.repeat(clip_id)
             return None

@@ -58,7 +58,8 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
     if not math.isfinite(norm):  # a step with it would be saved, and good checkpoints removed for it
         raise Diverged(
             f"the gradient's norm at step {step} is {norm} (coefficients up to {weights.rollouts.abs().max():.3g}); "
-            "it was not taken. Lower optimizer.lr or objective.lambda_aw or raise the beta of exp weights, in a new out"
+            "no checkpoint has it. Lower optimizer.lr or objective.lambda_aw, or raise the beta of exp weights, in a "
+            "new out"
         )
     run.optimizer.step()
     run.optimizer.zero_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
-from trainer.errors import CheckpointError, MissingRewards
+from trainer.errors import CheckpointError, MissingRewards, VersionLost
 from trainer.processes import from_main, true_in_all
 from trainer.reward_client import Collected
 from trainer.rollout import Buffer
@@ -32,6 +32,8 @@ from trainer.shift import Advantages, advantages, num_weighted, reward_table
 from trainer.step import every, train_step
 
 log = logging.getLogger(__name__)
+
+VERSION_LOST = "version_not_served"  # how the server says it
 
 HEADS = ("instantaneous", "long_term")
 # What a resumed run may have otherwise: where and how it runs, and what must be changed to get past a failure.
@@ -74,11 +76,9 @@ def train(run: Run) -> Progress:
         buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; submitted as they come
         gained = buffer_advantages(run, buffer, progress)  # 3 rewards, 4 advantages
         following = new_buffer(run, progress.buffer + 1, progress.version)
-        if progress.position and following.number < loop.num_buffers:  # resumed: what was begun keeps its version
-            following.fill(due(run, len(buffer), progress.position - 1), policy_step=progress.step)
+        sample_ahead(run, following, progress, progress.position - 1)  # resumed: what was begun keeps its version
         for rows in batches(run, buffer, progress.position):  # 5 K passes
-            if following.number < loop.num_buffers:
-                following.fill(due(run, len(buffer), progress.position), policy_step=progress.step)
+            sample_ahead(run, following, progress, progress.position)
             train_step(run, [buffer.groups[row] for row in rows], gained.real[rows], gained.rollouts[rows], progress)
             progress = replace(progress, step=progress.step + 1, position=progress.position + 1)
             if every(run.config.checkpoint.every_steps, progress.step):
@@ -156,6 +156,13 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
     started = time.monotonic()
     collected = buffer.rewards()
     waited_s = time.monotonic() - started
+    if VERSION_LOST in collected.errors:  # masked, the rest of the buffer would be trained on without its rewards
+        buffer.forget_missing()
+        raise VersionLost(
+            f"the server no longer has discriminator version '{progress.buffer_version}', which buffer {buffer.number} is "
+            "judged by; give it back its Redis and start the run again, or let a new run begin from this one's LoRA "
+            "(policy.sft_lora)"
+        )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
     tables = {head: _gathered(run, collected, head) for head in (None, *HEADS)}
     found = {head: advantages(table, objective) for head, table in tables.items()}
@@ -195,6 +202,12 @@ def batches(run: Run, buffer: Buffer, position: int) -> Iterator[list[int]]:
             shuffle = generator(run.config.seed, "shuffle", buffer.number, number, run.accelerator.process_index)
             rows = torch.randperm(len(buffer), generator=shuffle).tolist()
         yield rows[at * size : (at + 1) * size]
+
+
+def sample_ahead(run: Run, following: Buffer, progress: Progress, position: int) -> None:
+    """What is to be there of the next buffer before step `position` of this one."""
+    if following.number < run.config.loop.num_buffers:
+        following.fill(due(run, len(following), position), policy_step=progress.step)
 
 
 def due(run: Run, num_groups: int, position: int) -> int:

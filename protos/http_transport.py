@@ -14,7 +14,7 @@ import httpx
 from protos.client_errors import RequestRefused, ServerBusy, ServerFailed, ServerSilent
 from protos.codec import to_json
 from protos.json_codec import from_json, result_from_json
-from protos.types import ContractError, Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
+from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 WAIT_S = 20.0  # of one long poll: short enough for proxies that cut quiet connections
 WAY_BACK_S = 5.0  # a request outlives the wait it asks for by this, so that the server ends the wait
@@ -169,5 +169,5 @@ def _translated() -> Iterator[None]:
         raise ServerSilent("no_answer", f"{error.request.url}: no answer in time") from error
     except httpx.TransportError as error:
         raise ServerBusy("unreachable", f"{error.request.url}: {error}") from error
-    except (httpx.DecodingError, ValueError, KeyError, TypeError, ContractError) as error:
+    except (httpx.DecodingError, ValueError, KeyError, TypeError) as error:
         raise ServerFailed("bad_answer", f"the answer is not in the contract's form: {error!r}") from error

@@ -119,9 +119,11 @@ class Context(_message.Message):
     deadline_s: _builtins.float
     """seconds from admission after which the result is worthless"""
     idempotency_key: _builtins.str
-    """same key: same job; with anything else but the deadline other: an error"""
+    """same key and submission: the same job; with other bytes, media, run, group,"""
     policy_version: _builtins.str
-    """carried through unchanged"""
+    """origin, seed or pin: an error
+    carried through unchanged
+    """
     discriminator_version: _builtins.str
     """pin: score with this version or fail; absent: the run's latest, else the base"""
     def __init__(

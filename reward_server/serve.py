@@ -114,15 +114,15 @@ class Stop:
     def signal(self) -> None:
         (self.hurry if self._stop.is_set() else self._stop).set()
 
-    def with_task(self, task: asyncio.Task[Any]) -> None:
-        """Stop at once, and for `check`, if this task has failed."""
+    def if_failed(self, task: asyncio.Task[Any]) -> None:
+        """For a task's end: if it has failed, stop at once, and let `check` raise its error."""
         if not task.cancelled() and (error := task.exception()):
             self._failure = error
             self._stop.set()
             self.hurry.set()
 
     def check(self) -> None:
-        """Raises what failed."""
+        """Raises the error of the task that failed."""
         if self._failure:
             raise self._failure
 
@@ -219,7 +219,7 @@ async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> 
     redis = PrivateRedis(settings)
     await asyncio.to_thread(redis.start)
     keeping = asyncio.create_task(redis.keep(), name="private-redis")
-    keeping.add_done_callback(stop.with_task)
+    keeping.add_done_callback(stop.if_failed)
     stack.callback(redis.stop)
     stack.callback(keeping.cancel)
     return settings.model_copy(update={"redis_url": SecretStr(redis.url)})

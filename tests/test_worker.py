@@ -383,7 +383,7 @@ async def test_a_private_redis_that_cannot_come_back_is_the_servers_end(
         stop = Stop()
         with socket.create_server(("127.0.0.1", port)):
             keeping = asyncio.create_task(server.keep())
-            keeping.add_done_callback(stop.with_task)
+            keeping.add_done_callback(stop.if_failed)
             async with asyncio.timeout(PATIENCE_S):
                 await stop.wait()
     with pytest.raises(NotReady, match="Address already in use"):

@@ -196,7 +196,7 @@ class Assembly:
         self._finish_clip()
         if not self._done:
             raise BadRequest("no clip in the stream; send a header and its chunks")
-        if len(self._done) != (self._num_clips or len(self._done)):  # cancelled between two clips it ends like this
+        if self._num_clips and len(self._done) != self._num_clips:  # cancelled between two clips it ends like this
             raise BadRequest(f"the stream has {len(self._done)} clips, its first header declares {self._num_clips}")
         return self._done
 

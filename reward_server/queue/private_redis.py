@@ -98,6 +98,7 @@ class PrivateRedis:
         """Return once it answers. Raises NotReady with the server's own log when it does not."""
         known = self._port  # to every client and worker: to start again elsewhere would help none of them
         for attempt in range(3):
+            time.sleep(attempt)  # whoever has taken the port meanwhile may leave it
             self._port = known or _free_port()
             self._launch()
             if self._answers(START_S):
@@ -105,7 +106,6 @@ class PrivateRedis:
             written = self._written()
             self.stop()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
-            time.sleep(attempt)  # whoever has taken the port meanwhile may leave it
         raise NotReady(f"{self._binary} does not start on 127.0.0.1; its log ends: {written or '(empty)'}")
 
     def stop(self) -> None:

@@ -75,8 +75,9 @@ local function version_of(run, group, pin)
   if run == '' or group == '' then return version end
   local bound = key('group', #run, run, group)
   version = chosen[bound] or redis.call('GET', bound) or (version ~= '' and version) or redis.call('GET', key('base'))
-  chosen[bound] = version or nil
-  return version or nil
+    or nil
+  chosen[bound] = version
+  return version
 end
 """
 

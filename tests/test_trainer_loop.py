@@ -396,7 +396,7 @@ def test_discriminators_that_the_server_has_lost_end_the_run_and_are_asked_for_a
     rewards = Forgetful()
     with (
         open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=rewards) as run,
-        pytest.raises(VersionLost, match="'calm-1', which buffer 0"),
+        pytest.raises(VersionLost, match="'calm-1', on which buffer 0"),
     ):
         train(run)
     assert list(rewards.forgotten) == list(rewards.groups)

@@ -159,9 +159,9 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
     if VERSION_LOST in collected.errors:  # masked, the rest of the buffer would be trained on without its rewards
         buffer.forget_missing()
         raise VersionLost(
-            f"the server no longer has discriminator version '{progress.buffer_version}', which buffer {buffer.number} is "
-            "judged by; give it back its Redis and start the run again, or let a new run begin from this one's LoRA "
-            "(policy.sft_lora)"
+            f"the server no longer has discriminator version '{progress.buffer_version}', on which buffer "
+            f"{buffer.number} depends; give it back its Redis and start the run again, or let a new run begin from "
+            "this one's LoRA (policy.sft_lora)"
         )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
     tables = {head: _gathered(run, collected, head) for head in (None, *HEADS)}

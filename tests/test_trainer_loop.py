@@ -356,8 +356,8 @@ def test_a_run_with_lag_samples_ahead_and_says_by_how_much(svd: Path, clips: Pat
         progress = train(run)
     assert figures(tmp_path, "buffer/lag_max_steps") == [0.0, 2.0]
     assert figures(tmp_path, "buffer/lag_mean_steps") == [0.0, 1.5]
-    assert progress.version == "calm-after-0"
-    assert progress.buffer_version == "calm-after-0"
+    assert progress.version == "calm-after-1"
+    assert progress.buffer_version == "calm-after-1"
 
 
 def test_a_run_that_dies_in_its_refresh_keeps_what_it_began_ahead(svd: Path, clips: Path, tmp_path: Path) -> None:
@@ -440,7 +440,23 @@ def test_clips_that_are_seen_again_are_submitted_under_another_key_before_the_re
     first, second, *again = list(rewards.groups)[:4]
     assert again == [f"{first}-again", f"{second}-again"]
     assert [rewards.groups[key] for key in again] == [rewards.groups[key] for key in (first, second)]
-    assert len(rewards.groups) == 6  # none is refreshed after the last buffer
+    assert len(rewards.groups) == 8
+
+
+def test_a_run_with_more_buffers_than_planned_takes_the_steps_of_one_that_planned_them(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    options = ("loop.passes=1", "refresh.enabled=true", *QUIET)
+    whole, cut = (tiny_config(tmp_path / name, svd, clips, "loop.num_buffers=3", *options) for name in ("whole", "cut"))
+    rewards, planned = InstantRewards(), InstantRewards()
+    shorter = replace(cut, loop=replace(cut.loop, num_buffers=2))
+    for config, source in ((shorter, rewards), (cut, rewards), (whole, planned)):
+        with open_run(config, rewards=source) as run:
+            progress = train(run)
+    versions = [group.real.version for group in rewards.groups.values() if group.real]
+    assert versions == [group.real.version for group in planned.groups.values() if group.real]
+    assert progress.version == "calm-after-2"
+    assert trained_bytes(cut.out, progress.step) == trained_bytes(whole.out, progress.step)
 
 
 def test_a_buffer_without_any_reward_ends_the_run(svd: Path, clips: Path, tmp_path: Path) -> None:

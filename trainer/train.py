@@ -220,11 +220,13 @@ def due(run: Run, num_groups: int, position: int) -> int:
 
 
 def refresh(run: Run, buffer: Buffer, progress: Progress) -> str:
-    """The version that scores from now on; trained as many steps as the policy was, times the D:G ratio."""
+    """The version that scores from now on; trained as many steps as the policy was, times the D:G ratio.
+
+    After the last buffer too: more buffers may follow, and what is evaluated next is scored by what knows this policy.
+    """
     config = run.config.refresh
     steps = round(config.steps_per_step * progress.position)
-    last = progress.buffer + 1 == run.config.loop.num_buffers
-    if not config.enabled or steps == 0 or last or run.config.loop.num_rollouts == 0:
+    if not config.enabled or steps == 0 or run.config.loop.num_rollouts == 0:
         return progress.version
     if config.recompute:
         buffer.see_again()

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protos.types import Clip
-from trainer.data import Clips, Source, find_sources
+from trainer.data import Clips, DataConfig, Source, find_sources
 from trainer.dynamics import dynamic_degree
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.tracks import track_motion, with_tracks
 from trainer.video import ClipForm, fit, mp4_bytes, read_clip, side_by_side, write_clip
 
@@ -62,9 +62,42 @@ def test_a_cut_of_a_file_is_never_left(tmp_path: Path) -> None:
         assert set(found) <= set(ramp(12)[3:8])
 
 
-def test_faster_files_are_sampled_by_time(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.safetensors", gray_clip(ramp(12), fps=24.0))
-    assert levels_of(read_clip(tmp_path / "clip.safetensors", FORM)) == ramp(12)[::3]
+@pytest.mark.parametrize(
+    ("fps", "stride"), [(8.0, 1), (7.9, 1), (7.0, 1), (9.0, 1), (24.0, 3), (23.976, 3), (22.0, 3), (14.0, 2), (18.0, 2)]
+)
+@pytest.mark.parametrize("start", [0.0, 0.37, 1.0])
+def test_files_are_thinned_evenly_where_that_keeps_their_speed_about(
+    tmp_path: Path, fps: float, stride: int, start: float
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    write_clip(path, gray_clip(ramp(24), fps=fps))
+    first, *_ = found = levels_of(read_clip(path, FORM, start=start))
+    assert found == [first + 10 * stride * index for index in range(4)]
+    assert {0.0: first == 0, 1.0: found[-1] == 230}.get(start, 0 < first < found[-1] < 230)
+
+
+def test_a_stride_that_would_change_the_speed_too_much_gives_way_to_the_nearest_in_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    write_clip(path, gray_clip(ramp(12), fps=10.0))
+    assert levels_of(read_clip(path, FORM)) == [0, 10, 20, 40]  # at 0, 125, 250 and 375 ms; 100 ms a frame
+    (told,) = (record.getMessage() for record in caplog.records if "unevenly" in record.getMessage())
+    assert "10.00 frames per second are thinned to 8 unevenly" in told
+    assert levels_of(read_clip(path, FORM, speed_tolerance=0.25)) == [0, 10, 20, 30]
+
+
+def test_a_cadence_with_too_few_frames_in_it_is_never_filled_up_by_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "clip.safetensors"
+    write_clip(path, gray_clip(ramp(12), fps=7.5))
+    assert levels_of(read_clip(path, FORM)) == ramp(4)
+    with pytest.raises(DataError, match=r"has 7\.50 frames per second, the policy needs 8; frames would repeat"):
+        read_clip(path, ClipForm(num_frames=12, fps=8.0, height_px=16, width_px=24), speed_tolerance=0.0)
+
+
+def test_a_tolerance_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.speed_tolerance=1\.5 must be from 0"):
+        DataConfig(speed_tolerance=1.5)
 
 
 def test_a_later_window_of_a_long_video_is_found_by_seeking(tmp_path: Path) -> None:
@@ -106,7 +139,12 @@ def test_a_video_with_uneven_frame_times_is_sampled_by_time(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("levels", "fps", "reason"),
-    [(ramp(3), 8.0, "lasts 0.25 s, the policy needs 0.38 s"), (ramp(9), 4.0, "has 4.00 frames per second")],
+    [
+        (ramp(3), 8.0, "has 3 frames, 4 are needed"),
+        (ramp(6), 16.0, "has 6 frames, 7 are needed to take 1 in 2"),
+        (ramp(4), 11.0, "lasts 0.27 s, the policy needs 0.38 s"),
+        (ramp(9), 4.0, "has 4.00 frames per second"),
+    ],
 )
 def test_short_and_slow_files_are_refused_with_the_figures(
     tmp_path: Path, levels: list[int], fps: float, reason: str

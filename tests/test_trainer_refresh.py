@@ -108,7 +108,7 @@ async def test_a_refresh_without_clips_says_what_the_server_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
-async def test_a_run_has_its_discriminators_refreshed_between_buffers(
+async def test_a_run_has_its_discriminators_refreshed_after_every_buffer(
     *,
     make_settings: MakeSettings,
     small_pipeline: Pipeline,
@@ -118,7 +118,7 @@ async def test_a_run_has_its_discriminators_refreshed_between_buffers(
     caplog: pytest.LogCaptureFixture,
     recompute: bool,
 ) -> None:
-    """With `recompute` the clips' motion is kept twice, of other query points, and the newer alone is trained on."""
+    """With `recompute` the clips' motion is kept twice, of other query points; the newest alone is trained on."""
     base, clips = tiny_svd(tmp_path / "base"), write_clips(tmp_path / "clips")
     options = ("policy.num_frames=8", "rewards.real_as=decoded", "loop.passes=1", "logs.samples_every_buffers=0")
     refresh = ("refresh.enabled=true", "refresh.clips_per_step=2", f"refresh.recompute={recompute}")
@@ -128,9 +128,11 @@ async def test_a_run_has_its_discriminators_refreshed_between_buffers(
         with caplog.at_level(logging.INFO, "trainer.remote_rewards"):
             progress = await asyncio.to_thread(run_training, replace(config, seed=3))
         kept = [await redis.hlen(KEYS.clips(origin.value, "run-1")) for origin in Origin]
-    assert progress.version.startswith("untrained+run-1.1-")
+    assert progress.version.startswith("untrained+run-1.2-")
     assert figures(config.out, "buffer/missing_rewards") == [0.0, 0.0]
-    (told,) = (record.getMessage() for record in caplog.records if "refreshed" in record.getMessage())
-    assert "2 steps on 2 real clips and 4 rollouts" in told
+    told = [record.getMessage() for record in caplog.records if "refreshed" in record.getMessage()]
+    second = "2 real clips and 4 rollouts" if recompute else "4 real clips and 8 rollouts"
+    for line, trained_on in zip(told, ("2 real clips and 4 rollouts", second), strict=True):
+        assert f"2 steps on {trained_on}" in line
     assert not any("keeps the motion" in record.getMessage() for record in caplog.records)
-    assert kept == ([6, 12] if recompute else [4, 8])
+    assert kept == ([8, 16] if recompute else [4, 8])

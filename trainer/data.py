@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from protos.types import Clip
-from trainer.errors import DataError
-from trainer.video import SUFFIXES, ClipForm, read_clip
+from trainer.errors import ConfigError, DataError
+from trainer.video import SPEED_TOLERANCE, SUFFIXES, ClipForm, read_clip
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,14 @@ class DataConfig:
     held_out: tuple[str, ...] = ()  # the same, for `evaluate`
     start: Literal["random", "first"] = "random"  # where in a long file a clip begins
     caption: str = ""  # prompt of clips without one of their own
+    speed_tolerance: float = SPEED_TOLERANCE  # the share by which a speed may change so that every n-th frame is taken
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.speed_tolerance < 1:
+            raise ConfigError(
+                f"data.speed_tolerance={self.speed_tolerance} must be from 0 (multiples of the policy's frame rate are "
+                "thinned evenly, no others) to below 1; 0.15 is usual"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +130,8 @@ def _entry(manifest: Path, number: int, record: Mapping[str, Any], caption: str)
 class Clips:
     """The real clips of a run by slot."""
 
-    def __init__(self, sources: Sequence[Source], form: ClipForm, *, seed: int, start: str = "random") -> None:
-        self._sources, self._form, self._seed, self._start = sources, form, seed, start
+    def __init__(self, sources: Sequence[Source], form: ClipForm, *, seed: int, data: DataConfig | None = None) -> None:
+        self._sources, self._form, self._seed, self._data = sources, form, seed, data or DataConfig()
         self._order: tuple[int, list[int]] = (-1, [])
         self._last: tuple[int, RealClip] | None = None
         self.bad: dict[Source, str] = {}  # what could not be used at least once, and why
@@ -152,8 +160,15 @@ class Clips:
         )
 
     def _read(self, source: Source, slot: int) -> RealClip:
-        start = float(np.random.default_rng([self._seed, 1, slot]).random()) if self._start == "random" else 0.0
-        clip = read_clip(source.path, self._form, start=start, first=source.first, last=source.last)
+        start = float(np.random.default_rng([self._seed, 1, slot]).random()) if self._data.start == "random" else 0.0
+        clip = read_clip(
+            source.path,
+            self._form,
+            start=start,
+            first=source.first,
+            last=source.last,
+            speed_tolerance=self._data.speed_tolerance,
+        )
         return RealClip(clip=clip, caption=source.caption, path=source.path)
 
     def _index(self, slot: int, attempt: int) -> int:

@@ -144,7 +144,7 @@ def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
     sources = find_sources(getattr(config.data, split), split, config.data.caption)
-    clips = Clips(sources, form_of(policy), seed=config.seed, start=config.data.start)
+    clips = Clips(sources, form_of(policy), seed=config.seed, data=config.data)
     num = config.evaluate.num_clips if split == "train" else min(config.evaluate.num_clips, len(clips))
     for number in track(range(num), description="sampling", transient=True):  # held-out ones count once
         yield number, clips.at(number)

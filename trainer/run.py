@@ -70,7 +70,7 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
         find_sources(config.data.train, "train", config.data.caption),
         form_of(policy),
         seed=config.seed,
-        start=config.data.start,
+        data=config.data,
     )
     rewards = rewards or open_rewards(config, accelerator, run_id)
     optimizer = torch.optim.AdamW(

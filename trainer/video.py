@@ -1,15 +1,18 @@
 """Video files in and out of the trainer: a file -> one clip of a policy's form, a clip -> mp4, gif or a lossless file.
 
-Frames are picked by timestamp, so any frame rate at or above the policy's will do; a slower file is refused,
-because repeated frames would teach stuttering.
+Frames are picked evenly, every n-th of a file, where that changes the speed of what is seen by no more than a
+tolerance: an uneven cadence is the very judder that training is to mend. Elsewhere the nearest in time are picked; a
+file that is too slow for that is refused, because repeated frames would teach stuttering.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,12 @@ from protos.codec import clip_to_tensor, tensor_to_clip
 from protos.types import Clip, ContractError
 from trainer.errors import DataError
 
+log = logging.getLogger(__name__)
+
 TENSOR_SUFFIX = ".safetensors"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", TENSOR_SUFFIX)
-SLOWEST = 0.9  # of the policy's frame rate
+SPEED_TOLERANCE = 0.15  # 24 frames a second are taken for 14 as every 2nd one, 14 % slower than they were
+ROUNDING = 1e-3  # of a frame rate: 23.976 is 24
 GIF_WIDTH_PX = 960  # at most
 
 
@@ -44,21 +50,30 @@ class ClipForm:
         return (self.num_frames - 1) / self.fps
 
 
-def read_clip(path: Path, form: ClipForm, *, start: float = 0.0, first: int = 0, last: int | None = None) -> Clip:
+def read_clip(
+    path: Path,
+    form: ClipForm,
+    *,
+    start: float = 0.0,
+    first: int = 0,
+    last: int | None = None,
+    speed_tolerance: float = SPEED_TOLERANCE,
+) -> Clip:
     """`form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
     The stretch begins `start` (0..1) of the way through what there is to choose, within frames `first`..`last` (the
-    latter excluded). Raises DataError with the reason for a file that is unreadable, too short or too slow.
+    latter excluded). Every n-th frame is taken where the speed changes by no more than `speed_tolerance` (a share), the
+    nearest in time elsewhere. Raises DataError with the reason for a file that is unreadable, too short or too slow.
     """
     try:
         if path.suffix.lower() == TENSOR_SUFFIX:
             clip = tensor_to_clip(path.read_bytes())
             times = np.arange(len(clip.frames)) / clip.fps
             images = dict(enumerate(clip.frames.transpose(0, 2, 3, 1)))
-            picked = _picked(times[first:last], form, start) + first
+            picked = _picked(times[first:last], form, start, speed_tolerance) + first
         else:
             times = _times_s(path)
-            picked = _picked(times[first:last], form, start) + first
+            picked = _picked(times[first:last], form, start, speed_tolerance) + first
             images = _decode(path, times, set(picked.tolist()))
     except (OSError, av.error.FFmpegError, ContractError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -68,20 +83,52 @@ def read_clip(path: Path, form: ClipForm, *, start: float = 0.0, first: int = 0,
     return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=form.fps)
 
 
-def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float) -> NDArray[np.int64]:
-    """Which frames are nearest to the form's times; positions in `times_s`, which rise."""
+def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
+    """Positions in `times_s`, which rise: every n-th where that is within tolerance, else the nearest in time."""
     if times_s.size < 2:
         raise DataError(f"has {times_s.size} frames, {form.num_frames} are needed")
-    fps = (times_s.size - 1) / (times_s[-1] - times_s[0])
-    if fps < SLOWEST * form.fps:
-        raise DataError(f"has {fps:.2f} frames per second, the policy needs {form.fps:g}; frames would repeat")
-    slack_s = times_s[-1] - times_s[0] - form.span_s
+    interval_s = float(np.median(np.diff(times_s)))
+    stride = max(1, round(1 / (form.fps * interval_s)))
+    needed = 1 + stride * (form.num_frames - 1)
+    first = round(start * max(0, times_s.size - needed))
+    window_s = times_s[first : first + needed]
+    if abs(1 / (form.fps * interval_s * stride) - 1) > tolerance + ROUNDING or not _is_even(window_s, interval_s):
+        return _nearest(times_s, form, start, tolerance)
+    if window_s.size < needed:
+        raise DataError(f"has {times_s.size} frames, {needed} are needed" + f" to take 1 in {stride}" * (stride > 1))
+    return first + stride * np.arange(form.num_frames)
+
+
+def _is_even(times_s: NDArray[np.float64], interval_s: float) -> bool:
+    """Whether each frame is within half an interval of where a clock has it: rounded times pass, gaps do not."""
+    clock_s = times_s[0] + interval_s * np.arange(times_s.size)
+    return bool(np.abs(times_s - clock_s).max() < 0.5 * interval_s)
+
+
+def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
+    lasts_s = times_s[-1] - times_s[0]
+    slack_s = lasts_s - form.span_s
     if slack_s < -0.5 / form.fps:
-        raise DataError(f"lasts {times_s[-1] - times_s[0]:.2f} s, the policy needs {form.span_s:.2f} s")
+        raise DataError(f"lasts {lasts_s:.2f} s, the policy needs {form.span_s:.2f} s")
     wanted = times_s[0] + start * max(0.0, slack_s) + np.arange(form.num_frames) / form.fps
     right = np.searchsorted(times_s, wanted).clip(1, times_s.size - 1)
     picked: NDArray[np.int64] = np.where(wanted - times_s[right - 1] <= times_s[right] - wanted, right - 1, right)
+    fps = (times_s.size - 1) / lasts_s
+    if (np.diff(picked) == 0).any():
+        raise DataError(f"has {fps:.2f} frames per second, the policy needs {form.fps:g}; frames would repeat")
+    _say_uneven(f"{fps:.2f}", f"{form.fps:g}", tolerance)
     return picked
+
+
+@cache  # once a frame rate
+def _say_uneven(fps: str, wanted_fps: str, tolerance: float) -> None:
+    log.warning(
+        "files of %s frames per second are thinned to %s unevenly: every n-th frame would change their speed by more "
+        "than data.speed_tolerance=%g, or their own times are uneven",
+        fps,
+        wanted_fps,
+        tolerance,
+    )
 
 
 def _times_s(path: Path) -> NDArray[np.float64]:

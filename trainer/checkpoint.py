@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 from trainer.policies.protocol import Policy
-from trainer.processes import shard_like, whole
+from trainer.processes import gathered, shard_like, whole
 from trainer.zero import load_whole_state, uses_zero, whole_state
 
 PREFIX = "step-"
@@ -179,11 +179,7 @@ def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    gathered = {}
-    for name, state in states.items():
-        rows: Any = accelerator.gather(state[None].to(accelerator.device))
-        gathered[name] = rows.cpu()
-    return gathered
+    return {name: gathered(accelerator, state[None]) for name, state in states.items()}
 
 
 def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:

@@ -1,4 +1,7 @@
-"""What the processes of a run tell each other, through Accelerate; with one process each is a copy."""
+"""What the processes of a run tell each other, through Accelerate.
+
+A process that is alone is told what it said, from where it is: Apple's MPS, which is always alone, has no float64.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """Element by element, on the device that the values are on."""
+    if accelerator.num_processes == 1:
+        return values
     reduced: Any = accelerator.reduce(values.to(accelerator.device), reduction="mean")
     return reduced.to(values.device)  # type: ignore[no-any-return]
+
+
+def gathered(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """The rows of all processes, process by process, on the device that they are on."""
+    if accelerator.num_processes == 1:
+        return rows
+    found: Any = accelerator.gather(rows.to(accelerator.device))
+    return found.to(rows.device)  # type: ignore[no-any-return]
 
 
 def from_main(accelerator: Accelerator, tell: Callable[[], str] | None) -> str:

@@ -115,8 +115,8 @@ def step_scalars(run: Run, loss: HybridLoss, progress: Progress) -> dict[str, fl
     """Means over processes."""
     objective = run.config.objective
     rollouts = loss.rollouts.mean() if loss.rollouts.numel() else torch.zeros(())
-    values = torch.stack([value.double().cpu() for value in (loss.total, loss.sft_term, loss.aw_term)])
-    values = torch.cat([values, torch.stack([loss.real.mean().double().cpu(), rollouts.double().cpu()])])
+    values = torch.stack([value.cpu().double() for value in (loss.total, loss.sft_term, loss.aw_term)])
+    values = torch.cat([values, torch.stack([loss.real.mean().cpu().double(), rollouts.cpu().double()])])
     names = ("loss/total", "loss/sft_term", "loss/aw_term", "loss/diffusion_real", "loss/diffusion_rollouts")
     means = dict(zip(names, mean_over_processes(run.accelerator, values).tolist(), strict=True))
     if not loss.rollouts.numel():

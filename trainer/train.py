@@ -15,16 +15,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards, VersionLost
-from trainer.processes import from_main, true_in_all
-from trainer.reward_client import Collected
+from trainer.processes import from_main, gathered, true_in_all
 from trainer.rollout import Buffer
 from trainer.run import Run, open_run
 from trainer.seeds import derived_seed, generator
@@ -164,7 +161,10 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
             "this one's LoRA (policy.sft_lora)"
         )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
-    tables = {head: _gathered(run, collected, head) for head in (None, *HEADS)}
+    tables = {
+        head: gathered(run.accelerator, reward_table(collected.groups, centre=objective.centre, head=head))
+        for head in (None, *HEADS)
+    }
     found = {head: advantages(table, objective) for head, table in tables.items()}
     whole = found[None]
     if run.config.loop.num_rollouts and num_weighted(whole.rollouts, objective) == 0:
@@ -179,13 +179,6 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
         run.board.rewards(progress.step, tables, found)
     mine = slice(rank * num, (rank + 1) * num)
     return replace(whole, real=whole.real[mine], rollouts=whole.rollouts[mine])
-
-
-def _gathered(run: Run, collected: Collected, head: str | None) -> Tensor:
-    """Rewards [G,1+P] of all processes, process by process."""
-    table = reward_table(collected.groups, centre=run.config.objective.centre, head=head)
-    rows: Any = run.accelerator.gather(table.to(run.accelerator.device))
-    return rows.cpu()  # type: ignore[no-any-return]
 
 
 def batches(run: Run, buffer: Buffer, position: int) -> Iterator[list[int]]:

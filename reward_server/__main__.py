@@ -121,6 +121,7 @@ def pretrain(
     """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
     settings = settings_of(profile=profile)
     from reward_server import pretrain as pretraining  # noqa: PLC0415
+    from reward_server.pipeline import compute_of  # noqa: PLC0415
 
     cache_config, training = pretraining.configs(settings.profile, steps=steps, seed=seed)
     figures = pretraining.pretrain(
@@ -132,6 +133,7 @@ def pretrain(
         training=training,
         models=settings.models_folder,
         device=settings.device,
+        compute=compute_of(settings),
         left_out=leave_out or (),
     )
     typer.echo(

@@ -71,6 +71,11 @@ class Prepared:
         return float(len(self.decoded.windows) * frames * height * width)
 
 
+def compute_of(settings: Settings) -> Compute:
+    """How the settings want frozen networks to compute."""
+    return Compute(precision=settings.precision, memory_mib=settings.pass_memory_mib, compile=settings.compile)
+
+
 class Pipeline:
     """A profile, its heads and its settings, ready to score."""
 
@@ -85,12 +90,11 @@ class Pipeline:
     @classmethod
     def load(cls, settings: Settings) -> Pipeline:
         """Load the profile's frozen networks, if it has any, and its heads. Raises NotReady if there are none."""
-        compute = Compute(precision=settings.precision, memory_mib=settings.pass_memory_mib, compile=settings.compile)
         profile = load_profile(
             settings.profile,
             settings.models_folder,
             device=settings.device,
-            compute=compute,
+            compute=compute_of(settings),
             heads_precision=settings.heads_precision,
         )
         heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)

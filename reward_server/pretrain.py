@@ -19,7 +19,7 @@ import os
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -33,6 +33,7 @@ from reward_server.discriminators.checkpoint import save_heads
 from reward_server.discriminators.examples import View, split_by_source
 from reward_server.discriminators.training import HEADS, HeadName, HeadTrainer, TrainingConfig
 from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.estimators.prepacked import Compute
 from reward_server.feature_cache import FeatureCache, Sample
 from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.source_clips import SourceClip, find_clips
@@ -63,12 +64,13 @@ class ProfileSource:
     name: ProfileName
     models: Path = Path("models")  # of its frozen networks
     device: str = "cpu"  # that they run on
+    compute: Compute = field(default_factory=Compute)  # how they do
 
 
 @functools.cache
 def opened(source: ProfileSource) -> Profile:
     """Raises NotReady where its networks are missing."""
-    return load_profile(source.name, source.models, device=source.device)
+    return load_profile(source.name, source.models, device=source.device, compute=source.compute)
 
 
 def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig, dict[HeadName, TrainingConfig]]:
@@ -110,6 +112,7 @@ def pretrain(
     training: Mapping[HeadName, TrainingConfig],
     models: Path = Path("models"),
     device: str = "cpu",
+    compute: Compute | None = None,
     held_out_share: float = 0.1,
     version: str | None = None,
     left_out: Sequence[str] = (),
@@ -120,10 +123,10 @@ def pretrain(
 
     Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
     like the others and then not trained on, nor do they decide when to stop.
-    Frozen networks, if the profile has any, are in `models` and run on `device`, on which the heads train too;
-    raises NotReady without them.
+    Frozen networks, if the profile has any, are in `models` and run on `device` as `compute` says; on the device the
+    heads train too. Raises NotReady without them.
     """
-    source = ProfileSource(name=cache_config.profile, models=models, device=device)
+    source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
     if unknown := set(left_out) - set(TRAINED_FAULTS):
         raise BadRequest(f"nothing trains on {sorted(unknown)}; leave out some of {', '.join(TRAINED_FAULTS)}")
@@ -132,7 +135,7 @@ def pretrain(
     if generated:
         clips += find_clips(generated, real=False)
         cache_config = replace(cache_config, faults=())
-    cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config))
+    cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
     for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
     samples = [sample for sample in cache.samples({clip.part for clip in clips}) if sample.fault not in left_out]
@@ -268,8 +271,8 @@ def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float
     )
 
 
-def _cache_name(profile: Profile, config: CacheConfig) -> str:
-    return hashlib.sha256(f"{profile.preprocessing_digest} {config}".encode()).hexdigest()[:16]
+def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
+    return hashlib.sha256(f"{profile.preprocessing_digest} {config} {compute.precision}".encode()).hexdigest()[:16]
 
 
 def _version(profile: Profile, weights: dict[HeadName, dict[str, torch.Tensor]]) -> str:

@@ -27,9 +27,11 @@ from protos.client import RewardClient, submission
 from protos.types import Media, OutcomeKind, Submission
 from reward_server import score_files
 from reward_server.__main__ import app, main
-from reward_server.errors import BadRequest
+from reward_server.errors import BadRequest, NotReady
+from reward_server.estimators.prepacked import Compute
 from reward_server.evaluation import scoring
 from reward_server.pipeline import Pipeline
+from reward_server.profiles import Profile
 from tests import media
 from tests.conftest import MakeSettings
 from tests.running import open_doors, working
@@ -62,6 +64,24 @@ def run_to_json(out: Path, *arguments: str | Path) -> tuple[int, Any]:
     """Beside running doors, whose logs share the standard output."""
     code, _ = run(*arguments, "--json", out)
     return code, json.loads(out.read_text())
+
+
+# --- pretrain -----------------------------------------------------------------------------------
+
+
+def test_pretraining_runs_frozen_networks_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def missing(name: str, models: Path, **how: Any) -> Profile:
+        asked.append(how)
+        raise NotReady(f"no networks of {name} in {models}")
+
+    monkeypatch.setattr("reward_server.pretrain.load_profile", missing)
+    monkeypatch.setenv("MOTION_REWARD_PRECISION", "bf16")
+    monkeypatch.setenv("MOTION_REWARD_PASS_MEMORY_MIB", "2048")
+    arguments = ("--profile", "shift", "--real", tmp_path, "--out", tmp_path / "heads.safetensors")
+    assert run("pretrain", *arguments)[0] != 0
+    assert asked == [{"device": "cpu", "compute": Compute(precision="bf16", memory_mib=2048)}]
 
 
 # --- score --------------------------------------------------------------------------------------

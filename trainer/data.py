@@ -43,7 +43,7 @@ class DataConfig:
         if not 0 <= self.speed_tolerance < 1:
             raise ConfigError(
                 f"data.speed_tolerance={self.speed_tolerance} must be from 0 (multiples of the policy's frame rate are "
-                "thinned evenly, no others) to below 1; 0.15 is usual"
+                "thinned evenly, no others) to below 1; 0.17 is usual"
             )
 
 

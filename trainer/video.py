@@ -90,11 +90,11 @@ def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, toleranc
     """
     if times_s.size < 2:
         raise DataError(f"has {times_s.size} frames, {form.num_frames} are needed")
-    interval_s = float(np.median(np.diff(times_s)))
-    stride = max(1, round(1 / (form.fps * interval_s)))
+    stride = max(1, round(1 / (form.fps * float(np.median(np.diff(times_s))))))
     needed = 1 + stride * (form.num_frames - 1)
     first = round(start * max(0, times_s.size - needed))
     window_s = times_s[first : first + needed]
+    interval_s = (window_s[-1] - window_s[0]) / (window_s.size - 1)  # the median would be of times rounded to 1 ms
     change = form.fps * interval_s * stride - 1  # of the speed, as frames that far apart are shown at the form's rate
     if abs(change) > tolerance + ROUNDING or not _is_even(window_s, interval_s):
         return _nearest(times_s, form, start, tolerance)

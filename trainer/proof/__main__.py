@@ -48,10 +48,10 @@ app = typer.Typer(help="SHIFT on a toy base; trainer/proof/plan.md says what is 
 Out = Annotated[Path, typer.Option(help="Folder for base, arms and report; the same folder resumes.")]
 Seed = Annotated[int, typer.Option(help="Of the base, the data and the held-out first frames.")]
 Size = Annotated[
-    Literal["full", "short", "pilot", "smoke"],
+    Literal["full", "long", "short", "pilot", "smoke"],
     typer.Option(
-        help="full: what plan.md means. short: a base trained a third as long. pilot: a weak base and one stream. "
-        "smoke: verdicts mean nothing."
+        help="full: what plan.md means. long: twice its steps, a third of its lambdas. short: a base trained a third "
+        "as long. pilot: a weak base and one stream. smoke: verdicts mean nothing."
     ),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]

@@ -1,8 +1,8 @@
-"""How large a proof is: full, short and pilot for machines with less time, and a smoke run of the same code."""
+"""How large a proof is: full, long, short and pilot for machines with less time, and a smoke run of the same code."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainer.policies.base_training import BasePlan
 from trainer.proof.base import BaseSize
@@ -59,6 +59,7 @@ class ProofSize:
 
 
 FULL = ProofSize()
+LONG = replace(FULL, num_buffers=6, lambdas=(1.0, 3.0, 10.0))
 SHORT = ProofSize(
     base=BaseSize(
         plan=BasePlan(autoencoder_steps=1000, autoencoder_batch=4, denoiser_steps=1600, denoiser_batch=4, ema=0.99)
@@ -97,4 +98,4 @@ SMOKE = ProofSize(
     heads=HeadsSize(num_scenes=3, steps=2, num_held_out=2, per_clip=2, num_tracks=16, refresh_clips=2),
 )
 
-SIZES = {"full": FULL, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}
+SIZES = {"full": FULL, "long": LONG, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}

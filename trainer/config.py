@@ -74,7 +74,7 @@ class RewardsConfig:
     max_retries: int = 2  # of one clip, where on_missing is retry
     max_missing_fraction: float = 0.1  # of a buffer's clips, where on_missing is abort_after_fraction
     max_in_flight: int = 64  # clips submitted by one process and not yet rewarded
-    patience_s: float = 60.0  # silence after which everything awaited is submitted again, at no cost if it is known
+    patience_s: float = 60.0  # silence after which the server is asked; what it lost is submitted again
     max_outage_s: float = 1800.0  # silence or refusals after which the run gives up
     real_as: Literal["pixels", "decoded"] = "pixels"  # score the real clip as it is, or through the policy's VAE
 

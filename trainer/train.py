@@ -215,7 +215,7 @@ def due(run: Run, num_groups: int, position: int) -> int:
 def refresh(run: Run, buffer: Buffer, progress: Progress) -> str:
     """The version that scores from now on; trained as many steps as the policy was, times the D:G ratio.
 
-    After the last buffer too: more buffers may follow, and what is evaluated next is scored by what knows this policy.
+    After the last buffer too: more buffers may follow, or an evaluation that asks for the run's last version.
     """
     config = run.config.refresh
     steps = round(config.steps_per_step * progress.position)

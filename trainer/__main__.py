@@ -34,7 +34,8 @@ def train(*, config: ConfigSource = None, overrides: Overrides = None, print_con
     from trainer.train import run_training  # noqa: PLC0415
 
     progress = run_training(settings)
-    typer.echo(f"trained {progress.step} steps; checkpoints and samples are in {settings.out}")
+    by = f"; evaluate.discriminator_version={progress.version} judges by its last rewards" * settings.refresh.enabled
+    typer.echo(f"trained {progress.step} steps; checkpoints and samples are in {settings.out}{by}")
 
 
 @app.command()

@@ -50,8 +50,8 @@ Seed = Annotated[int, typer.Option(help="Of the base, the data and the held-out 
 Size = Annotated[
     Literal["full", "long", "short", "pilot", "smoke"],
     typer.Option(
-        help="full: what plan.md means. long: twice its steps, a third of its lambdas. short: a base trained a third "
-        "as long. pilot: a weak base and one stream. smoke: verdicts mean nothing."
+        help="full: what plan.md means. long: its second plan, twice the steps, a third of the lambdas. short: a base "
+        "trained a third as long. pilot: a weak base and one stream. smoke: verdicts mean nothing."
     ),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
@@ -76,7 +76,7 @@ def mechanism(
     *,
     out: Out = OUT,
     seed: Seed = 0,
-    size: Size = "full",
+    size: Size = "long",
     jobs: Jobs = TWO_CORES,
     only: Only = None,
     streams: Streams = None,

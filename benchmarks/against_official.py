@@ -1,6 +1,6 @@
 """The official CoTracker3 and SEA-RAFT against ours: time, memory and error on the same weights and the same clip.
 
-    python benchmarks/against_official.py --cotracker CHECKOUT --searaft CHECKOUT [--quick] [--parts speed,memory,bf16]
+    python -m benchmarks.against_official --cotracker CHECKOUT --searaft CHECKOUT [--quick] [--parts speed,memory,bf16]
 
 Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
 blocks; ours in plain torch, on packed weights, in bf16 with heads in fp32, and all in bf16. A ratio is
@@ -29,15 +29,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
-import official
 import torch
-from allocation import as_shipped, keep_big_blocks
-from sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
 from torch.utils.flop_counter import FlopCounterMode
 
-from reward_server.estimators.compiled import CompileMode
-from reward_server.estimators.prepacked import Compute, Linear, packing_works
-from reward_server.estimators.tf32 import exact_convolutions
+from benchmarks import official
+from benchmarks.allocation import as_shipped, keep_big_blocks
+from benchmarks.sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
+from reward_server.networks.compiled import CompileMode
+from reward_server.networks.prepacked import Compute, Linear, Precision, packing_works
+from reward_server.networks.tf32 import exact_convolutions
 
 WAYS = ("plain", "fp32", "bf16", "all bf16")
 COMPILED = ("compiled", "compiled bf16")  # sides of ours that `--compile` adds
@@ -138,8 +138,9 @@ def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
     """The best of a few large linear layers, plain and packed, GFLOP/s, per precision."""
     scale = 1 if args.device == "cpu" else 4
     shapes = [tuple(scale * side for side in shape) for shape in ((2048, 2048, 2048), (1536, 1110, 384))]
-    best = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    best: dict[str, float] = {}
+    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for name, dtype in precisions.items():
         computes = [Compute(precision=name, packed=packed) for packed in (False, True)]
         rates = [layer_gflop_s(shape, dtype, compute, args) for shape in shapes for compute in computes]
         best[name] = max(rates)
@@ -176,7 +177,7 @@ def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
 
 def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, float]:
     """Rank correlation of a group's rewards, and the largest error of a centred one as a share of their spread."""
-    measured = {}
+    measured: dict[str, float] = {}
     for name in ("reward", "lc", "ic"):
         a, b = (torch.tensor([getattr(one, name) for one in group]).double() for group in (exact, coarse))
         error = ((b - b.mean()) - (a - a.mean())).abs().max()
@@ -198,7 +199,12 @@ def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
     options = {"cotracker": args.cotracker, "searaft": args.searaft, "frames": args.frames, "tracks": args.tracks}
     options |= {"threads": args.threads, "seed": args.seed, "alone": side, "device": args.device}
     options |= {"compile": args.compile, "pass-memory-mib": args.pass_memory_mib}
-    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.against_official",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     command += ["--tf32"] if args.tf32 else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -15,20 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import golden_weights
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import golden_weights
 from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
+from reward_server.discriminators.track_vit import TrackViT
 from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config, resampled
 from reward_server.estimators.local_correlation import Pyramid, correlations, support_features
-from reward_server.estimators.prepacked import Compute, set_compute
 from reward_server.estimators.sea_raft import SeaRaft, correlation_pyramid, lookup
 from reward_server.motion import mixture_confidence, residual_map
+from reward_server.networks.prepacked import Compute, set_compute
+from reward_server.networks.track_transformer import TrackViTConfig
 
 Stored = Mapping[str, NDArray[np.generic]]
 TRACKER_INPUTS = {"video", "queries", "iters", "seed", "tokens_index", "corr_rows_tn"}

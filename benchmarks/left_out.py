@@ -1,6 +1,6 @@
 """What heads make of a fault that they were never trained on: one pretraining for every fault left out.
 
-    python benchmarks/left_out.py --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
+    python -m benchmarks.left_out --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
         --shots data/clips [--steps 600] [--fault wobbled ...]
 
 Each training is short, and one with no fault left out, as short, stands beside them: the difference is what
@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reward_server.data.shots import find_shots
 from reward_server.degradations import STRENGTHS
-from reward_server.evaluation.sanity import Figures, climb, ladder_figures
+from reward_server.evaluation.report import Figures
+from reward_server.evaluation.sanity import climb, ladder_figures
 from reward_server.evaluation.scoring import open_scorer
-from reward_server.evaluation.shots import find_shots
-from reward_server.pretrain import TRAINED_FAULTS, configs, pretrain
 from reward_server.settings import Settings
+from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:

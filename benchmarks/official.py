@@ -22,12 +22,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-import golden_weights
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import golden_weights
 from reward_server.estimators.cotracker3 import support_grid
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -1,6 +1,6 @@
 """Compare the `shift` profile's networks with stored outputs of the official code.
 
-    python benchmarks/parity.py DIR [--threads N] [--plain] [--memory-mib N] [--device cuda [--tf32]]
+    python -m benchmarks.parity DIR [--threads N] [--plain] [--memory-mib N] [--device cuda [--tf32]]
 
 DIR holds golden files `cotracker3*.npz`, `lc*.npz`, `searaft_m*.npz`, `ic*.npz` (see `golden.py`) and
 `tolerances.json`, the largest absolute error per array. Prints a table and, as the last line,
@@ -24,12 +24,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from golden import Golden, computed, kind
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reward_server.estimators.prepacked import Compute
-from reward_server.estimators.tf32 import exact_convolutions
+from benchmarks.golden import Golden, computed, kind
+from reward_server.networks.prepacked import Compute
+from reward_server.networks.tf32 import exact_convolutions
 
 
 @dataclass(frozen=True, kw_only=True)

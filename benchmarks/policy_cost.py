@@ -88,7 +88,7 @@ def made_up(policy: DiffusersPolicy) -> Clip:
 def gradient(policy: DiffusersPolicy, example: Example) -> float:
     """Of one sample, as a chunk of a step takes it."""
     loss = policy.losses(stack([example]), policy.draw(1, torch.Generator().manual_seed(0))).sum()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
 

@@ -1,6 +1,6 @@
 """A refresh step from stored features against one that would run the frozen networks again, `shift` profile.
 
-    python benchmarks/refresh_cost.py [--frames 24] [--tracks 1024] [--steps 3] [--clips-per-step 1] [--cpu-time]
+    python -m benchmarks.refresh_cost [--frames 24] [--tracks 1024] [--steps 3] [--clips-per-step 1] [--cpu-time]
 
 Runs the server's own refresh (`discriminators/adversarial.py`) on packed motion of made-up clips, with random
 weights. A step takes `clips-per-step` real clips and as many rollouts; recomputing would add the networks'
@@ -18,20 +18,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from official import weighted
-from sides import Case
 
+from benchmarks.official import weighted
+from benchmarks.sides import Case
 from protos.types import Clip, RefreshRequest
-from reward_server.discriminators.adversarial import Buffers, refresh_heads
-from reward_server.discriminators.checkpoint import Heads
 from reward_server.discriminators.residual_vit import ResidualViT
-from reward_server.discriminators.run_clips import RunClip
 from reward_server.discriminators.track_vit import TrackViT
 from reward_server.estimators.cotracker3 import CoTracker3
-from reward_server.estimators.prepacked import Compute
 from reward_server.estimators.sea_raft import SeaRaft
-from reward_server.feature_cache import pack
+from reward_server.networks.prepacked import Compute
+from reward_server.profiles.heads import Heads
+from reward_server.profiles.packed import pack
+from reward_server.profiles.run_clips import RunClip
 from reward_server.profiles.shift import Networks, ShiftProfile
+from reward_server.training.adversarial import Buffers, refresh_heads
 
 NUM_GROUPS = 4  # of clips of either origin; one is held out
 

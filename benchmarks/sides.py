@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from official import Official, weighted
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.official import Official, weighted
 from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViT, TrackViTConfig
+from reward_server.discriminators.track_vit import TrackViT
 from reward_server.estimators.cotracker3 import CoTracker3
-from reward_server.estimators.prepacked import Compute, set_compute
 from reward_server.estimators.sea_raft import SeaRaft
 from reward_server.motion import mixture_confidence, residual_map
+from reward_server.networks.prepacked import Compute, set_compute
+from reward_server.networks.track_transformer import TrackViTConfig
 
 LC = ("feature net", "correlation + MLP", "updater", "track head")
 IC = ("flow net", "ViT")

@@ -19,7 +19,7 @@ from redis import Redis
 
 from protos.client import RewardClient
 from protos.types import OutcomeKind, Submission
-from reward_server.load import Size, made_up_clip
+from reward_server.evaluation.load import Size, made_up_clip
 from reward_server.queue.keys import Keys
 from reward_server.queue.transitions import GROUP
 from reward_server.settings import Settings

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import struct
-from enum import Enum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -312,18 +311,7 @@ def _reward_from_message(message: pb.Reward) -> Reward:
     )
 
 
-# --- values <-> JSON ----------------------------------------------------------------------------
-
-
-def to_json(value: Any) -> Any:
-    """Any value of types.py as plain JSON data, field by field; enums as their value, absent ones as null."""
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_json(item) for name, item in _fields(value).items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value
+# --- shared ---------------------------------------------------------------------------------------
 
 
 def _fields(value: Any) -> dict[str, Any]:

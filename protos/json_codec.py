@@ -12,10 +12,20 @@ import typing
 from enum import Enum
 from typing import Any, TypeVar, cast
 
-from protos.codec import to_json
 from protos.types import ContractError, Outcome
 
 V = TypeVar("V")
+
+
+def to_json(value: Any) -> Any:
+    """Any value of types.py as plain JSON data, field by field; enums as their value, absent ones as null."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
 
 
 def result_to_json(outcome: Outcome) -> dict[str, Any]:

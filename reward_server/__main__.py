@@ -59,7 +59,7 @@ def serve(
         http=http, grpc=grpc, profile=profile, checkpoint=checkpoint, redis_url=redis_url, data_dir=data_dir,
         log_level=log_level,
     )  # fmt: skip
-    from reward_server.serve import run_server  # noqa: PLC0415
+    from reward_server.serving.serve import run_server  # noqa: PLC0415
 
     run_server(settings, workers)
 
@@ -76,7 +76,7 @@ def worker(
 ) -> None:
     """Score the jobs of a queue, without doors."""
     settings = settings_of(redis_url=redis_url, profile=profile, checkpoint=checkpoint, log_level=log_level)
-    from reward_server.serve import run_workers  # noqa: PLC0415
+    from reward_server.serving.serve import run_workers  # noqa: PLC0415
 
     run_workers(settings, workers, end_with_parent=end_with_stdin)
 
@@ -93,7 +93,7 @@ def score(
 ) -> None:
     """Score clips. A file that cannot be scored is a row with its error and makes the exit code 1."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
-    from reward_server import score_files  # noqa: PLC0415
+    from reward_server.evaluation import score as score_files  # noqa: PLC0415
 
     raise typer.Exit(score_files.run(paths, settings, server=server, json_path=json, csv_path=csv))
 
@@ -120,8 +120,8 @@ def pretrain(
 ) -> None:
     """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
     settings = settings_of(profile=profile)
-    from reward_server import pretrain as pretraining  # noqa: PLC0415
     from reward_server.pipeline import compute_of  # noqa: PLC0415
+    from reward_server.training import pretrain as pretraining  # noqa: PLC0415
 
     cache_config, training = pretraining.configs(settings.profile, steps=steps, seed=seed)
     figures = pretraining.pretrain(
@@ -201,32 +201,9 @@ def bench(
 ) -> None:
     """Measure throughput, latency by stage and memory, in-process and served. One JSON line ends the output."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
-    from reward_server import bench as benchmark  # noqa: PLC0415
+    from reward_server.evaluation import bench as benchmark  # noqa: PLC0415
 
     raise typer.Exit(benchmark.run(settings, quick=quick, json_path=json))
-
-
-@app.command()
-def evaluate_tracker(
-    *,
-    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes, of seeds --seed, --seed + 1, ...")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene; that of its points too.")] = 1_000_000,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of each scene, 12 a second.")] = 24,
-    points: Annotated[int, typer.Option(min=1, help="Random first-frame points of each scene.")] = 256,
-    models_dir: ModelsFolder = None,
-    json: JsonFile = None,
-    csv: CsvFile = None,
-) -> None:
-    """Point tracking against exact tracks of simulated scenes (TAP-Vid metrics). One JSON line ends the output.
-
-    The classical tracker always, CoTracker3 when its weights are in the models folder. Scenes need MuJoCo.
-    """
-    settings = settings_of(models_dir=models_dir)
-    from reward_server.evaluation import tracker  # noqa: PLC0415
-    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
-
-    plan = tracker.Plan(scenes=scenes, seed=seed, frames=frames, points=points)
-    raise typer.Exit(tracker.run(plan, settings, outputs=Outputs(json=json, csv=csv)))
 
 
 @models.command("pull")
@@ -261,8 +238,8 @@ def list_models(*, models_dir: ModelsFolder = None) -> None:
     settings = settings_of(models_dir=models_dir)
     from rich.console import Console  # noqa: PLC0415
 
-    from reward_server.discriminators.checkpoint import heads_file  # noqa: PLC0415
     from reward_server.models.pull import listing  # noqa: PLC0415
+    from reward_server.profiles.heads import heads_file  # noqa: PLC0415
 
     heads = {name: heads_file(name, settings.models_folder) for name in ("embedded", "shift", "shift-wan")}
     Console().print(listing(settings.models_folder, heads))
@@ -279,9 +256,9 @@ def import_reference_heads(
 ) -> None:
     """Turn heads trained with SHIFT's reference code into a checkpoint of ours, in full precision."""
     settings = settings_of(profile=profile, models_dir=models_dir)
-    from reward_server.discriminators.checkpoint import heads_file  # noqa: PLC0415
-    from reward_server.models.reference import import_heads  # noqa: PLC0415
     from reward_server.profiles import load_profile  # noqa: PLC0415
+    from reward_server.profiles.heads import heads_file  # noqa: PLC0415
+    from reward_server.training.reference_heads import import_heads  # noqa: PLC0415
 
     folder = settings.models_folder
     out = out or heads_file(settings.profile, folder)
@@ -308,7 +285,7 @@ def settings_of(**options: Any) -> Settings:
 
 def main() -> None:
     """What the user can mend is one line on the standard error: exit code 2 for a wrong use, else 1."""
-    from protos.client_errors import RewardClientError  # noqa: PLC0415
+    from protos.client.errors import RewardClientError  # noqa: PLC0415
     from reward_server import log  # noqa: PLC0415
 
     log.configure("warning")  # serve and worker set their own level

@@ -38,18 +38,18 @@ from protos.types import (
     WindowLogits,
 )
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
-from reward_server.discriminators.checkpoint import Heads, heads_file, load_heads, read_heads
-from reward_server.discriminators.run_clips import pack_clip
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
-from reward_server.estimators.prepacked import Compute
 from reward_server.motion import Motion
+from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, load_profile
-from reward_server.queue.hand import Scored
+from reward_server.profiles.heads import Heads, heads_file, load_heads, read_heads
+from reward_server.profiles.run_clips import pack_clip
+from reward_server.scorer import Scored
 from reward_server.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedClip:
     """A decoded clip waiting for its batch."""
 
     decoded: DecodedClip
@@ -104,7 +104,7 @@ class Pipeline:
         """The heads in a file's bytes, ready to judge. Raises NotReady when they do not fit the profile."""
         return read_heads(self.profile, data, source="this discriminator version", device=self._settings.device)
 
-    def prepare(self, submission: Submission, heads: Heads | None = None) -> Prepared:
+    def prepare(self, submission: Submission, heads: Heads | None = None) -> PreparedClip:
         """Decode and sample one clip, to be judged by `heads`, by default the loaded ones. Thread-safe.
 
         Raises InvalidClip leaves, and VersionNotServed if the clip is pinned to other heads.
@@ -118,7 +118,7 @@ class Pipeline:
             )
         started = time.perf_counter()
         decoded = decode(submission, self._sampling, self.model.limits, self._settings.max_decode_s)
-        return Prepared(
+        return PreparedClip(
             decoded=decoded,
             context=submission.context,
             heads=heads,
@@ -126,7 +126,7 @@ class Pipeline:
             decode_ms=_ms_since(started),
         )
 
-    def score(self, prepared: Sequence[Prepared]) -> list[Scored]:
+    def score(self, prepared: Sequence[PreparedClip]) -> list[Scored]:
         """Score a batch of one shape and one version, in order; one clip's fault is its own result alone."""
         started = time.perf_counter()
         clips = [(window.clip, item.query_seed) for item in prepared for window in item.decoded.windows]
@@ -150,9 +150,9 @@ class Pipeline:
         """Score clips in this process: one outcome each, in order. Job ids are positions."""
         prepared = list(self._pool.map(self._try_prepare, submissions))
         results: dict[int, Reward | RewardServerError] = {}
-        buckets: dict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+        buckets: dict[tuple[int, ...], list[tuple[int, PreparedClip]]] = defaultdict(list)
         for position, item in enumerate(prepared):
-            if isinstance(item, Prepared):
+            if isinstance(item, PreparedClip):
                 buckets[item.shape].append((position, item))
             else:
                 results[position] = item
@@ -162,7 +162,7 @@ class Pipeline:
                 results |= zip((position for position, _ in batch), (one.result for one in scored), strict=True)
         return [outcome(str(i), results[i], submission.context) for i, submission in enumerate(submissions)]
 
-    def _try_prepare(self, submission: Submission) -> Prepared | RewardServerError:
+    def _try_prepare(self, submission: Submission) -> PreparedClip | RewardServerError:
         try:
             return self.prepare(submission)
         except RewardServerError as error:
@@ -176,7 +176,7 @@ class Pipeline:
 
         return list(self._pool.map(one, clips) if self.profile.parallel_clips else map(one, clips))
 
-    def _features(self, item: Prepared, motions: Sequence[Motion]) -> bytes:
+    def _features(self, item: PreparedClip, motions: Sequence[Motion]) -> bytes:
         """What a refresh of the clip's run may train on: one window, the same for all clips of a query seed."""
         context, settings = item.context, self._settings
         if not (context.run_id and context.origin and settings.feature_max_clips):
@@ -201,7 +201,7 @@ class Pipeline:
         return self.profile.track_tokens(motion.tracks, visibility, confidence, motion.correlation)
 
     def _reward(
-        self, item: Prepared, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
+        self, item: PreparedClip, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
     ) -> Reward | RewardServerError:
         if not bool(torch.isfinite(logits_W2).all()):
             return NonFiniteLogit("a discriminator returned NaN or infinity; report the clip and the version")
@@ -230,7 +230,7 @@ class Pipeline:
         mean = total / (weights.instantaneous + weights.long_term)
         return min(max(mean, self._bounds.min), self._bounds.max)  # of two equal bounds it may round past them
 
-    def _provenance(self, item: Prepared, motions: Sequence[Motion], timings: Timings) -> Provenance:
+    def _provenance(self, item: PreparedClip, motions: Sequence[Motion], timings: Timings) -> Provenance:
         frames, height, width = item.shape
         return Provenance(
             profile=self.profile.name,
@@ -267,10 +267,10 @@ def outcome(job_id: str, result: Reward | RewardServerError, context: Context) -
 
 
 def batches_by_cost(
-    bucket: Sequence[tuple[int, Prepared]], max_cost: float
-) -> Iterable[Sequence[tuple[int, Prepared]]]:
+    bucket: Sequence[tuple[int, PreparedClip]], max_cost: float
+) -> Iterable[Sequence[tuple[int, PreparedClip]]]:
     """Consecutive batches of at most `max_cost` pixels, or of one clip that alone costs more."""
-    batch: list[tuple[int, Prepared]] = []
+    batch: list[tuple[int, PreparedClip]] = []
     for item in bucket:
         if batch and sum(other.cost for _, other in [*batch, item]) > max_cost:
             yield batch

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from reward_server.queue.jobs import JobQueue
-from reward_server.queue.private_redis import PrivateRedis
 from reward_server.queue.redis_link import connect
+from reward_server.serving.private_redis import PrivateRedis
 from reward_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def heads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     by the real pipeline."""
     import torch  # noqa: PLC0415 - many tests need neither
 
-    from reward_server.discriminators.checkpoint import new_heads, save_heads  # noqa: PLC0415
     from reward_server.profiles.embedded import EmbeddedProfile  # noqa: PLC0415
+    from reward_server.profiles.heads import new_heads, save_heads  # noqa: PLC0415
 
     torch.manual_seed(0)
     instantaneous, long_term = (head.state_dict() for head in new_heads(EmbeddedProfile()))

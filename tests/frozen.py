@@ -11,10 +11,10 @@ from torch import nn
 
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config
-from reward_server.estimators.prepacked import Compute
 from reward_server.estimators.sea_raft import SeaRaft
+from reward_server.networks.prepacked import Compute
+from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.shift import Networks, ShiftProfile
 
 SMALL = Sampling(fps=14.0, window_frames=4, min_frames=3, area_px=64 * 96)

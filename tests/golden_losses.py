@@ -18,7 +18,7 @@ import torch
 
 from tests.trainer_runs import SVD, WAN, figures, tiny_config, write_clips
 from trainer.policies.tiny import tiny_svd, tiny_wan
-from trainer.reward_client import ClipGroup, Collected, NoRewards
+from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
 from trainer.shift import GroupRewards, Scored
 from trainer.train import train

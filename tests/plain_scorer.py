@@ -25,8 +25,8 @@ from protos.types import (
 )
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import NotReady, RewardServerError, error_outcome
-from reward_server.evaluation.scoring import Scorer
-from reward_server.queue.hand import Scored
+from reward_server.evaluation.scoring import RewardSource
+from reward_server.worker.hand import Scored
 
 SAMPLING = Sampling(area_px=64 * 96)
 BOUNDS = Bounds(min=-10.0, max=10.0)
@@ -86,8 +86,8 @@ class PlainScorer:
     seen: list[Submission] = field(default_factory=list)
 
     @property
-    def scorer(self) -> Scorer:
-        return Scorer(score=self.score_submissions, model=MODEL, where="plain")
+    def scorer(self) -> RewardSource:
+        return RewardSource(score=self.score_submissions, model=MODEL, where="plain")
 
     def prepare(self, submission: Submission, heads: None = None) -> Prepared:
         return Prepared(decoded=decode(submission, SAMPLING, MODEL.limits, 30.0))

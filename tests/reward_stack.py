@@ -21,9 +21,9 @@ import structlog
 from pydantic import SecretStr
 
 from protos.types import Clip, Logits, Reward
-from reward_server.queue.private_redis import _free_port
+from reward_server.serving.private_redis import _free_port
 from reward_server.settings import Settings
-from reward_server.worker import run_worker
+from reward_server.worker.worker import run_worker
 from tests.pixel_scorer import MODEL, Pixels, PixelScorer
 from tests.running import open_doors
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from protos.types import Origin
-from reward_server.discriminators.run_clips import pack_clip
 from reward_server.motion import Motion
+from reward_server.profiles.run_clips import pack_clip
 from reward_server.queue.jobs import JobQueue
 
 FRAMES, TRACKS, SIDE_PX = 8, 16, 32

@@ -18,20 +18,20 @@ import grpc.aio
 import httpx
 import pytest
 
-from protos import codec
+from protos import codec, json_codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
-from protos.http_transport import FIELDS
+from protos.client.http_transport import FIELDS
 from protos.json_codec import result_from_json
 from protos.types import Outcome, Submission, Timings
 from reward_server.doors.grpc_api import GrpcDoor
-from reward_server.metrics import Metrics
+from reward_server.doors.http_server import HttpDoor
+from reward_server.doors.metrics import Metrics
+from reward_server.doors.service import Service
 from reward_server.queue.jobs import JobQueue
 from reward_server.queue.redis_link import connect
-from reward_server.serve import HttpDoor
-from reward_server.service import Service
 from reward_server.settings import Settings
-from reward_server.worker import Scorer, run_worker
+from reward_server.worker.worker import Scorer, run_worker
 
 TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
 
@@ -164,7 +164,7 @@ class GrpcKnock:
 
     async def model(self) -> dict[str, Any] | Refused:
         answer = await self._called(self.stub.GetModel(pb.GetModelRequest()))
-        return answer if isinstance(answer, Refused) else dict(codec.to_json(codec.model_from_message(answer)))
+        return answer if isinstance(answer, Refused) else dict(json_codec.to_json(codec.model_from_message(answer)))
 
     async def close(self) -> None:
         await self.channel.close()
@@ -194,7 +194,7 @@ def multipart(submissions: Sequence[Submission]) -> dict[str, Any]:
     # a multipart body needs a part even where there is no clip
     return {
         "files": files or [("context", (None, "{}"))],
-        "data": {"context": json.dumps([codec.to_json(clip.context) for clip in submissions])} if files else {},
+        "data": {"context": json.dumps([json_codec.to_json(clip.context) for clip in submissions])} if files else {},
     }
 
 
@@ -226,7 +226,7 @@ def _lasting(outcome: Outcome) -> Any:
     if reward:
         reward = replace(reward, provenance=replace(reward.provenance, timings=Timings()))
     error = outcome.error and replace(outcome.error, message=outcome.error.message.replace(outcome.job_id, "JOB"))
-    return codec.to_json(replace(outcome, job_id="", reward=reward, error=error, cursor=""))
+    return json_codec.to_json(replace(outcome, job_id="", reward=reward, error=error, cursor=""))
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_server.demo import running_server
+from experiments.demo import running_server
 from tests.media import texture, video
 
 ROOT = Path(__file__).parent.parent

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
-from trainer.dynamics import dynamic_degree
+from trainer.measures.dynamics import dynamic_degree
+from trainer.measures.tracks import with_tracks
 from trainer.policies.protocol import Policy
-from trainer.reward_client import Collected
+from trainer.rewards.source import Collected
 from trainer.rollout import Buffer
 from trainer.shift import Advantages
-from trainer.tracks import with_tracks
 from trainer.video import side_by_side, write_clip
 
 PROJECT = "shift"

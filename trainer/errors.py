@@ -11,7 +11,7 @@
     ├─ CheckpointError      a checkpoint that is incomplete or belongs to another run
     └─ PolicyError          a base model, or what it was given, cannot be used (policies/protocol.py)
 
-What the reward server refuses is a RewardClientError (protos/client_errors.py).
+What the reward server refuses is a RewardClientError (protos/client/errors.py).
 """
 
 from __future__ import annotations

@@ -26,15 +26,15 @@ from protos.client import RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Media, Origin, Outcome, Submission
 from trainer.checkpoint import Checkpoints, load_trainable, read_about, trainable
-from trainer.comparison import KINDS, motion_distances, summarise
 from trainer.config import Config, differences
 from trainer.data import Clips, RealClip, Split, find_sources
-from trainer.dynamics import DynamicDegree, dynamic_degree
 from trainer.errors import CheckpointError, RewardsSilent
+from trainer.measures.comparison import KINDS, motion_distances, summarise
+from trainer.measures.dynamics import DynamicDegree, dynamic_degree
+from trainer.measures.tracks import TrackMotion, track_motion
 from trainer.policies.protocol import Policy
 from trainer.run import form_of, open_accelerator, open_policy
 from trainer.seeds import derived_seed
-from trainer.tracks import TrackMotion, track_motion
 from trainer.video import side_by_side, write_clip
 
 log = logging.getLogger(__name__)

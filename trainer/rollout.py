@@ -20,7 +20,7 @@ from torch import Tensor
 from protos.types import Clip
 from trainer.data import Clips
 from trainer.policies.protocol import Example, Policy
-from trainer.reward_client import ClipGroup, Collected, RewardSource
+from trainer.rewards.source import ClipGroup, Collected, RewardSource
 from trainer.seeds import derived_seed
 from trainer.shift import GroupRewards
 

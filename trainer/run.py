@@ -33,8 +33,8 @@ from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.processes import from_main
-from trainer.remote_rewards import RemoteRewards
-from trainer.reward_client import NoRewards, RewardSource
+from trainer.rewards.remote import RemoteRewards
+from trainer.rewards.source import NoRewards, RewardSource
 from trainer.seeds import derived_seed
 from trainer.video import ClipForm
 from trainer.zero import uses_zero, zero_plugin

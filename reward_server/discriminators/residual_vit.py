@@ -17,8 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reward_server.estimators.compiled import compilable
-from reward_server.estimators.prepacked import Compute, Linear, needs_grad, passes, releasing
+from reward_server.networks.compiled import compilable
+from reward_server.networks.prepacked import Compute, Linear, needs_grad, passes, releasing
 
 MANY_POSITIONS = 400
 

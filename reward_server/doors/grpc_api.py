@@ -23,9 +23,9 @@ from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.types import Context, ContractError, Media, Submission
 from reward_server.doors.intake import Intake, check_request, door_error, request_id
+from reward_server.doors.service import Service
 from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
 from reward_server.queue.redis_link import end_task
-from reward_server.service import Service
 from reward_server.settings import Settings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["MotionReward"].full_name

@@ -35,8 +35,8 @@ from reward_server.doors.http_models import (
     failures,
 )
 from reward_server.doors.intake import ContextFields, door_error, request_id
+from reward_server.doors.service import Service
 from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
-from reward_server.service import Service
 from reward_server.settings import Settings
 
 REQUEST_ID_HEADER = "x-request-id"

@@ -32,7 +32,7 @@ class Result(BaseModel):
 
     id: str
     outcome: OutcomeKind
-    reward: RewardBody | None  # type: ignore[valid-type]
+    reward: RewardBody | None
     provenance: Provenance | None
     error: Error | None
     context: Context

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reward_server.discriminators.track_vit import TrackTransformer, TrackViTConfig
-from reward_server.estimators.compiled import compilable
 from reward_server.estimators.feature_net import STRIDE_PX, FeatureNet
 from reward_server.estimators.local_correlation import WINDOW, Pyramid, correlation, support_features
-from reward_server.estimators.prepacked import Compute, Linear, Mlp, passes, per_pass, releasing, set_compute
 from reward_server.motion import displacement_features
+from reward_server.networks.compiled import compilable
+from reward_server.networks.prepacked import Compute, Linear, Mlp, passes, per_pass, releasing, set_compute
+from reward_server.networks.track_transformer import TrackTransformer, TrackViTConfig
 
 NUM_LEVELS = 4
 FEATURE_DIM = 128

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reward_server.estimators.compiled import compilable
-from reward_server.estimators.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, releasing, set_compute
+from reward_server.networks.compiled import compilable
+from reward_server.networks.prepacked import CHANNELS_LAST, Compute, Conv2d, Linear, per_pass, releasing, set_compute
 
 STRIDE_PX = 8
 RADIUS = 4

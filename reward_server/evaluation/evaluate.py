@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from protos.codec import to_json
+from protos.json_codec import to_json
 from protos.types import Context, Outcome, Submission
+from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
@@ -26,16 +27,15 @@ from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
-    Scorer,
+    RewardSource,
     count_outcomes,
     failed_outcome,
     head_rewards,
     open_scorer,
     outcome_row,
 )
-from reward_server.evaluation.shots import Shot, find_shots
-from reward_server.evaluation.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 from reward_server.settings import Settings
+from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
 REAL, GENERATED = "real", "generated"
 BATCH = 8  # clips handed to the scorer at once
@@ -127,7 +127,7 @@ def run(
 
 def judge(
     shots: Sequence[tuple[str, Shot]],
-    scorer: Scorer,
+    scorer: RewardSource,
     settings: Settings,
     *,
     protocol: Protocol | None = None,
@@ -152,7 +152,7 @@ def judge(
 
 
 def _submission(
-    shot: Shot, scorer: Scorer, settings: Settings, protocol: Protocol | None, seed: int
+    shot: Shot, scorer: RewardSource, settings: Settings, protocol: Protocol | None, seed: int
 ) -> Submission | Outcome:
     context = Context(query_seed=seed)
     try:
@@ -164,7 +164,7 @@ def _submission(
         return failed_outcome(error)
 
 
-def _statistics(submission: Submission, scorer: Scorer, settings: Settings, seed: int) -> dict[str, float]:
+def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
     """Of the first window that the decoder makes of it; none where it does not decode (its outcome says why)."""
     try:
         decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,11 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reward_server.degradations import NAMES, STRENGTHS
+from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import HEADS
-from reward_server.evaluation.stats import Floats, auc, roc
-
-if TYPE_CHECKING:
-    from reward_server.evaluation import sanity
+from reward_server.stats import Floats, auc, roc
 
 COLOURS = {"combined": "black", "instantaneous": "tab:blue", "long_term": "tab:orange"}
 NUM_BINS = 24
@@ -42,7 +39,7 @@ def ladder(path: Path, rewards_CDR3: Floats) -> None:
     _save(figure, path)
 
 
-def shares(path: Path, figures: Sequence[sanity.Figures]) -> None:
+def shares(path: Path, figures: Sequence[Figures]) -> None:
     """Heat map of the share of pairs ordered right, degradations by strengths, one panel per head."""
     names = list(dict.fromkeys(row.name for row in figures))
     figure = Figure(figsize=(13, 1.5 + 0.4 * len(names)), layout="constrained")

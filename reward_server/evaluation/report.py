@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reward_server.evaluation.stats import Interval, Share
+from reward_server.degradations import STRENGTHS
+from reward_server.stats import Interval, Share
 
 ABSENT = "–"
 
@@ -90,3 +91,20 @@ def share_json(share: Share) -> dict[str, Any]:
 
 def interval_json(value: Interval | None) -> list[float] | None:
     return None if value is None else [value.low, value.high]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How one head ordered one degradation, or a set of them."""
+
+    head: str
+    name: str
+    by_strength: tuple[Share, ...]  # in the order of STRENGTHS
+    total: Share
+    interval: Interval | None  # of the total share, resampled by clip, 95%
+    falling: float | None  # mean over ladders and degradations, see stats.falling
+
+    def as_json(self) -> dict[str, Any]:
+        shares = {str(s): share_json(share) for s, share in zip(STRENGTHS, self.by_strength, strict=True)}
+        total = {**share_json(self.total), "interval": interval_json(self.interval)}
+        return {"head": self.head, "name": self.name, "by_strength": shares, "total": total, "falling": self.falling}

@@ -11,34 +11,33 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from protos.codec import to_json
+from protos.json_codec import to_json
 from protos.types import Clip, Context, Outcome, Submission
+from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
 from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
+from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import (
     HEADS,
     OUTCOME_COLUMNS,
-    Scorer,
+    RewardSource,
     count_outcomes,
     derived_seed,
     failed_outcome,
     head_rewards,
     open_scorer,
     outcome_row,
-    tensor_submission,
 )
-from reward_server.evaluation.shots import Shot, find_shots
-from reward_server.evaluation.stats import Floats, Interval, Share, falling, mean_bootstrap, ordered
 from reward_server.settings import Settings
+from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
 RETIMED = ("speed_change", "fps_relabelled")  # faults that a plausible clip of another speed could also show
@@ -61,23 +60,6 @@ class Rung:
     degradation: str
     strength: float
     outcome: Outcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """How one head ordered one degradation, or a set of them."""
-
-    head: str
-    name: str
-    by_strength: tuple[Share, ...]  # in the order of STRENGTHS
-    total: Share
-    interval: Interval | None  # of the total share, resampled by clip, 95%
-    falling: float | None  # mean over ladders and degradations, see stats.falling
-
-    def as_json(self) -> dict[str, Any]:
-        shares = {str(s): report.share_json(share) for s, share in zip(STRENGTHS, self.by_strength, strict=True)}
-        total = {**report.share_json(self.total), "interval": report.interval_json(self.interval)}
-        return {"head": self.head, "name": self.name, "by_strength": shares, "total": total, "falling": self.falling}
 
 
 def run(
@@ -113,7 +95,7 @@ def run(
 
 def climb(
     shots: Sequence[Shot],
-    scorer: Scorer,
+    scorer: RewardSource,
     settings: Settings,
     *,
     windows: int = 1,
@@ -139,7 +121,7 @@ def climb(
 
 
 def ladder_submissions(
-    stretch: Window, scorer: Scorer, name: str, levels: Sequence[tuple[str, float]], seed: int
+    stretch: Window, scorer: RewardSource, name: str, levels: Sequence[tuple[str, float]], seed: int
 ) -> list[Submission]:
     """The first window of the stretch, degraded to every level, as one group."""
     own = derived_seed(seed, name, stretch.start_s)
@@ -148,7 +130,7 @@ def ladder_submissions(
     return [tensor_submission(clip, context) for clip in clips]
 
 
-def rung_clip(stretch: Clip, scorer: Scorer, name: str, strength: float, seed: int) -> Clip:
+def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, seed: int) -> Clip:
     """The window, degraded; taken from more of the stretch where the decoder will thin it out again."""
     window = scorer.sampling.window_frames
     base = replace(stretch, frames=stretch.frames[:window])
@@ -161,7 +143,7 @@ def rung_clip(stretch: Clip, scorer: Scorer, name: str, strength: float, seed: i
     return degraded
 
 
-def _stretches(shot: Shot, scorer: Scorer, settings: Settings, windows: int) -> tuple[Window, ...]:
+def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: int) -> tuple[Window, ...]:
     sampling = scorer.sampling
     longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
     return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s).windows

@@ -12,19 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from protos.client import RewardClient, submission
-from protos.codec import clip_to_tensor
-from protos.types import Clip, Context, Limits, Media, Model, Outcome, Submission
+from protos.client import RewardClient
+from protos.types import Context, Limits, Model, Outcome, Submission
 from reward_server.decoding.decode import Sampling
-from reward_server.decoding.sniff import SUFFIXES
 from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, error_outcome
-from reward_server.evaluation.stats import Floats
 from reward_server.settings import MIB, Settings
+from reward_server.stats import Floats
 
 T = TypeVar("T")
 Score = Callable[[Sequence[Submission]], list[Outcome]]
@@ -40,7 +37,7 @@ OUTCOME_COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
+class RewardSource:
     """Something that scores, what it serves, and where it is ("in-process" or a URL)."""
 
     score: Score
@@ -59,13 +56,13 @@ class Scorer:
 
 
 @contextmanager
-def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
+def open_scorer(settings: Settings, server: str | None) -> Iterator[RewardSource]:
     """The pipeline in this process, or the server at grpc://HOST:PORT or http://HOST:PORT; else BadRequest."""
     if server is None:
         from reward_server.pipeline import Pipeline  # noqa: PLC0415  (torch loads only where it scores)
 
         pipeline = Pipeline.load(settings)
-        yield Scorer(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
+        yield RewardSource(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
     else:
         try:
             opened = RewardClient(server)
@@ -74,7 +71,7 @@ def open_scorer(settings: Settings, server: str | None) -> Iterator[Scorer]:
         with opened as client:
             model = client.model()
             most = min(CLIPS_PER_REQUEST, model.limits.max_clips_per_request)
-            yield Scorer(
+            yield RewardSource(
                 score=lambda clips: [
                     outcome for request in bounded(clips, payload_bytes, most) for outcome in client.score(request)
                 ],
@@ -101,16 +98,6 @@ def bounded(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Itera
 def payload_bytes(item: Submission | Outcome) -> int:
     """What a clip weighs in a request; nothing, where it could not be read and is an outcome already."""
     return len(item.payload) if isinstance(item, Submission) else 0
-
-
-def file_submission(path: Path, context: Context | None = None) -> Submission:
-    """A file as it is; a `.safetensors` is a tensor clip. Raises OSError."""
-    return submission(path, context=context)
-
-
-def tensor_submission(clip: Clip, context: Context) -> Submission:
-    """Decoded frames, losslessly."""
-    return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
 
 
 def failed_outcome(error: RewardServerError | OSError) -> Outcome:
@@ -150,12 +137,3 @@ def derived_seed(seed: int, *parts: object) -> int:
     """A seed in 0..2^32-1 that depends on `seed` and `parts` only: the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def clip_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those with a clip's suffix in the folders named, at any depth, sorted."""
-    found: list[Path] = []
-    for path in paths:
-        inside = path.rglob("*") if path.is_dir() else ()
-        found += sorted(file for file in inside if file.suffix.lower() in SUFFIXES) or [path]
-    return list(dict.fromkeys(found))

@@ -15,9 +15,9 @@ from torch import Tensor
 from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViTConfig
-from reward_server.estimators.prepacked import Compute, Precision
 from reward_server.motion import Motion
+from reward_server.networks.prepacked import Compute, Precision
+from reward_server.networks.track_transformer import TrackViTConfig
 
 ProfileName = Literal["embedded", "shift", "shift-wan"]
 

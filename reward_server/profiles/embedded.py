@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
-from reward_server.cues import num_cues, track_cues
 from reward_server.decoding.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViTConfig
 from reward_server.estimators.classical import ClassicalEstimators
-from reward_server.estimators.prepacked import Compute
 from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
+from reward_server.networks.prepacked import Compute
+from reward_server.networks.track_transformer import TrackViTConfig
+from reward_server.profiles.cues import num_cues, track_cues
 
 # Drifts are divided by half the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.

@@ -25,14 +25,9 @@ from torch.nn import functional as F
 from protos.types import Clip
 from reward_server.decoding.sampling import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
-from reward_server.discriminators.track_vit import TrackViTConfig
-from reward_server.estimators.bf16 import has_bf16
-from reward_server.estimators.compiled import check_compiles
 from reward_server.estimators.cotracker3 import TOKEN_DIM, CoTracker3, Tracking, resampled
 from reward_server.estimators.feature_net import STRIDE_PX
-from reward_server.estimators.prepacked import Compute, Precision
 from reward_server.estimators.sea_raft import SeaRaft
-from reward_server.estimators.tf32 import exact_convolutions
 from reward_server.models.store import load_network
 from reward_server.motion import (
     DISPLACEMENT_FEATURES,
@@ -43,6 +38,11 @@ from reward_server.motion import (
     random_queries,
     residual_map,
 )
+from reward_server.networks.bf16 import has_bf16
+from reward_server.networks.compiled import check_compiles
+from reward_server.networks.prepacked import Compute, Precision
+from reward_server.networks.tf32 import exact_convolutions
+from reward_server.networks.track_transformer import TrackViTConfig
 
 VAR_MIN, VAR_MAX = 0.0, 10.0  # of SEA-RAFT's log-scales, as its Spring configuration has them
 CORRELATION = slice(2, TOKEN_DIM - DISPLACEMENT_FEATURES)  # where a token holds the correlation embedding

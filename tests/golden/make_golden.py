@@ -1,4 +1,4 @@
-"""Writes this folder's golden files: `python tests/golden/make_golden.py` (needs the package installed).
+"""Writes this folder's golden files: `python -m tests.golden.make_golden`.
 
 They are our own networks' outputs under the recipe's weights, made when `benchmarks/parity.py` passed on the
 official outputs; the tests hold later versions to them. Inputs are formulas, small and of odd sizes.
@@ -6,18 +6,15 @@ official outputs; the tests hold later versions to them. Inputs are formulas, sm
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import golden_weights
+from benchmarks.golden import Golden, Stored, computed
+
 FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
-
-import golden_weights  # noqa: E402
-from golden import Golden, Stored, computed  # noqa: E402
-
 SEED = 7
 QUERIES = [[0, 0, 0], [2, 66, 50], [1, 66, 0], [0, 31.25, 20.5], [2.9, 3.7, 44.1]]  # corners, fractions, all frames
 OUTPUTS = {

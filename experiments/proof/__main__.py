@@ -1,0 +1,242 @@
+"""`python -m experiments.proof mechanism | rewards | motion | seeds`: the levels of plan.md, and level 3 over seeds.
+
+Resumable: what is finished in `--out` is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from experiments.proof.arms import Arm, Task, arms, run_arm
+from experiments.proof.base import policy_config, trained_base
+from experiments.proof.heads import Negatives, named, pretrained_heads, served
+from experiments.proof.learned import direction, groups_of, score_groups
+from experiments.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
+from experiments.proof.report import write_report
+from experiments.proof.scenes import SceneMix, draw_scenes
+from experiments.proof.size import SIZES, ProofSize
+from experiments.proof.together import read_seed, write_together
+from experiments.proof.verdicts import Interval
+from protos.client import RewardClient, RewardClientError
+from trainer.errors import ConfigError, TrainerError
+from trainer.policies.loading import make_policy
+from trainer.seeds import derived_seed
+from trainer.video import write_clip
+
+log = logging.getLogger("experiments.proof")
+
+
+app = typer.Typer(help="SHIFT on a toy base; experiments/proof/plan.md says what is claimed.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder for base, arms and report; the same folder resumes.")]
+Seed = Annotated[int, typer.Option(help="Of the base, the data and the held-out first frames.")]
+Size = Annotated[
+    Literal["full", "long", "short", "pilot", "smoke"],
+    typer.Option(
+        help="full: what plan.md means. long: its second plan, twice the steps, a third of the lambdas. short: a base "
+        "trained a third as long. pilot: a weak base and one stream. smoke: verdicts mean nothing."
+    ),
+]
+Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Threads of what runs alone, and arms that run side by side, a thread each.")
+]
+OneOrBoth = Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")]
+Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
+Server = Annotated[
+    str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
+]
+NegativesOption = Annotated[
+    Negatives,
+    typer.Option(help="What heads are pretrained against: the base's rollouts, or motion faults of real clips."),
+]
+OUT = Path("runs/proof")
+TWO_CORES = min(2, os.cpu_count() or 1)
+
+
+@app.command()
+def mechanism(
+    *,
+    out: Out = OUT,
+    seed: Seed = 0,
+    size: Size = "long",
+    jobs: Jobs = TWO_CORES,
+    only: Only = None,
+    streams: Streams = None,
+) -> None:
+    """Train a toy base, fine-tune it in every arm of plan.md, and say which claims of the plan hold."""
+    started = time.monotonic()
+    counts, folder = SIZES[size], out / f"{size}-{seed}"
+    num_streams = streams or counts.streams
+    prepare(folder, counts, seed=seed)
+    chosen = chosen_arms(arms(counts), only)
+    records = arm_records(chosen, num_streams, jobs, partial(Task, seed=seed, size=counts, folder=folder))
+    about = {"proof": "level-1", "seed": seed, "size": size, "steps": counts.num_steps, "streams": num_streams}
+    summary = write_report(records, folder / "report", about)
+    typer.echo((folder / "report" / "report.txt").read_text())
+    typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
+
+
+def chosen_arms(all_arms: list[Arm], only: list[str] | None) -> list[Arm]:
+    names = [arm.name for arm in all_arms]
+    if unknown := set(only or ()) - set(names):
+        raise ConfigError(f"there is no arm {sorted(unknown)}; give some of {names}")
+    return [arm for arm in all_arms if not only or arm.name in only]
+
+
+@app.command()
+def rewards(
+    *,
+    server: Server = None,
+    timeout_s: Annotated[float, typer.Option(help="For all rewards together.")] = 600.0,
+    out: Out = OUT,
+    seed: Seed = 0,
+    size: Size = "full",
+    jobs: Jobs = TWO_CORES,
+    negatives: NegativesOption = "rollouts",
+) -> None:
+    """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
+    counts, folder = SIZES[size], out / f"{size}-{seed}"
+    prepare(folder, counts, seed=seed)
+    policy = make_policy(policy_config(folder / "base", counts.base))
+    scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
+    groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
+    with served(heads, counts.heads) if heads else nullcontext(server) as url, RewardClient(str(url)) as client:
+        found = direction(score_groups(groups, client, timeout_s=timeout_s))
+    for head, of in found.items():
+        parts = "   ".join(f"{name} {value}" for name, value in of.items())
+        typer.echo(f"{head:14} {parts}")
+    plain = {
+        head: {name: asdict(value) if isinstance(value, Interval) else value for name, value in of.items()}
+        for head, of in found.items()
+    }
+    about = {"proof": "level-2", "seed": seed, "size": size, "negatives": negatives}
+    line = json.dumps({**about, "heads": plain}, allow_nan=False)
+    (folder / f"{named('rewards', negatives)}.json").write_text(line + "\n")
+    typer.echo(line)
+
+
+@app.command()
+def motion(
+    *,
+    out: Out = OUT,
+    seed: Seed = 100,
+    size: Size = "full",
+    jobs: Jobs = TWO_CORES,
+    only: Only = None,
+    on: OneOrBoth = "both",
+    streams: Streams = None,
+    server: Server = None,
+    negatives: NegativesOption = "rollouts",
+) -> None:
+    """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""
+    started = time.monotonic()
+    counts, folder = SIZES[size], out / f"{size}-{seed}"
+    num_streams = streams or counts.motion_streams
+    chosen = chosen_arms(motion_arms(counts), only)
+    prepare(folder, counts, seed=seed)
+    policy = make_policy(policy_config(folder / "base", counts.base))
+    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
+    found = {}
+    with served(heads, counts.heads) if heads else nullcontext(server) as url:
+        for name in SETS if on == "both" else (on,):
+            level = named(f"motion-{name}", negatives)
+            data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)
+            task = partial(Task, seed=seed, size=counts, folder=folder, level=level, server=str(url))
+            records = arm_records(chosen, num_streams, jobs, task)
+            about = {"steps": counts.num_steps, "streams": num_streams}
+            found[name] = write_motion_report(records, data, folder / level / "report", about)
+            typer.echo(f"{name}\n{(folder / level / 'report' / 'report.txt').read_text()}")
+    summary = {"proof": "level-3", "seed": seed, "size": size, "negatives": negatives, "sets": found}
+    typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
+
+
+@app.command()
+def seeds(
+    *,
+    seed: Annotated[list[int], typer.Option(help="Whose `motion` has run; repeat it for each.")],
+    out: Out = OUT,
+    size: Size = "full",
+    on: OneOrBoth = "both",
+    negatives: NegativesOption = "rollouts",
+) -> None:
+    """What `motion` found, over data seeds: the plan's claim holds where it holds on every one of them."""
+    found, folder = {}, out / named(f"{size}-seeds", negatives)
+    for name in SETS if on == "both" else (on,):
+        runs = [read_seed(out / f"{size}-{one}" / named(f"motion-{name}", negatives), one) for one in seed]
+        found[name] = write_together(runs, name, folder)
+        typer.echo(f"{name}\n{(folder / f'{name}.txt').read_text()}")
+    about = {"proof": "level-3-seeds", "size": size, "negatives": negatives}
+    typer.echo(json.dumps({**about, "sets": found}, allow_nan=False))
+
+
+def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:
+    """The trained base and the files of the fine-tuning set."""
+    torch.set_num_threads(1)  # a toy is no faster with two, and hundreds of times slower once they wait for a core
+    mix = SceneMix(glow_share=0.5)
+    scenes = draw_scenes(size.base.num_scenes, seed=derived_seed(seed, "base"), mix=mix)
+    trained_base(folder, [scene.clip() for scene in scenes], size.base, seed=seed)
+    for number, scene in enumerate(draw_scenes(size.num_train, seed=derived_seed(seed, "train"))):
+        path = folder / "train" / f"{number:05d}.safetensors"
+        if not path.exists():
+            write_clip(path, scene.clip())
+
+
+def arm_records(chosen: list[Arm], num_streams: int, jobs: int, task: Callable[..., Task]) -> list[dict[str, Any]]:
+    """What every arm came to in every stream, stream by stream; `task` is told the arm and the stream."""
+    tasks = [task(arm=arm, stream=stream) for stream in range(num_streams) for arm in chosen]
+    return [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
+
+
+def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
+    """Results in the order of the tasks."""
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    results = []
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        try:
+            for number, path in enumerate(pool.map(run_arm, tasks), 1):
+                log.info("%d of %d arms: %s", number, len(tasks), path.stem)
+                results.append(path)
+        except SystemExit:  # nobody waits for arms that are under way: they are run again
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return results
+
+
+def end_on_sigterm() -> None:
+    """As a program ends, so that the reward server that was started and the arms under way end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def main() -> None:
+    end_on_sigterm()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except (TrainerError, RewardClientError, subprocess.CalledProcessError) as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

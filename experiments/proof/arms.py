@@ -1,0 +1,255 @@
+"""The arms of the proof, each one fine-tuning by the trainer's own loop from one base, and what its rollouts measure.
+
+`run_arm(task)` -> `trainer.train.train` with the arm's rewards -> fresh rollouts from held-out first frames -> a JSON
+file. An arm whose file is there is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from experiments.proof.base import policy_config
+from experiments.proof.known_rewards import NAMES, measures, speed_reward
+from experiments.proof.scenes import SceneMix, draw_scenes
+from experiments.proof.size import ProofSize
+from experiments.proof.sources import CueDiscriminator, DiscriminatorRewards, KnownRewards, cues, train_discriminator
+from experiments.proof.watched import WatchedRewards
+from protos.types import Clip
+from trainer.config import (
+    CheckpointConfig,
+    Config,
+    LogConfig,
+    LoopConfig,
+    OptimizerConfig,
+    RefreshConfig,
+    RewardsConfig,
+)
+from trainer.data import DataConfig
+from trainer.measures.dynamics import dynamic_degree
+from trainer.policies.loading import make_policy
+from trainer.policies.protocol import Policy
+from trainer.rewards.source import NoRewards, RewardSource
+from trainer.run import open_run
+from trainer.seeds import derived_seed, generator
+from trainer.shift import Objective
+from trainer.train import train
+from trainer.video import write_clip
+
+RewardName = Literal["none", "speed", "loophole", "learned"]
+NUM_SHOWN = 4  # rollouts kept as clips
+MEASURES = ("reward", *NAMES, "flow_px", "dynamic")
+"""Of every fresh rollout. `reward` is the known one, whatever the arm was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of fine-tuning. `objective` changes the middle of Level 1's grid."""
+
+    name: str
+    reward: RewardName = "speed"
+    objective: dict[str, Any] = field(default_factory=dict)
+    refreshed: bool = False
+    trained: bool = True
+
+
+def arms(size: ProofSize) -> list[Arm]:
+    """Those that the verdicts need first, then the other ablations of plan.md."""
+    low, mid, high = size.lambdas
+    grid = {"shift-low": low, "shift-mid": mid, "shift-high": high}
+    leaky = {"lambda_aw": size.lambda_loophole}
+    return [
+        Arm(name="base", reward="none", trained=False),
+        Arm(name="sft", reward="none"),
+        Arm(name="replay", objective={"weighting": "uniform"}),
+        *(Arm(name=name, objective={"lambda_aw": value}) for name, value in grid.items()),
+        Arm(name="no-anchor", objective={"lambda_sft": 0.0}),
+        Arm(name="fixed", reward="loophole", objective=leaky),
+        Arm(name="refreshed", reward="loophole", objective=leaky, refreshed=True),
+        Arm(name="no-negative", objective={"neg_adv_lambda": 0.0}),
+        Arm(name="exp", objective={"weighting": "exp", "beta": size.beta}),
+        Arm(name="unmatched", objective={"matched_noise": False}),
+        Arm(name="batch-centre", objective={"centre": "batch"}),
+        Arm(name="std", objective={"normalise_std": True}),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An arm in one stream of one seed, and where its files go."""
+
+    arm: Arm
+    seed: int
+    stream: int
+    size: ProofSize
+    folder: Path  # of the seed, with base/
+    level: str = ""  # folder below it with train/ and arms/; empty: the seed's own
+    server: str = ""  # of learned rewards
+
+    @property
+    def train(self) -> Path:
+        return self.folder / self.level / "train"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / self.level / "arms" / f"{self.arm.name}-{self.stream}.json"
+
+
+def run_arm(task: Task) -> Path:
+    """The result's file. What an interrupted attempt left is thrown away: the rewards' state went with it."""
+    if task.result.exists():
+        return task.result
+    torch.set_num_threads(1)  # arms run side by side
+    run_folder = task.result.with_suffix("")
+    shutil.rmtree(run_folder, ignore_errors=True)
+    policy = make_policy(policy_config(task.folder / "base", task.size.base, rank=task.size.rank))
+    seconds, favours = _fine_tune(task, policy, run_folder) if task.arm.trained else (0.0, [])
+    rows = evaluate(task, policy, run_folder / "clips")
+    record = {
+        "arm": task.arm.name,
+        "stream": task.stream,
+        "seconds": seconds,
+        "rows": rows,
+        "history": _history(run_folder / "metrics.jsonl"),
+        "favours": favours,
+    }
+    _write(task.result, json.dumps(record))
+    shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
+    return task.result
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _fine_tune(task: Task, policy: Policy, folder: Path) -> tuple[float, list[dict[str, float]]]:
+    """Seconds that the loop took, and what the advantages of each buffer favoured."""
+    with open_run(run_config(task, folder), rewards=rewards_of(task, policy), policy=policy) as run:
+        watched = WatchedRewards(run.rewards)
+        started = time.monotonic()
+        train(replace(run, rewards=watched))
+        seconds = time.monotonic() - started
+    policy.module = run.accelerator.unwrap_model(policy.module)
+    return seconds, watched.favours
+
+
+def run_config(task: Task, folder: Path) -> Config:
+    """The trainer's configuration of an arm."""
+    size, arm = task.size, task.arm
+    learned = arm.reward == "learned"
+    return Config(
+        out=folder,
+        run_id=f"proof-{task.seed}-{task.level or 'mechanism'}-{arm.name}-{task.stream}",
+        seed=derived_seed(task.seed, "stream", task.stream) % 2**31,
+        device="cpu",
+        policy=policy_config(task.folder / "base", size.base, rank=size.rank),
+        data=DataConfig(train=(str(task.train),), start="first"),
+        loop=LoopConfig(
+            num_buffers=size.num_buffers,
+            buffer_clips=size.buffer_clips,
+            num_rollouts=0 if arm.reward == "none" else size.num_rollouts,
+            batch_clips=size.batch_clips,
+            passes=size.passes,
+        ),
+        objective=Objective(**{"lambda_aw": size.lambdas[1], **arm.objective}),
+        optimizer=OptimizerConfig(lr=size.lr, warmup_steps=min(10, size.num_steps // 4), weight_decay=0.0),
+        # decoded: the autoencoder's blur must not give rollouts away
+        rewards=RewardsConfig(server=task.server, real_as="decoded"),
+        refresh=RefreshConfig(
+            enabled=arm.refreshed,
+            steps_per_step=size.heads.refresh_steps_per_step if learned else size.refresh_steps_per_step,
+            lr=size.heads.refresh_lr,
+            ema=size.heads.refresh_ema,
+            clips_per_step=size.heads.refresh_clips,
+        ),
+        checkpoint=CheckpointConfig(every_steps=0, keep=1),
+        logs=LogConfig(every_steps=6, samples_every_buffers=0),
+    )
+
+
+def rewards_of(task: Task, policy: Policy) -> RewardSource | None:
+    """None: those of the server in the configuration."""
+    match task.arm.reward:
+        case "none":
+            return NoRewards()
+        case "speed":
+            return KnownRewards(speed_reward(task.size.target_px))
+        case "loophole":
+            flawed = flawed_discriminator(task, policy)
+            return DiscriminatorRewards(flawed, lr=task.size.discriminator_lr, ema=task.size.ema)
+        case "learned":
+            return None
+
+
+def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
+    """Pretrained on scenes whose walls all glow against the same scenes without: glow alone looks real to it."""
+    size = task.size
+    glowing, steady = (_scene_cues(task, policy, glow_share) for glow_share in (1.0, 0.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        discriminator = CueDiscriminator(torch.cat([glowing, steady]))
+    train_discriminator(
+        discriminator,
+        glowing,
+        steady,
+        steps=size.pretrain_steps,
+        lr=size.discriminator_lr,
+        generator=generator(task.seed, "pretrain"),
+    )
+    return discriminator
+
+
+def _scene_cues(task: Task, policy: Policy, glow_share: float) -> torch.Tensor:
+    """Cues [N,5] of scenes as the autoencoder shows them."""
+    mix = SceneMix(glow_share=glow_share)
+    scenes = draw_scenes(task.size.num_train, seed=derived_seed(task.seed, "flawed"), mix=mix)
+    examples = policy.encode([scene.clip() for scene in scenes], [""] * len(scenes))
+    return torch.stack([cues(measures(clip)) for clip in policy.decode([example.latents for example in examples])])
+
+
+def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, list[float]]]:
+    """Measures of fresh rollouts by name, of each held-out first frame's samples; the first few are kept as clips.
+
+    First frames and seeds are the same for all arms of a stream.
+    """
+    rows = []
+    for number, clip in enumerate(held_out(task)):
+        (example,) = policy.encode([clip], [""])
+        seeds = [derived_seed(task.seed, "evaluate", task.stream, number, at) for at in range(task.size.per_clip)]
+        rollouts = policy.decode(policy.sample(example, seeds))
+        if number < NUM_SHOWN:
+            write_clip(shown / f"{number}.safetensors", rollouts[0])
+        rows.append(_row(rollouts, task.size))
+    return rows
+
+
+def held_out(task: Task) -> list[Clip]:
+    return [scene.clip() for scene in draw_scenes(task.size.num_held_out, seed=derived_seed(task.seed, "held out"))]
+
+
+def _row(clips: Sequence[Clip], size: ProofSize) -> dict[str, list[float]]:
+    found = [measured(clip, size) for clip in clips]
+    return {name: [one[name] for one in found] for name in MEASURES}
+
+
+def measured(clip: Clip, size: ProofSize) -> dict[str, float]:
+    of, degree = measures(clip), dynamic_degree(clip)
+    known = {"reward": speed_reward(size.target_px)(clip), "flow_px": degree.flow_px, "dynamic": float(degree.dynamic)}
+    return {name: getattr(of, name) for name in NAMES} | known
+
+
+def _history(path: Path) -> dict[str, list[float]]:
+    """Mean reward of the rollouts of each buffer, as the loop logged it."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    names = ("reward_rollouts/combined", "reward_real/combined", "gradient/aw_over_sft")
+    return {name: [line[name] for line in lines if name in line] for name in names}

@@ -1,0 +1,97 @@
+"""Heads of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
+
+The reward server is another program: this reaches it by its command line and its contract, as a user would.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+
+from experiments.proof.learned import groups_of
+from experiments.proof.scenes import draw_scenes
+from experiments.proof.size import HeadsSize
+from protos.types import Clip
+from trainer.errors import RewardsSilent
+from trainer.policies.protocol import Policy
+from trainer.seeds import derived_seed
+
+SERVER = (sys.executable, "-m", "reward_server")
+SERVES = "motion-reward serves"
+Negatives = Literal["rollouts", "faults"]
+
+
+def named(name: str, negatives: Negatives) -> str:
+    """The name of what hangs on the heads: those of the first plan, against rollouts, have no suffix."""
+    return name if negatives == "rollouts" else f"{name}-{negatives}"
+
+
+def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int, negatives: Negatives) -> Path:
+    """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
+
+    Against the base's rollouts, which look and move otherwise than real clips, or against motion faults that the
+    reward server gives the real clips themselves, so that motion alone tells them apart.
+    """
+    heads = folder / f"{named('heads', negatives)}.safetensors"
+    if heads.exists():
+        return heads
+    work = folder / named("pretrain", negatives)
+    scenes = draw_scenes(size.num_scenes, seed=derived_seed(seed, "pretrain"))
+    num_rollouts = 1 if negatives == "rollouts" else 0
+    pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], num_rollouts, seed=seed), work)
+    about = ["--steps", str(size.steps), "--seed", str(seed)]
+    places = {"--real": work / "real", "--work": work, "--out": heads}
+    if num_rollouts:
+        places["--generated"] = work / "generated"
+    options = [str(part) for option in places.items() for part in option]
+    subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
+    return heads
+
+
+def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
+    """Writes real/ and generated/: each clip and one rollout, if any; what shares its first frame shares its name."""
+    for number, group in enumerate(groups):
+        for kind, clip in zip(("real", "generated"), group, strict=False):
+            write_video(folder / kind / f"{number:05d}.mkv", clip)
+
+
+def write_video(path: Path, clip: Clip) -> None:
+    """Lossless, in RGB: at 16 x 16 pixels a camera's chroma would be 8 x 8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), mode="w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(clip.fps).limit_denominator(1001))
+        stream.height, stream.width = clip.frames.shape[2:]
+        stream.pix_fmt = "bgr0"
+        for image in clip.frames.transpose(0, 2, 3, 1):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+
+
+@contextmanager
+def served(heads: Path, size: HeadsSize) -> Iterator[str]:
+    """grpc://HOST:PORT of a server with these heads on free ports, which knows no earlier run; ended afterwards."""
+    with tempfile.TemporaryDirectory() as data:
+        ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+        options = ["--checkpoint", str(heads), "--data-dir", data, "--log-level", "warning"]
+        tracks = {"MOTION_REWARD_NUM_TRACKS": str(size.num_tracks)}
+        with subprocess.Popen(
+            [*SERVER, "serve", *ports, *options], stdout=subprocess.PIPE, text=True, env=os.environ | tracks
+        ) as process:
+            try:
+                assert process.stdout is not None
+                ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
+                if ready is None:
+                    raise RewardsSilent("the reward server ended before it was ready; its log above says why")
+                yield next(word for word in ready.split() if word.startswith("grpc://"))
+            finally:
+                process.terminate()

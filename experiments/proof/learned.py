@@ -1,0 +1,134 @@
+"""Level 2: do learned rewards point the right way? Real scenes and the base's rollouts through a running reward server.
+
+`score_groups(...)` asks a server (heads.py makes one with heads of the seed's own); `direction(...)` says of each head
+how well it parts real from rollouts, and what its advantages favour.
+G groups, each a real clip and its P rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from experiments.proof.known_rewards import measures
+from experiments.proof.verdicts import LEVEL, RESAMPLES, Interval
+from protos.client import RewardClient
+from protos.codec import clip_to_tensor
+from protos.types import Clip, Context, Media, Origin, Submission
+from trainer.errors import MissingRewards
+from trainer.policies.protocol import Policy
+from trainer.seeds import derived_seed
+
+Floats = NDArray[np.float64]
+HEADS = ("combined", "instantaneous", "long_term")
+FAVOURS = ("speed_px", "look_error", "acceleration_px")
+SPEED_ALONE = "speed_px, look_error alike"  # a faster rollout may look worse: what is left of the correlation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredGroups:
+    """Rewards of each head and measures by name, [G,1+P] each, the real clip first."""
+
+    rewards: dict[str, Floats]
+    measures: dict[str, Floats]
+
+
+def groups_of(policy: Policy, clips: Sequence[Clip], num_rollouts: int, *, seed: int) -> list[list[Clip]]:
+    """Each clip as the autoencoder shows it, then its rollouts; blur must not give the rollouts away."""
+    groups = []
+    for number, example in enumerate(policy.encode(clips, [""] * len(clips))):
+        seeds = [derived_seed(seed, "learned", number, at) for at in range(num_rollouts)]
+        groups.append(policy.decode([example.latents, *policy.sample(example, seeds)]))
+    return groups
+
+
+def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, timeout_s: float) -> ScoredGroups:
+    """Raises MissingRewards where any clip ended without a reward: a mean over the rest would be another question."""
+    job_ids = [
+        client.submit([_submission(clip, number, at)])[0]
+        for number, group in enumerate(groups)
+        for at, clip in enumerate(group)
+    ]
+    outcomes = {outcome.job_id: outcome for outcome in client.await_outcomes(job_ids, timeout_s)}
+    found = [outcomes[job_id].reward if job_id in outcomes else None for job_id in job_ids]
+    rewards = [reward for reward in found if reward]
+    if len(rewards) < len(found):
+        raise MissingRewards(
+            f"{len(found) - len(rewards)} of {len(found)} clips have no reward within {timeout_s:g} s; "
+            "see that the server has a live worker and takes clips of this size, and try again"
+        )
+    shape = len(groups), len(groups[0])
+    of_clips = [measures(clip) for group in groups for clip in group]
+    return ScoredGroups(
+        rewards={head: np.array([getattr(reward, head) for reward in rewards]).reshape(shape) for head in HEADS},
+        measures={name: np.array([getattr(one, name) for one in of_clips]).reshape(shape) for name in FAVOURS},
+    )
+
+
+def _submission(clip: Clip, number: int, at: int) -> Submission:
+    context = Context(group_id=f"proof-{number}", origin=Origin.ROLLOUT if at else Origin.REAL)
+    return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
+
+
+def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
+    """Of each head: AUC, rank correlations of the advantage with what it may favour, and whether it points right.
+
+    Right is what plan.md says: the AUC above 0.5, and the advantage not falling with speed.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for head, rewards in scored.rewards.items():
+        parted = _parted(rewards)
+        favoured = {name: _favoured(rewards, values) for name, values in scored.measures.items()}
+        favoured[SPEED_ALONE] = _favoured_alone(rewards, scored.measures["speed_px"], scored.measures["look_error"])
+        right = parted.low > 0.5 and favoured["speed_px"].high >= 0
+        found[head] = {"auc": parted, **favoured, "points_right": right}
+    return found
+
+
+def _parted(rewards: Floats) -> Interval:
+    return _bootstrap(lambda rows: auc(rewards[rows, 0], rewards[rows, 1:].ravel()), len(rewards))
+
+
+def _favoured(rewards: Floats, values: Floats) -> Interval:
+    return _bootstrap(lambda rows: advantage_correlation(rewards[rows], values[rows]), len(rewards))
+
+
+def _favoured_alone(rewards: Floats, values: Floats, given: Floats) -> Interval:
+    return _bootstrap(lambda rows: partial_correlation(rewards[rows], values[rows], given[rows]), len(rewards))
+
+
+def auc(real: Floats, rollouts: Floats) -> float:
+    """Over all pairs, ties half; one-dimensional."""
+    ranks = rankdata(np.concatenate([real, rollouts]))
+    wins = ranks[: len(real)].sum() - len(real) * (len(real) + 1) / 2
+    return float(wins / (len(real) * len(rollouts)))
+
+
+def advantage_correlation(rewards: Floats, values: Floats) -> float:
+    """Rank correlation over rollouts, both less the mean of their group; 0 where either never differs."""
+    ranks = [rankdata((of[:, 1:] - of[:, 1:].mean(axis=1, keepdims=True)).ravel()) for of in (rewards, values)]
+    if min(np.ptp(rank) for rank in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def partial_correlation(rewards: Floats, values: Floats, given: Floats) -> float:
+    """`advantage_correlation` of what `given` does not explain of either, linearly in the ranks."""
+    own, first, second = (
+        advantage_correlation(one, other) for one, other in ((rewards, values), (rewards, given), (values, given))
+    )
+    unexplained = (1 - first**2) * (1 - second**2)
+    return (own - first * second) / unexplained**0.5 if unexplained > 0 else 0.0
+
+
+def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], num_groups: int) -> Interval:
+    """Over groups."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(num_groups, size=num_groups)) for _ in range(RESAMPLES // 4)]
+    low, high = np.percentile(drawn, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
+    return Interval(mean=statistic(np.arange(num_groups)), low=float(low), high=float(high))

@@ -1,0 +1,64 @@
+"""Any source of rewards, watched: what do the advantages of each buffer favour?
+
+It stands between the loop and the source (trainer/rewards/source.py), passes everything on as it is, and measures the
+clips on the way, for an advantage that rises with stillness or with a bad look explains where an arm ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.proof.known_rewards import Measures, measures
+from experiments.proof.learned import FAVOURS, advantage_correlation
+from trainer.rewards.source import ClipGroup, Collected, RewardSource
+from trainer.shift import GroupRewards
+
+
+class WatchedRewards:
+    """`favours` has, for each buffer, the rank correlation of the rollouts' advantages with each of FAVOURS."""
+
+    def __init__(self, source: RewardSource) -> None:
+        self._source = source
+        self._measures: dict[str, list[Measures]] = {}
+        self.favours: list[dict[str, float]] = []
+
+    def pin(self) -> str:
+        return self._source.pin()
+
+    def knows(self, key: str, num_clips: int) -> bool:
+        return self._source.knows(key, num_clips)
+
+    def submit(self, group: ClipGroup) -> None:
+        self._measures[group.key] = [measures(clip) for clip in group.clips]
+        self._source.submit(group)
+
+    def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
+        collected = self._source.collect(keys, num_clips)
+        self.favours.append(self._favoured(keys, collected.groups))
+        return collected
+
+    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
+        self._source.forget_missing(keys, num_clips)
+
+    def refresh(self, steps: int, *, seed: int, key: str) -> str:
+        return self._source.refresh(steps, seed=seed, key=key)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _favoured(self, keys: Sequence[str], groups: Sequence[GroupRewards]) -> dict[str, float]:
+        """Over the groups that are rewarded throughout; empty where there are none."""
+        rows = [
+            ([scored.reward for scored in (group.real, *group.rollouts) if scored], self._measures[key])
+            for key, group in zip(keys, groups, strict=True)
+            if key in self._measures and None not in (group.real, *group.rollouts)
+        ]
+        if not rows:
+            return {}
+        rewards = np.array([row for row, _ in rows])
+        return {
+            name: advantage_correlation(rewards, np.array([[getattr(one, name) for one in of] for _, of in rows]))
+            for name in FAVOURS
+        }

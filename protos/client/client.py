@@ -1,0 +1,270 @@
+"""A small client of the reward server, blocking and async, over gRPC or HTTP as the URL says.
+
+    with RewardClient("http://127.0.0.1:8000") as client:
+        outcomes = client.score([submission("clip.mp4")])
+
+It retries only what the server or the network says may be retried (429, 503, UNAVAILABLE,
+RESOURCE_EXHAUSTED), with backoff and jitter, a bounded number of times. It never invents a reward: a
+clip ends as an Outcome, a request that gets none as a RewardClientError.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import stamina
+from numpy.typing import NDArray
+
+from protos.client.errors import ServerBusy, ServerFailed
+from protos.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
+from protos.client.http_transport import AsyncHttpTransport, HttpTransport
+from protos.codec import clip_to_tensor, frames_to_tensor
+from protos.types import (
+    Clip,
+    Context,
+    ContractError,
+    Error,
+    Media,
+    Model,
+    Outcome,
+    OutcomeKind,
+    RefreshRequest,
+    RefreshResponse,
+    Submission,
+)
+
+TIMEOUT_S = 150.0  # above the server's own 120 s, so that it is the server that says `timeout`
+REFRESH_TIMEOUT_S = 600.0
+UPLOAD_BYTES_PER_S = 4 * 1024**2  # a large request gets more time
+ATTEMPTS = 6
+
+
+def submission(
+    source: str | Path | bytes | NDArray[Any],
+    *,
+    fps: float | None = None,
+    media: Media | None = None,
+    context: Context | None = None,
+) -> Submission:
+    """One clip to score: a file, the bytes of one, or frames [T,3,H,W] (uint8 0..255 or float 0..1) with `fps`.
+
+    A file is a tensor clip if its name ends in .safetensors; bytes are a container unless `media`
+    says otherwise. Raises ContractError for frames of another form, OSError for an unreadable file.
+    """
+    context = context or Context()
+    if isinstance(source, np.ndarray):
+        return Submission(payload=_tensor(source, fps), media=Media.TENSOR, context=context)
+    if isinstance(source, bytes):
+        return Submission(payload=source, media=media or Media.CONTAINER, context=context)
+    path = Path(source)
+    guessed = Media.TENSOR if path.suffix == ".safetensors" else Media.CONTAINER
+    return Submission(payload=path.read_bytes(), media=media or guessed, context=context)
+
+
+def _tensor(frames: NDArray[Any], fps: float | None) -> bytes:
+    if fps is None:
+        raise ContractError("bad_fps", "frames need their frame rate; give fps")
+    if np.issubdtype(frames.dtype, np.floating):
+        return frames_to_tensor(frames, fps)
+    return clip_to_tensor(Clip(frames=frames, fps=fps))
+
+
+class RewardClient:
+    """Blocking; safe to share between threads. `timeout_s` bounds one call, its retries included."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS) -> None:
+        kind, target = _transport_of(url, {"grpc": GrpcTransport, "http": HttpTransport})
+        self._transport: GrpcTransport | HttpTransport = kind(target)
+        self._timeout_s, self._attempts = timeout_s, attempts
+
+    def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """One outcome per clip, in order. Raises RewardClientError leaves."""
+        if not submissions:
+            return []
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        if _fits_one_request(submissions, self._transport.one_request_bytes):
+            outcomes = self._retrying(timeout_s)(self._transport.score, named, timeout_s)
+            return _as_asked(submissions, outcomes)
+        job_ids = self.submit(named)
+        found = {outcome.job_id: outcome for outcome in self.await_outcomes(job_ids, timeout_s)}
+        return _as_asked(submissions, _in_order(job_ids, submissions, found))
+
+    def submit(self, submissions: Sequence[Submission]) -> list[str]:
+        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
+        if not submissions:
+            return []
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        return self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
+
+    def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
+        """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        waiting = dict.fromkeys(job_ids)
+        for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
+            with attempt:
+                for outcome in self._transport.outcomes(list(waiting), _left_s(deadline)) if waiting else ():
+                    waiting.pop(outcome.job_id, None)
+                    yield outcome
+
+    def model(self, run_id: str = "") -> Model:
+        """What is served; with a run_id, with the latest discriminator version of that run."""
+        return self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+
+    def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+
+        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
+        its idempotency_key comes back with a response, the version that served still serves.
+        """
+        return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _retrying(self, timeout_s: float) -> stamina.BoundRetryingCaller:
+        return stamina.RetryingCaller(**_policy(self._attempts, timeout_s)).on(_retry_wait)
+
+
+class AsyncRewardClient:
+    """The same for one event loop."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS) -> None:
+        kind, target = _transport_of(url, {"grpc": AsyncGrpcTransport, "http": AsyncHttpTransport})
+        self._transport: AsyncGrpcTransport | AsyncHttpTransport = kind(target)
+        self._timeout_s, self._attempts = timeout_s, attempts
+
+    async def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """One outcome per clip, in order. Raises RewardClientError leaves."""
+        if not submissions:
+            return []
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        if _fits_one_request(submissions, self._transport.one_request_bytes):
+            outcomes = await self._retrying(timeout_s)(self._transport.score, named, timeout_s)
+            return _as_asked(submissions, outcomes)
+        job_ids = await self.submit(named)
+        found = {outcome.job_id: outcome async for outcome in self.await_outcomes(job_ids, timeout_s)}
+        return _as_asked(submissions, _in_order(job_ids, submissions, found))
+
+    async def submit(self, submissions: Sequence[Submission]) -> list[str]:
+        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
+        if not submissions:
+            return []
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        return await self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
+
+    async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
+        """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        waiting = dict.fromkeys(job_ids)
+        async for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
+            with attempt:
+                if not waiting:
+                    continue
+                async for outcome in self._transport.outcomes(list(waiting), _left_s(deadline)):
+                    waiting.pop(outcome.job_id, None)
+                    yield outcome
+
+    async def model(self, run_id: str = "") -> Model:
+        """What is served; with a run_id, with the latest discriminator version of that run."""
+        return await self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+
+    async def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+
+        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
+        its idempotency_key comes back with a response, the version that served still serves.
+        """
+        return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _retrying(self, timeout_s: float) -> stamina.BoundAsyncRetryingCaller:
+        return stamina.AsyncRetryingCaller(**_policy(self._attempts, timeout_s)).on(_retry_wait)
+
+
+def _transport_of(url: str, kinds: dict[str, Any]) -> tuple[Any, str]:
+    scheme, _, rest = url.partition("://")
+    if scheme == "grpc" and rest:
+        return kinds["grpc"], rest.rstrip("/")
+    if scheme in ("http", "https") and rest:
+        return kinds["http"], url.rstrip("/")
+    raise ValueError(f"'{url}' is no server's URL; give grpc://HOST:PORT or http://HOST:PORT")
+
+
+def _policy(attempts: int, timeout_s: float) -> dict[str, Any]:
+    return {"attempts": attempts, "timeout": timeout_s, "wait_initial": 0.2, "wait_max": 10.0}
+
+
+def _retry_wait(error: Exception) -> bool | float:
+    """Whether to try again; where the server said after how long, that long and a little more, each client its own."""
+    if not isinstance(error, ServerBusy):
+        return False
+    return error.retry_after_s * random.uniform(1.0, 1.5) if error.retry_after_s else True
+
+
+def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
+    """With names of their own, so that a retry finds the jobs that an attempt began whose answer was lost."""
+    names = [clip.context.idempotency_key or uuid.uuid4().hex for clip in submissions]
+    return [
+        replace(clip, context=replace(clip.context, idempotency_key=name))
+        for clip, name in zip(submissions, names, strict=True)
+    ]
+
+
+def _as_asked(submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """With the contexts that were given: the names were for our retries only."""
+    if len(outcomes) != len(submissions):
+        raise ServerFailed("bad_answer", f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips")
+    return [replace(each, context=clip.context) for clip, each in zip(submissions, outcomes, strict=True)]
+
+
+def _once(request: RefreshRequest) -> RefreshRequest:
+    """With a name of its own, so that a retry finds the refresh that its first attempt began."""
+    return request if request.idempotency_key else replace(request, idempotency_key=uuid.uuid4().hex)
+
+
+def _patience_s(submissions: Sequence[Submission], timeout_s: float) -> float:
+    return timeout_s + _num_bytes(submissions) / UPLOAD_BYTES_PER_S
+
+
+def _num_bytes(submissions: Sequence[Submission]) -> int:
+    return sum(len(submission.payload) for submission in submissions)
+
+
+def _fits_one_request(submissions: Sequence[Submission], max_bytes: int | None) -> bool:
+    return max_bytes is None or _num_bytes(submissions) <= max_bytes
+
+
+def _left_s(deadline: float) -> float:
+    return max(0.001, deadline - time.monotonic())
+
+
+def _in_order(job_ids: Sequence[str], submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> list[Outcome]:
+    late = Error(code="deadline_passed", message="no outcome came before the client's timeout; the job goes on")
+    return [
+        outcomes.get(job_id) or Outcome(job_id=job_id, kind=OutcomeKind.TIMEOUT, error=late, context=submission.context)
+        for job_id, submission in zip(job_ids, submissions, strict=True)
+    ]

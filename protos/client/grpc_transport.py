@@ -1,0 +1,171 @@
+"""The client's way over gRPC, sync and async: the same messages, the same errors, two kinds of waiting.
+
+A few small clips go as one Score call. More than the message cap goes as Submit in 1 MiB chunks, and
+Await streams the outcomes back; `client.py` decides which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from protos import codec
+from protos import reward_pb2 as pb
+from protos import reward_pb2_grpc as rpc
+from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
+from protos.types import ContractError, Model, Outcome, RefreshRequest, RefreshResponse, Submission
+
+CHUNK_BYTES = 1024**2
+SCORE_BYTES = 3 * 1024**2  # payload that surely fits a message of 4 MiB, gRPC's default cap
+WAY_BACK_S = 1.0  # a call outlives the wait it asks for by this, so that the server ends the wait
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+SILENT = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
+
+
+class GrpcTransport:
+    """Blocking; safe to share between threads."""
+
+    one_request_bytes = SCORE_BYTES
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._channel = grpc.insecure_channel(target, OPTIONS)
+        self._stub = _stub(self._channel)
+
+    def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
+        with _translated(self._target):
+            return _outcomes(self._stub.Score(_score_request(submissions), timeout=timeout_s))
+
+    def submit(self, submissions: Sequence[Submission], timeout_s: float) -> list[str]:
+        with _translated(self._target):
+            return list(self._stub.Submit(_parts(submissions), timeout=timeout_s).job_ids)
+
+    def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> Iterator[Outcome]:
+        with _translated(self._target), _until_deadline():
+            for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
+                yield codec.outcome_from_message(message)
+
+    def model(self, run_id: str, timeout_s: float) -> Model:
+        with _translated(self._target):
+            request = pb.GetModelRequest(run_id=run_id)
+            return codec.model_from_message(self._stub.GetModel(request, timeout=timeout_s))
+
+    def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated(self._target):
+            message = codec.refresh_to_message(request)
+            return codec.refreshed_from_message(self._stub.Refresh(message, timeout=timeout_s))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """For one event loop."""
+
+    one_request_bytes = SCORE_BYTES
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
+        self._stub = _stub(self._channel)
+
+    async def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
+        with _translated(self._target):
+            return _outcomes(await self._stub.Score(_score_request(submissions), timeout=timeout_s))
+
+    async def submit(self, submissions: Sequence[Submission], timeout_s: float) -> list[str]:
+        with _translated(self._target):
+            return list((await self._stub.Submit(_parts(submissions), timeout=timeout_s)).job_ids)
+
+    async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncIterator[Outcome]:
+        with _translated(self._target), _until_deadline():
+            async for message in self._stub.Await(_await_request(job_ids, timeout_s), timeout=timeout_s + WAY_BACK_S):
+                yield codec.outcome_from_message(message)
+
+    async def model(self, run_id: str, timeout_s: float) -> Model:
+        with _translated(self._target):
+            request = pb.GetModelRequest(run_id=run_id)
+            return codec.model_from_message(await self._stub.GetModel(request, timeout=timeout_s))
+
+    async def refresh(self, request: RefreshRequest, timeout_s: float) -> RefreshResponse:
+        with _translated(self._target):
+            message = codec.refresh_to_message(request)
+            return codec.refreshed_from_message(await self._stub.Refresh(message, timeout=timeout_s))
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _stub(channel: Any) -> Any:
+    return rpc.MotionRewardStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _score_request(submissions: Sequence[Submission]) -> pb.ScoreRequest:
+    return pb.ScoreRequest(clips=[codec.submission_to_message(submission) for submission in submissions])
+
+
+def _outcomes(response: pb.ScoreResponse) -> list[Outcome]:
+    return [codec.outcome_from_message(outcome) for outcome in response.outcomes]
+
+
+def _await_request(job_ids: Sequence[str], timeout_s: float) -> pb.AwaitRequest:
+    return pb.AwaitRequest(job_ids=job_ids, timeout_s=timeout_s)
+
+
+def _parts(submissions: Sequence[Submission]) -> Iterator[pb.SubmitRequest]:
+    """Header, chunks, header, chunks, ..."""
+    for number, submission in enumerate(submissions):
+        payload = memoryview(submission.payload)
+        header = pb.SubmitRequest.Header(
+            media=pb.Media.Value(submission.media.name),
+            size_bytes=len(payload),
+            context=codec.context_to_message(submission.context),
+            num_clips=0 if number else len(submissions),
+        )
+        yield pb.SubmitRequest(header=header)
+        for start in range(0, len(payload), CHUNK_BYTES):
+            yield pb.SubmitRequest(chunk=bytes(payload[start : start + CHUNK_BYTES]))
+
+
+@contextmanager
+def _translated(target: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _client_error(error, target) from error
+    except ContractError as error:
+        raise ServerFailed("bad_answer", f"{target}: the answer breaks the contract: {error}") from error
+
+
+@contextmanager
+def _until_deadline() -> Iterator[None]:
+    """A stream of outcomes that runs into the call's deadline has ended, not failed: the time was up."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if cast(Any, error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+
+
+def _client_error(error: Any, target: str) -> RewardClientError:
+    """`error` is a grpc.Call or an AioRpcError: both have code, details and trailing metadata."""
+    status, message = error.code(), error.details() or "no details"
+    trailing = dict(error.trailing_metadata() or ())
+    code = str(trailing.get("error-code", status.name.lower()))
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return ServerBusy(code if "error-code" in trailing else "unreachable", f"{target}: {message}")
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "error-code" in trailing:  # else: gRPC's own message cap
+        return ServerBusy(code, message, retry_after_s=float(trailing.get("retry-after-s", 0)) or None)
+    if status in SILENT:
+        return ServerSilent("no_answer", f"{target}: {message}")
+    return (ServerFailed if status in FAILED else RequestRefused)(code, message)

@@ -1,0 +1,80 @@
+"""The HTTP door's server: uvicorn on a socket that is bound before anything is served."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from reward_server.doors.http_api import create_app
+from reward_server.doors.service import Service
+from reward_server.settings import Settings
+
+
+class HttpDoor:
+    """uvicorn under our own signals: `bind`, then `start`, then `stop`."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="off")
+        self._address = settings.http
+        self._server = _Uvicorn(config)
+        self._sockets: list[socket.socket] = []
+        self._serving: asyncio.Task[None] | None = None
+
+    def bind(self) -> str:
+        """Take the address of settings.http and return it with the port it got. Raises OSError if it is taken."""
+        host, _, port = self._address.rpartition(":")
+        family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(where)
+            bound.listen()  # until then another process could still take it
+        except OSError as error:
+            bound.close()
+            raise OSError(f"cannot listen on {self._address} (HTTP): {error.strerror}; is the port taken?") from error
+        self._sockets = [bound]
+        return f"{host}:{bound.getsockname()[1]}"
+
+    async def start(self) -> None:
+        """Return once requests are answered. Raises what kept uvicorn from it."""
+        self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
+        listening = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait({self._serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            listening.cancel()
+            await self._serving
+
+    async def stop(self, grace_s: float) -> None:
+        """No new requests, `grace_s` (whole seconds) for those under way, then they are answered 503.
+
+        Twice is fine: with 0 the second ends the wait of the first.
+        """
+        if self._serving is not None:
+            self._server.config.timeout_graceful_shutdown = round(grace_s)
+            self._server.should_exit = True
+            if grace_s == 0:
+                self._server.force_exit = True
+                for task in self._server.server_state.tasks:
+                    task.cancel()
+            await asyncio.wait({self._serving})  # not the task itself: whoever is tired of waiting must not cancel it
+        for bound in self._sockets:
+            bound.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to Stop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()

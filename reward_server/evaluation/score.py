@@ -1,0 +1,132 @@
+"""`motion-reward score`: clip files -> rewards in a table, JSON and CSV, in this process or from a server.
+
+A file that cannot be read or scored is a row with its error; the exit code says that there was one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from protos.client import submission
+from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
+from protos.json_codec import result_to_json
+from protos.types import Context, Error, Outcome, OutcomeKind, Submission
+from reward_server.data.shots import find_files
+from reward_server.errors import ClipTooLarge, error_outcome
+from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
+from reward_server.evaluation.scoring import (
+    HEADS,
+    OUTCOME_COLUMNS,
+    RewardSource,
+    bounded,
+    failed_outcome,
+    open_scorer,
+    outcome_row,
+    payload_bytes,
+)
+from reward_server.settings import Settings
+
+BATCH_CLIPS = 8  # read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOutcome:
+    """A file and what became of it."""
+
+    path: Path
+    outcome: Outcome
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome.kind is OutcomeKind.OK
+
+
+def run(
+    paths: Sequence[str], settings: Settings, *, server: str | None, json_path: Path | None, csv_path: Path | None
+) -> int:
+    """Score, write, print. 0 if every file got a reward, else 1. Raises BadRequest where a path names nothing."""
+    files = find_files(paths)
+    with open_scorer(settings, server) as scorer, progress_bar() as bar:
+        scored = list(bar.track(score_files(files, scorer), total=len(files), description="scoring"))
+    write_csv(csv_path, ("path", *OUTCOME_COLUMNS), ({"path": str(s.path), **outcome_row(s.outcome)} for s in scored))
+    if json_path == Path("-"):
+        print(json.dumps(document(scored), indent=1, allow_nan=False))
+    else:
+        write_json(json_path, document(scored))
+        Console().print(table(scored))
+    return 0 if all(item.ok for item in scored) else 1
+
+
+def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOutcome]:
+    """Each file's outcome, in order. Once the server is gone, the rest fail with its error at once."""
+    gone: RewardClientError | None = None
+    read = ((path, _read(path, scorer.limits.max_bytes)) for path in files)
+    for batch in bounded(read, lambda pair: payload_bytes(pair[1]), BATCH_CLIPS):
+        submissions = [item for _, item in batch if isinstance(item, Submission)]
+        outcomes: Iterable[Outcome]
+        try:
+            if gone:
+                raise gone
+            outcomes = scorer.score(submissions) if submissions else []
+        except RewardClientError as error:
+            gone = None if isinstance(error, (RequestRefused, ServerFailed)) else error
+            outcomes = [_unanswered(error, clip.context) for clip in submissions]
+        answers = iter(outcomes)
+        for path, item in batch:
+            yield FileOutcome(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
+
+
+def _read(path: Path, max_bytes: int) -> Submission | Outcome:
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            error = ClipTooLarge(f"{size} bytes, at most {max_bytes} are accepted; cut or compress the clip")
+            return error_outcome("", error, Context())
+        return submission(path)
+    except OSError as error:
+        return failed_outcome(error)
+
+
+def _unanswered(error: RewardClientError, context: Context) -> Outcome:
+    described = Error(code=error.code, message=str(error))
+    return Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=context)
+
+
+def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
+    """Per head [mean, [{"video_path", "video_results"}, ...]] of the clips with a reward, as VBench writes its
+    dimensions; then every file's full result, errors included."""
+    dimensions: dict[str, Any] = {}
+    for head in HEADS:
+        values = {str(item.path): getattr(item.outcome.reward, head) for item in scored if item.ok}
+        mean = sum(values.values()) / len(values) if values else None
+        dimensions[head] = [mean, [{"video_path": path, "video_results": value} for path, value in values.items()]]
+    return {**dimensions, "results": [{"path": str(s.path), **result_to_json(s.outcome)} for s in scored]}
+
+
+def table(scored: Sequence[FileOutcome]) -> Table:
+    """One row per file, named from the folder they share."""
+    folder = Path(os.path.commonpath([item.path.resolve().parent for item in scored]))
+    drawn = Table(title=escape(f"clips in {folder}"), title_justify="left")
+    drawn.add_column("clip", overflow="fold")
+    for head in HEADS:
+        drawn.add_column(head.replace("_", " "), justify="right")
+    drawn.add_column("outcome")
+    for item in scored:
+        rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
+        name, verdict = str(item.path.resolve().relative_to(folder)), _verdict(item.outcome)
+        drawn.add_row(escape(name), *rewards, escape(verdict))
+    return drawn
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.error:
+        return f"{outcome.kind.value}, {outcome.error.code}: {outcome.error.message}"
+    return "ok, clipped" if outcome.reward and outcome.reward.clipped else "ok"

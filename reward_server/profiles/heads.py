@@ -1,0 +1,147 @@
+"""Both heads as one safetensors file: weights, sizes, and which motion features they were trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
+from reward_server.discriminators.track_vit import TrackViT
+from reward_server.errors import NotReady
+from reward_server.networks.prepacked import set_compute
+from reward_server.networks.tf32 import exact_convolutions
+from reward_server.networks.track_transformer import TrackViTConfig
+from reward_server.profiles import Profile
+
+SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The two discriminators of one version, in evaluation mode."""
+
+    instantaneous: ResidualViT
+    long_term: TrackViT
+    version: str
+    digest: str  # sha256 of the file
+
+    @torch.inference_mode()
+    @exact_convolutions
+    def logits(self, maps_BP2HW: Tensor, tokens_BNTD: Tensor) -> Tensor:
+        """[B,2]: instantaneous and long-term logits."""
+        return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)
+
+
+def new_heads(profile: Profile) -> tuple[ResidualViT, TrackViT]:
+    """Untrained heads of a profile's sizes."""
+    return ResidualViT(profile.residual_config), TrackViT(profile.track_config)
+
+
+def heads_file(profile_name: str, models: Path) -> Path:
+    """Where a profile's heads are unless a setting says otherwise: shipped with it, or in the models folder."""
+    return SHIPPED.get(profile_name) or models / f"{profile_name}-heads.safetensors"
+
+
+def save_heads(
+    path: Path,
+    *,
+    profile: Profile,
+    version: str,
+    instantaneous: dict[str, Tensor],
+    long_term: dict[str, Tensor],
+    precision: torch.dtype = torch.float16,
+) -> None:
+    """Write both state dicts, atomically; in half precision unless they must stay as they are."""
+    packed = pack_heads(
+        profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(packed)
+    partial.replace(path)
+
+
+def pack_heads(
+    *,
+    profile: Profile,
+    version: str,
+    instantaneous: dict[str, Tensor],
+    long_term: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> bytes:
+    """Both state dicts as the bytes of a safetensors file."""
+    tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
+    tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
+    metadata = {
+        "profile": profile.name,
+        "version": version,
+        "preprocessing_digest": profile.preprocessing_digest,
+        "instantaneous": json.dumps(asdict(profile.residual_config)),
+        "long_term": json.dumps(asdict(profile.track_config)),
+    }
+    return save({name: value.to(dtype).contiguous() for name, value in tensors.items()}, metadata)
+
+
+def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Heads:
+    """Load the heads at `path`, or those shipped with the profile.
+
+    Raises NotReady, naming the command that trains heads, when there are none or they do not fit:
+    untrained heads never serve.
+    """
+    file = path or SHIPPED[profile.name]
+    if not file.is_file():
+        raise NotReady(
+            f"no trained heads of profile '{profile.name}' at {file}; train them with "
+            f"`motion-reward pretrain --profile {profile.name} --real DIR --generated DIR --out {file}`"
+        )
+    return read_heads(profile, file.read_bytes(), source=str(file), device=device)
+
+
+def read_heads(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Heads:
+    """The heads in a file's bytes. Raises NotReady, naming `source`, when they are not heads of the profile."""
+    try:
+        metadata, tensors = _read(data)
+        _check(metadata, profile, source)
+        instantaneous = ResidualViT(ResidualViTConfig(**json.loads(metadata["instantaneous"])))
+        long_term = TrackViT(TrackViTConfig(**json.loads(metadata["long_term"])))
+        instantaneous.load_state_dict(_part(tensors, "instantaneous."), strict=True)
+        long_term.load_state_dict(_part(tensors, "long_term."), strict=True)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise NotReady(
+            f"{source} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
+        ) from error
+    for head in (instantaneous, long_term):
+        set_compute(head, profile.heads_compute)
+    return Heads(
+        instantaneous=instantaneous.eval().to(device),
+        long_term=long_term.eval().to(device),
+        version=metadata["version"],
+        digest=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors; the library reads the metadata of files only."""
+    tensors = {name: tensor.float() for name, tensor in load(data).items()}
+    (size,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + size]).get("__metadata__", {}), tensors
+
+
+def _check(metadata: dict[str, str], profile: Profile, source: str) -> None:
+    if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
+        raise NotReady(
+            f"{source} was trained on other motion features than profile '{profile.name}' now makes; "
+            f"train heads again with `motion-reward pretrain --profile {profile.name}`"
+        )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,60 @@
+"""Signals as something to wait for: SIGTERM and Ctrl-C, for the server and for a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stop:
+    """Signals as something to wait for: the first says stop, the second says now."""
+
+    def __init__(self) -> None:
+        self._stop, self.hurry = asyncio.Event(), asyncio.Event()
+        self._failure: BaseException | None = None
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def signal(self) -> None:
+        (self.hurry if self._stop.is_set() else self._stop).set()
+
+    def if_failed(self, task: asyncio.Task[Any]) -> None:
+        """For a task's end: if it has failed, stop at once, and let `check` raise its error."""
+        if not task.cancelled() and (error := task.exception()):
+            self._failure = error
+            self._stop.set()
+            self.hurry.set()
+
+    def check(self) -> None:
+        """Raises the error of the task that failed."""
+        if self._failure:
+            raise self._failure
+
+    @property
+    def wanted(self) -> bool:
+        return self._stop.is_set()
+
+    async def wait(self) -> None:
+        await self._stop.wait()
+
+    async def unless_hurried(self, work: asyncio.Future[Any]) -> None:
+        """Wait for `work`, but not past the second signal."""
+        hurry = asyncio.create_task(self.hurry.wait())
+        await asyncio.wait((work, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work

@@ -1,0 +1,260 @@
+"""The adversarial refresh of both heads: a run's real clips against 1, its rollouts against 0 (SHIFT, Eq. 7).
+
+Two sets of weights go from refresh to refresh: those that are trained, and their average, which is what
+judges. A step takes as many clips of either origin, all of one shape, and of each a fresh subset of tracks
+or frame pairs. One group in eight is held out, so that what the response says of the new version was not
+learnt by heart. The same clips, weights and seed give the same result, bit for bit, on one machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from protos.types import HeadRefresh, RefreshRequest, Separation
+from reward_server.discriminators.residual_vit import ResidualViT
+from reward_server.discriminators.track_vit import TrackViT
+from reward_server.errors import RefreshRejected, TooFewClips
+from reward_server.networks.prepacked import passes
+from reward_server.profiles import Profile
+from reward_server.profiles.heads import Heads
+from reward_server.profiles.run_clips import RunClip
+from reward_server.stats import auc
+from reward_server.training.head_trainer import (
+    HEADS,
+    HeadName,
+    fast_forward,
+    update_average,
+)
+
+Weights: TypeAlias = dict[HeadName, dict[str, Tensor]]  # a state dict per head
+
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.01
+GRAD_CLIP = 1.0
+TRACKS_PER_STEP = 32
+PAIRS_PER_STEP = 3
+PAIRS_OF_LARGE = 1  # where one clip fills the device: neighbouring pairs teach little beside another clip's
+TRACKS_JUDGED = 128  # of a held-out clip
+HELD_OUT_SHARE = 8  # one clip in so many
+MAX_HELD_OUT = 64  # of either origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffers:
+    """A run's clips by origin; those of a shape that only one origin has are left out, as they would give it away."""
+
+    real: Sequence[RunClip]
+    rollouts: Sequence[RunClip]
+
+    @classmethod
+    def of(cls, real: Sequence[RunClip], rollouts: Sequence[RunClip], *, at_least: int) -> Buffers:
+        """Raises TooFewClips."""
+        shared = {clip.shape for clip in real} & {clip.shape for clip in rollouts}
+        kept = [[clip for clip in clips if clip.shape in shared] for clips in (real, rollouts)]
+        if min(map(len, kept)) < at_least:
+            raise TooFewClips(
+                f"{len(kept[0])} real clips of {len(real)} and {len(kept[1])} rollouts of {len(rollouts)} have a size "
+                f"and length that the other origin has too, a refresh needs {at_least} of each; submit rollouts as "
+                "long and as large as the real clips"
+            )
+        return cls(real=kept[0], rollouts=kept[1])
+
+    def split(self, seed: int) -> tuple[Buffers, Buffers]:
+        """To train on, and held out: whole groups, as clips of a group resemble each other; single clips where
+        the groups are too few for that."""
+        both = [*self.real, *self.rollouts]
+        names = [clip.group_id or f"\0{position}" for position, clip in enumerate(both)]
+        for units in (names, [f"\0{position}" for position in range(len(both))]):
+            held = self._held_out(units, seed)
+            real, rollouts = held[: len(self.real)], held[len(self.real) :]
+            if not (all(real) or all(rollouts)):
+                break
+        trained = Buffers(real=_where(self.real, real, False), rollouts=_where(self.rollouts, rollouts, False))
+        return trained, Buffers(real=_where(self.real, real, True), rollouts=_where(self.rollouts, rollouts, True))
+
+    def _held_out(self, units: Sequence[str], seed: int) -> list[bool]:
+        """Units in a random order until either origin has its share."""
+        origins = [0] * len(self.real) + [1] * len(self.rollouts)
+        missing = [_share(len(self.real)), _share(len(self.rollouts))]
+        held: set[str] = set()
+        for unit in sorted(set(units), key=lambda unit: hashlib.sha256(f"{seed}\0{unit}".encode()).digest()):
+            brings = [origin for origin, name in zip(origins, units, strict=True) if name == unit]
+            if any(missing[origin] > 0 for origin in brings):
+                held.add(unit)
+                for origin in brings:
+                    missing[origin] -= 1
+        return [unit in held for unit in units]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What a refresh made: state dicts of the average and of the trained weights, by head, and how it went."""
+
+    average: Weights
+    training: Weights
+    report: dict[HeadName, HeadRefresh]
+    num_real: int
+    num_rollouts: int
+    num_held_out: int  # of these
+
+    @property
+    def name(self) -> str:
+        """Eight hex digits that tell these weights from others."""
+        digest = hashlib.sha256()
+        for head in HEADS:
+            for name, value in sorted(self.average[head].items()):
+                digest.update(name.encode() + value.cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+
+def refresh_heads(
+    profile: Profile,
+    buffers: Buffers,
+    request: RefreshRequest,
+    *,
+    average: Heads,
+    training: Heads,
+    device: str,
+    before_step: Callable[[int], None],
+) -> Candidate:
+    """Train copies of both heads; `before_step` gets every step's number and may raise to stop.
+
+    Raises RefreshRejected at the first loss that is not finite.
+    """
+    train, held_out = buffers.split(request.seed)
+    heads = [_Head(name, profile, request, average=average, training=training, device=device) for name in HEADS]
+    before = [head.separation(held_out) for head in heads]
+    for step in range(request.steps):
+        before_step(step)
+        for head in heads:
+            head.step(step, _batch(train, request, step))
+    after = [head.separation(held_out) for head in heads]
+    return Candidate(
+        average={head.name: head.average.state_dict() for head in heads},
+        training={head.name: head.module.state_dict() for head in heads},
+        report={
+            head.name: HeadRefresh(losses=tuple(head.losses), before=old, after=new)
+            for head, old, new in zip(heads, before, after, strict=True)
+        },
+        num_real=len(buffers.real),
+        num_rollouts=len(buffers.rollouts),
+        num_held_out=len(held_out.real) + len(held_out.rollouts),
+    )
+
+
+class _Head:
+    """One head, its average and its optimizer."""
+
+    def __init__(
+        self, name: HeadName, profile: Profile, request: RefreshRequest, *, average: Heads, training: Heads, device: str
+    ) -> None:
+        self.name, self._profile, self._request, self._device = name, profile, request, device
+        self.module = _copy(getattr(training, name), device).train()
+        self.average = _copy(getattr(average, name), device).eval().requires_grad_(False)
+        self.losses: list[float] = []
+        self._optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=request.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+        )
+
+    def step(self, step: int, batch: Buffers) -> None:
+        rng = np.random.default_rng((self._request.seed, step, HEADS.index(self.name)))
+        torch.manual_seed(int(rng.integers(2**31)))  # dropout
+        self._optimizer.zero_grad()
+        self.losses.append(self._gradients(batch, rng))
+        if not np.isfinite(self.losses[-1]):
+            raise RefreshRejected(
+                f"the loss of the {self.name} head was {self.losses[-1]} at step {step}; lower the learning rate "
+                f"({self._request.learning_rate:g})"
+            )
+        nn.utils.clip_grad_norm_(self.module.parameters(), GRAD_CLIP)
+        self._optimizer.step()
+        update_average(self.average, self.module, self._request.ema)
+
+    def _gradients(self, batch: Buffers, rng: np.random.Generator) -> float:
+        """The loss of a batch, its gradients in the module. Clips that fill the device go one by one, so that the
+        memory of a step does not grow with its clips."""
+        clips = [*batch.real, *batch.rollouts]
+        num_real, num_rollouts = len(batch.real), len(batch.rollouts)
+        targets = torch.tensor([1.0] * num_real + [0.0] * num_rollouts, device=self._device)
+        weights = torch.tensor([1 / num_real] * num_real + [1 / num_rollouts] * num_rollouts, device=self._device)
+        total = 0.0
+        for part in passes(len(clips), len(clips) if self._profile.parallel_clips else 1):
+            inputs = torch.stack([self._subset(clip, rng) for clip in clips[part]]).to(self._device)
+            with fast_forward(device=self._device):
+                logits = self.module(inputs).float()
+            loss = F.binary_cross_entropy_with_logits(logits, targets[part], weights[part], reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def separation(self, clips: Buffers) -> Separation:
+        """Of the average, on as much of each clip as is kept."""
+        real, rollouts = (np.array([self._logit(clip) for clip in some]) for some in (clips.real, clips.rollouts))
+        if not (np.isfinite(real).all() and np.isfinite(rollouts).all()):
+            raise RefreshRejected(f"the {self.name} head gives logits that are not finite; lower the learning rate")
+        return Separation(auc=auc(real, rollouts), logit_gap=float(real.mean() - rollouts.mean()))
+
+    @torch.inference_mode()
+    def _logit(self, clip: RunClip) -> float:
+        if self.name == "instantaneous":
+            inputs = clip.maps(0, clip.num_pairs)
+        else:
+            inputs = clip.tokens(self._profile, 0, min(TRACKS_JUDGED, clip.num_tracks))
+        return float(self.average(inputs[None].to(self._device)))
+
+    def _subset(self, clip: RunClip, rng: np.random.Generator) -> Tensor:
+        if self.name == "instantaneous":
+            wanted = PAIRS_PER_STEP if self._profile.parallel_clips else PAIRS_OF_LARGE
+            return clip.maps(*_stretch(clip.num_pairs, wanted, rng))
+        return clip.tokens(self._profile, *_stretch(clip.num_tracks, TRACKS_PER_STEP, rng))
+
+
+def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
+    """Clips of one shape, of either origin as many as asked for or as there are; the same for both heads."""
+    rng = np.random.default_rng((request.seed, step))
+    # A shape may have lost all clips of an origin to those that are held out; the others go on.
+    shapes = sorted({clip.shape for clip in clips.real} & {clip.shape for clip in clips.rollouts})
+    if not shapes:
+        raise TooFewClips(
+            "no real clip and rollout to train on have the same size and length once one clip in "
+            f"{HELD_OUT_SHARE} is held out; have more clips scored first"
+        )
+    counts = np.array([sum(clip.shape == shape for clip in [*clips.real, *clips.rollouts]) for shape in shapes])
+    shape = shapes[int(rng.choice(len(shapes), p=counts / counts.sum()))]
+    real, rollouts = ([clip for clip in some if clip.shape == shape] for some in (clips.real, clips.rollouts))
+    return Buffers(
+        real=_choose(real, request.clips_per_step, rng), rollouts=_choose(rollouts, request.clips_per_step, rng)
+    )
+
+
+def _copy(head: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:
+    """The weights alone: a head that serves may carry what only makes it faster."""
+    fresh = type(head)(head.config)  # type: ignore[arg-type]
+    fresh.load_state_dict(head.state_dict())
+    return fresh.to(device)
+
+
+def _choose(clips: Sequence[RunClip], num: int, rng: np.random.Generator) -> list[RunClip]:
+    return [clips[i] for i in rng.choice(len(clips), size=min(num, len(clips)), replace=False)]
+
+
+def _stretch(size: int, wanted: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Start and length of a random stretch of at most `wanted` of `size`."""
+    num = min(wanted, size)
+    return int(rng.integers(size - num + 1)), num
+
+
+def _share(num: int) -> int:
+    return min(MAX_HELD_OUT, max(1, num // HELD_OUT_SHARE))
+
+
+def _where(clips: Sequence[RunClip], held: Iterable[bool], wanted: bool) -> list[RunClip]:
+    return [clip for clip, is_held in zip(clips, held, strict=True) if is_held is wanted]

@@ -1,0 +1,100 @@
+"""Motion features on disk, so that training the discriminators never runs the frozen estimators again.
+
+One safetensors file per sample, packed as `profiles/packed.py` says; a step reads only what it asks for.
+The index is JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reward_server.motion import Motion
+from reward_server.profiles import Profile
+from reward_server.profiles.packed import CHANNEL_SCALE, pack, unpack_maps, unpack_tokens
+from reward_server.training.symmetry import PLAIN, Symmetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One cached clip. `view` joins a real clip and its degraded twins; `source` joins views of one clip."""
+
+    key: str
+    source: str
+    view: str
+    real: bool
+    fault: str  # "" for real clips, a degradation's name, or "generated"
+    strength: float
+    shape: tuple[int, int, int]  # frames, height, width
+
+
+class FeatureCache:
+    """A folder of samples, added in parts (one a source clip) that are whole or absent, by any number of processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, sample: Sample, motion: Motion, *, num_pairs: int) -> None:
+        """Store a sample's motion; of its frame pairs, `num_pairs` evenly spaced ones."""
+        path = self._path(sample.key)
+        path.parent.mkdir(exist_ok=True)
+        save_file(pack(motion, num_pairs=num_pairs), path)
+
+    def has_part(self, part: str) -> bool:
+        return self._index(part).is_file()
+
+    def close_part(self, part: str, samples: Sequence[Sample]) -> None:
+        """Record a finished part; only samples of finished parts are ever read."""
+        partial = self._index(part).with_suffix(".partial")
+        partial.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        partial.replace(self._index(part))
+
+    def samples(self, parts: Set[str]) -> list[Sample]:
+        """The samples of those of the parts that are finished, in a fixed order."""
+        return sorted(self._read_index(parts), key=lambda sample: sample.key)
+
+    def tokens(self, sample: Sample, profile: Profile, start: int, num: int, symmetry: Symmetry = PLAIN) -> Tensor:
+        """Track tokens [num,T,D] of `num` tracks from `start` on; their order is already random."""
+        with safe_open(self._path(sample.key), framework="pt") as file:
+            names = set(file.keys()) - {"maps"}
+            if CHANNEL_SCALE not in names:  # such tracks need all others
+                packed = symmetry.packed({name: file.get_tensor(name) for name in names})
+                return unpack_tokens(packed, profile, start, num)
+            if symmetry != PLAIN:
+                raise ValueError(f"a network's features cannot be mirrored: {symmetry} of {sample.key}")
+            rows = {name: file.get_slice(name)[start : start + num] for name in names - {CHANNEL_SCALE}}
+            return unpack_tokens(rows | {CHANNEL_SCALE: file.get_tensor(CHANNEL_SCALE)}, profile, 0, num)
+
+    def maps(self, sample: Sample, start: int, num: int) -> Tensor:
+        """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs."""
+        with safe_open(self._path(sample.key), framework="pt") as file:
+            return unpack_maps(file.get_slice("maps")[start : start + num])
+
+    def num_pairs(self, sample: Sample) -> int:
+        return self._rows(sample, "maps")
+
+    def num_tracks(self, sample: Sample) -> int:
+        return self._rows(sample, "tracks")
+
+    def _rows(self, sample: Sample, name: str) -> int:
+        with safe_open(self._path(sample.key), framework="pt") as file:
+            return int(file.get_slice(name).get_shape()[0])
+
+    def _index(self, part: str) -> Path:
+        return self.folder / f"index-{part}.jsonl"
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _read_index(self, parts: Set[str]) -> Iterator[Sample]:
+        for part in filter(self.has_part, parts):
+            for line in self._index(part).read_text().splitlines():
+                record = json.loads(line)
+                yield Sample(**{**record, "shape": tuple(record["shape"])})

@@ -1,0 +1,290 @@
+"""Training a head from cached motion features: BCE with logits, real 1, the rest 0 (SHIFT, Eq. 7).
+
+The two heads share no weights and no features, so each trains on its own, in a process of its own
+where there are cores for it. A step takes views of one shape; of each view the real clip and a few
+of its negatives; of each clip a fresh subset of tracks or frame pairs. Scores are made with an
+exponential moving average of the weights; the best one by its held-out figures is kept, and training stops
+when they have not improved for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
+
+from reward_server.errors import BadRequest
+from reward_server.networks.bf16 import has_bf16
+from reward_server.networks.prepacked import passes
+from reward_server.profiles import Profile
+from reward_server.profiles.heads import new_heads
+from reward_server.stats import auc
+from reward_server.training.examples import View, clips_of
+from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.symmetry import PLAIN, Symmetry
+
+HeadName = Literal["instantaneous", "long_term"]
+HEADS: tuple[HeadName, ...] = ("instantaneous", "long_term")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a head is trained; decay, betas and clipping are the paper's, sizes fit a laptop."""
+
+    steps: int = 3600
+    views_per_step: int = 6
+    views_at_once: int = 6  # of these; fewer need less memory and leave the gradients as they are
+    negatives_per_view: int = 3
+    tracks_per_step: int = 32
+    pairs_per_step: int = 3
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warmup_steps: int = 100
+    pair_weight: float = 2.0  # of the loss on each real clip against its own negatives
+    symmetries: bool = False  # mirror and turn the tracks of every step at random
+    ema: float = 0.995
+    grad_clip: float = 1.0
+    bf16: bool = True  # where the device has it
+    evaluate_every: int = 300
+    evaluate_tracks: int = 96
+    patience: int = 8  # evaluations without better held-out figures
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How well a head tells held-out real clips from their negatives."""
+
+    auc: float
+    pairs: float  # share of (real, its negative) pairs ordered right: the AUC within a view
+
+    @property
+    def mean(self) -> float:
+        """What training is stopped by: order among all clips, and order within a view."""
+        return (self.auc + self.pairs) / 2
+
+
+class HeadTrainer:
+    """One head, its average and its optimizer; one instance is one training run, kept in `folder`."""
+
+    def __init__(
+        self,
+        name: HeadName,
+        profile: Profile,
+        cache: FeatureCache,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
+        self.device = device
+        self.head: nn.Module = dict(zip(HEADS, new_heads(profile), strict=True))[name].to(device)
+        self.average = copy.deepcopy(self.head).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.schedule = LambdaLR(self.optimizer, lambda step: _rate(step, config))
+        self.step, self.best, self.best_step = 0, -1.0, 0
+
+    def train(
+        self, views: Sequence[View], held_out: Sequence[View], report: Callable[[int, str], None] = lambda *_: None
+    ) -> float:
+        """Train until the steps are done or the held-out figures stall; resumes from the run's folder.
+
+        Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` gets the
+        step, and a line of text at every evaluation.
+        """
+        self._resume([*views, *held_out])
+        with SummaryWriter(str(self.folder)) as log:
+            for batch in self._batches(views):
+                if self.step >= self.config.steps or self._stalled():
+                    break
+                for key, value in self._train_step(batch).items():
+                    log.add_scalar(f"train/{key}", value, self.step)
+                report(self.step, "")
+                if self.step % self.config.evaluate_every == 0 or self.step >= self.config.steps:
+                    report(self.step, self._checkpoint(held_out, log))
+        self.average.load_state_dict(_load(self.folder / "best.pt")["average"])
+        return self.best
+
+    def evaluate(self, views: Sequence[View]) -> HeldOut:
+        """Held-out figures of the averaged head."""
+        logits = {sample.key: self.logit(sample) for sample in clips_of(views).values()}
+        real = [logits[view.real.key] for view in views]
+        fake = [[logits[sample.key] for sample in view.negatives] for view in views]
+        right = [own > other for own, group in zip(real, fake, strict=True) for other in group]
+        return HeldOut(auc=auc(real, [logit for group in fake for logit in group]), pairs=float(np.mean(right)))
+
+    @torch.inference_mode()
+    def logit(self, sample: Sample) -> float:
+        """The averaged head's logit on the first tracks, or every cached pair, of one clip."""
+        if self.name == "instantaneous":
+            inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
+        else:
+            inputs = self.cache.tokens(sample, self.profile, 0, self.config.evaluate_tracks)
+        return float(self.average(inputs[None].to(self.device)))
+
+    def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
+        rng = np.random.default_rng((self.config.seed, self.step))
+        torch.manual_seed(int(rng.integers(2**31)))  # dropout: a resumed run repeats the uninterrupted one
+        symmetry = Symmetry.draw(rng) if self.config.symmetries else PLAIN
+        self.optimizer.zero_grad()
+        loss = 0.0
+        for part in passes(len(batch), self.config.views_at_once):
+            share = self._loss(batch[part], symmetry, rng) * (len(batch[part]) / len(batch))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += float(share.detach())
+        norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        update_average(self.average, self.head, min(self.config.ema, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        return {"loss": loss, "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
+
+    def _loss(self, views: Sequence[View], symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
+        """Of the real clips of some views and a few negatives of each."""
+        real = [view.real for view in views]
+        negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
+        inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
+        with fast_forward(bf16=self.config.bf16, device=self.device):
+            logits = self.head(inputs).float()
+        owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
+        loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
+        return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
+
+    def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
+        """A fresh subset of a sample's frame pairs or tracks."""
+        if self.name == "instantaneous":
+            num_pairs = self.cache.num_pairs(sample)
+            taken = min(self.config.pairs_per_step, num_pairs)
+            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken)
+        num = self.config.tracks_per_step
+        first = int(rng.integers(self.cache.num_tracks(sample) - num + 1))
+        return self.cache.tokens(sample, self.profile, first, num, symmetry)
+
+    def _batches(self, views: Sequence[View]) -> Iterator[Sequence[View]]:
+        """Endless batches of one shape each, the same for a given seed and step (so that a run can resume)."""
+        shapes = defaultdict(list)
+        for view in views:
+            shapes[view.real.shape].append(view)
+        buckets = [shapes[shape] for shape in sorted(shapes)]
+        share = np.array([len(bucket) for bucket in buckets]) / len(views)
+        while True:
+            rng = np.random.default_rng((self.config.seed, self.step, 1))
+            bucket = buckets[int(rng.choice(len(buckets), p=share))]
+            chosen = rng.choice(len(bucket), size=min(self.config.views_per_step, len(bucket)), replace=False)
+            yield [bucket[i] for i in chosen]
+
+    def _checkpoint(self, held_out: Sequence[View], log: SummaryWriter) -> str:
+        figures = self.evaluate(held_out)
+        log.add_scalar("held_out/auc", figures.auc, self.step)
+        log.add_scalar("held_out/pairs", figures.pairs, self.step)
+        if figures.mean > self.best:
+            self.best, self.best_step = figures.mean, self.step
+            _save(self.folder / "best.pt", {"average": self.average.state_dict()})
+        _save(self.folder / "last.pt", self._state())
+        return f"{self.name} at step {self.step}: held-out AUC {figures.auc:.3f}, pairs {figures.pairs:.3f}"
+
+    def _stalled(self) -> bool:
+        return self.step - self.best_step >= self.config.patience * self.config.evaluate_every
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "head": self.head.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.last_epoch,
+            "progress": [self.step, self.best, self.best_step],
+            "config": asdict(self.config),
+            "clips": self._clips,
+        }
+
+    def _resume(self, views: Sequence[View]) -> None:
+        """Continue the run in the folder if there is one; its clips and its configuration, but for its length, must
+        be ours. Raises BadRequest."""
+        self._clips = hashlib.sha256(" ".join(sorted(clips_of(views))).encode()).hexdigest()
+        path = self.folder / "last.pt"
+        if not path.is_file():
+            return
+        state = _load(path)
+        anything = {"steps": 0, "patience": 0}
+        ours, theirs = (config | anything for config in (asdict(self.config), state["config"]))
+        if (theirs, state.get("clips")) != (ours, self._clips):
+            raise BadRequest(f"{self.folder} holds a run on other clips or settings; give another --work or delete it")
+        self.head.load_state_dict(state["head"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]
+        self.step, self.best, self.best_step = state["progress"]
+
+
+def adversarial_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Mean BCE of real clips against 1 plus mean BCE of the others against 0 (SHIFT, Eq. 7)."""
+    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return real + fake
+
+
+def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Mean BCE of logit differences against 1: each real clip above its own negative.
+
+    SHIFT re-centres rewards within a group of clips that share their first frame, so order within
+    the group is what a policy feels; the plain BCE mostly sees the difference between scenes.
+    """
+    difference = real_logits - fake_logits
+    return F.binary_cross_entropy_with_logits(difference, torch.ones_like(difference))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """average <- decay x average + (1 - decay) x module, for every parameter."""
+    for kept, current in zip(average.parameters(), module.parameters(), strict=True):
+        kept.lerp_(current, 1 - decay)
+
+
+@contextlib.contextmanager
+def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
+    """bf16 where wanted and the device has it. Attention as plain products on the CPU: its fused kernel's bf16
+    backward is many times slower."""
+    kind = torch.device(device).type
+    attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16 and has_bf16(device)), attention:
+        yield
+
+
+def _choose(view: View, num: int, rng: np.random.Generator) -> list[int]:
+    return list(rng.choice(len(view.negatives), size=num, replace=len(view.negatives) < num))
+
+
+def _rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine to a tenth of the rate."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    return float(0.1 + 0.45 * (1 + np.cos(np.pi * done)))
+
+
+def _save(path: Path, state: dict[str, object]) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

@@ -1,0 +1,294 @@
+"""Pretrain the heads of a profile on a folder of real clips: `motion-reward pretrain`.
+
+1. Views of every real clip, and their negatives, go through the frozen estimators once; their motion
+   features stay on disk. Negatives are the user's generated clips, or, without those, motion faults
+   applied to the views.
+2. The heads train on the cached features alone (`discriminators/training.py`), held-out sources
+   deciding when to stop.
+3. The best averaged weights are written as one safetensors file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import multiprocessing
+import os
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import Progress, track
+
+from protos.types import Clip
+from reward_server.data.shots import SourceClip, find_clips
+from reward_server.data.source_frames import SourceFrames, read_source
+from reward_server.degradations import NAMES, degrade
+from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.networks.prepacked import Compute
+from reward_server.profiles import Profile, ProfileName, load_profile
+from reward_server.profiles.heads import save_heads
+from reward_server.training.examples import View, split_by_source
+from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.head_trainer import HEADS, HeadName, HeadTrainer, TrainingConfig
+from reward_server.training.views import compress, random_quality, random_view, soften
+
+# Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
+TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
+MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """What is cached of every source clip."""
+
+    profile: ProfileName = "embedded"
+    frames_per_view: int = 6  # a clip gives one view for so many of its frames
+    negatives_per_view: int = 3
+    num_tracks: int = 256
+    num_pairs: int = 8
+    faults: tuple[str, ...] = TRAINED_FAULTS
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSource:
+    """A profile that each process opens for itself, once."""
+
+    name: ProfileName
+    models: Path = Path("models")  # of its frozen networks
+    device: str = "cpu"  # that they run on
+    compute: Compute = field(default_factory=Compute)  # how they do
+
+
+@functools.cache
+def opened(source: ProfileSource) -> Profile:
+    """Raises NotReady where its networks are missing."""
+    return load_profile(source.name, source.models, device=source.device, compute=source.compute)
+
+
+def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig, dict[HeadName, TrainingConfig]]:
+    """What to cache and how to train each head for a profile.
+
+    Of the embedded heads the instantaneous one learns sooner, and from mirrored clips no better. Of the paper's figures
+    for `shift` (arXiv 2603.17426) the batch is 6 without accumulation and every step takes 256 of the cached tracks;
+    rate, decay, clipping and loss are its own.
+    """
+    if profile == "embedded":
+        return CacheConfig(seed=seed), {
+            "instantaneous": TrainingConfig(steps=math.ceil(steps / 2), seed=seed),
+            "long_term": TrainingConfig(steps=steps, seed=seed, symmetries=True),
+        }
+    cache = CacheConfig(profile=profile, frames_per_view=12, num_tracks=512, num_pairs=12, seed=seed)
+    training = TrainingConfig(
+        steps=steps,
+        seed=seed,
+        views_per_step=6,
+        views_at_once=1,
+        negatives_per_view=1,
+        tracks_per_step=256,
+        pairs_per_step=6,
+        learning_rate=2e-4,
+        pair_weight=0.0,
+        ema=0.99,
+        evaluate_tracks=512,
+    )
+    return cache, dict.fromkeys(HEADS, training)
+
+
+def pretrain(
+    *,
+    real: Sequence[Path],
+    generated: Path | None,
+    out: Path,
+    work: Path,
+    cache_config: CacheConfig,
+    training: Mapping[HeadName, TrainingConfig],
+    models: Path = Path("models"),
+    device: str = "cpu",
+    compute: Compute | None = None,
+    held_out_share: float = 0.1,
+    version: str | None = None,
+    left_out: Sequence[str] = (),
+    features: Path | None = None,
+    processes: int = os.cpu_count() or 1,
+) -> dict[str, float]:
+    """Cache, train, write `out`; returns each head's `HeldOut.mean`. Resumes from `work`, the run's folder.
+
+    Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
+    like the others and then not trained on, nor do they decide when to stop.
+    Frozen networks, if the profile has any, are in `models` and run on `device` as `compute` says; on the device the
+    heads train too. Raises NotReady without them.
+    """
+    source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
+    profile = opened(source)
+    if unknown := set(left_out) - set(TRAINED_FAULTS):
+        raise BadRequest(f"nothing trains on {sorted(unknown)}; leave out some of {', '.join(TRAINED_FAULTS)}")
+    processes = processes if device == "cpu" else min(processes, 2)  # they share one device
+    clips = [clip for folder in real for clip in find_clips(folder, real=True)]
+    if generated:
+        clips += find_clips(generated, real=False)
+        cache_config = replace(cache_config, faults=())
+    cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
+    for reason in build_cache(cache, clips, cache_config, source, processes):
+        print(f"skipped {reason}")
+    samples = [sample for sample in cache.samples({clip.part for clip in clips}) if sample.fault not in left_out]
+    views, held_out = split_by_source(samples, held_out_share, cache_config.seed)
+    print(f"{len(views)} views to train on, {len(held_out)} held out by source")
+    runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
+    jobs = [
+        HeadJob(name=name, profile=source, cache=cache.folder, config=training[name], folder=runs / name)
+        for name in HEADS
+    ]
+    trained = train_heads(jobs, views, held_out, processes)
+    weights = {
+        job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs
+    }
+    save_heads(out, profile=profile, version=version or _version(profile, weights), **weights)
+    return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadJob:
+    """One head's training run, as it is handed to a process."""
+
+    name: HeadName
+    profile: ProfileSource
+    cache: Path
+    config: TrainingConfig
+    folder: Path
+
+
+def train_heads(
+    jobs: Sequence[HeadJob], views: Sequence[View], held_out: Sequence[View], processes: int
+) -> dict[str, float]:
+    """Train heads side by side, a process each, one progress bar each; returns each `HeldOut.mean`."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
+        Progress() as progress,
+    ):
+        reports = manager.Queue()
+        bars = {str(job.folder): progress.add_task(job.name, total=job.config.steps) for job in jobs}
+        tasks = [pool.submit(_train_head, job, views, held_out, reports) for job in jobs]
+        while not all(task.done() for task in tasks) or not reports.empty():
+            with contextlib.suppress(queue.Empty):
+                folder, step, line = reports.get(timeout=0.5)
+                progress.update(bars[folder], completed=step)
+                if line:
+                    progress.console.print(line)
+        return {job.name: task.result() for job, task in zip(jobs, tasks, strict=True)}
+
+
+def _train_head(
+    job: HeadJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
+) -> float:
+    cache, device = FeatureCache(job.cache), job.profile.device
+    trainer = HeadTrainer(job.name, opened(job.profile), cache, job.config, job.folder, device=device)
+    return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
+
+
+def build_cache(
+    cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
+) -> list[str]:
+    """Cache the features of every clip that is not cached yet; returns why clips were skipped."""
+    waiting = {clip.part: clip for clip in clips if not cache.has_part(clip.part)}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting.values()]
+        done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
+    return [reason for reason in done if reason]
+
+
+def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
+    """One part of the cache: the views of one clip, each with its negatives. Runs in a process of its own."""
+    cache, profile = FeatureCache(folder), opened(source)
+    samples: list[Sample] = []
+    try:
+        for sample, pixels in _clip_samples(clip, profile, config):
+            motion = profile.motion(pixels, query_seed=_number(sample.view), num_tracks=config.num_tracks)
+            cache.add(sample, motion, num_pairs=config.num_pairs)
+            samples.append(sample)
+    except (UnreadableClip, OSError) as error:
+        return f"{clip.path}: {error}"
+    cache.close_part(clip.part, samples)
+    return None if samples else f"{clip.path}: nothing moves in it"
+
+
+def _clip_samples(clip: SourceClip, profile: Profile, config: CacheConfig) -> Iterator[tuple[Sample, Clip]]:
+    rng = np.random.default_rng((config.seed, _number(clip.source), clip.first))
+    frames = read_source(clip.path, first=clip.first, last=clip.last, max_side_px=_max_side_px(profile))
+    for index in range(math.ceil(len(frames.frames) / config.frames_per_view)):
+        base = _moving_view(frames, profile, rng) if clip.real else random_view(frames, profile.sampling, rng)
+        if base is not None:
+            yield from _view_samples(clip, f"{clip.part}-{index:03d}", base, config, rng)
+
+
+def _view_samples(
+    clip: SourceClip, view: str, base: Clip, config: CacheConfig, rng: np.random.Generator
+) -> Iterator[tuple[Sample, Clip]]:
+    """A view itself and, for a real clip, its negatives by random faults of random strength."""
+    base, quality = soften(base, rng), random_quality(rng)
+    yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), compress(base, quality)
+    if clip.real and config.faults:
+        for fault in rng.choice(config.faults, size=min(config.negatives_per_view, len(config.faults)), replace=False):
+            strength = float(rng.uniform(0.1, 1.0))
+            degraded = degrade(base, str(fault), strength, int(rng.integers(2**31)))
+            yield _sample(clip, view, degraded, str(fault), strength), compress(degraded, quality)
+
+
+def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generator) -> Clip | None:
+    """A view in which something moves, or None after a few draws."""
+    for _ in range(4):
+        view = random_view(frames, profile.sampling, rng)
+        if float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE:
+            return view
+    return None
+
+
+def _max_side_px(profile: Profile) -> int:
+    """Enough pixels for a crop of a frame to fill the profile's size."""
+    return max(640, 2 * math.isqrt(profile.sampling.area_px))
+
+
+def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float) -> Sample:
+    num, _, height, width = base.frames.shape
+    return Sample(
+        key=hashlib.sha256(f"{view} {fault}".encode()).hexdigest()[:24],
+        source=clip.source,
+        view=view,
+        real=not fault,
+        fault=fault,
+        strength=strength,
+        shape=(num, height, width),
+    )
+
+
+def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
+    return hashlib.sha256(f"{profile.preprocessing_digest} {config} {compute.precision}".encode()).hexdigest()[:16]
+
+
+def _version(profile: Profile, weights: dict[HeadName, dict[str, torch.Tensor]]) -> str:
+    """The profile's name and a digest of the weights: the same training gives the same version."""
+    digest = hashlib.sha256()
+    for head in weights.values():
+        for tensor in head.values():
+            digest.update(tensor.numpy().tobytes())
+    return f"{profile.name}-{digest.hexdigest()[:8]}"
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

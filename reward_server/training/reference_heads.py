@@ -1,0 +1,68 @@
+"""Heads trained with SHIFT's reference implementation -> a checkpoint of ours: `models import-heads`.
+
+Its instantaneous checkpoint is a whole module: the ViT, two constant kernels, and the SEA-RAFT it was
+trained on, whose running statistics drifted with the training. That SEA-RAFT must be the one in the
+models folder (`models pull shift --sea-raft IC.pth` takes it from the same file).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from reward_server.errors import BadRequest
+from reward_server.models.convert import FLOW_NET, check_layout, part, read_checkpoint
+from reward_server.models.published import SEA_RAFT
+from reward_server.models.store import sha256_of
+from reward_server.profiles import Profile
+from reward_server.profiles.heads import new_heads, save_heads
+
+FLOW_VIT = "flow_vit."
+KERNELS = {"sobel_layer.w_h": (1, 1, 3, 1), "sobel_layer.w_w": (1, 1, 1, 3)}  # [-1, 0, 1], as residual_map has them
+
+
+def import_heads(profile: Profile, *, instantaneous: Path, long_term: Path, models: Path, out: Path) -> str:
+    """Write both heads, in full precision, for the profile's present frozen networks; returns their version.
+
+    Raises BadRequest where a file is no such checkpoint, has other sizes, or was trained on another SEA-RAFT.
+    """
+    with torch.device("meta"):
+        vit, track_vit = new_heads(profile)
+    whole, tracks = read_checkpoint(instantaneous), read_checkpoint(long_term)
+    _check_kernels(whole, instantaneous)
+    _check_flow_net(part(whole, FLOW_NET), instantaneous, models)
+    unknown = {n for n in whole if n not in KERNELS and not n.startswith((FLOW_VIT, FLOW_NET))}
+    maps = part(whole, FLOW_VIT) | {name: whole[name] for name in unknown}
+    check_layout(maps, _shapes(vit), instantaneous, f"an instantaneous head of profile '{profile.name}'")
+    check_layout(tracks, _shapes(track_vit), long_term, f"a long-term head of profile '{profile.name}'")
+    digest = hashlib.sha256(f"{sha256_of(instantaneous)} {sha256_of(long_term)}".encode()).hexdigest()
+    version = f"{profile.name}-reference-{digest[:8]}"
+    save_heads(out, profile=profile, version=version, instantaneous=maps, long_term=tracks, precision=torch.float32)
+    return version
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def _check_kernels(whole: Mapping[str, Tensor], path: Path) -> None:
+    for name, shape in KERNELS.items():
+        if name not in whole or not torch.equal(whole[name].float(), torch.tensor([-1.0, 0.0, 1.0]).view(shape)):
+            raise BadRequest(
+                f"{path}: {name} is not the kernel [-1, 0, 1] {list(shape)} that residuals are made with here; "
+                "give the reference's instantaneous checkpoint (its ViT variant)"
+            )
+
+
+def _check_flow_net(theirs: Mapping[str, Tensor], path: Path, models: Path) -> None:
+    ours = load_file(models / SEA_RAFT.converted)  # the profile has verified it
+    if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name].to(ours[name]), ours[name]) for name in ours):
+        raise BadRequest(
+            f"{path} was trained on another SEA-RAFT than the one in {models}; take its own with "
+            f"`motion-reward models pull shift --sea-raft {path} --replace`, then import again"
+        )

@@ -1,0 +1,124 @@
+"""Random views of a source clip for pretraining: a crop, a rate, a stretch of time, a flip, a softness.
+
+A view is what the profile would see of the clip had it been filmed and encoded a little differently,
+so that the heads learn motion and not the look of a dozen cameras. A real clip and its degraded
+twins share one look, and end with the same compression: nothing but motion tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.types import Clip
+from reward_server.data.source_frames import SourceFrames
+from reward_server.decoding.decode import Sampling, profile_size, resize_frame
+from reward_server.errors import UnreadableClip
+
+RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
+ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
+
+
+def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> Clip:
+    """One random view at the profile's size and about its rate. Raises UnreadableClip if too short."""
+    stride = _random_stride(source, sampling, rng)
+    num = min(sampling.window_frames, (len(source.frames) - 1) // stride + 1)
+    if rng.random() < 0.15:  # the heads must also judge clips shorter than a window
+        num = int(rng.integers(sampling.min_frames, num + 1))
+    start = int(rng.integers(0, len(source.frames) - (num - 1) * stride))
+    chosen = source.frames[start : start + (num - 1) * stride + 1 : stride]
+    boxes = _camera_path(chosen.shape[1:3], num, rng)
+    height, width = profile_size(*_box_shape(boxes[0]), sampling)
+    if rng.random() < 0.5:
+        chosen = chosen[:, :, ::-1]
+    frames = np.stack([_cut(frame, box, height, width) for frame, box in zip(chosen, boxes, strict=True)])
+    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=source.fps / stride)
+
+
+def soften(clip: Clip, rng: np.random.Generator) -> Clip:
+    """A random mild loss of sharpness: none, a blur or a sub-pixel resample."""
+    kind, amount = rng.choice(["none", "blur", "resample"]), rng.random()
+    if kind == "none":
+        return clip
+    return _each_frame(clip, lambda frame: _blur(frame, amount) if kind == "blur" else _shift(frame, amount))
+
+
+def random_quality(rng: np.random.Generator) -> int | None:
+    """A JPEG quality to end all clips of a view with, or none."""
+    return int(rng.integers(60, 96)) if rng.random() < 0.5 else None
+
+
+def compress(clip: Clip, quality: int | None) -> Clip:
+    """Every frame through JPEG at `quality` (0..100), or the clip as it is."""
+    return clip if quality is None else _each_frame(clip, lambda frame: _jpeg(frame, quality))
+
+
+def _random_stride(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> int:
+    longest = (len(source.frames) - 1) // (sampling.min_frames - 1)
+    if longest < 1:
+        raise UnreadableClip(
+            f"the clip has {len(source.frames)} frames, {sampling.min_frames} are needed; leave it out"
+        )
+    slowest, fastest = (share * sampling.fps for share in RATE_RANGE)
+    strides = range(1, max(2, round(source.fps / slowest) + 1))
+    fitting = [s for s in strides if slowest <= source.fps / s <= fastest and s <= longest]
+    return int(rng.choice(fitting)) if fitting else 1
+
+
+def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Boxes [T,4] (x, y, width, height): mostly still, sometimes a smooth pan and zoom."""
+    height, width = shape
+    aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.5 else width / height
+    largest = min(float(width), height * aspect)
+    size = largest * rng.uniform(0.6, 1.0)
+    start = _random_box(width, height, aspect, size, rng)
+    if rng.random() < 0.6:
+        return np.repeat(start[None], num, axis=0)
+    end = _random_box(width, height, aspect, min(largest, size * rng.uniform(0.8, 1.25)), rng)
+    reach = rng.uniform(0.1, 1.0)
+    ease = rng.uniform(-0.5, 0.5)  # accelerating or slowing gently
+    t = np.linspace(0, 1, num)[:, None]
+    return start + (end - start) * reach * (t + ease * t * (1 - t))
+
+
+def _random_box(width: int, height: int, aspect: float, size: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    box_height = min(height, size / aspect)  # a product and its division may differ by a rounding
+    return np.array([rng.uniform(0, width - size), rng.uniform(0, height - box_height), size, box_height])
+
+
+def _box_shape(box: NDArray[np.float64]) -> tuple[int, int]:
+    return round(box[3]), round(box[2])
+
+
+def _cut(frame: NDArray[np.uint8], box: NDArray[np.float64], height: int, width: int) -> NDArray[np.uint8]:
+    """The box of a frame, resampled at sub-pixel accuracy; area-averaged first where it shrinks."""
+    x, y, box_width, box_height = box
+    patch_size = (max(1, round(box_width)), max(1, round(box_height)))
+    centre = (x + (box_width - 1) / 2, y + (box_height - 1) / 2)
+    patch = np.asarray(cv2.getRectSubPix(frame, patch_size, centre), dtype=np.uint8)
+    return resize_frame(patch, height, width)
+
+
+def _each_frame(clip: Clip, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Clip:
+    frames = np.stack([change(frame.transpose(1, 2, 0)) for frame in clip.frames])
+    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=clip.fps)
+
+
+def _blur(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
+    return np.asarray(cv2.GaussianBlur(frame, (0, 0), 0.3 + 0.7 * amount), dtype=np.uint8)
+
+
+def _shift(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
+    """Moved by a fraction of a pixel, as a resample somewhere on a clip's way would."""
+    matrix = np.array([[1, 0, amount], [0, 1, 1 - amount]])
+    size = (frame.shape[1], frame.shape[0])
+    moved = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, dtype=np.uint8)
+
+
+def _jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    _, encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)

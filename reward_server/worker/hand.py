@@ -1,0 +1,75 @@
+"""The jobs a worker has in hand, from claim to finish, and the choice of the next batch among them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from reward_server.queue.jobs import Job
+from reward_server.scorer import Prepared
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ready:
+    """A job whose clip is decoded, and the discriminator version that will judge it."""
+
+    job: Job
+    prepared: Prepared
+    version: str = ""
+
+    @property
+    def kind(self) -> tuple[str, tuple[int, ...]]:
+        return self.version, self.prepared.shape
+
+
+class Hand:
+    """The jobs in hand: what is not in `jobs` any more was taken over, or has ended, and is not worked on."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.unscored: set[str] = set()  # of them, those whose batch has not begun
+        self.ready: list[Ready] = []  # of these, those that are decoded, oldest first
+        self._moved = asyncio.Event()
+
+    def take(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        self.unscored.add(job.id)
+
+    def drop(self, job_id: str) -> None:
+        self.jobs.pop(job_id, None)
+        self.unscored.discard(job_id)
+        self.ready = [item for item in self.ready if item.job.id != job_id]
+        self.move()
+
+    def move(self) -> None:
+        """Something changed: let everyone in `until` look."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def move_after(self, event: asyncio.Event) -> None:
+        await event.wait()
+        self.move()
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Wait until it holds, or for at most `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not holds():
+                    await self._moved.wait()
+
+    def next_batch(self, max_jobs: int, max_cost: float) -> list[Ready]:
+        """The oldest ready clip and those of its version and shape, within `max_cost` unless it alone is over."""
+        batch: list[Ready] = []
+        for item in self.ready:
+            same = not batch or item.kind == batch[0].kind
+            if same and (not batch or sum(i.prepared.cost for i in [*batch, item]) <= max_cost):
+                batch.append(item)
+            if len(batch) == max_jobs:
+                break
+        for item in batch:
+            self.ready.remove(item)
+            self.unscored.discard(item.job.id)
+        self.move()
+        return batch

@@ -1,0 +1,303 @@
+"""A worker: claim -> payload -> decode in threads -> batch of one shape -> score in one thread -> finish.
+
+While one batch is scored the next is claimed and decoded, at most `batch_jobs` of it. Leases are renewed and the
+worker announces itself all the while. A job over which a worker died is taken when nothing else is in hand, so that
+it can take no other with it again. Redis going away costs time only: results are kept until they are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+
+from protos.types import Outcome, OutcomeKind, Reward, Submission
+from reward_server.errors import NotReady, Overloaded, RewardServerError, ScoringFailed, error_outcome
+from reward_server.queue.jobs import Job, JobQueue, late
+from reward_server.queue.redis_link import PAUSE_S, connect, end_task, patiently
+from reward_server.scorer import Prepared, Scored, Scorer
+from reward_server.settings import Settings
+from reward_server.worker.hand import Hand, Ready
+from reward_server.worker.refresher import Refresher
+from reward_server.worker.versions import Versions
+
+T = TypeVar("T")
+
+CLAIM_WAIT_MS = 1000.0
+STALLED_EXIT = 75  # EX_TEMPFAIL: start another
+
+log = structlog.get_logger("worker")
+
+
+def load_scorer(settings: Settings) -> Scorer:
+    """The profile's pipeline, and as many CPU threads as the settings say. Raises NotReady without weights."""
+    import cv2  # noqa: PLC0415 - only the process that scores pays for it
+    import torch  # noqa: PLC0415
+
+    from reward_server.pipeline import Pipeline  # noqa: PLC0415
+
+    threads = num_threads(settings)
+    cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)
+    return Pipeline.load(settings)
+
+
+def num_threads(settings: Settings) -> int:
+    return settings.threads or os.cpu_count() or 1
+
+
+async def run_worker(settings: Settings, scorer: Scorer | None = None, *, stop: asyncio.Event | None = None) -> None:
+    """Score jobs until `stop`, by default until SIGTERM or SIGINT; then drain for at most settings.drain_s.
+
+    Loads the settings' pipeline unless a scorer is given, and announces itself only after that. Raises NotReady if
+    there are no weights.
+    """
+    if scorer is None:
+        scorer = await asyncio.to_thread(load_scorer, settings)
+    queue = JobQueue(connect(settings), settings)
+    await queue.open()
+    try:
+        with Worker(queue, scorer, settings) as worker:
+            if stop is not None:
+                await worker.run(stop)
+            else:
+                with _stop_on_signals() as signalled:
+                    await worker.run(signalled)
+    finally:
+        await queue.close()
+
+
+class Worker:
+    """One worker on an open queue; leave it as a context manager to end its threads."""
+
+    def __init__(self, queue: JobQueue, scorer: Scorer, settings: Settings) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._queue, self._scorer, self._settings = queue, scorer, settings
+        self._hand = Hand()
+        self._versions = Versions(queue.store, scorer, settings.versions_loaded, self._load)
+        self._refresher = Refresher(queue.refreshes, queue.store, scorer, settings)
+        self._num_decoders = max(1, num_threads(settings) // 2)  # the other half is scoring
+        self._decoders = ThreadPoolExecutor(self._num_decoders, thread_name_prefix="decode")
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._decoding = asyncio.Semaphore(self._num_decoders)
+        self._tasks: set[asyncio.Task[None]] = set()  # the loops, and one per job that is being prepared or stored
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # of any of them: our mistake
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._scoring.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`, then finish what is in hand for at most settings.drain_s and hand back the rest."""
+        log.info("working", worker=self.id, discriminator_version=self._scorer.model.discriminator_version)
+        claiming, refreshing = self._spawn(self._claim(stop)), self._spawn(self._refresher.run(stop))
+        for loop in (self._keep(), self._score(), self._hand.move_after(stop)):
+            self._spawn(loop)
+        try:
+            # A claim under way at `stop` comes to its end: cancelled, it could leave a job with us unseen.
+            await asyncio.wait([claiming, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            await self._hand.until(lambda: not self._hand.jobs or self._failure.done(), self._settings.drain_s)
+            await asyncio.wait([refreshing, self._failure], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in list(self._tasks):
+                await end_task(task)
+            if not self._failure.done():
+                await self._hand_back(list(self._hand.jobs.values()))
+            # else their leases end and the attempt counts: what broke this worker could break one after another
+            await self._leave()
+        if self._failure.done():
+            await self._failure
+
+    # --- claim and decode -----------------------------------------------------------------------
+
+    async def _claim(self, stop: asyncio.Event) -> None:
+        hand, wanted = self._hand, self._settings.batch_jobs
+        while not stop.is_set():
+            await hand.until(lambda: len(hand.unscored) < wanted or stop.is_set())
+            try:
+                if await self._queue.abandoned():
+                    await hand.until(lambda: not hand.jobs or stop.is_set())
+                    self._take(await self._claim_some(stop, count=1, abandoned=True))
+                    await hand.until(lambda: not hand.jobs or stop.is_set())
+                else:
+                    self._take(await self._claim_some(stop, count=wanted - len(hand.unscored), abandoned=False))
+            except (NotReady, Overloaded) as error:
+                log.warning("cannot claim", error=str(error))
+                await asyncio.sleep(PAUSE_S[0])
+
+    async def _claim_some(self, stop: asyncio.Event, *, count: int, abandoned: bool) -> list[Job]:
+        if stop.is_set():
+            return []
+        wait_ms = min(CLAIM_WAIT_MS, self._settings.lease_s * 500)
+        jobs = await self._queue.claim(self.id, count=count, wait_ms=wait_ms, abandoned=abandoned)
+        if stop.is_set():  # too late for these: another worker may have them at once
+            await self._hand_back(jobs)
+            return []
+        return jobs
+
+    def _take(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._hand.take(job)
+            self._spawn(self._prepare(job))
+
+    async def _prepare(self, job: Job) -> None:
+        """Fetch and decode one clip; what is wrong with it is its outcome."""
+        with structlog.contextvars.bound_contextvars(job_id=job.id):
+            async with self._decoding:
+                if not await self._worth_it(job):
+                    return
+                try:
+                    heads = await patiently(lambda: self._versions.heads(job.version))
+                    payload = await patiently(lambda: self._queue.payload(job))
+                    submission = Submission(payload=payload, media=job.media, context=job.context)
+                    del payload
+                    prepared = await self._in_thread(
+                        self._decoders, partial(self._scorer.prepare, heads=heads), submission
+                    )
+                except Exception as error:
+                    await self._finish(job, _outcome(job, _fault(error)))
+                    return
+        if job.id in self._hand.jobs:
+            self._hand.ready.append(Ready(job=job, prepared=prepared, version=heads.version if heads else ""))
+            self._hand.move()
+
+    async def _worth_it(self, job: Job) -> bool:
+        """Whether the job is still ours and in time; if it is late, that is its outcome."""
+        if time.monotonic() >= job.expires_at_s:
+            await self._finish(job, error_outcome(job.id, late(job.context, self._settings), job.context))
+        return job.id in self._hand.jobs
+
+    # --- score and store ------------------------------------------------------------------------
+
+    async def _score(self) -> None:
+        hand, settings = self._hand, self._settings
+        while True:
+            await hand.until(lambda: bool(hand.ready))
+            await hand.until(lambda: len(hand.ready) >= settings.batch_jobs, settings.batch_wait_ms / 1000)
+            claimed = hand.next_batch(settings.batch_jobs, settings.batch_cost)
+            batch = [item for item in claimed if await self._worth_it(item.job)]
+            results = await self._results([item.prepared for item in batch]) if batch else []
+            for item, result in zip(batch, results, strict=True):
+                self._spawn(self._store(item.job, result, batch=len(batch)))
+
+    async def _results(self, prepared: Sequence[Prepared]) -> Sequence[Scored]:
+        """One result each; if the batch fails as a whole, each clip alone, so that only the guilty one fails."""
+        try:
+            results = await self._in_thread(self._scoring, self._scorer.score, prepared)
+            if len(results) != len(prepared):
+                raise ScoringFailed(f"the pipeline returned {len(results)} results for {len(prepared)} clips")
+            return results
+        except Exception as error:
+            if len(prepared) == 1:
+                return [Scored(result=_fault(error))]
+            log.warning("a batch failed, scoring its clips one by one", clips=len(prepared), exc_info=error)
+            return [result for item in prepared for result in await self._results([item])]
+
+    async def _store(self, job: Job, scored: Scored, *, batch: int) -> None:
+        """First what a refresh may train on, so that whoever has all outcomes of a run can have it refreshed."""
+        origin = job.context.origin
+        if scored.features and origin and isinstance(scored.result, Reward):
+            try:
+                await self._queue.store.keep_clip(job.context.run_id, origin, job.id, scored.features)
+            except (NotReady, Overloaded) as error:
+                log.warning("a clip is not kept for refreshes", job_id=job.id, error=str(error))
+        await self._finish(job, _outcome(job, scored.result), batch=batch)
+
+    async def _finish(self, job: Job, outcome: Outcome, *, batch: int = 0) -> None:
+        """Store the outcome, however long Redis is away; only then is the job out of our hands."""
+        await patiently(lambda: self._queue.finish(job, outcome, batch=batch))
+        log.debug("finished", job_id=job.id, outcome=outcome.kind.value, batch=batch)
+        self._hand.drop(job.id)
+
+    # --- stay alive, leave ----------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Heartbeat and leases, three times per lease."""
+        while True:
+            with suppress(NotReady, Overloaded):
+                await self._queue.announce(self.id, self._scorer.model)
+                held = list(self._hand.jobs.values())
+                kept = await self._queue.renew(self.id, held)
+                for job in held:
+                    if job.id not in kept:
+                        self._hand.drop(job.id)  # finished, or another worker has it
+            await asyncio.sleep(self._settings.lease_s / 3)
+
+    async def _hand_back(self, jobs: Sequence[Job]) -> None:
+        with suppress(NotReady, Overloaded):  # then their leases end by themselves
+            returned = await self._queue.hand_back(self.id, jobs)
+            if returned:
+                log.info("handed back", worker=self.id, jobs=returned)
+        for job in jobs:
+            self._hand.drop(job.id)
+
+    async def _leave(self) -> None:
+        with suppress(NotReady, Overloaded):
+            await self._queue.leave(self.id)
+        log.info("left", worker=self.id)
+
+    async def _load(self, read: Callable[[bytes], Any], data: bytes) -> Any:
+        return await self._in_thread(self._decoders, read, data)
+
+    async def _in_thread(self, threads: Executor, work: Callable[[Any], T], item: Any) -> T:
+        """A call that blocks. One that never returns ends this process: its leases end, others take its jobs."""
+        running = asyncio.get_running_loop().run_in_executor(threads, work, item)
+        done, _ = await asyncio.wait([running], timeout=self._settings.max_stall_s)
+        if not done:
+            log.critical("a thread is stuck, ending this worker", stuck_s=self._settings.max_stall_s, worker=self.id)
+            os._exit(STALLED_EXIT)
+        return running.result()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._failure.done():
+            self._failure.set_exception(error)
+            self._hand.move()
+
+
+def _outcome(job: Job, result: Reward | RewardServerError) -> Outcome:
+    if isinstance(result, RewardServerError):
+        return error_outcome(job.id, result, job.context)
+    timings = replace(result.provenance.timings, queue_ms=job.queue_ms)
+    reward = replace(result, provenance=replace(result.provenance, timings=timings))
+    return Outcome(job_id=job.id, kind=OutcomeKind.OK, reward=reward, context=job.context)
+
+
+def _fault(error: Exception) -> RewardServerError:
+    """An error of ours as it is; a surprise as a failure that says where to look."""
+    if isinstance(error, RewardServerError):
+        return error
+    log.error("scoring failed", exc_info=error)
+    return ScoringFailed(f"scoring failed with {type(error).__name__}: {error}; the worker's log has the job id")
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[asyncio.Event]:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,268 @@
+"""The recipe's data: catalogue, manifest, packages laid out from real archives, glides over photographs."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from experiments.recipe.__main__ import app
+from experiments.recipe.catalogue import CAMERA, PHOTOS
+from experiments.recipe.media import Media, Package
+from experiments.recipe.packages import PackageUnavailable, WrongDigest, fetch_clips, unpacked
+from experiments.recipe.render import PhotographMissing, render_all, scene_jobs, still_jobs
+from experiments.recipe.stills import glide
+from experiments.recipe.textures import SIDE_PX, random_texture
+from experiments.recipe.video import write_video
+from reward_server.data.manifest import NAME, Entry, clips_of, write_manifest
+from reward_server.errors import BadRequest
+
+PACKAGE = Package(client="npm", name="made-here", version="1", licence="MIT")
+
+
+def picture(seed: int = 0, height: int = 300, width: int = 400) -> np.ndarray:
+    """Smooth random colours with detail, RGB."""
+    rng = np.random.default_rng(seed)
+    layers = [cv2.resize(rng.random((n, n, 3)), (width, height), interpolation=cv2.INTER_CUBIC) for n in (5, 20, 60)]
+    return np.clip(sum(layers) / 3 * 255, 0, 255).astype(np.uint8)
+
+
+def read(path: Path, layout: str = "rgb24") -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format=layout) for frame in container.decode(video=0)])
+
+
+def media(content: bytes, member: str, **fields: object) -> Media:
+    digest = hashlib.sha256(content).hexdigest()
+    made = Media(source="made", package=PACKAGE, member=member, split="train", sha256=digest, shots=((0, 3),))
+    return replace(made, **fields)
+
+
+# The catalogue
+
+
+def test_sources_and_digests_are_unique_and_whole() -> None:
+    everything = [*CAMERA, *PHOTOS]
+    assert len({item.source for item in everything}) == len(everything)
+    assert len({item.sha256 for item in everything}) == len(everything)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", item.sha256) for item in everything)
+
+
+@pytest.mark.parametrize(("table", "most"), [(CAMERA, 0.65), (PHOTOS, 0.35)], ids=["camera", "photos"])
+def test_enough_sources_are_held_out_and_enough_left_to_train_on(table: tuple[Media, ...], most: float) -> None:
+    share = sum(item.split == "held_out" for item in table) / len(table)
+    assert 0.2 <= share <= most
+
+
+def test_shots_are_in_order_and_do_not_overlap() -> None:
+    for item in CAMERA:
+        edges = [edge for shot in item.shots for edge in shot]
+        assert edges == sorted(edges), item.source
+        assert all(last - first >= 24 for first, last in item.shots), item.source
+
+
+# The manifest
+
+
+def entry(folder: Path, **fields: object) -> Entry:
+    made = Entry(source="s", path=folder / "a" / "b.mp4", first=2, last=9, split="train", kind="camera", licence="MIT")
+    return replace(made, **fields)
+
+
+def test_a_manifest_gives_back_what_was_written(tmp_path: Path) -> None:
+    entries = [entry(tmp_path), entry(tmp_path, source="t", split="held_out", kind="still")]
+    write_manifest(tmp_path / NAME, entries)
+    assert clips_of(tmp_path) == entries
+    assert clips_of(tmp_path / NAME) == entries
+
+
+def test_a_manifest_moves_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    write_manifest(tmp_path / "old" / NAME, [entry(tmp_path / "old")])
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert clips_of(tmp_path / "new") == [entry(tmp_path / "new")]
+
+
+@pytest.mark.parametrize(("first", "last"), [(5, 5), (6, 5), (-1, 5)])
+def test_an_empty_shot_is_refused(tmp_path: Path, first: int, last: int) -> None:
+    with pytest.raises(BadRequest, match=f"frames {first}..{last} are not a clip"):
+        entry(tmp_path, first=first, last=last)
+
+
+# Packages: laid out from files that lie where a fetched package would
+
+
+def put(folder: Path, member: str, content: bytes) -> None:
+    path = folder / "packages" / PACKAGE.name / member
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_a_zipped_clip_is_unzipped_and_listed(tmp_path: Path) -> None:
+    put(tmp_path, "package/clip.mp4.gz", gzip.compress(b"a clip"))
+    entries = fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4.gz")])
+    assert entries == clips_of(tmp_path)
+    assert [(e.source, e.first, e.last, e.split, e.licence) for e in entries] == [("made", 0, 3, "train", "MIT")]
+    assert entries[0].path == tmp_path / "camera" / "made.mp4"
+    assert entries[0].path.read_bytes() == b"a clip"
+
+
+def test_a_file_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "package/clip.mp4", b"another clip")
+    with pytest.raises(WrongDigest, match=r"npm package made-here 1: package/clip.mp4 has SHA-256"):
+        fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4")])
+    assert not (tmp_path / "camera" / "made.mp4").exists()
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "package/clip.mp4", b"a clip")
+    target = tmp_path / "camera" / "made.mp4"
+    whole = Path.write_bytes
+
+    def cut_off(path: Path, data: bytes) -> int:
+        whole(path, data[:3])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
+    with pytest.raises(OSError, match="No space"):
+        fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4")])
+    assert not target.exists()
+    monkeypatch.undo()
+    fetch_clips(tmp_path, [media(b"a clip", "package/clip.mp4")])
+    assert target.read_bytes() == b"a clip"
+    assert [file.name for file in target.parent.iterdir()] == ["made.mp4"]
+
+
+def test_a_package_without_the_file_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "package/clip.mp4", b"a clip")
+    with pytest.raises(PackageUnavailable, match=r"made-here 1 holds no package/other.mp4"):
+        fetch_clips(tmp_path, [media(b"a clip", "package/other.mp4")])
+
+
+def test_an_image_sequence_becomes_a_lossless_video_in_the_order_of_names(tmp_path: Path) -> None:
+    images = [cv2.cvtColor(picture(seed, 48, 64), cv2.COLOR_RGB2GRAY) for seed in range(3)]
+    contents = [cv2.imencode(".pgm", image)[1].tobytes() for image in images]
+    for index in (2, 0, 1):
+        put(tmp_path, f"images/i{index:02d}.pgm", contents[index])
+    (listed,) = fetch_clips(tmp_path, [media(b"".join(contents), "images/i*.pgm")])
+    np.testing.assert_array_equal(read(listed.path, "gray"), np.stack(images))
+
+
+def test_photographs_are_kept_but_are_not_clips(tmp_path: Path) -> None:
+    put(tmp_path, "p.png", b"a photo")
+    assert fetch_clips(tmp_path, [media(b"a photo", "p.png", shots=())]) == []
+    assert (tmp_path / "photos" / "made.png").read_bytes() == b"a photo"
+
+
+@pytest.mark.parametrize(("client", "program"), [("npm", "npm"), ("apt", "apt-get")])
+def test_a_missing_client_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str, program: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PackageUnavailable, match=f"{client} package made-here 1 needs the program '{program}'"):
+        unpacked(replace(PACKAGE, client=client), tmp_path)
+    assert not (tmp_path / "made-here").exists()
+
+
+def test_what_a_failing_client_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(PackageUnavailable, match=r"pip package made-here 1: .* failed with exit status"):
+        unpacked(replace(PACKAGE, client="pip"), tmp_path)
+
+
+# Videos and textures
+
+
+def test_a_video_is_the_same_bytes_each_time_and_close_to_its_frames(tmp_path: Path) -> None:
+    grey = [picture(seed, 32, 48).mean(axis=-1, keepdims=True).repeat(3, axis=-1).astype(np.uint8) for seed in range(4)]
+    for name in ("a.mp4", "b.mp4"):
+        assert write_video(tmp_path / name, grey, 12.0) == 4
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert np.abs(read(tmp_path / "a.mp4").astype(int) - np.stack(grey)).mean() < 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_textures_have_detail_everywhere(seed: int) -> None:
+    texture = random_texture(np.random.default_rng(seed))
+    assert texture.shape == (SIDE_PX, SIDE_PX, 3)
+    tiles = texture.mean(axis=-1).reshape(4, SIDE_PX // 4, 4, SIDE_PX // 4).std(axis=(1, 3))
+    assert tiles.min() > 2
+
+
+# Glides over photographs
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, item in enumerate(PHOTOS[:3]):
+        cv2.imwrite(str(folder / f"{item.source}.png"), picture(index)[..., ::-1])
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_homographies_carry_the_first_frame_onto_every_other(photos: Path, seed: int) -> None:
+    photo = next(photos.iterdir())
+    clip, homographies = glide(photo, seed, frames=8, fps=10.0, height=96, width=128)
+    np.testing.assert_allclose(homographies[0], np.eye(3), atol=1e-12)
+    first, last = clip.frames[0].transpose(1, 2, 0), clip.frames[-1].transpose(1, 2, 0)
+    size = (128, 96)
+    carried = cv2.warpPerspective(first, homographies[-1], size)
+    covered = cv2.warpPerspective(np.ones_like(first), homographies[-1], size, flags=cv2.INTER_NEAREST) > 0
+    assert covered.mean() > 0.2
+    assert np.abs(carried.astype(int) - last)[covered].mean() < 3
+
+
+def test_a_seed_makes_one_glide(photos: Path) -> None:
+    photo = next(photos.iterdir())
+    once, again, other = (glide(photo, s, frames=4, fps=10.0, height=32, width=48)[0].frames for s in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any()
+
+
+def test_rendering_fills_a_folder_once(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    jobs = still_jobs(out, num=3, seed=0, frames=8, photos=photos)
+    entries = list(render_all(out, jobs, processes=2))
+    assert sorted(e.path.name for e in entries) == sorted(job.path.name for job in jobs)
+    assert sorted(clips_of(out), key=lambda e: e.path) == sorted(entries, key=lambda e: e.path)
+    assert {len(read(e.path)) for e in entries} == {8}
+
+    kept = jobs[0].path.stat().st_mtime_ns
+    jobs[1].path.unlink()
+    assert len(list(render_all(out, jobs, processes=1))) == 3
+    assert jobs[0].path.stat().st_mtime_ns == kept
+    assert len(clips_of(out)) == 3
+
+    assert len(list(render_all(out, still_jobs(out, num=1, seed=7, frames=8, photos=photos), processes=1))) == 1
+    assert len(clips_of(out)) == 4  # those of other seeds stay
+
+
+def test_held_out_scenes_wear_held_out_photographs_only(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for item in PHOTOS:
+        (folder / f"{item.source}.png").touch()
+    splits = {item.source: item.split for item in PHOTOS}
+    worn = defaultdict(set)
+    for job in scene_jobs(tmp_path, num=12, seed=0, frames=8, photos=folder):
+        worn[job.split] |= {splits[photo.stem] for photo in job.photos}
+    assert worn == {"train": {"train"}, "held_out": {"held_out"}}
+
+
+def test_a_missing_photograph_ends_the_command_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(PhotographMissing, match=PHOTOS[0].source):
+        still_jobs(tmp_path, num=1, seed=0, frames=8, photos=tmp_path)
+    done = CliRunner().invoke(app, ["stills", "--out", str(tmp_path / "o"), "--photos", str(tmp_path)])
+    assert done.exit_code == 1
+    assert PHOTOS[0].source in done.output

@@ -1,0 +1,334 @@
+"""The client against the real server: the same outcomes over both transports and in both colours, and its manners
+when the server is busy, gone or silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import stamina
+from stamina.instrumentation import RetryDetails, get_on_retry_hooks, set_on_retry_hooks
+
+from protos import codec
+from protos.client import (
+    AsyncRewardClient,
+    RequestRefused,
+    RewardClient,
+    RewardClientError,
+    ServerBusy,
+    ServerFailed,
+    ServerSilent,
+    submission,
+)
+from protos.client.grpc_transport import SCORE_BYTES
+from protos.types import Context, ContractError, Media, Model, Outcome, OutcomeKind, Submission
+from reward_server.pipeline import Pipeline
+from tests import media
+from tests.conftest import MakeSettings
+from tests.running import Doors, assert_alike, open_doors, working
+
+FRAMES = media.texture(16, 32, 48)
+TENSOR = media.tensor(FRAMES, 12.0)
+TCHW = np.ascontiguousarray(FRAMES.transpose(0, 3, 1, 2))
+
+
+@pytest.fixture
+async def doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> AsyncIterator[Doors]:
+    settings = make_settings(lease_s=5.0)
+    async with open_doors(settings) as doors, working(doors, small_pipeline):
+        yield doors
+
+
+@pytest.fixture
+def retries() -> Iterator[list[RetryDetails]]:
+    """Every retry that the clients of the test scheduled."""
+    seen: list[RetryDetails] = []
+    hooks = get_on_retry_hooks()
+    set_on_retry_hooks([seen.append])
+    yield seen
+    set_on_retry_hooks(hooks)
+
+
+def clip(payload: bytes = TENSOR, **context: object) -> Submission:
+    return submission(payload, media=Media.TENSOR, context=Context(**context))  # type: ignore[arg-type]
+
+
+def big_clip(seed: int) -> Submission:
+    """Half of what one Score message takes, and a little."""
+    frames = np.random.default_rng(seed).integers(0, 256, (10, 3, 240, 240), dtype=np.uint8)
+    made = submission(frames, fps=12.0)
+    assert SCORE_BYTES / 2 < len(made.payload) < SCORE_BYTES
+    return made
+
+
+async def score_blocking(url: str, clips: Sequence[Submission]) -> list[Outcome]:
+    def score() -> list[Outcome]:
+        with RewardClient(url) as client:
+            return client.score(clips)
+
+    return await asyncio.to_thread(score)
+
+
+async def score_async(url: str, clips: Sequence[Submission]) -> list[Outcome]:
+    async with AsyncRewardClient(url) as client:
+        return await client.score(clips)
+
+
+# --- making submissions -------------------------------------------------------------------------
+
+
+def test_a_submission_from_a_file_takes_its_media_from_the_name(tmp_path: Path) -> None:
+    for name, kind in (("a.mp4", Media.CONTAINER), ("b.safetensors", Media.TENSOR), ("c", Media.CONTAINER)):
+        (tmp_path / name).write_bytes(name.encode())
+        for source in (tmp_path / name, str(tmp_path / name)):
+            assert submission(source) == Submission(payload=name.encode(), media=kind)
+
+
+def test_a_submission_from_frames_is_lossless() -> None:
+    made = submission(TCHW, fps=12.0, context=Context(group_id="g"))
+    assert (made.media, made.context.group_id) == (Media.TENSOR, "g")
+    assert np.array_equal(codec.tensor_to_clip(made.payload).frames, TCHW)
+    floats = submission((TCHW / 255).astype(np.float64), fps=12.0)
+    assert np.array_equal(codec.tensor_to_clip(floats.payload).frames, TCHW)
+
+
+def test_frames_that_break_the_contract_are_refused_before_they_travel() -> None:
+    for make in (lambda: submission(TCHW), lambda: submission(FRAMES, fps=12.0), lambda: submission(TCHW, fps=0.0)):
+        with pytest.raises(ContractError):
+            make()
+    with pytest.raises(FileNotFoundError):
+        submission("no/such/file.mp4")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "grpc://", ""])
+def test_a_url_of_no_server_is_refused(url: str) -> None:
+    for kind in (RewardClient, AsyncRewardClient):
+        with pytest.raises(ValueError, match="grpc://HOST:PORT"):
+            kind(url)
+
+
+# --- the same outcomes everywhere ---------------------------------------------------------------
+
+
+async def test_both_transports_in_both_colours_give_the_same_outcomes(doors: Doors) -> None:
+    clips = [clip(group_id="a", query_seed=3), submission(b"no video"), submission(TCHW, fps=12.0), submission(b"")]
+    answers = [await score(url, clips) for url in doors.urls for score in (score_blocking, score_async)]
+    for answer in answers:
+        assert [outcome.kind.value for outcome in answer] == ["ok", "invalid", "ok", "invalid"]
+        assert [outcome.context for outcome in answer] == [clip.context for clip in clips]
+        assert_alike(answer, answers[0])
+
+
+async def test_clips_too_big_for_one_message_go_in_chunks_and_come_back_in_order(doors: Doors) -> None:
+    clips = [big_clip(0), clip(group_id="small"), big_clip(1)]
+    answers = [await score(url, clips) for url in doors.urls for score in (score_blocking, score_async)]
+    for answer in answers:
+        assert [outcome.kind for outcome in answer] == [OutcomeKind.OK] * 3
+        assert_alike(answer, answers[0])
+
+
+async def test_submitted_jobs_are_awaited(doors: Doors) -> None:
+    for url in doors.urls:
+        async with AsyncRewardClient(url) as client:
+            job_ids = await client.submit([clip(), submission(b"")])
+            awaited = {outcome.job_id: outcome.kind async for outcome in client.await_outcomes(job_ids)}
+            assert awaited == dict(zip(job_ids, (OutcomeKind.OK, OutcomeKind.INVALID), strict=True))
+            assert [outcome async for outcome in client.await_outcomes([])] == []
+        blocking = RewardClient(url)
+        first = await asyncio.to_thread(lambda: next(iter(blocking.await_outcomes(job_ids))))  # noqa: B023
+        assert first.job_id in job_ids
+        blocking.close()
+
+
+async def test_no_clips_are_no_outcomes(doors: Doors) -> None:
+    for url in doors.urls:
+        assert await score_blocking(url, []) == await score_async(url, []) == []
+        async with AsyncRewardClient(url) as client:
+            assert await client.submit([]) == []
+
+
+async def test_the_model_is_the_pipelines_own(doors: Doors, small_pipeline: Pipeline) -> None:
+    for url in doors.urls:
+        async with AsyncRewardClient(url) as client:
+            assert await client.model() == small_pipeline.model
+        assert await asyncio.to_thread(model_blocking, url) == small_pipeline.model
+
+
+def model_blocking(url: str) -> Model:
+    with RewardClient(url) as client:
+        return client.model()
+
+
+async def test_threads_may_share_a_blocking_client(doors: Doors) -> None:
+    def score_from_threads(url: str) -> list[str]:
+        with RewardClient(url) as client, ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda i: client.score([clip(group_id=str(i))])[0], range(8))
+            return [outcome.context.group_id for outcome in answers]
+
+    for url in doors.urls:
+        assert await asyncio.to_thread(score_from_threads, url) == [str(i) for i in range(8)]
+
+
+# --- a busy, lost or silent server --------------------------------------------------------------
+
+
+async def test_an_overload_is_retried_until_there_is_room(
+    make_settings: MakeSettings, small_pipeline: Pipeline, retries: list[RetryDetails]
+) -> None:
+    settings = make_settings(queue_max_jobs=1, lease_s=5.0)
+    retried = asyncio.Event()
+    set_on_retry_hooks([retries.append, lambda _: retried.set()])
+    async with open_doors(settings) as doors:
+        for url in doors.urls:
+            async with AsyncRewardClient(url, attempts=20) as client:
+                await client.submit([clip(group_id="fills the queue")])
+                retried.clear()
+                scoring = asyncio.create_task(client.score([clip()]))
+                await retried.wait()
+                async with working(doors, small_pipeline):
+                    [outcome] = await scoring
+                assert outcome.kind is OutcomeKind.OK
+            assert all(str(retry.caused_by).startswith("overloaded") for retry in retries)
+
+
+async def test_retries_are_bounded_and_the_error_says_why(
+    make_settings: MakeSettings, retries: list[RetryDetails]
+) -> None:
+    async with open_doors(make_settings(queue_max_jobs=1)) as doors:
+        async with AsyncRewardClient(doors.http_url) as client:
+            await client.submit([clip()])
+        for url in doors.urls:
+            retries.clear()
+            with stamina.set_testing(True, attempts=3):  # no pauses
+                async with AsyncRewardClient(url) as client:
+                    with pytest.raises(ServerBusy, match="overloaded") as busy:
+                        await client.submit([clip()])
+            assert busy.value.retry_after_s is not None
+            assert busy.value.retry_after_s > 0
+
+
+async def test_a_refusal_is_not_retried(doors: Doors, retries: list[RetryDetails]) -> None:
+    refused: list[Callable[[AsyncRewardClient], object]] = [
+        lambda client: client.score([clip()] * 65),
+        lambda client: client.submit([clip(idempotency_key="k"), clip(media.tensor(FRAMES, 8.0), idempotency_key="k")]),
+        lambda client: anext(client.await_outcomes(["no-such-job"])),
+    ]
+    for url in doors.urls:
+        async with AsyncRewardClient(url) as client:
+            codes = []
+            for request in refused:
+                with pytest.raises(RequestRefused) as error:
+                    await request(client)  # type: ignore[misc]
+                codes.append(error.value.code)
+            assert codes == ["bad_request", "idempotency_conflict", "unknown_job"]
+    assert retries == []
+
+
+async def test_an_unreachable_server_is_an_error_after_a_bounded_number_of_tries(retries: list[RetryDetails]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        for scheme in ("http", "grpc"):
+            retries.clear()
+            async with AsyncRewardClient(f"{scheme}://127.0.0.1:{taken.getsockname()[1]}", attempts=2) as client:
+                with pytest.raises(ServerBusy) as error:
+                    await client.score([clip()])
+            assert error.value.code == "unreachable"
+            assert len(retries) == 1
+
+
+async def test_a_retry_finds_the_jobs_whose_answer_was_lost(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, retries: list[RetryDetails]
+) -> None:
+    """Though the caller named nothing: a clip must not be scored twice because a connection broke."""
+    for url in doors.urls:
+        async with AsyncRewardClient(url) as client:
+            for name in ("submit", "score"):
+                call = getattr(client._transport, name)
+
+                async def losing_the_first(*given: object, call: Any = call) -> Any:
+                    answer = await call(*given)
+                    if not retries:
+                        raise ServerBusy("unreachable", "the connection broke")
+                    return answer
+
+                retries.clear()
+                monkeypatch.setattr(client._transport, name, losing_the_first)
+                before = (await doors.service._queue.counts()).get("admitted", 0)
+                assert len(await getattr(client, name)([clip(), clip()])) == 2
+                assert (await doors.service._queue.counts())["admitted"] == before + 2 and len(retries) == 1
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "{}", '{"results": [3]}', '{"results": [{"outcome": "ok"}]}', '{"results": []}']
+)
+async def test_an_answer_of_another_form_is_an_error_of_the_client(body: str) -> None:
+    """Of a proxy, or of a server of another version."""
+    async with AsyncRewardClient("http://server") as client:
+        answering = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+        client._transport._client = httpx.AsyncClient(transport=answering, base_url="http://server")
+        with pytest.raises(ServerFailed, match="bad_answer"):
+            await client.score([clip()])
+
+
+async def test_a_silent_server_is_an_error_once_the_time_is_up(retries: list[RetryDetails]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme in ("http", "grpc"):
+            url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+            async with AsyncRewardClient(url, timeout_s=0.3) as client:
+                with pytest.raises(ServerSilent):
+                    await client.model()
+    assert retries == []
+
+
+async def test_a_wait_of_no_time_at_all_ends_at_once_and_not_after_the_client_s_own(
+    make_settings: MakeSettings,
+) -> None:
+    async with open_doors(make_settings()) as doors, asyncio.timeout(30):  # no worker is there to score it
+        for url in (doors.http_url, doors.grpc_url):
+            async with AsyncRewardClient(url, timeout_s=600.0) as client:
+                waiting = await client.submit([clip()])
+                assert [outcome async for outcome in client.await_outcomes(waiting, 0.0)] == []
+
+
+async def test_what_no_worker_scores_in_time_is_a_timeout_and_never_a_number(make_settings: MakeSettings) -> None:
+    """Over gRPC the big request is submit + await, and it is the client that runs out of time."""
+    async with open_doors(make_settings(score_timeout_s=0.5)) as doors:
+        for url, clips in ((doors.http_url, [clip()]), (doors.grpc_url, [clip()]), (doors.grpc_url, [big_clip(0)] * 2)):
+            async with AsyncRewardClient(url, timeout_s=1.0) as client:
+                outcomes = await client.score(clips)
+            assert [outcome.kind for outcome in outcomes] == [OutcomeKind.TIMEOUT] * len(clips)
+            assert {outcome.error.code for outcome in outcomes if outcome.error} == {"deadline_passed"}
+
+
+async def test_awaiting_survives_a_restart_of_the_doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> None:
+    """The job is in Redis, so a connection lost while waiting costs time and nothing else."""
+    settings = make_settings(lease_s=5.0)
+    async with open_doors(settings) as first:
+        addresses = {"http": first.http_url.partition("//")[2], "grpc": first.grpc_url.partition("//")[2]}
+        clients = [AsyncRewardClient(url, attempts=20) for url in first.urls]
+        job_ids = await clients[0].submit([clip()])
+        waiting = [asyncio.create_task(collect(client, job_ids)) for client in clients]
+        await asyncio.sleep(0.3)
+    async with open_doors(settings, **addresses) as second, working(second, small_pipeline):
+        for outcomes in await asyncio.gather(*waiting):
+            assert [(outcome.job_id, outcome.kind) for outcome in outcomes] == [(job_ids[0], OutcomeKind.OK)]
+    for client in clients:
+        await client.close()
+
+
+async def collect(client: AsyncRewardClient, job_ids: list[str]) -> list[Outcome]:
+    return [outcome async for outcome in client.await_outcomes(job_ids)]
+
+
+def test_every_error_of_the_client_is_one_of_its_tree() -> None:
+    for kind in (RequestRefused, ServerBusy, ServerSilent):
+        error = kind("code", "text")
+        assert isinstance(error, RewardClientError)
+        assert (error.code, str(error)) == ("code", "code: text")

@@ -1,0 +1,75 @@
+"""The results stream, read as a trainer reads it: a raw redis client, a consumer group of its own, protos alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from protos.results import outcome_of, results_key
+from protos.types import ContractError, Outcome, OutcomeKind
+from reward_server.errors import ClipTooShort, error_outcome
+from reward_server.queue.jobs import JobQueue
+from tests.conftest import OpenQueue
+from tests.reward_server.test_jobs import claim_one, ok, submission
+
+KEY = results_key("embedded", "run-1")
+
+
+async def finish_one(queue: JobQueue, value: float) -> Outcome:
+    await queue.admit([submission(run_id="run-1")])
+    job = await claim_one(queue)
+    outcome = ok(job, value)
+    assert await queue.finish(job, outcome)
+    return outcome
+
+
+async def read(redis: Redis, consumer: str, since: str) -> list[tuple[bytes, Outcome]]:
+    """New entries (since ">") or those that the consumer has read and not acknowledged (since "0")."""
+    answer: Any = await redis.xreadgroup("trainer", consumer, {KEY: since})
+    return [(entry, outcome_of(fields)) for _, entries in answer for entry, fields in entries]
+
+
+async def test_a_run_s_stream_holds_every_outcome_as_it_is_awaited(open_queue: OpenQueue, redis: Redis) -> None:
+    queue = await open_queue()
+    good = await finish_one(queue, 1.5)
+    [bad_id] = await queue.admit([submission(run_id="run-1")])
+    job = await claim_one(queue)
+    await queue.finish(job, error_outcome(bad_id, ClipTooShort("3 frames"), job.context))
+    await queue.finish(job, ok(job))  # too late: the first outcome stays
+    await queue.admit([submission(run_id="another")])
+    entries = await redis.xrange(KEY)
+    assert [fields[b"job"].decode() for _, fields in entries] == [good.job_id, bad_id]
+    outcomes = [outcome_of(fields) for _, fields in entries]
+    assert outcomes == [await queue.outcome(good.job_id), await queue.outcome(bad_id)]
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK, OutcomeKind.INVALID]
+
+
+async def test_a_group_created_late_still_gets_what_came_before_and_again_what_it_did_not_acknowledge(
+    open_queue: OpenQueue, redis: Redis
+) -> None:
+    queue = await open_queue()
+    outcomes = [await finish_one(queue, value) for value in (1.0, 2.0, 3.0)]
+    await redis.xgroup_create(KEY, "trainer", id="0")
+    first = await read(redis, "rank-0", ">")
+    assert [outcome for _, outcome in first] == outcomes
+    await redis.xack(KEY, "trainer", first[0][0])
+    assert [outcome for _, outcome in await read(redis, "rank-0", "0")] == outcomes[1:]  # after a crash
+    assert await read(redis, "rank-0", ">") == []
+
+
+def test_an_entry_without_an_outcome_is_named() -> None:
+    for trimmed in ({}, {b"job": b"1"}):
+        with pytest.raises(ContractError, match="no outcome") as error:
+            outcome_of(trimmed)
+        assert error.value.code == "bad_result"
+
+
+async def test_an_error_that_quotes_what_no_wire_can_carry_is_an_outcome_all_the_same(open_queue: OpenQueue) -> None:
+    queue = await open_queue()
+    [job_id] = await queue.admit([submission(run_id="run-1")])
+    job = await claim_one(queue)
+    outcome = error_outcome(job_id, ClipTooShort("dtype \ud800"), job.context)
+    assert await queue.finish(job, outcome)
+    assert outcome.error and outcome.error.message == "dtype \\ud800"

@@ -1,0 +1,155 @@
+"""Training of a refresh: it learns, it repeats itself, it holds out whole groups, it knows what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from protos.types import Origin, RefreshRequest
+from reward_server.discriminators import track_statistics
+from reward_server.discriminators.residual_vit import ResidualViT
+from reward_server.discriminators.track_vit import TrackViT
+from reward_server.errors import RefreshRejected, TooFewClips
+from reward_server.pipeline import Pipeline
+from reward_server.profiles.run_clips import RunClip, read_clip
+from reward_server.training import adversarial
+from reward_server.training.adversarial import Buffers, Candidate, refresh_heads
+from reward_server.training.head_trainer import HEADS
+from reward_server.worker.refresher import check_candidate
+from tests.run_clips import packed
+
+REQUEST = RefreshRequest(run_id="r", steps=8, learning_rate=1e-3, ema=0.5, clips_per_step=3)
+
+
+def clips(origin: Origin, seeds: Sequence[int], frames: int = 8, group: str = "") -> list[RunClip]:
+    return [read_clip(packed(origin, seed, frames, group or f"group-{seed}")) for seed in seeds]
+
+
+def buffers(num: int = 8) -> Buffers:
+    return Buffers.of(clips(Origin.REAL, range(num)), clips(Origin.ROLLOUT, range(num)), at_least=2)
+
+
+def refreshed(pipeline: Pipeline, request: RefreshRequest = REQUEST, **given: object) -> Candidate:
+    torch.set_num_threads(1)
+    start = {"average": pipeline.heads, "training": pipeline.heads, "before_step": lambda step: None, **given}
+    return refresh_heads(pipeline.profile, buffers(), request, device="cpu", **start)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def candidate(small_pipeline: Pipeline) -> Candidate:
+    return refreshed(small_pipeline)
+
+
+def test_the_loss_falls_and_held_out_clips_come_apart(candidate: Candidate) -> None:
+    for head in HEADS:
+        report = candidate.report[head]
+        assert len(report.losses) == REQUEST.steps
+        assert report.losses[-1] < report.losses[0]
+        assert report.after.auc == 1.0 >= report.before.auc
+        assert report.after.logit_gap > report.before.logit_gap
+    assert (candidate.num_real, candidate.num_rollouts, candidate.num_held_out) == (8, 8, 2)
+
+
+def test_the_first_loss_is_eq_7_and_chance_is_two_ln_two(candidate: Candidate) -> None:
+    """Both terms are added, not averaged: a head that gives 0 to all has a loss of 2 ln 2."""
+    for head in HEADS:
+        assert candidate.report[head].losses[0] == pytest.approx(2 * math.log(2), abs=0.5)
+
+
+def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
+    small_pipeline: Pipeline, candidate: Candidate
+) -> None:
+    again, other = refreshed(small_pipeline), refreshed(small_pipeline, replace(REQUEST, seed=1))
+    assert again.name == candidate.name != other.name
+    assert again.report == candidate.report
+    for head in HEADS:
+        for name, value in candidate.training[head].items():
+            assert torch.equal(value, again.training[head][name])
+
+
+def test_clips_that_go_one_by_one_train_as_all_at_once(
+    small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, whose draws are per pass."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(track_statistics, "DROPOUT", 0.0)
+    profile = small_pipeline.profile
+    calm = replace(
+        small_pipeline.heads,
+        instantaneous=ResidualViT(replace(profile.residual_config, dropout=0.0, patch_dropout=0.0)),
+        long_term=TrackViT(replace(profile.track_config, dropout=0.0)),
+    )
+    request = replace(REQUEST, steps=4, learning_rate=1e-4)
+    together = refreshed(small_pipeline, request, average=calm, training=calm)
+    monkeypatch.setattr(type(profile), "parallel_clips", False)
+    monkeypatch.setattr(adversarial, "PAIRS_OF_LARGE", adversarial.PAIRS_PER_STEP)
+    one_by_one = refreshed(small_pipeline, request, average=calm, training=calm)
+    for head in HEADS:
+        assert one_by_one.report[head].losses == pytest.approx(together.report[head].losses, rel=0.03)
+
+
+def test_the_average_lags_behind_the_trained_weights_as_ema_says(
+    small_pipeline: Pipeline, candidate: Candidate
+) -> None:
+    start = small_pipeline.heads.long_term.state_dict()
+    for ema in (0.0, 0.75):
+        one = refreshed(small_pipeline, replace(REQUEST, steps=1, ema=ema))
+        for name, value in one.training["long_term"].items():
+            expected = ema * start[name] + (1 - ema) * value
+            assert torch.allclose(one.average["long_term"][name], expected, atol=1e-7)
+    assert any(not torch.equal(start[name], value) for name, value in one.training["long_term"].items())
+
+
+def test_the_heads_that_serve_are_not_touched(small_pipeline: Pipeline) -> None:
+    before = copy.deepcopy(small_pipeline.heads.instantaneous.state_dict())
+    refreshed(small_pipeline, replace(REQUEST, steps=1))
+    assert all(
+        torch.equal(before[name], value) for name, value in small_pipeline.heads.instantaneous.state_dict().items()
+    )
+    assert not small_pipeline.heads.instantaneous.training
+
+
+def test_groups_are_held_out_whole() -> None:
+    real = [clip for group in range(12) for clip in clips(Origin.REAL, [group], group=f"g{group}")]
+    rollouts = [clip for group in range(12) for clip in clips(Origin.ROLLOUT, [group, 100 + group], group=f"g{group}")]
+    train, held_out = Buffers.of(real, rollouts, at_least=2).split(seed=0)
+    groups = [{clip.group_id for clip in [*part.real, *part.rollouts]} for part in (train, held_out)]
+    assert groups[0] & groups[1] == set() and groups[0] | groups[1] == {f"g{group}" for group in range(12)}
+    assert (len(held_out.real), len(held_out.rollouts)) == (2, 4)  # an eighth of 24 is 3, and groups have 2
+
+
+@pytest.mark.parametrize("group", ["", "the-same"])
+def test_where_groups_are_too_few_single_clips_are_held_out(group: str) -> None:
+    both = clips(Origin.REAL, range(2), group=group), clips(Origin.ROLLOUT, range(2), group=group)
+    train, held_out = Buffers.of(*both, at_least=2).split(seed=0)
+    assert [len(part) for part in (train.real, train.rollouts, held_out.real, held_out.rollouts)] == [1, 1, 1, 1]
+
+
+def test_a_shape_that_only_one_origin_has_is_left_out_and_too_few_is_said() -> None:
+    real, longer = clips(Origin.REAL, range(3)), clips(Origin.REAL, range(2), frames=9)
+    rollouts = clips(Origin.ROLLOUT, range(3))
+    assert len(Buffers.of(real + longer, rollouts, at_least=2).real) == 3
+    with pytest.raises(TooFewClips, match=r"0 real clips of 2 .* 0 rollouts of 3"):
+        Buffers.of(longer, rollouts, at_least=2)
+
+
+def test_a_candidate_with_a_weight_that_is_not_finite_never_serves(candidate: Candidate) -> None:
+    check_candidate(candidate)
+    for part in ("average", "training"):
+        weights = copy.deepcopy(getattr(candidate, part))
+        next(iter(weights["long_term"].values())).view(-1)[0] = math.nan
+        with pytest.raises(RefreshRejected, match="long_term head are not finite"):
+            check_candidate(replace(candidate, **{part: weights}))
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(small_pipeline: Pipeline) -> None:
+    broken = copy.deepcopy(small_pipeline.heads)
+    with torch.no_grad():
+        next(broken.instantaneous.parameters()).fill_(math.nan)
+    with pytest.raises(RefreshRejected, match="instantaneous head was nan at step 0"):
+        refreshed(small_pipeline, training=broken)

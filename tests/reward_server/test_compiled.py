@@ -1,0 +1,158 @@
+"""Compiled methods: the plain numbers at any size, every module's own weights, no new compilation, nothing renamed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+
+from reward_server.discriminators.residual_vit import ResidualViT, ResidualViTConfig
+from reward_server.discriminators.track_vit import TrackViT
+from reward_server.errors import NotReady
+from reward_server.estimators.cotracker3 import CoTracker3, CoTracker3Config
+from reward_server.estimators.sea_raft import SeaRaft, SeaRaftConfig
+from reward_server.networks.compiled import check_compiles, compilable
+from reward_server.networks.prepacked import Compute, set_compute
+from reward_server.networks.track_transformer import SelfBlock, TrackViTConfig
+
+COMPILED = Compute(compile="default")
+TRACKS = TrackViTConfig(token_dim=40, dim=32, heads=2, depth=2, mlp_dim=64, num_virtual=8)
+MAPS = ResidualViTConfig(height_px=32, width_px=48, dim=48, depth=3, heads=3)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.manual_seed(3)
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def network(name: str) -> nn.Module:
+    if name == "tracks":
+        return TrackViT(TRACKS).eval()
+    if name == "maps":
+        return ResidualViT(MAPS).eval()
+    if name == "tracker":
+        trunk = TrackViTConfig(dim=32, heads=2, depth=1, mlp_dim=64, num_virtual=4)
+        return CoTracker3(CoTracker3Config(height_px=64, width_px=96, iters=2, trunk=trunk, frames_per_pass=2))
+    return SeaRaft(SeaRaftConfig(iters=2, pairs_per_pass=2))
+
+
+def inputs(name: str, *, larger: bool) -> tuple[Tensor, ...]:
+    if name == "tracks":
+        return (torch.randn(2, 11, 7, 40) if larger else torch.randn(1, 9, 5, 40),)
+    if name == "maps":
+        return (torch.randn(1, 4, 2, 48, 64) if larger else torch.randn(1, 3, 2, 32, 48),)
+    if name == "tracker":
+        num_frames, height, width = (7, 80, 96) if larger else (5, 64, 72)
+        clip = torch.randint(0, 256, (1, num_frames, 3, height, width)).float()
+        return clip, 2 * torch.rand(1, 9 if larger else 5, 3)
+    # Not so small that convolutions choose other algorithms on a CPU: those are compiled by themselves.
+    return (torch.randint(0, 256, (1, 5, 3, 256, 320) if larger else (1, 3, 3, 192, 256)).float(),)
+
+
+def outputs(module: nn.Module, given: tuple[Tensor, ...], compute: Compute) -> list[Tensor]:
+    set_compute(module, compute)
+    with torch.inference_mode():  # as in the server: weights made outside it
+        result = module(*given)
+    return [result] if isinstance(result, Tensor) else list(vars(result).values())
+
+
+def assert_plain(module: nn.Module, given: tuple[Tensor, ...], compute: Compute = COMPILED) -> None:
+    expected = outputs(module, given, Compute(packed=False))
+    for ours, plain in zip(outputs(module, given, compute), expected, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tracks", "maps", "tracker", "flow"])
+def test_one_compilation_serves_every_size_and_every_network_of_a_kind(name: str) -> None:
+    module = network(name)
+    keys = list(module.state_dict())
+    assert_plain(module, inputs(name, larger=False))
+    num_graphs = counters["stats"]["unique_graphs"]
+    assert num_graphs > 0
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_plain(module, inputs(name, larger=True))
+        assert_plain(network(name), inputs(name, larger=False))  # of other weights
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    assert not counters["graph_break"]
+    assert list(module.state_dict()) == keys
+
+
+@pytest.mark.slow
+def test_bf16_is_compiled_too() -> None:
+    module, given = network("tracks"), inputs("tracks", larger=False)
+    ways = [Compute(precision="bf16", packed=False, compile=mode) for mode in ("none", "default")]  # type: ignore[arg-type]
+    plain, ours = (outputs(module, given, way)[0] for way in ways)
+    assert ours.dtype == plain.dtype == torch.float32
+    torch.testing.assert_close(ours, plain, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_changed_parameter_counts_at_once(mode: str) -> None:
+    block, x = SelfBlock(TRACKS).requires_grad_(False), torch.randn(3, 5, 32)
+    before = outputs(block, (x,), Compute(compile=mode))[0]  # type: ignore[arg-type]
+    kept = before.clone()
+    block.mlp.fc2.weight.mul_(2)
+    assert_plain(block, (x,), Compute(compile=mode))  # type: ignore[arg-type]
+    block.load_state_dict({name: torch.randn_like(value) for name, value in block.state_dict().items()})
+    assert_plain(block, (x,), Compute(compile=mode))  # type: ignore[arg-type]
+    assert torch.equal(before, kept)
+
+
+@pytest.mark.slow
+def test_a_network_that_is_gone_takes_no_compilation_with_it() -> None:
+    """As discriminator versions come and go."""
+    block, x = SelfBlock(TRACKS), torch.randn(3, 5, 32)
+    assert_plain(block, (x,))
+    del block
+    gc.collect()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_plain(SelfBlock(TRACKS), (x,))
+
+
+class Doubling(nn.Module):
+    """Says whether it was compiled."""
+
+    compute: Compute | None = None
+
+    @compilable
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if torch.compiler.is_compiling() else x
+
+
+@pytest.mark.slow
+def test_only_what_is_told_to_and_takes_no_gradients_is_compiled() -> None:
+    module, x = Doubling(), torch.ones(3)
+    assert torch.equal(outputs(module, (x,), Compute())[0], x)
+    assert torch.equal(outputs(module, (x,), COMPILED)[0], 2 * x)
+    assert torch.equal(module(x), x)  # gradients could be asked for
+    set_compute(module, None)
+    with torch.no_grad():
+        assert torch.equal(module(x), x)
+
+
+@pytest.mark.slow
+def test_where_nothing_compiles_the_profile_is_not_ready() -> None:
+    check_compiles("none", "nowhere")
+    check_compiles("default", "cpu")
+    torch.compiler.reset()
+    with (
+        inductor.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}),
+        pytest.raises(NotReady, match="leave the setting `compile` at none"),
+    ):
+        check_compiles("default", "cpu")
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="need compile of none, default, max-autotune, reduce-overhead, got fast"):
+        Compute(compile="fast")  # type: ignore[arg-type]

@@ -1,0 +1,287 @@
+"""Pretraining: the feature cache keeps what the heads need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from protos.client import submission
+from protos.codec import clip_to_tensor
+from protos.types import Clip
+from reward_server.data.manifest import Entry, write_manifest
+from reward_server.data.shots import find_clips
+from reward_server.data.source_frames import SourceFrames, read_source
+from reward_server.decoding.sampling import Sampling
+from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.pipeline import Pipeline
+from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.settings import Settings
+from reward_server.training.examples import split_by_source, views_of
+from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.head_trainer import (
+    HEADS,
+    HeadName,
+    HeadTrainer,
+    TrainingConfig,
+    adversarial_bce,
+    update_average,
+)
+from reward_server.training.pretrain import CacheConfig, pretrain
+from reward_server.training.views import random_view, soften
+from tests.media import texture, video
+
+PROFILE = EmbeddedProfile()
+TINY = TrainingConfig(
+    steps=6,
+    views_per_step=2,
+    negatives_per_view=1,
+    tracks_per_step=16,
+    evaluate_every=3,
+    evaluate_tracks=16,
+    bf16=False,
+    symmetries=True,
+)
+
+
+def sample(key: str, *, source: str = "s", view: str = "v", fault: str = "", num: int = 16) -> Sample:
+    return Sample(key=key, source=source, view=view, real=not fault, fault=fault, strength=1.0, shape=(num, 144, 256))
+
+
+def clip_of(seed: int, *, moving: bool) -> Clip:
+    frames = texture(16, 144, 256, seed=seed).transpose(0, 3, 1, 2).copy()
+    return Clip(frames=frames if moving else np.repeat(frames[:1], 16, axis=0), fps=12.0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """Four sources: a moving texture and the same standing still."""
+    cache = FeatureCache(tmp_path_factory.mktemp("features"))
+    samples = []
+    for seed in range(4):
+        for fault in ("", "static"):
+            one = sample(f"{seed}{fault or 'real'}", source=str(seed), view=str(seed), fault=fault)
+            motion = PROFILE.motion(clip_of(seed, moving=not fault), query_seed=seed, num_tracks=32)
+            cache.add(one, motion, num_pairs=4)
+            samples.append(one)
+    cache.close_part("all", samples)
+    return cache
+
+
+def test_the_cache_gives_back_what_the_heads_see(cache: FeatureCache) -> None:
+    motion = PROFILE.motion(clip_of(0, moving=True), query_seed=0, num_tracks=32)
+    exact = PROFILE.track_tokens(motion.tracks, motion.visibility, motion.confidence, motion.correlation)
+    cached = cache.tokens(sample("0real"), PROFILE, 0, 32)
+    assert cached.shape == exact.shape
+    low = slice(0, 2 + 75 + 4 + 24)  # state, correlation and displacement up to sin(2^5 p): coarser than 1/64 px
+    assert torch.allclose(cached[..., low], exact[..., low], atol=0.012)
+    maps = cache.maps(sample("0real"), 0, 4)
+    exact_maps = PROFILE.residual_maps(motion)[[0, 5, 9, 14]]
+    assert torch.allclose(maps[:, 1], exact_maps[:, 1], atol=1 / 255)
+    error = (maps[:, 0] - exact_maps[:, 0]).abs()
+    assert bool((error <= exact_maps[:, 0].abs().sqrt() / 8 + 0.005).all())
+
+
+def test_only_finished_parts_are_read(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.close_part("a", [sample("one")])
+    (tmp_path / "index-b.partial").write_text("half a li")
+    assert [found.key for found in cache.samples({"a", "b"})] == ["one"]
+    assert cache.has_part("a")
+    assert not cache.has_part("b")
+
+
+def test_loss_is_the_sum_of_two_means() -> None:
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([1.0])
+    expected = (math.log(2) + math.log1p(math.exp(-2))) / 2 + math.log1p(math.exp(1))
+    assert float(adversarial_bce(real, fake)) == pytest.approx(expected)
+
+
+def test_average_moves_by_one_minus_decay() -> None:
+    average, module = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.constant_(average.weight, 1.0)
+    nn.init.constant_(module.weight, 3.0)
+    update_average(average, module, 0.75)
+    assert average.weight.item() == pytest.approx(1.5)
+
+
+def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_source() -> None:
+    twin, own, other = sample("t", fault="static"), sample("o", fault="generated"), sample("x", fault="generated")
+    own, other = dataclasses.replace(own, view="w"), dataclasses.replace(other, view="y", source="z")
+    lone = dataclasses.replace(sample("r2"), view="v2")
+    views = views_of([sample("r"), lone, twin, own, other])
+    joined = {view.real.key: [n.key for n in view.negatives] for view in views}
+    assert joined == {"r": ["t"], "r2": ["o"]}
+    assert views_of([sample("r"), other])[0].negatives == (other,)
+    assert views_of([sample("r"), sample("t", fault="static", num=8)]) == []
+
+
+def test_no_source_is_trained_on_and_held_out(cache: FeatureCache) -> None:
+    train, held_out = split_by_source(cache.samples({"all"}), 0.25, seed=0)
+    assert {view.real.source for view in train}.isdisjoint(view.real.source for view in held_out)
+    assert (len(train), len(held_out)) == (3, 1)
+    with pytest.raises(BadRequest, match="at least 2"):
+        split_by_source([train[0].real, *train[0].negatives], 0.5, seed=0)
+
+
+def test_no_generated_clip_is_trained_on_and_held_out() -> None:
+    """Bug: without generated clips of their own, views of both sides had all of them."""
+    real = [sample(f"r{i}", source=f"r{i}", view=f"r{i}") for i in range(6)]
+    generated = [sample(f"g{i}", source=f"g{i}", view=f"g{i}", fault="generated") for i in range(6)]
+    train, held_out = split_by_source([*real, *generated], 0.34, seed=0)
+    sides = [{clip.key for view in side for clip in (view.real, *view.negatives)} for side in (train, held_out)]
+    assert sides[0].isdisjoint(sides[1])
+    assert [len(side) for side in sides] == [8, 4]
+    with pytest.raises(BadRequest, match="0 to hold out"):
+        split_by_source([*real, generated[0]], 0.34, seed=0)
+
+
+@pytest.mark.parametrize("name", ["instantaneous", "long_term"])
+def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
+    cache: FeatureCache, tmp_path: Path, name: HeadName
+) -> None:
+    views = views_of(cache.samples({"all"}))
+    steps = []
+    for at_once in (4, 1):
+        config = dataclasses.replace(
+            TINY, views_per_step=4, views_at_once=at_once, tracks_per_step=32, pairs_per_step=4
+        )
+        trainer = HeadTrainer(name, PROFILE, cache, config, tmp_path / str(at_once))
+        trainer.head.eval()  # no dropout, whose draws are per pass
+        trainer.train(views, views[:1])
+        steps.append(trainer.head.state_dict())
+    assert all(torch.allclose(steps[0][key], steps[1][key], atol=2e-5) for key in steps[0])
+
+
+@pytest.mark.parametrize("name", ["instantaneous", "long_term"])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, tmp_path: Path, name: HeadName) -> None:
+    views = views_of(cache.samples({"all"}))
+
+    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        trainer = HeadTrainer(name, PROFILE, cache, dataclasses.replace(TINY, steps=steps), tmp_path / folder)
+        trainer.train(views[:3], views[3:])
+        return trainer.head.state_dict()
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    resumed = run("parts", 6)
+    # the cosine of a run that was to be shorter differs, so both runs here are within the warm-up
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_run_of_other_settings_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
+    other = dataclasses.replace(TINY, learning_rate=1e-4)
+    with pytest.raises(BadRequest, match="other clips or settings"):
+        HeadTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
+
+
+def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    steps = []
+    for _ in range(2):
+        trainer = HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path)
+        trainer.train(views[:3], views[3:])
+        steps.append(trainer.step)
+    assert steps == [TINY.steps, TINY.steps]
+
+
+def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])
+    with pytest.raises(BadRequest, match="other clips or settings"):
+        HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
+
+
+@pytest.mark.slow
+def test_a_head_learns_to_tell_standing_still_from_moving(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    config = dataclasses.replace(TINY, steps=60, warmup_steps=5, learning_rate=2e-3, evaluate_every=60, ema=0.9)
+    trainer = HeadTrainer("long_term", PROFILE, cache, config, tmp_path)
+    assert trainer.train(views[:3], views[3:]) == 1.0
+
+
+def test_views_keep_the_profile_s_size_rate_and_length() -> None:
+    source = SourceFrames(frames=texture(90, 180, 320), fps=30.0)
+    sampling, rng = Sampling(), np.random.default_rng(0)
+    for _ in range(20):
+        view = soften(random_view(source, sampling, rng), rng)
+        num, _, height, width = view.frames.shape
+        assert sampling.min_frames <= num <= sampling.window_frames
+        assert 7.5 <= view.fps <= 18.0
+        assert height % 16 == width % 16 == 0
+        assert 0.75 < height * width / sampling.area_px < 1.25
+
+
+def test_a_camera_path_may_end_on_the_whole_frame() -> None:
+    """Bug: a height times an aspect and divided by it again was over the height, and the draw of a place failed."""
+    source = SourceFrames(frames=texture(24, 80, 160), fps=24.0)
+    for seed in range(120):
+        random_view(source, Sampling(), np.random.default_rng(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for seed in range(3):
+        data = video(texture(24, 144, 256, seed=seed), fps=12)
+        (tmp_path / "real" / f"{seed}.mp4").write_bytes(data)
+    (tmp_path / "real" / "broken.mp4").write_bytes(b"not a video")
+    out = tmp_path / "heads.safetensors"
+    figures = pretrain(
+        real=[tmp_path / "real"],
+        generated=None,
+        out=out,
+        work=tmp_path / "work",
+        cache_config=CacheConfig(frames_per_view=12, negatives_per_view=2, num_tracks=32, num_pairs=3),
+        training=dict.fromkeys(HEADS, TINY),
+        held_out_share=0.3,
+        processes=1,
+    )
+    assert set(figures) == {"instantaneous", "long_term"}
+    pipeline = Pipeline.load(Settings(checkpoint=out, num_tracks=32))
+    (outcome,) = pipeline.score_submissions([submission(tmp_path / "real" / "0.mp4")])
+    assert outcome.reward is not None, outcome.error
+    assert outcome.reward.provenance.discriminator_version == pipeline.model.discriminator_version
+
+
+def test_a_clip_s_features_are_kept_under_its_content(tmp_path: Path) -> None:
+    """Bug: another clip at the same path, as every `trainer rollout` writes, got the features of the first."""
+    parts = []
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "00000.mp4").write_bytes(content)
+        (clip,) = find_clips(tmp_path, real=False)
+        parts.append(clip.part)
+    assert parts[0] == parts[2] != parts[1]
+    assert find_clips(tmp_path, real=True)[0].part != parts[2]
+
+
+def test_generated_clips_of_a_manifest_are_not_real(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    licence = "CC0-1.0"
+    entry = Entry(source="a", path=tmp_path / "a.mp4", first=0, last=9, split="train", kind="scene", licence=licence)
+    write_manifest(tmp_path / "manifest.jsonl", [entry])
+    assert [clip.real for clip in find_clips(tmp_path, real=False)] == [False]
+
+
+def test_tensor_clips_of_a_folder_are_read_like_videos(tmp_path: Path) -> None:
+    clip = clip_of(0, moving=True)
+    (tmp_path / "rollout.safetensors").write_bytes(clip_to_tensor(clip))
+    (found,) = find_clips(tmp_path, real=False)
+    source = read_source(found.path, first=2, last=12, max_side_px=128)
+    assert (source.frames.shape, source.fps) == ((10, 72, 128, 3), 12.0)
+    (tmp_path / "rollout.safetensors").write_bytes(b"no tensor")
+    with pytest.raises(UnreadableClip, match="leave it out"):
+        read_source(found.path)
+
+
+def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"\.mp4"):
+        find_clips(tmp_path, real=True)

@@ -1,0 +1,63 @@
+"""float32 convolutions are float32 while the `shift` profile and the heads compute, and nobody else is bound by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+
+from protos.types import Clip
+from reward_server.networks.tf32 import exact_convolutions
+from reward_server.profiles.heads import Heads
+from tests.frozen import small_profile
+
+
+@pytest.fixture(params=[True, False])
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """What the process has chosen."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param)
+    yield request.param
+    assert torch.backends.cudnn.allow_tf32 == request.param
+
+
+def test_threads_that_leave_at_different_times_leave_the_choice_as_it_was(chosen: bool) -> None:
+    """The first to enter is the first to leave, while the other is still inside."""
+    both_inside, first_left = Barrier(2, timeout=5), Barrier(2, timeout=5)
+
+    def stay(leaves_first: bool) -> bool:
+        with exact_convolutions:
+            both_inside.wait()
+            if not leaves_first:
+                first_left.wait()
+            seen = torch.backends.cudnn.allow_tf32
+        if leaves_first:
+            first_left.wait()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(stay, [True, False])) == [False, False]
+
+
+def test_an_error_ends_it_too(chosen: bool) -> None:
+    with pytest.raises(RuntimeError, match="of the networks"), exact_convolutions:
+        raise RuntimeError("of the networks")
+
+
+def noted(seen: list[bool]) -> Callable[..., None]:
+    return lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+
+
+def test_motion_and_logits_are_computed_inside(chosen: bool) -> None:
+    profile, seen = small_profile(), list[bool]()
+    heads = Heads(instantaneous=torch.nn.Identity(), long_term=torch.nn.Identity(), version="", digest="")  # type: ignore[arg-type]
+    networks = profile.networks
+    for module in (networks.tracker.fnet, networks.flow_net.fnet, heads.instantaneous, heads.long_term):
+        module.register_forward_hook(noted(seen))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 96), dtype=np.uint8)
+    profile.motion(Clip(frames=pixels, fps=14.0), query_seed=0, num_tracks=4)
+    heads.logits(torch.zeros(1), torch.zeros(1))
+    assert len(seen) >= 4 and not any(seen)

@@ -1,0 +1,138 @@
+"""The trainer's refresh against a real server: the RPC, a worker that trains, the version that scores afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from redis.asyncio import Redis
+
+from protos.client import RequestRefused
+from protos.types import Clip, Origin
+from reward_server.pipeline import Pipeline
+from reward_server.queue.keys import Keys
+from reward_server.serving.private_redis import PrivateRedis
+from tests.conftest import MakeSettings
+from tests.running import Doors, open_doors, working
+from tests.trainer_runs import figures, tiny_config, write_clips
+from trainer.config import RefreshConfig, RewardsConfig
+from trainer.policies.tiny import tiny_svd
+from trainer.rewards.remote import RemoteRewards
+from trainer.rewards.source import ClipGroup
+from trainer.train import run_training
+
+KEYS = Keys(profile="embedded")
+QUICK = RefreshConfig(lr=1e-3, ema=0.5, clips_per_step=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def clip(seed: int) -> Clip:
+    """Eight frames of a texture that slides by a pixel each."""
+    texture = np.kron(np.random.default_rng(seed).integers(0, 256, (12, 20, 3)), np.ones((6, 6, 1)))
+    frames = np.stack([texture[:48, step : step + 64] for step in range(8)]).astype(np.uint8)
+    return Clip(frames=frames.transpose(0, 3, 1, 2).copy(), fps=12.0)
+
+
+def group(key: str, version: str) -> ClipGroup:
+    return ClipGroup(
+        key=key, real=clip(0), rollouts=(clip(1), clip(2)), policy_version="0", discriminator_version=version
+    )
+
+
+async def against(doors: Doors, redis_url: str, folder: Path, act: Callable[[RemoteRewards], None]) -> None:
+    """`act` in a thread, as a training process would."""
+
+    def whole() -> None:
+        config = RewardsConfig(server=doors.grpc_url, redis_url=redis_url, patience_s=20)
+        rewards = RemoteRewards(config, QUICK, run_id="run-1", folder=folder)
+        try:
+            act(rewards)
+        finally:
+            rewards.close()
+
+    await asyncio.to_thread(whole)
+
+
+async def test_a_refresh_trains_a_version_that_scores_what_comes_next(
+    make_settings: MakeSettings,
+    small_pipeline: Pipeline,
+    redis_server: PrivateRedis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pinned before and after; the same order is carried out once; and it is told in one line."""
+
+    def act(rewards: RemoteRewards) -> None:
+        assert rewards.pin() == "untrained"
+        for key in ("a", "b"):
+            rewards.submit(group(key, "untrained"))
+        before = rewards.collect(["a", "b"], 3)
+        with caplog.at_level(logging.INFO, "trainer.rewards.remote"):
+            version = rewards.refresh(2, seed=1, key="run-1/refresh/0")
+        assert version.startswith("untrained+run-1.1-")
+        assert rewards.refresh(2, seed=1, key="run-1/refresh/0") == rewards.pin() == version
+        rewards.submit(group("c", version))
+        (after,) = rewards.collect(["c"], 3).groups
+        for found, wanted in ((before.groups[0], "untrained"), (after, version)):
+            assert {scored.version for scored in (found.real, *found.rollouts) if scored} == {wanted}
+        assert after.real and before.groups[0].real and after.real.reward != before.groups[0].real.reward
+
+    async with open_doors(make_settings()) as doors, working(doors, small_pipeline):
+        await against(doors, redis_server.url, tmp_path, act)
+    told = caplog.records[0].getMessage()
+    assert told.startswith("discriminators refreshed to untrained+run-1.1-")
+    assert "2 steps on 2 real clips and 4 rollouts in" in told
+    assert "\n" not in told and len(told) < 300
+
+
+async def test_a_refresh_without_clips_says_what_the_server_says(
+    make_settings: MakeSettings, small_pipeline: Pipeline, redis_server: PrivateRedis, tmp_path: Path
+) -> None:
+    def act(rewards: RemoteRewards) -> None:
+        with pytest.raises(RequestRefused, match="no clips of run 'run-1' are kept"):
+            rewards.refresh(2, seed=1, key="k")
+
+    async with open_doors(make_settings()) as doors, working(doors, small_pipeline):
+        await against(doors, redis_server.url, tmp_path, act)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+async def test_a_run_has_its_discriminators_refreshed_after_every_buffer(
+    *,
+    make_settings: MakeSettings,
+    small_pipeline: Pipeline,
+    redis_server: PrivateRedis,
+    redis: Redis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recompute: bool,
+) -> None:
+    """With `recompute` the clips' motion is kept twice, of other query points; the newest alone is trained on."""
+    base, clips = tiny_svd(tmp_path / "base"), write_clips(tmp_path / "clips")
+    options = ("policy.num_frames=8", "rewards.real_as=decoded", "loop.passes=1", "logs.samples_every_buffers=0")
+    refresh = ("refresh.enabled=true", "refresh.clips_per_step=2", f"refresh.recompute={recompute}")
+    async with open_doors(make_settings()) as doors, working(doors, small_pipeline):
+        where = (f"rewards.server={doors.grpc_url}", f"rewards.redis_url={redis_server.url}", "run_id=run-1")
+        config = tiny_config(tmp_path / "run", base, clips, *options, *refresh, *where)
+        with caplog.at_level(logging.INFO, "trainer.rewards.remote"):
+            progress = await asyncio.to_thread(run_training, replace(config, seed=3))
+        kept = [await redis.hlen(KEYS.clips(origin.value, "run-1")) for origin in Origin]
+    assert progress.version.startswith("untrained+run-1.2-")
+    assert figures(config.out, "buffer/missing_rewards") == [0.0, 0.0]
+    told = [record.getMessage() for record in caplog.records if "refreshed" in record.getMessage()]
+    second = "2 real clips and 4 rollouts" if recompute else "4 real clips and 8 rollouts"
+    for line, trained_on in zip(told, ("2 real clips and 4 rollouts", second), strict=True):
+        assert f"2 steps on {trained_on}" in line
+    assert not any("keeps the motion" in record.getMessage() for record in caplog.records)
+    assert kept == ([8, 16] if recompute else [4, 8])

@@ -1,0 +1,122 @@
+"""Clips on their way to the reward server, and those it has: sent by a thread of its own, each until its outcome is in.
+
+A clip is known by its id; its idempotency key is made of that, so sending it twice is the same job. Methods are for
+one thread alone, the trainer's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from protos.client import RequestRefused
+from protos.codec import clip_to_tensor
+from protos.types import Clip, Context, Media, Origin, Outcome, Submission
+from trainer.rewards.patient_client import PatientClient
+from trainer.rewards.source import ClipGroup
+
+CONFLICT = "idempotency_conflict"
+
+
+@dataclass
+class Waiting:
+    """A clip whose outcome is not in yet."""
+
+    submission: Submission
+    key: str  # idempotency key of the first attempt
+    sent_s: float  # on time.monotonic()
+    attempt: int = 0
+    job_id: str = ""  # once it is uploaded
+    upload: Future[str] | None = field(default=None, repr=False)
+
+
+class Uploads:
+    """Waiting clips by id."""
+
+    def __init__(self, server: PatientClient, run_id: str) -> None:
+        self._server, self._run_id = server, run_id
+        self._waiting: dict[str, Waiting] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __getitem__(self, clip_id: str) -> Waiting:
+        return self._waiting[clip_id]
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Of those that were uploaded."""
+        return [waiting.job_id for waiting in self._waiting.values() if waiting.job_id]
+
+    def send(self, clip_id: str, group: ClipGroup, at: int, *, forgotten: int = 0) -> None:
+        """Clip number `at` of a group; the real clip is 0. As another job than those that were `forgotten`."""
+        key = f"{self._run_id}/{clip_id}" + (f"/again-{forgotten}" if forgotten else "")
+        context = Context(
+            group_id=group.key,
+            run_id=self._run_id,
+            origin=Origin.ROLLOUT if at else Origin.REAL,
+            idempotency_key=key,
+            policy_version=group.policy_version,
+            discriminator_version=group.discriminator_version,
+        )
+        clip: Clip = group.clips[at]
+        submission = Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
+        self._waiting[clip_id] = Waiting(submission=submission, key=key, sent_s=time.monotonic())
+        self.repeat(clip_id)
+
+    def repeat(self, clip_id: str) -> None:
+        """The same job, should the server have lost it. One request per clip: a group could pass a request's limit."""
+        waiting = self._waiting[clip_id]
+        waiting.job_id = ""
+        waiting.upload = self._thread.submit(self._upload, waiting.submission)
+
+    def repeat_all(self) -> None:
+        """All that were uploaded; what the server still knows is not scored twice."""
+        for clip_id, waiting in self._waiting.items():
+            if waiting.job_id:
+                self.repeat(clip_id)
+
+    def retry(self, clip_id: str) -> None:
+        """As another job: the server would answer a known idempotency key with the outcome it has."""
+        waiting = self._waiting[clip_id]
+        waiting.attempt += 1
+        context = replace(waiting.submission.context, idempotency_key=f"{waiting.key}/{waiting.attempt}")
+        waiting.submission = replace(waiting.submission, context=context)
+        self.repeat(clip_id)
+
+    def land(self) -> None:
+        """Learn the job ids of finished uploads. Raises what the server refuses for good."""
+        for clip_id, waiting in list(self._waiting.items()):
+            if waiting.upload is None or not waiting.upload.done():
+                continue
+            upload, waiting.upload = waiting.upload, None
+            try:
+                waiting.job_id = upload.result()
+            except RequestRefused as error:
+                if error.code != CONFLICT:
+                    raise
+                self.retry(clip_id)  # decoded again after a restart, with other bits: another job
+
+    def clip_of(self, outcome: Outcome) -> str | None:
+        """The waiting clip that an outcome is of. It may come before the upload's answer, hence the key."""
+        for clip_id, waiting in self._waiting.items():
+            key = waiting.submission.context.idempotency_key
+            if outcome.context.idempotency_key == key or (outcome.job_id and outcome.job_id == waiting.job_id):
+                return clip_id
+        return None
+
+    def settle(self, clip_ids: Iterable[str]) -> None:
+        """Their outcomes are in."""
+        for clip_id in clip_ids:
+            del self._waiting[clip_id]
+
+    def close(self) -> None:
+        """Sends no more."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _upload(self, submission: Submission) -> str:
+        (job_id,) = self._server.ask(lambda client: client.submit([submission]))
+        return job_id

@@ -171,9 +171,9 @@ def main() -> None:
         serve_litserve(given.serve)
         return
     loads = measure(Settings(), rounds=given.rounds, num_clips=given.clips, clients=given.clients)
-    head = {"bench": "against_litserve", "machine": machine(), "litserve": litserve.__version__}
+    about = {"bench": "against_litserve", "machine": machine(), "litserve": litserve.__version__}
     plan = {"rounds": given.rounds, "clips": given.clips, "clients": given.clients, "size": str(PAPER)}
-    document = {**head, **plan, **compare(loads)}
+    document = {**about, **plan, **compare(loads)}
     console = Console()
     console.print(result_table(document))
     report.write_json(given.json, document)

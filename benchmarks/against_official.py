@@ -3,12 +3,12 @@
     python -m benchmarks.against_official --cotracker CHECKOUT --searaft CHECKOUT [--quick] [--parts speed,memory,bf16]
 
 Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
-blocks; ours in plain torch, on packed weights, in bf16 with heads in fp32, and all in bf16. A ratio is
+blocks; ours in plain torch, on packed weights, in bf16 with discriminators in fp32, and all in bf16. A ratio is
 official seconds over ours in the same turn; its spread is over turns. With `--device cuda` the table is the
 same, and two sides are compiled by torch.compile, after runs that are not timed; float32 is float32 there unless
 `--tf32` lets cuDNN round, as torch does by default. On a machine that others use too, `--cpu-time` counts seconds of
 CPU, which waiting for one does not lengthen: take one thread then. Peak memory is that of a process that does nothing
-else. Weights are random (`golden_weights.py`), clips made up; the reference's two heads are stood in for, see
+else. Weights are random (`golden_weights.py`), clips made up; the reference's two discriminators are stood in for, see
 `official.py`. The last line is one JSON document.
 """
 
@@ -47,7 +47,7 @@ GROUPS = {stage: (stage,) for stage in (*LC, *IC)} | {"LC reward": LC, "IC rewar
 
 
 def ways_of(args: argparse.Namespace) -> dict[str, tuple[Compute, Compute | None]]:
-    """How each of our sides computes, its heads too where they differ."""
+    """How each of our sides computes, its discriminators too where they differ."""
     exact = Compute(memory_mib=args.pass_memory_mib)
     bf16 = dataclasses.replace(exact, precision="bf16")
     ways: dict[str, tuple[Compute, Compute | None]] = {
@@ -214,11 +214,11 @@ def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
 def alone(args: argparse.Namespace) -> dict[str, float]:
     """One reward by one side, what its process took at most, and what it took before the clip."""
     theirs = args.alone == OFFICIAL[0]
-    compute, heads = ways_of(args)["fp32" if theirs else args.alone]
+    compute, discriminators = ways_of(args)["fp32" if theirs else args.alone]
     side = (
         Theirs(official.load(args.cotracker, args.searaft, args.seed), args.device)
         if theirs
-        else Ours(compute, args.seed, heads=heads, device=args.device)
+        else Ours(compute, args.seed, discriminators=discriminators, device=args.device)
     )
     before = _peak_mib(args.device)
     start = time.perf_counter()

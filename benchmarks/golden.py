@@ -138,12 +138,12 @@ def _volume_rows(golden: Golden, pyramid: Pyramid, queries: Tensor, centres_NT2:
 
 
 def lc(golden: Golden) -> dict[str, Tensor]:
-    """Logits [B,1] of the long-term head: on the tracker's tokens of a clip and its time-flip, and on random ones."""
+    """Logits [B,1] of the long-term discriminator: on the tracker's tokens of a clip and its time-flip, and on random ones."""
     clip = Golden.read(
         golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute, golden.device
     )
-    head = TrackViT(TrackViTConfig())
-    golden.weighted(head, "trackformer")
+    discriminator = TrackViT(TrackViTConfig())
+    golden.weighted(discriminator, "trackformer")
     video, queries = clip.tensor("video"), clip.tensor("queries")
     tokens = _tracker(clip)(
         torch.stack([video, video.flip(0)]), torch.stack([queries, queries.roll(5, 0)]), tokens_only=True
@@ -151,10 +151,10 @@ def lc(golden: Golden) -> dict[str, Tensor]:
     shape = tuple(int(size) for size in golden.stored["random_tokens_shape"])
     noise = torch.from_numpy(golden.recipe.normal("trackformer.random_tokens", shape, golden.seed)).to(golden.device)
     return {
-        "logit_from_cotracker": head(tokens[:1])[:, None],
-        "b2_logits": head(tokens)[:, None],
-        "random_tokens_logit": head(noise)[:, None],
-        "small_tokens_logit": head(noise * golden.number("small_tokens_scale"))[:, None],
+        "logit_from_cotracker": discriminator(tokens[:1])[:, None],
+        "b2_logits": discriminator(tokens)[:, None],
+        "random_tokens_logit": discriminator(noise)[:, None],
+        "small_tokens_logit": discriminator(noise * golden.number("small_tokens_scale"))[:, None],
     }
 
 
@@ -178,19 +178,19 @@ def searaft_m(golden: Golden) -> dict[str, Tensor]:
 
 
 def ic(golden: Golden) -> dict[str, Tensor]:
-    """Logits of the instantaneous head on a clip and its time-flip, and the maps of the clip it reads."""
-    flow_net, head = SeaRaft(), ResidualViT(ResidualViTConfig())
+    """Logits of the instantaneous discriminator on a clip and its time-flip, and the maps of the clip it reads."""
+    flow_net, discriminator = SeaRaft(), ResidualViT(ResidualViTConfig())
     golden.weighted(flow_net, "ic", "flow_layer.model.")
-    golden.weighted(head, "ic", "flow_vit.")
-    frames = _ic_frames(golden.tensor("video"), head.config)
+    golden.weighted(discriminator, "ic", "flow_vit.")
+    frames = _ic_frames(golden.tensor("video"), discriminator.config)
     frames = torch.stack([frames, frames.flip(0)])
     estimate = flow_net(frames)
     residual, confidence = residual_map(frames, estimate.flow), mixture_confidence(estimate.info, 0.0, 10.0)
-    features = head.features(torch.stack([residual, confidence], dim=2))
+    features = discriminator.features(torch.stack([residual, confidence], dim=2))
     rms = estimate.flow[0].square().sum(1).mean((-2, -1)).sqrt() + 1e-6
     edges = [residual[0, :, 0, :8], residual[0, :, -1, :8], residual[0, :, :8, 0], residual[0, :, :8, -1]]
     return {
-        "logits": head.head(features.mean(dim=1)).squeeze(-1),
+        "logits": discriminator.head(features.mean(dim=1)).squeeze(-1),
         "cls_features": features[0],
         "residual_sub": residual[0, :, 1::5, 1::5],
         "residual_border": torch.stack(edges),
@@ -200,7 +200,7 @@ def ic(golden: Golden) -> dict[str, Tensor]:
 
 
 def _ic_frames(video_T3HW: Tensor, config: ResidualViTConfig) -> Tensor:
-    """Frames 0..255 at the head's size. The reference takes a clip that is nowhere over 1 as not yet scaled."""
+    """Frames 0..255 at the discriminator's size. The reference takes a clip that is nowhere over 1 as not yet scaled."""
     frames = video_T3HW.float()
     frames = frames * 255 if frames.max() <= 1 else frames
     return F.interpolate(frames, (config.height_px, config.width_px), mode="bilinear", align_corners=False)

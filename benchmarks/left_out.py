@@ -1,4 +1,4 @@
-"""What heads make of a fault that they were never trained on: one pretraining for every fault left out.
+"""What discriminators make of a fault that they were never trained on: one pretraining for every fault left out.
 
     python -m benchmarks.left_out --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
         --shots data/clips [--steps 600] [--fault wobbled ...]
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.data.shots import find_shots
-from reward_server.degradations import STRENGTHS
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.sanity import climb, ladder_figures
 from reward_server.evaluation.scoring import open_scorer
+from reward_server.faults import STRENGTHS
 from reward_server.settings import Settings
 from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:
-    """The ladders of `faults` by heads that trained without them; of none: all ladders, by heads trained on all."""
+    """The ladders of `faults` by discriminators that trained without them; of none: all ladders, by discriminators trained on all."""
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():
@@ -50,9 +50,9 @@ def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Fig
         return ladder_figures([rung for ladder in ladders for rung in ladder])
 
 
-def shares(fault: str, figures: Sequence[Figures], head: str = "combined") -> dict[str, float | None]:
+def shares(fault: str, figures: Sequence[Figures], reward_name: str = "combined") -> dict[str, float | None]:
     """Share of pairs ordered right, by strength."""
-    (row,) = (row for row in figures if row.head == head and row.name == fault)
+    (row,) = (row for row in figures if row.reward_name == reward_name and row.name == fault)
     return {str(strength): share.fraction for strength, share in zip(STRENGTHS, row.by_strength, strict=True)}
 
 

@@ -61,7 +61,7 @@ class Official:
 
 
 class TrackHead(nn.Module):
-    """The reference's long-term head: an official update transformer's features, pooled to a logit."""
+    """The reference's long-term discriminator: an official update transformer's features, pooled to a logit."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TrackHead(nn.Module):
 
 
 class VitHead(nn.Module):
-    """The reference's instantaneous head: timm's ViT-B/16 over maps [P,2,H,W], class tokens averaged, one logit."""
+    """The reference's instantaneous discriminator: timm's ViT-B/16 over maps [P,2,H,W], class tokens averaged, one logit."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config import Config, load
+from trainer.objective import GroupRewards
 from trainer.rewards.journal import Journal
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
-from trainer.shift import GroupRewards
 from trainer.train import train
 
 

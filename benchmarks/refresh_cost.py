@@ -27,11 +27,11 @@ from reward_server.discriminators.track_vit import TrackViT
 from reward_server.estimators.cotracker3 import CoTracker3
 from reward_server.estimators.sea_raft import SeaRaft
 from reward_server.networks.prepacked import Compute
-from reward_server.profiles.heads import Heads
+from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.packed import pack
 from reward_server.profiles.run_clips import RunClip
 from reward_server.profiles.shift import Networks, ShiftProfile
-from reward_server.training.adversarial import Buffers, refresh_heads
+from reward_server.training.adversarial import Buffers, refresh_discriminators
 
 NUM_GROUPS = 4  # of clips of either origin; one is held out
 
@@ -48,8 +48,8 @@ def random_profile(seed: int, compute: Compute) -> ShiftProfile:
     return ShiftProfile(networks=networks)
 
 
-def random_heads(profile: ShiftProfile, seed: int) -> Heads:
-    return Heads(
+def random_discriminators(profile: ShiftProfile, seed: int) -> Discriminators:
+    return Discriminators(
         instantaneous=weighted(ResidualViT(profile.residual_config), "ic", seed, "flow_vit."),
         long_term=weighted(TrackViT(profile.track_config), "trackformer", seed),
         version="random",
@@ -71,13 +71,13 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     clips = [[RunClip(group_id=f"{origin}{i}", packed=packed) for i in range(NUM_GROUPS)] for origin in ("a", "b")]
     request = RefreshRequest(run_id="bench", steps=args.steps + 1, clips_per_step=args.clips_per_step)
     starts: list[float] = []
-    heads = random_heads(profile, args.seed)
-    refresh_heads(
+    discriminators = random_discriminators(profile, args.seed)
+    refresh_discriminators(
         profile,
         Buffers(real=clips[0], rollouts=clips[1]),
         request,
-        average=heads,
-        training=heads,
+        average=discriminators,
+        training=discriminators,
         device="cpu",
         before_step=lambda _: starts.append(clock()),
     )

@@ -100,19 +100,21 @@ class Theirs:
 class Ours:
     """Our networks with the same weights."""
 
-    def __init__(self, compute: Compute, seed: int, *, heads: Compute | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, compute: Compute, seed: int, *, discriminators: Compute | None = None, device: str = "cpu"
+    ) -> None:
         self._tracker = weighted(CoTracker3(), "cotracker", seed).to(device)
         self._flow_net = weighted(SeaRaft(), "searaft", seed).to(device)
         self._track_head = weighted(TrackViT(TrackViTConfig()), "trackformer", seed).to(device)
         self._vit = weighted(ResidualViT(ResidualViTConfig()), "ic", seed, "flow_vit.").to(device)
-        self.told(compute, heads)
+        self.told(compute, discriminators)
 
-    def told(self, compute: Compute, heads: Compute | None = None) -> Ours:
+    def told(self, compute: Compute, discriminators: Compute | None = None) -> Ours:
         """The same networks, computing as told; the discriminators in their own way where one is given."""
         for network in (self._tracker, self._flow_net):
             set_compute(network, compute)
         for head in (self._track_head, self._vit):
-            set_compute(head, heads or compute)
+            set_compute(head, discriminators or compute)
         return self
 
     def tokens(self, case: Case) -> Tensor:

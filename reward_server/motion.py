@@ -73,7 +73,7 @@ class Motion:
 
     @property
     def maps(self) -> Tensor:
-        """[P,2,H,W]: residual and flow confidence, what the instantaneous head reads."""
+        """[P,2,H,W]: residual and flow confidence, what the instantaneous discriminator reads."""
         return torch.stack([self.residual, self.flow_confidence], dim=1)
 
     @property
@@ -166,7 +166,7 @@ def residual_map(frames: Tensor, flow: Tensor) -> Tensor:
 
 
 def mixture_confidence(info: Tensor, var_min: float, var_max: float) -> Tensor:
-    """Confidence of a flow from SEA-RAFT's mixture head: [...,4,H,W] -> [...,H,W] in [1e-6, 1].
+    """Confidence of a flow from SEA-RAFT's mixture discriminator: [...,4,H,W] -> [...,H,W] in [1e-6, 1].
 
     Channels are two weight logits and two log-scales, the first clamped to [0, var_max], the second to [var_min, 0].
     Uncertainty is the expected scale; confidence is exp(-uncertainty / its lower median over the map).

@@ -42,7 +42,12 @@ from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFaile
 from reward_server.motion import Motion
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, load_profile
-from reward_server.profiles.heads import Heads, heads_file, load_heads, read_heads
+from reward_server.profiles.discriminators import (
+    Discriminators,
+    discriminators_file,
+    load_discriminators,
+    read_discriminators,
+)
 from reward_server.profiles.run_clips import pack_clip
 from reward_server.scorer import Scored
 from reward_server.settings import Settings
@@ -54,7 +59,7 @@ class PreparedClip:
 
     decoded: DecodedClip
     context: Context
-    heads: Heads  # the version that will judge it
+    discriminators: Discriminators  # the version that will judge it
     query_seed: int
     decode_ms: float
 
@@ -77,43 +82,45 @@ def compute_of(settings: Settings) -> Compute:
 
 
 class Pipeline:
-    """A profile, its heads and its settings, ready to score."""
+    """A profile, its discriminators and its settings, ready to score."""
 
-    def __init__(self, profile: Profile, heads: Heads, settings: Settings) -> None:
-        self.profile, self.heads, self._settings = profile, heads, settings
+    def __init__(self, profile: Profile, discriminators: Discriminators, settings: Settings) -> None:
+        self.profile, self.discriminators, self._settings = profile, discriminators, settings
         self._sampling = replace(profile.sampling, max_windows=settings.max_windows)
         self._bounds = Bounds(min=settings.reward_min, max=settings.reward_max)
         self._threads = settings.threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="motion")
-        self.model = _describe(profile, heads, self._sampling, settings)
+        self.model = _describe(profile, discriminators, self._sampling, settings)
 
     @classmethod
     def load(cls, settings: Settings) -> Pipeline:
-        """Load the profile's frozen networks, if it has any, and its heads. Raises NotReady if there are none."""
+        """Load the profile's frozen networks, if it has any, and its discriminators. Raises NotReady if there are none."""
         profile = load_profile(
             settings.profile,
             settings.models_folder,
             device=settings.device,
             compute=compute_of(settings),
-            heads_precision=settings.heads_precision,
+            discriminator_precision=settings.discriminator_precision,
         )
-        heads = settings.checkpoint or heads_file(profile.name, settings.models_folder)
-        return cls(profile, load_heads(profile, heads, device=settings.device), settings)
+        discriminators = settings.checkpoint or discriminators_file(profile.name, settings.models_folder)
+        return cls(profile, load_discriminators(profile, discriminators, device=settings.device), settings)
 
-    def heads_of(self, data: bytes) -> Heads:
-        """The heads in a file's bytes, ready to judge. Raises NotReady when they do not fit the profile."""
-        return read_heads(self.profile, data, source="this discriminator version", device=self._settings.device)
+    def discriminators_of(self, data: bytes) -> Discriminators:
+        """The discriminators in a file's bytes, ready to judge. Raises NotReady when they do not fit the profile."""
+        return read_discriminators(
+            self.profile, data, source="this discriminator version", device=self._settings.device
+        )
 
-    def prepare(self, submission: Submission, heads: Heads | None = None) -> PreparedClip:
-        """Decode and sample one clip, to be judged by `heads`, by default the loaded ones. Thread-safe.
+    def prepare(self, submission: Submission, discriminators: Discriminators | None = None) -> PreparedClip:
+        """Decode and sample one clip, to be judged by `discriminators`, by default the loaded ones. Thread-safe.
 
-        Raises InvalidClip leaves, and VersionNotServed if the clip is pinned to other heads.
+        Raises InvalidClip leaves, and VersionNotServed if the clip is pinned to other discriminators.
         """
-        heads = heads or self.heads
+        discriminators = discriminators or self.discriminators
         wanted = submission.context.discriminator_version
-        if wanted and wanted != heads.version:
+        if wanted and wanted != discriminators.version:
             raise VersionNotServed(
-                f"discriminator version '{wanted}' is not served, '{heads.version}' is; "
+                f"discriminator version '{wanted}' is not served, '{discriminators.version}' is; "
                 "pin that one, or leave the pin out"
             )
         started = time.perf_counter()
@@ -121,7 +128,7 @@ class Pipeline:
         return PreparedClip(
             decoded=decoded,
             context=submission.context,
-            heads=heads,
+            discriminators=discriminators,
             query_seed=query_seed(submission),
             decode_ms=_ms_since(started),
         )
@@ -133,8 +140,8 @@ class Pipeline:
         motions = self._motions(clips)
         motion_ms = _ms_since(started)
         started = time.perf_counter()
-        heads = prepared[0].heads
-        logits = torch.cat([self._logits(heads, chunk) for chunk in self._chunks(motions)])
+        discriminators = prepared[0].discriminators
+        logits = torch.cat([self._logits(discriminators, chunk) for chunk in self._chunks(motions)])
         timings = Timings(motion_ms=motion_ms, discriminator_ms=_ms_since(started))
         ends = list(accumulate(len(item.decoded.windows) for item in prepared))
         spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -186,15 +193,15 @@ class Pipeline:
         return pack_clip(motion, num_pairs=pairs, num_tracks=tracks, group_id=context.group_id)
 
     def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
-        """As many windows at once as `pass_cost` allows, to bound the heads' memory."""
+        """As many windows at once as `pass_cost` allows, to bound the discriminators' memory."""
         size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))
         return (motions[start : start + size] for start in range(0, len(motions), size))
 
-    def _logits(self, heads: Heads, motions: Sequence[Motion]) -> Tensor:
+    def _logits(self, discriminators: Discriminators, motions: Sequence[Motion]) -> Tensor:
         maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])
         tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
-        return heads.logits(maps.to(device), tokens.to(device)).double().cpu()
+        return discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
 
     def _tokens(self, motion: Motion) -> Tensor:
         visibility, confidence = motion.state.unbind(-1)
@@ -234,8 +241,8 @@ class Pipeline:
         frames, height, width = item.shape
         return Provenance(
             profile=self.profile.name,
-            discriminator_version=item.heads.version,
-            weights_digest=item.heads.digest,
+            discriminator_version=item.discriminators.version,
+            weights_digest=item.discriminators.digest,
             preprocessing_digest=self.profile.preprocessing_digest,
             query_seed=item.query_seed,
             num_tracks=self.model.input.num_tracks,
@@ -280,13 +287,13 @@ def batches_by_cost(
         yield batch
 
 
-def _describe(profile: Profile, heads: Heads, sampling: Sampling, settings: Settings) -> Model:
+def _describe(profile: Profile, discriminators: Discriminators, sampling: Sampling, settings: Settings) -> Model:
     if settings.weight_instantaneous + settings.weight_long_term <= 0:
-        raise ScoringFailed("both head weights are 0; set weight_instantaneous or weight_long_term above 0")
+        raise ScoringFailed("both discriminator weights are 0; set weight_instantaneous or weight_long_term above 0")
     return Model(
         profile=profile.name,
-        discriminator_version=heads.version,
-        weights_digest=heads.digest,
+        discriminator_version=discriminators.version,
+        weights_digest=discriminators.digest,
         preprocessing_digest=profile.preprocessing_digest,
         bounds=Bounds(min=settings.reward_min, max=settings.reward_max),
         weights=Logits(instantaneous=settings.weight_instantaneous, long_term=settings.weight_long_term),

@@ -38,11 +38,11 @@ class Scorer(Protocol):
     @property
     def profile(self) -> Any: ...
     @property
-    def heads(self) -> Any:
-        """The discriminators of `model`; `heads_of` makes those of another version from their file's bytes."""
+    def discriminators(self) -> Any:
+        """The discriminators of `model`; `discriminators_of` makes those of another version from their file's bytes."""
 
-    def heads_of(self, data: bytes) -> Any: ...
-    def prepare(self, submission: Submission, heads: Any = None) -> Any:
-        """To be judged by `heads`, by default its own."""
+    def discriminators_of(self, data: bytes) -> Any: ...
+    def prepare(self, submission: Submission, discriminators: Any = None) -> Any:
+        """To be judged by `discriminators`, by default its own."""
 
     def score(self, prepared: Sequence[Any]) -> Sequence[Scored]: ...

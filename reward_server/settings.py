@@ -30,7 +30,8 @@ class Settings(BaseSettings):
         "embedded", description="Motion estimators and discriminators to serve."
     )
     checkpoint: Path | None = Field(
-        None, description="Weights of the heads; none: those shipped with the profile, or PROFILE-heads in models_dir."
+        None,
+        description="Weights of the discriminators; none: those shipped with the profile, or PROFILE-discriminators in models_dir.",
     )
     models_dir: Path | None = Field(
         None, description="Folder of frozen networks' weights (`motion-reward models`); none: models in data_dir."
@@ -39,13 +40,15 @@ class Settings(BaseSettings):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the shift profiles' frozen networks: bf16 is faster where the hardware has it."
     )
-    heads_precision: Literal["fp32", "bf16"] = Field(
+    discriminator_precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Of their discriminators as they judge, whatever `precision` is: bf16 is faster still, and makes "
         "most of bf16's error.",
     )
     pass_memory_mib: int = Field(
-        64, ge=1, description="What one pass of those networks and heads may take, in MiB; on a GPU, some thousands."
+        64,
+        ge=1,
+        description="What one pass of those networks and discriminators may take, in MiB; on a GPU, some thousands.",
     )
     compile: Literal["none", "default", "max-autotune", "reduce-overhead"] = Field(
         "none",
@@ -58,8 +61,10 @@ class Settings(BaseSettings):
     # Rewards
     reward_min: float = Field(-10.0, description="Lower bound that a logit is clipped to.")
     reward_max: float = Field(10.0, description="Upper bound that a logit is clipped to.")
-    weight_instantaneous: float = Field(1.0, ge=0, description="Weight of the instantaneous head in `combined`.")
-    weight_long_term: float = Field(1.0, ge=0, description="Weight of the long-term head in `combined`.")
+    weight_instantaneous: float = Field(
+        1.0, ge=0, description="Weight of the instantaneous discriminator in `combined`."
+    )
+    weight_long_term: float = Field(1.0, ge=0, description="Weight of the long-term discriminator in `combined`.")
     num_tracks: int | None = Field(
         None, ge=16, le=4096, description="Query points per window; none: the profile's (embedded 256, shift 1024)."
     )
@@ -121,7 +126,7 @@ class Settings(BaseSettings):
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
     batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that a batch of jobs holds at most.")
     pass_cost: float = Field(
-        6e5, gt=0, description="Pixels of the frames that share one pass of the heads; raise it on a GPU."
+        6e5, gt=0, description="Pixels of the frames that share one pass of the discriminators; raise it on a GPU."
     )
 
     @property

@@ -105,12 +105,12 @@ def falling(strengths: Sequence[float], rewards: ArrayLike) -> float | None:
     return float(stats.spearmanr(strengths, -values).statistic)
 
 
-def ordered(real: ArrayLike, degraded: ArrayLike) -> Share:
-    """Pairs in which the real clip is rewarded strictly above the degraded one; a pair with a NaN is no pair.
+def ordered(real: ArrayLike, faulty: ArrayLike) -> Share:
+    """Pairs in which the real clip is rewarded strictly above the faulty one; a pair with a NaN is no pair.
 
     A tie is not right: a reward that cannot tell the two apart gives a trainer nothing to climb.
     """
-    above, below = np.broadcast_arrays(np.asarray(real, dtype=np.float64), np.asarray(degraded, dtype=np.float64))
+    above, below = np.broadcast_arrays(np.asarray(real, dtype=np.float64), np.asarray(faulty, dtype=np.float64))
     return Share(right=int((above > below).sum()), pairs=int((~np.isnan(above) & ~np.isnan(below)).sum()))
 
 

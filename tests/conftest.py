@@ -85,18 +85,18 @@ async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
 
 
 @pytest.fixture(scope="session")
-def heads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of the embedded profile that learnt nothing, the same for every test: rewards without meaning, made
+def discriminators_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discriminators of the embedded profile that learnt nothing, the same for every test: rewards without meaning, made
     by the real pipeline."""
     import torch  # noqa: PLC0415 - many tests need neither
 
+    from reward_server.profiles.discriminators import new_discriminators, save_discriminators  # noqa: PLC0415
     from reward_server.profiles.embedded import EmbeddedProfile  # noqa: PLC0415
-    from reward_server.profiles.heads import new_heads, save_heads  # noqa: PLC0415
 
     torch.manual_seed(0)
-    instantaneous, long_term = (head.state_dict() for head in new_heads(EmbeddedProfile()))
-    path = tmp_path_factory.mktemp("heads") / "untrained.safetensors"
-    save_heads(
+    instantaneous, long_term = (discriminator.state_dict() for discriminator in new_discriminators(EmbeddedProfile()))
+    path = tmp_path_factory.mktemp("discriminators") / "untrained.safetensors"
+    save_discriminators(
         path,
         profile=EmbeddedProfile(),
         version="untrained",
@@ -107,8 +107,8 @@ def heads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_pipeline(heads_file: Path) -> Pipeline:
-    """The real pipeline on those heads: few tracks, one thread, and limits small enough to pass in a test."""
+def small_pipeline(discriminators_file: Path) -> Pipeline:
+    """The real pipeline on those discriminators: few tracks, one thread, and limits small enough to pass in a test."""
     from reward_server.pipeline import Pipeline  # noqa: PLC0415
 
-    return Pipeline.load(Settings(checkpoint=heads_file, num_tracks=16, threads=1, max_frames=40))
+    return Pipeline.load(Settings(checkpoint=discriminators_file, num_tracks=16, threads=1, max_frames=40))

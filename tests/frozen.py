@@ -47,7 +47,7 @@ def published_files(folder: Path) -> tuple[Path, Path]:
 
 
 class SmallProfile(ShiftProfile):
-    """With heads that a test can afford."""
+    """With discriminators that a test can afford."""
 
     @property
     def track_config(self) -> TrackViTConfig:
@@ -59,7 +59,7 @@ class SmallProfile(ShiftProfile):
 
 
 def small_profile(**fields: object) -> SmallProfile:
-    """The shift profile with a tracker that sees 96x128 pixels, a flow of 64x96 and small heads."""
+    """The shift profile with a tracker that sees 96x128 pixels, a flow of 64x96 and small discriminators."""
     networks = Networks(
         tracker=random_cotracker(height_px=96, width_px=128).eval(),
         flow_net=random_sea_raft().eval(),

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from tests.trainer_runs import SVD, WAN, figures, tiny_config, write_clips
+from trainer.objective import GroupRewards, Scored
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
-from trainer.shift import GroupRewards, Scored
 from trainer.train import train
 
 PATH = Path(__file__).parent / "golden" / "shift_losses.json"

@@ -87,15 +87,15 @@ class PixelScorer:
     release: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def heads(self) -> None:
+    def discriminators(self) -> None:
         """Its rewards are formulas: there is nothing to load or to train."""
 
-    profile = heads
+    profile = discriminators
 
-    def heads_of(self, data: bytes) -> None:
+    def discriminators_of(self, data: bytes) -> None:
         raise NotReady("pixels have one version")
 
-    def prepare(self, submission: Submission, heads: None = None) -> Pixels:
+    def prepare(self, submission: Submission, discriminators: None = None) -> Pixels:
         try:
             return Pixels(clip=tensor_to_clip(submission.payload), context=submission.context)
         except ContractError as error:

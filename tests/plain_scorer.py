@@ -1,6 +1,6 @@
 """A scorer without weights, for testing what stands around a scorer: it rewards clips for moving evenly.
 
-It decodes as the pipeline does and answers as the pipeline does; only the heads are two formulas of the frames.
+It decodes as the pipeline does and answers as the pipeline does; only the discriminators are two formulas of the frames.
 """
 
 from __future__ import annotations
@@ -89,16 +89,16 @@ class PlainScorer:
     def scorer(self) -> RewardSource:
         return RewardSource(score=self.score_submissions, model=MODEL, where="plain")
 
-    def prepare(self, submission: Submission, heads: None = None) -> Prepared:
+    def prepare(self, submission: Submission, discriminators: None = None) -> Prepared:
         return Prepared(decoded=decode(submission, SAMPLING, MODEL.limits, 30.0))
 
     @property
-    def heads(self) -> None:
+    def discriminators(self) -> None:
         """Its rewards are formulas: there is nothing to load or to train."""
 
-    profile = heads
+    profile = discriminators
 
-    def heads_of(self, data: bytes) -> None:
+    def discriminators_of(self, data: bytes) -> None:
         raise NotReady("plain rewards have one version")
 
     def score(self, prepared: Sequence[Prepared]) -> list[Scored]:

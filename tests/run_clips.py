@@ -1,4 +1,4 @@
-"""A run's clips for refresh tests: packed motion of two kinds that any head can learn to tell apart, made in no time.
+"""A run's clips for refresh tests: packed motion of two kinds that any discriminator can learn to tell apart, made in no time.
 
 Real clips move smoothly and leave little residual; rollouts jump about and leave much.
 """

@@ -73,7 +73,7 @@ def evaluate(
 ) -> None:
     """Compare a checkpoint with its base on held-out first frames; the last line is the summary in JSON.
 
-    Rewards per head, dynamic degree, speeds and accelerations along point tracks, with 95 % intervals.
+    Rewards per discriminator, dynamic degree, speeds and accelerations along point tracks, with 95 % intervals.
     """
     from trainer.config import load  # noqa: PLC0415
     from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415

@@ -29,10 +29,10 @@ from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
 from trainer.measures.dynamics import dynamic_degree
 from trainer.measures.tracks import with_tracks
+from trainer.objective import Advantages
 from trainer.policies.protocol import Policy
 from trainer.rewards.source import Collected
 from trainer.rollout import Buffer
-from trainer.shift import Advantages
 from trainer.video import side_by_side, write_clip
 
 PROJECT = "shift"
@@ -101,10 +101,10 @@ class Board:
         self._log(position.step, scalars | self._samples(buffer))
 
     def rewards(self, step: int, tables: Mapping[str | None, Tensor], found: Mapping[str | None, Advantages]) -> None:
-        """Rewards [G,1+P] and advantages of a buffer, all processes', combined (None) and per head."""
+        """Rewards [G,1+P] and advantages of a buffer, all processes', combined (None) and per discriminator."""
         scalars: dict[str, float] = {}
-        for head, table in tables.items():
-            name, gained = head or "combined", found[head]
+        for discriminator, table in tables.items():
+            name, gained = discriminator or "combined", found[discriminator]
             parts = {
                 f"reward_real/{name}": table[:, 0],
                 f"reward_rollouts/{name}": table[:, 1:],

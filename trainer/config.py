@@ -16,10 +16,10 @@ import yaml
 from trainer.config_tree import built, check_keys, flat, overridden, plain, read
 from trainer.data import DataConfig
 from trainer.errors import ConfigError
+from trainer.objective import Objective
 from trainer.policies.base import PolicyConfig
 from trainer.policies.svd import SvdConfig
 from trainer.policies.wan import WanConfig
-from trainer.shift import Objective
 
 PRESETS = Path(__file__).parent / "presets"
 MODELS: dict[str, type[PolicyConfig]] = {"svd": SvdConfig, "wan": WanConfig}
@@ -94,9 +94,9 @@ class RefreshConfig:
     """The adversarial refresh of the discriminators after each buffer (Eq. 7, on the server)."""
 
     enabled: bool = True
-    steps_per_step: float = 1.0  # D:G: steps of the heads per optimizer step of the policy
+    steps_per_step: float = 1.0  # D:G: steps of the discriminators per optimizer step of the policy
     lr: float = 1e-5
-    ema: float = 0.99  # of the heads that score
+    ema: float = 0.99  # of the discriminators that score
     clips_per_step: int = 8  # of each origin
     max_real: int = 0  # train on the newest so many real clips that the server keeps; 0: all
     max_rollouts: int = 0

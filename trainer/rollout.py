@@ -19,10 +19,10 @@ from torch import Tensor
 
 from protos.types import Clip
 from trainer.data import Clips
+from trainer.objective import GroupRewards
 from trainer.policies.protocol import Example, Policy
 from trainer.rewards.source import ClipGroup, Collected, RewardSource
 from trainer.seeds import derived_seed
-from trainer.shift import GroupRewards
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

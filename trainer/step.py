@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from trainer.checkpoint import Progress, trainable
 from trainer.errors import Diverged
+from trainer.objective import HybridLoss, backward_by_chunk, coefficients, num_weighted
 from trainer.policies.protocol import Draw, stack
 from trainer.processes import mean_over_processes, whole
 from trainer.rollout import Group
 from trainer.run import Run
 from trainer.seeds import generator
-from trainer.shift import HybridLoss, backward_by_chunk, coefficients, num_weighted
 from trainer.zero import uses_zero
 
 

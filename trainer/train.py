@@ -21,18 +21,18 @@ import torch
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards, VersionLost
+from trainer.objective import Advantages, advantages, num_weighted, reward_table
 from trainer.processes import from_main, gathered, true_in_all
 from trainer.rollout import Buffer
 from trainer.run import Run, open_run
 from trainer.seeds import derived_seed, generator
-from trainer.shift import Advantages, advantages, num_weighted, reward_table
 from trainer.step import every, train_step
 
 log = logging.getLogger(__name__)
 
 VERSION_LOST = "version_not_served"  # how the server says it
 
-HEADS = ("instantaneous", "long_term")
+DISCRIMINATORS = ("instantaneous", "long_term")
 # What a resumed run may have otherwise: where and how it runs, and what must be changed to get past a failure.
 MAY_CHANGE = (
     "out",
@@ -162,10 +162,12 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
         )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
     tables = {
-        head: gathered(run.accelerator, reward_table(collected.groups, centre=objective.centre, head=head))
-        for head in (None, *HEADS)
+        discriminator: gathered(
+            run.accelerator, reward_table(collected.groups, centre=objective.centre, discriminator=discriminator)
+        )
+        for discriminator in (None, *DISCRIMINATORS)
     }
-    found = {head: advantages(table, objective) for head, table in tables.items()}
+    found = {discriminator: advantages(table, objective) for discriminator, table in tables.items()}
     whole = found[None]
     if run.config.loop.num_rollouts and num_weighted(whole.rollouts, objective) == 0:
         buffer.forget_missing()

@@ -26,7 +26,7 @@ import typer
 
 from experiments.proof.arms import Arm, Task, arms, run_arm
 from experiments.proof.base import policy_config, trained_base
-from experiments.proof.heads import Negatives, named, pretrained_heads, served
+from experiments.proof.discriminators import Negatives, named, pretrained_discriminators, served
 from experiments.proof.learned import direction, groups_of, score_groups
 from experiments.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from experiments.proof.report import write_report
@@ -61,11 +61,14 @@ Jobs = Annotated[
 OneOrBoth = Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")]
 Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
 Server = Annotated[
-    str | None, typer.Option(help="A running reward server, grpc://HOST:PORT; none: heads are pretrained and served.")
+    str | None,
+    typer.Option(help="A running reward server, grpc://HOST:PORT; none: discriminators are pretrained and served."),
 ]
 NegativesOption = Annotated[
     Negatives,
-    typer.Option(help="What heads are pretrained against: the base's rollouts, or motion faults of real clips."),
+    typer.Option(
+        help="What discriminators are pretrained against: the base's rollouts, or motion faults of real clips."
+    ),
 ]
 OUT = Path("runs/proof")
 TWO_CORES = min(2, os.cpu_count() or 1)
@@ -116,20 +119,27 @@ def rewards(
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
-    scenes = draw_scenes(counts.heads.num_held_out, seed=derived_seed(seed, "held out"))
-    groups = groups_of(policy, [scene.clip() for scene in scenes], counts.heads.per_clip, seed=seed)
-    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
-    with served(heads, counts.heads) if heads else nullcontext(server) as url, RewardClient(str(url)) as client:
+    scenes = draw_scenes(counts.discriminators.num_held_out, seed=derived_seed(seed, "held out"))
+    groups = groups_of(policy, [scene.clip() for scene in scenes], counts.discriminators.per_clip, seed=seed)
+    discriminators = (
+        None
+        if server
+        else pretrained_discriminators(folder, policy, counts.discriminators, seed=seed, negatives=negatives)
+    )
+    with (
+        served(discriminators, counts.discriminators) if discriminators else nullcontext(server) as url,
+        RewardClient(str(url)) as client,
+    ):
         found = direction(score_groups(groups, client, timeout_s=timeout_s))
-    for head, of in found.items():
+    for discriminator, of in found.items():
         parts = "   ".join(f"{name} {value}" for name, value in of.items())
-        typer.echo(f"{head:14} {parts}")
+        typer.echo(f"{discriminator:14} {parts}")
     plain = {
-        head: {name: asdict(value) if isinstance(value, Interval) else value for name, value in of.items()}
-        for head, of in found.items()
+        discriminator: {name: asdict(value) if isinstance(value, Interval) else value for name, value in of.items()}
+        for discriminator, of in found.items()
     }
     about = {"proof": "level-2", "seed": seed, "size": size, "negatives": negatives}
-    line = json.dumps({**about, "heads": plain}, allow_nan=False)
+    line = json.dumps({**about, "discriminators": plain}, allow_nan=False)
     (folder / f"{named('rewards', negatives)}.json").write_text(line + "\n")
     typer.echo(line)
 
@@ -154,9 +164,13 @@ def motion(
     chosen = chosen_arms(motion_arms(counts), only)
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
-    heads = None if server else pretrained_heads(folder, policy, counts.heads, seed=seed, negatives=negatives)
+    discriminators = (
+        None
+        if server
+        else pretrained_discriminators(folder, policy, counts.discriminators, seed=seed, negatives=negatives)
+    )
     found = {}
-    with served(heads, counts.heads) if heads else nullcontext(server) as url:
+    with served(discriminators, counts.discriminators) if discriminators else nullcontext(server) as url:
         for name in SETS if on == "both" else (on,):
             level = named(f"motion-{name}", negatives)
             data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)

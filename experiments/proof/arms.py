@@ -34,12 +34,12 @@ from trainer.config import (
 )
 from trainer.data import DataConfig
 from trainer.measures.dynamics import dynamic_degree
+from trainer.objective import Objective
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
 from trainer.rewards.source import NoRewards, RewardSource
 from trainer.run import open_run
 from trainer.seeds import derived_seed, generator
-from trainer.shift import Objective
 from trainer.train import train
 from trainer.video import write_clip
 
@@ -167,10 +167,10 @@ def run_config(task: Task, folder: Path) -> Config:
         rewards=RewardsConfig(server=task.server, real_as="decoded"),
         refresh=RefreshConfig(
             enabled=arm.refreshed,
-            steps_per_step=size.heads.refresh_steps_per_step if learned else size.refresh_steps_per_step,
-            lr=size.heads.refresh_lr,
-            ema=size.heads.refresh_ema,
-            clips_per_step=size.heads.refresh_clips,
+            steps_per_step=size.discriminators.refresh_steps_per_step if learned else size.refresh_steps_per_step,
+            lr=size.discriminators.refresh_lr,
+            ema=size.discriminators.refresh_ema,
+            clips_per_step=size.discriminators.refresh_clips,
         ),
         checkpoint=CheckpointConfig(every_steps=0, keep=1),
         logs=LogConfig(every_steps=6, samples_every_buffers=0),

@@ -1,6 +1,6 @@
 """Level 2: do learned rewards point the right way? Real scenes and the base's rollouts through a running reward server.
 
-`score_groups(...)` asks a server (heads.py makes one with heads of the seed's own); `direction(...)` says of each head
+`score_groups(...)` asks a server (discriminators.py makes one with discriminators of the seed's own); `direction(...)` says of each discriminator
 how well it parts real from rollouts, and what its advantages favour.
 G groups, each a real clip and its P rollouts.
 """
@@ -25,14 +25,14 @@ from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
 Floats = NDArray[np.float64]
-HEADS = ("combined", "instantaneous", "long_term")
+DISCRIMINATORS = ("combined", "instantaneous", "long_term")
 FAVOURS = ("speed_px", "look_error", "acceleration_px")
 SPEED_ALONE = "speed_px, look_error alike"  # a faster rollout may look worse: what is left of the correlation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredGroups:
-    """Rewards of each head and measures by name, [G,1+P] each, the real clip first."""
+    """Rewards of each discriminator and measures by name, [G,1+P] each, the real clip first."""
 
     rewards: dict[str, Floats]
     measures: dict[str, Floats]
@@ -65,7 +65,10 @@ def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, time
     shape = len(groups), len(groups[0])
     of_clips = [measures(clip) for group in groups for clip in group]
     return ScoredGroups(
-        rewards={head: np.array([getattr(reward, head) for reward in rewards]).reshape(shape) for head in HEADS},
+        rewards={
+            discriminator: np.array([getattr(reward, discriminator) for reward in rewards]).reshape(shape)
+            for discriminator in DISCRIMINATORS
+        },
         measures={name: np.array([getattr(one, name) for one in of_clips]).reshape(shape) for name in FAVOURS},
     )
 
@@ -76,17 +79,17 @@ def _submission(clip: Clip, number: int, at: int) -> Submission:
 
 
 def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
-    """Of each head: AUC, rank correlations of the advantage with what it may favour, and whether it points right.
+    """Of each discriminator: AUC, rank correlations of the advantage with what it may favour, and whether it points right.
 
     Right is what plan.md says: the AUC above 0.5, and the advantage not falling with speed.
     """
     found: dict[str, dict[str, Any]] = {}
-    for head, rewards in scored.rewards.items():
+    for discriminator, rewards in scored.rewards.items():
         parted = _parted(rewards)
         favoured = {name: _favoured(rewards, values) for name, values in scored.measures.items()}
         favoured[SPEED_ALONE] = _favoured_alone(rewards, scored.measures["speed_px"], scored.measures["look_error"])
         right = parted.low > 0.5 and favoured["speed_px"].high >= 0
-        found[head] = {"auc": parted, **favoured, "points_right": right}
+        found[discriminator] = {"auc": parted, **favoured, "points_right": right}
     return found
 
 

@@ -9,8 +9,8 @@ from experiments.proof.base_training import BasePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsSize:
-    """How the reward server's heads learn the base's rollouts, before the arms and during them."""
+class DiscriminatorsSize:
+    """How the reward server's discriminators learn the base's rollouts, before the arms and during them."""
 
     num_scenes: int = 96  # real scenes, and as many of the base's rollouts
     steps: int = 300
@@ -48,7 +48,7 @@ class ProofSize:
     discriminator_lr: float = 5e-3
     ema: float = 0.98
     lambda_loophole: float = 1.0  # its logits spread several times as wide as the known reward
-    heads: HeadsSize = field(default_factory=HeadsSize)
+    discriminators: DiscriminatorsSize = field(default_factory=DiscriminatorsSize)
     logit_lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)  # of Level 3
     logit_beta: float = 1.0  # of exp weights, in logits
     static_share: float = 0.4  # of Level 3's second fine-tuning set
@@ -65,7 +65,7 @@ SHORT = ProofSize(
         plan=BasePlan(autoencoder_steps=1000, autoencoder_batch=4, denoiser_steps=1600, denoiser_batch=4, ema=0.99)
     ),
     streams=2,
-    heads=HeadsSize(num_scenes=48, steps=200, num_held_out=24, per_clip=4),
+    discriminators=DiscriminatorsSize(num_scenes=48, steps=200, num_held_out=24, per_clip=4),
 )
 PILOT = ProofSize(
     base=BaseSize(
@@ -95,7 +95,9 @@ SMOKE = ProofSize(
     batch_clips=4,
     passes=2,
     pretrain_steps=50,
-    heads=HeadsSize(num_scenes=3, steps=2, num_held_out=2, per_clip=2, num_tracks=16, refresh_clips=2),
+    discriminators=DiscriminatorsSize(
+        num_scenes=3, steps=2, num_held_out=2, per_clip=2, num_tracks=16, refresh_clips=2
+    ),
 )
 
 SIZES = {"full": FULL, "long": LONG, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}

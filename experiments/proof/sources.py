@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from experiments.proof.known_rewards import Measures, Reward, measures
 from protos.types import Clip
+from trainer.objective import GroupRewards, Scored
 from trainer.rewards.source import ClipGroup, Collected
-from trainer.shift import GroupRewards, Scored
 
 REWARD_CLIP = 10.0
 CUES = ("speed_px", "acceleration_px", "size_drift", "glow", "flicker")

@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments.proof.known_rewards import Measures, measures
 from experiments.proof.learned import FAVOURS, advantage_correlation
+from trainer.objective import GroupRewards
 from trainer.rewards.source import ClipGroup, Collected, RewardSource
-from trainer.shift import GroupRewards
 
 
 class WatchedRewards:

@@ -1,4 +1,4 @@
-"""Camera clips that were found after the shipped heads had been trained: all of them are held out.
+"""Camera clips that were found after the shipped discriminators had been trained: all of them are held out.
 
 Chosen and cut like those of `catalogue.py`.
 """

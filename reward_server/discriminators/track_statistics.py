@@ -1,7 +1,7 @@
 """A second opinion beside the track transformer's: the spread of plain cues over tracks and frames.
 
 With few training clips a transformer that pools by the mean learns such statistics poorly; given, they
-generalise. Used by the embedded profile's long-term head. B clips, N tracks, T frames, C cues.
+generalise. Used by the embedded profile's long-term discriminator. B clips, N tracks, T frames, C cues.
 """
 
 from __future__ import annotations

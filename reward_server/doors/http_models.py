@@ -85,7 +85,7 @@ class RefreshBody(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run_id: str = Field(min_length=1, max_length=256)
-    steps: int = Field(ge=1, le=100_000, description="Optimizer steps of each head.")
+    steps: int = Field(ge=1, le=100_000, description="Optimizer steps of each discriminator.")
     learning_rate: float = Field(1e-5, gt=0, le=1)
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the average that judges, per step.")
     clips_per_step: int = Field(8, ge=1, le=1024, description="Clips of each origin in a step.")

@@ -59,7 +59,7 @@ class Metrics(Collector):
             "motion_reward_batch_clips", "Clips in the batch that a clip was in.", buckets=CLIPS, registry=self.registry
         )
         self._reward = Histogram(
-            "motion_reward_reward", "Clipped logits and their mean.", ["head"], buckets=LOGITS, registry=self.registry
+            "motion_reward_reward", "Clipped logits and their mean.", ["reward"], buckets=LOGITS, registry=self.registry
         )
         self._scored = Counter(
             "motion_reward_rewards",
@@ -69,7 +69,7 @@ class Metrics(Collector):
         )
         self._clipped = Counter(
             "motion_reward_rewards_clipped",
-            "Rewards with a head at its bound; over motion_reward_rewards: the saturated fraction.",
+            "Rewards with a discriminator at its bound; over motion_reward_rewards: the saturated fraction.",
             ["discriminator_version"],
             registry=self.registry,
         )
@@ -117,7 +117,7 @@ class Metrics(Collector):
         timings = reward.provenance.timings
         self._scored.labels(version).inc()
         self._clipped.labels(version).inc(int(reward.clipped))
-        for head in ("combined", "instantaneous", "long_term"):
-            self._reward.labels(head).observe(getattr(reward, head))
+        for name in ("combined", "instantaneous", "long_term"):
+            self._reward.labels(name).observe(getattr(reward, name))
         for stage in ("decode", "motion", "discriminator"):
             self._stage.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)

@@ -1,4 +1,4 @@
-"""CoTracker3 offline: tracks of query points through a clip, and the tokens the long-term head reads; frozen.
+"""CoTracker3 offline: tracks of query points through a clip, and the tokens the long-term discriminator reads; frozen.
 
 From CoTracker3 (arXiv 2410.11831): a feature net per frame, a feature pyramid, correlation of the
 7x7 neighbourhoods of query and track, and a transformer that refines position, visibility and
@@ -59,7 +59,7 @@ class CoTracker3Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Tracks and what the long-term head reads of them; one clip's has no B.
+    """Tracks and what the long-term discriminator reads of them; one clip's has no B.
 
     tracks      [B,T,N,2]    float32, (x, y) model pixels
     visibility  [B,T,N]      float32 0..1

@@ -36,7 +36,7 @@ from reward_server.models.published import PUBLISHED
 from reward_server.models.store import store
 from reward_server.pipeline import Pipeline
 from reward_server.profiles import load_profile
-from reward_server.profiles.heads import heads_file, new_heads, save_heads
+from reward_server.profiles.discriminators import discriminators_file, new_discriminators, save_discriminators
 from reward_server.settings import Settings
 
 PAPER = Size(frames=24, height_px=320, width_px=576, fps=14.0)
@@ -116,7 +116,7 @@ def run(
         "machine": machine(),
         "profile": pipeline.model.profile,
         "weights": weights,
-        "precision": {"networks": settings.precision, "heads": settings.heads_precision},
+        "precision": {"networks": settings.precision, "discriminators": settings.discriminator_precision},
         "discriminator_version": pipeline.model.discriminator_version,
         "plan": {**asdict(plan), "sizes": [str(size) for size in plan.sizes]},
         "timings": [asdict(row) for row in (*alone, *through)],
@@ -147,13 +147,13 @@ def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
     """
     folder = settings.models_folder
     known = [network for network in PUBLISHED.values() if (folder / network.converted).is_file()]
-    heads = settings.checkpoint or heads_file(settings.profile, folder)
+    discriminators = settings.checkpoint or discriminators_file(settings.profile, folder)
     if settings.profile == "embedded":
         yield settings, "given"
         return
     waits = {"score_timeout_s": HEAVY_TIMEOUT_S, "max_stall_s": HEAVY_TIMEOUT_S}
     patient = settings.model_copy(update={"models_dir": folder, **waits})
-    if len(known) == len(PUBLISHED) and heads.is_file():
+    if len(known) == len(PUBLISHED) and discriminators.is_file():
         yield patient, "given"
         return
     with tempfile.TemporaryDirectory(prefix="motion-reward-random-") as random:
@@ -162,14 +162,14 @@ def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
 
 
 def write_random(profile_name: str, folder: Path) -> None:
-    """Frozen networks and heads with random weights, as a pull and a pretraining would leave them."""
+    """Frozen networks and discriminators with random weights, as a pull and a pretraining would leave them."""
     torch.manual_seed(0)
     for network in PUBLISHED.values():
         store(network, folder, network.build().state_dict(), source="random", source_sha256="random")
     profile = load_profile(profile_name, folder)
-    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
-    path = heads_file(profile_name, folder)
-    save_heads(path, profile=profile, version="random", instantaneous=instantaneous, long_term=long_term)
+    instantaneous, long_term = (discriminator.state_dict() for discriminator in new_discriminators(profile))
+    path = discriminators_file(profile_name, folder)
+    save_discriminators(path, profile=profile, version="random", instantaneous=instantaneous, long_term=long_term)
 
 
 def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
@@ -300,7 +300,7 @@ def notes(plan: Plan, settings: Settings, weights: str) -> str:
     if not plan.warm:
         lines.append("no clip came first to warm up")
     if settings.profile != "embedded":
-        lines.append(f"networks in {settings.precision}, heads in {settings.heads_precision}")
+        lines.append(f"networks in {settings.precision}, discriminators in {settings.discriminator_precision}")
     if weights == "random":
         lines.append(RANDOM)
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Does the reward tell real clips from generated ones, and better than the amount of motion does?
 
-`motion-reward evaluate`: AUC per head with confidence intervals over clips, average rewards and saturation of
-both sets, and beside them the floors: how far a few plain statistics of the same clips get. A head that does
+`motion-reward evaluate`: AUC per reward with confidence intervals over clips, average rewards and saturation of
+both sets, and beside them the floors: how far a few plain statistics of the same clips get. A reward that does
 not beat the floors may have learnt no more than "generated clips move less".
 """
 
@@ -25,14 +25,14 @@ from reward_server.evaluation import plots, report
 from reward_server.evaluation.floors import FLOORS, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.scoring import (
-    HEADS,
     OUTCOME_COLUMNS,
+    REWARDS,
     RewardSource,
     count_outcomes,
     failed_outcome,
-    head_rewards,
     open_scorer,
     outcome_row,
+    rewards_of,
 )
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
@@ -74,10 +74,10 @@ class Separation:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """One head's rewards over one set; `saturated` is the share of scored clips with any head at its bound."""
+    """One reward over one set; `saturated` is the share of scored clips with any discriminator at its bound."""
 
     side: str
-    head: str
+    reward_name: str
     num: int
     mean: float | None
     std: float | None
@@ -177,18 +177,18 @@ def _statistics(submission: Submission, scorer: RewardSource, settings: Settings
 
 
 def separations(cases: Sequence[Case], seed: int = 0) -> list[Separation]:
-    """One per head, then one per floor; clips without the number are left out of it and counted elsewhere."""
+    """One per reward, then one per floor; clips without the number are left out of it and counted elsewhere."""
     real, generated = columns(cases, REAL), columns(cases, GENERATED)
-    return [_separation(name, real[name], generated[name], seed) for name in (*HEADS, *FLOORS)]
+    return [_separation(name, real[name], generated[name], seed) for name in (*REWARDS, *FLOORS)]
 
 
 def columns(cases: Sequence[Case], side: str) -> dict[str, Floats]:
-    """Every head's rewards and every floor's values of one set, absent ones left out."""
+    """Every reward and every floor's values of one set, absent ones left out."""
     mine = [case for case in cases if case.side == side]
-    rewards = np.array([head_rewards(case.outcome) for case in mine]).reshape(-1, len(HEADS))
-    heads = dict(zip(HEADS, rewards[~np.isnan(rewards).any(axis=1)].T, strict=True))
+    rewards = np.array([rewards_of(case.outcome) for case in mine]).reshape(-1, len(REWARDS))
+    discriminators = dict(zip(REWARDS, rewards[~np.isnan(rewards).any(axis=1)].T, strict=True))
     floors = {name: [case.statistics[name] for case in mine if name in case.statistics] for name in FLOORS}
-    return heads | {name: np.array(values, dtype=np.float64) for name, values in floors.items()}
+    return discriminators | {name: np.array(values, dtype=np.float64) for name, values in floors.items()}
 
 
 def _separation(name: str, real: Floats, generated: Floats, seed: int) -> Separation:
@@ -204,19 +204,19 @@ def _separation(name: str, real: Floats, generated: Floats, seed: int) -> Separa
 
 
 def side_averages(cases: Sequence[Case]) -> list[Average]:
-    """Per set and head: count, mean, standard deviation, median, and the set's saturation."""
+    """Per set and reward: count, mean, standard deviation, median, and the set's saturation."""
     return [
-        _average(side, head, columns(cases, side)[head], [c for c in cases if c.side == side])
+        _average(side, reward_name, columns(cases, side)[reward_name], [c for c in cases if c.side == side])
         for side in (REAL, GENERATED)
-        for head in HEADS
+        for reward_name in REWARDS
     ]
 
 
-def _average(side: str, head: str, rewards: Floats, cases: Sequence[Case]) -> Average:
+def _average(side: str, reward_name: str, rewards: Floats, cases: Sequence[Case]) -> Average:
     clipped = [case.outcome.reward.clipped for case in cases if case.outcome.reward is not None]
     return Average(
         side=side,
-        head=head,
+        reward_name=reward_name,
         num=rewards.size,
         mean=float(rewards.mean()) if rewards.size else None,
         std=float(rewards.std(ddof=1)) if rewards.size > 1 else None,
@@ -237,32 +237,32 @@ def case_row(case: Case) -> dict[str, object]:
 
 
 def separation_table(figures: Sequence[Separation]) -> Table:
-    """AUC of every head and floor; `either way` is what a floor reaches with its better sign."""
+    """AUC of every reward and floor; `either way` is what a floor reaches with its better sign."""
     title = "AUC: chance that a random real clip lies above a random generated one"
     columns = ("AUC", "bootstrap 95%", "DeLong 95%", "either way", "real", "generated")
     table = report.figure_table(title, ("by",), columns)
     for row in figures:
         numbers = (report.number(row.auc, 3), report.interval(row.bootstrap), report.interval(row.delong))
         counts = (report.number(row.either_way, 3), str(row.num_real), str(row.num_generated))
-        table.add_row(row.name.replace("_", " "), *numbers, *counts, end_section=row.name == HEADS[-1])
-    table.caption = "below the line: plain statistics, the floors that a head must beat"
+        table.add_row(row.name.replace("_", " "), *numbers, *counts, end_section=row.name == REWARDS[-1])
+    table.caption = "below the line: plain statistics, the floors that a reward must beat"
     return table
 
 
 def average_table(averages: Sequence[Average]) -> Table:
     columns = ("clips", "mean", "std", "median", "% at a bound")
-    table = report.figure_table("Rewards (clipped logits)", ("set", "head"), columns)
+    table = report.figure_table("Rewards (clipped logits)", ("set", "reward"), columns)
     for row in averages:
         numbers = (report.number(value) for value in (row.mean, row.std, row.median))
         bound = report.ABSENT if row.saturated is None else f"{100 * row.saturated:.1f}"
-        table.add_row(row.side, row.head.replace("_", "-"), str(row.num), *numbers, bound)
+        table.add_row(row.side, row.reward_name.replace("_", "-"), str(row.num), *numbers, bound)
     return table
 
 
 def draw(folder: Path, cases: Sequence[Case]) -> None:
-    """histograms.png and roc.png, of every head and floor that both sets have."""
+    """histograms.png and roc.png, of every reward and floor that both sets have."""
     sides = [columns(cases, side) for side in (REAL, GENERATED)]
-    both = [name for name in (*HEADS, *FLOORS) if all(side[name].size for side in sides)]
+    both = [name for name in (*REWARDS, *FLOORS) if all(side[name].size for side in sides)]
     if both:
         real, generated = ({name: side[name] for name in both} for side in sides)
         plots.histograms(folder / "histograms.png", real, generated)

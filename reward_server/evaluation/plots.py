@@ -1,6 +1,6 @@
 """The pictures of `sanity` and `evaluate`, drawn with matplotlib's Agg canvas: no display, no global figure.
 
-Legend: C ladders, D degradations, R rungs (real, then STRENGTHS), 3 heads in the order of HEADS.
+Legend: C ladders, D faults, R rungs (real, then STRENGTHS), 3 discriminators in the order of REWARDS.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reward_server.degradations import NAMES, STRENGTHS
 from reward_server.evaluation.report import Figures
-from reward_server.evaluation.scoring import HEADS
+from reward_server.evaluation.scoring import REWARDS
+from reward_server.faults import NAMES, STRENGTHS
 from reward_server.stats import Floats, auc, roc
 
 COLOURS = {"combined": "black", "instantaneous": "tab:blue", "long_term": "tab:orange"}
@@ -24,34 +24,34 @@ NUM_BINS = 24
 
 
 def ladder(path: Path, rewards_CDR3: Floats) -> None:
-    """Reward against strength, one panel per degradation: mean over ladders, and the 10th to 90th percentile."""
+    """Reward against strength, one panel per fault: mean over ladders, and the 10th to 90th percentile."""
     rows = -(-len(NAMES) // 4)
     figure = Figure(figsize=(14, 3 * rows), layout="constrained")
     panels = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, name, rewards_CR3 in zip(panels, NAMES, rewards_CDR3.transpose(1, 0, 2, 3), strict=False):
-        for head, rewards_CR in zip(HEADS, rewards_CR3.transpose(2, 0, 1), strict=True):
-            _spread(panel, head, rewards_CR)
+        for reward_name, rewards_CR in zip(REWARDS, rewards_CR3.transpose(2, 0, 1), strict=True):
+            _spread(panel, reward_name, rewards_CR)
         panel.set_title(name, fontsize=10)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
-    figure.supxlabel("strength of the degradation (0: the real clip)")
+    figure.supxlabel("strength of the fault (0: the real clip)")
     figure.supylabel("reward: mean, 10th to 90th percentile")
     _save(figure, path)
 
 
 def shares(path: Path, figures: Sequence[Figures]) -> None:
-    """Heat map of the share of pairs ordered right, degradations by strengths, one panel per head."""
+    """Heat map of the share of pairs ordered right, faults by strengths, one panel per reward."""
     names = list(dict.fromkeys(row.name for row in figures))
     figure = Figure(figsize=(13, 1.5 + 0.4 * len(names)), layout="constrained")
-    for panel, head in zip(figure.subplots(1, len(HEADS), sharey=True), HEADS, strict=True):
-        rows = [row for row in figures if row.head == head]
+    for panel, reward_name in zip(figure.subplots(1, len(REWARDS), sharey=True), REWARDS, strict=True):
+        rows = [row for row in figures if row.reward_name == reward_name]
         percents = np.array([[_percent(share.fraction) for share in row.by_strength] for row in rows])
         drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
         for (y, x), value in np.ndenumerate(percents):
             panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
         panel.set_xticks(range(len(STRENGTHS)), [f"{strength:g}" for strength in STRENGTHS])
         panel.set_yticks(range(len(names)), names)
-        panel.set(title=head, xlabel="strength")
+        panel.set(title=reward_name, xlabel="strength")
     figure.colorbar(drawn, label="% of pairs with the real clip above")
     _save(figure, path)
 
@@ -74,7 +74,7 @@ def histograms(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
 
 
 def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, Floats]) -> None:
-    """ROC curve of each head (solid) and of each floor (dotted)."""
+    """ROC curve of each reward (solid) and of each floor (dotted)."""
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     axes = figure.subplots()
     for name, values in real.items():
@@ -89,14 +89,14 @@ def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
     _save(figure, path)
 
 
-def _spread(panel: Axes, head: str, rewards_CR: Floats) -> None:
+def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
     strengths = (0.0, *STRENGTHS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a rung that no clip reached is a gap in the line
         middle = np.nanmean(rewards_CR, axis=0)
         low, high = np.nanpercentile(rewards_CR, [10, 90], axis=0)
-    panel.plot(strengths, middle, color=COLOURS[head], marker=".", label=head.replace("_", " "))
-    panel.fill_between(strengths, low, high, color=COLOURS[head], alpha=0.12, linewidth=0)
+    panel.plot(strengths, middle, color=COLOURS[reward_name], marker=".", label=reward_name.replace("_", " "))
+    panel.fill_between(strengths, low, high, color=COLOURS[reward_name], alpha=0.12, linewidth=0)
 
 
 def _percent(fraction: float | None) -> float:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reward_server.degradations import STRENGTHS
+from reward_server.faults import STRENGTHS
 from reward_server.stats import Interval, Share
 
 ABSENT = "–"
@@ -95,16 +95,22 @@ def interval_json(value: Interval | None) -> list[float] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """How one head ordered one degradation, or a set of them."""
+    """How one reward ordered one fault, or a set of them."""
 
-    head: str
+    reward_name: str
     name: str
     by_strength: tuple[Share, ...]  # in the order of STRENGTHS
     total: Share
     interval: Interval | None  # of the total share, resampled by clip, 95%
-    falling: float | None  # mean over ladders and degradations, see stats.falling
+    falling: float | None  # mean over ladders and faults, see stats.falling
 
     def as_json(self) -> dict[str, Any]:
         shares = {str(s): share_json(share) for s, share in zip(STRENGTHS, self.by_strength, strict=True)}
         total = {**share_json(self.total), "interval": interval_json(self.interval)}
-        return {"head": self.head, "name": self.name, "by_strength": shares, "total": total, "falling": self.falling}
+        return {
+            "reward": self.reward_name,
+            "name": self.name,
+            "by_strength": shares,
+            "total": total,
+            "falling": self.falling,
+        }

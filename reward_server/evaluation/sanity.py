@@ -1,8 +1,8 @@
-"""The sanity ladder: does the reward put a real clip above every degradation of it, and fall with strength?
+"""The sanity ladder: does the reward put a real clip above every fault of it, and fall with strength?
 
-`motion-reward sanity`. A clip is decoded as the server would, degraded at that rate, and real and degraded
+`motion-reward sanity`. A clip is decoded as the server would and given each fault at that rate; the real clip and its faulty twins
 are submitted losslessly as one group with the same query points, so that nothing but the fault differs.
-Legend of arrays: C ladders (a real clip and its rungs), D degradations, R rungs (real, then STRENGTHS), 3 heads.
+Legend of arrays: C ladders (a real clip and its rungs), D faults, R rungs (real, then STRENGTHS), 3 discriminators.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from protos.types import Clip, Context, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
-from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import (
-    HEADS,
     OUTCOME_COLUMNS,
+    REWARDS,
     RewardSource,
     count_outcomes,
     derived_seed,
     failed_outcome,
-    head_rewards,
     open_scorer,
     outcome_row,
+    rewards_of,
 )
+from reward_server.faults import NAMES, STRENGTHS, with_fault
 from reward_server.settings import Settings
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
@@ -57,7 +57,7 @@ class Rung:
 
     clip: str
     start_s: float
-    degradation: str
+    fault: str
     strength: float
     outcome: Outcome
 
@@ -81,16 +81,16 @@ def run(
         rungs = [rung for ladder in ladders for rung in ladder]
     figures = ladder_figures(rungs)
     counts = count_outcomes(rung.outcome for rung in rungs)
-    head = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
-    document = {**head, "outcomes": counts, "figures": [row.as_json() for row in figures]}
-    console.print(*[ladder_table(figures, name) for name in HEADS], f"outcomes: {counts}", sep="\n")
+    about = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
+    document = {**about, "outcomes": counts, "figures": [row.as_json() for row in figures]}
+    console.print(*[ladder_table(figures, name) for name in REWARDS], f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     if outputs.plots is not None:
         plots.ladder(outputs.plots / "ladder.png", reward_array(rungs))
         plots.shares(outputs.plots / "shares.png", figures)
     report.print_last_line(console, document)
-    return int(any(rung.degradation == REAL and rung.outcome.reward is None for rung in rungs))
+    return int(any(rung.fault == REAL and rung.outcome.reward is None for rung in rungs))
 
 
 def climb(
@@ -109,12 +109,12 @@ def climb(
         try:
             stretches = _stretches(shot, scorer, settings, windows)
         except (RewardServerError, OSError) as error:
-            yield [Rung(clip=shot.name, start_s=0.0, degradation=REAL, strength=0.0, outcome=failed_outcome(error))]
+            yield [Rung(clip=shot.name, start_s=0.0, fault=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
                 submissions = ladder_submissions(stretch, scorer, shot.short_name, levels, seed)
                 yield [
-                    Rung(clip=shot.name, start_s=stretch.start_s, degradation=name, strength=level, outcome=outcome)
+                    Rung(clip=shot.name, start_s=stretch.start_s, fault=name, strength=level, outcome=outcome)
                     for (name, level), outcome in zip(levels, scorer.score(submissions), strict=True)
                 ]
         done()
@@ -123,7 +123,7 @@ def climb(
 def ladder_submissions(
     stretch: Window, scorer: RewardSource, name: str, levels: Sequence[tuple[str, float]], seed: int
 ) -> list[Submission]:
-    """The first window of the stretch, degraded to every level, as one group."""
+    """The first window of the stretch and its faulty twins, as one group."""
     own = derived_seed(seed, name, stretch.start_s)
     context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
     clips = [rung_clip(stretch.clip, scorer, *level, own) for level in levels]
@@ -131,16 +131,16 @@ def ladder_submissions(
 
 
 def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, seed: int) -> Clip:
-    """The window, degraded; taken from more of the stretch where the decoder will thin it out again."""
+    """The window with a fault; taken from more of the stretch where the decoder will thin it out again."""
     window = scorer.sampling.window_frames
     base = replace(stretch, frames=stretch.frames[:window])
     if name == REAL:
         return base
-    degraded = degrade(base, name, strength, seed)
-    thinned = stride_of(degraded.fps, scorer.sampling.fps)
-    if degraded.fps > base.fps and thinned > 1:
-        return degrade(replace(stretch, frames=stretch.frames[: thinned * window]), name, strength, seed)
-    return degraded
+    faulty = with_fault(base, name, strength, seed)
+    thinned = stride_of(faulty.fps, scorer.sampling.fps)
+    if faulty.fps > base.fps and thinned > 1:
+        return with_fault(replace(stretch, frames=stretch.frames[: thinned * window]), name, strength, seed)
+    return faulty
 
 
 def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: int) -> tuple[Window, ...]:
@@ -155,38 +155,38 @@ def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: in
 def reward_array(rungs: Sequence[Rung]) -> Floats:
     """[C,D,R,3] rewards, NaN where there is none; the real clip's rewards stand in the first rung of every D."""
     ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
-    rewards = np.full((len(ladders), len(NAMES), len(RUNGS), len(HEADS)), math.nan)
+    rewards = np.full((len(ladders), len(NAMES), len(RUNGS), len(REWARDS)), math.nan)
     for ladder, rewards_DR3 in zip(ladders, rewards, strict=True):
         for rung in ladder:
-            place = slice(None) if rung.degradation == REAL else NAMES.index(rung.degradation)
-            rewards_DR3[place, RUNGS.index(rung.strength)] = head_rewards(rung.outcome)
+            place = slice(None) if rung.fault == REAL else NAMES.index(rung.fault)
+            rewards_DR3[place, RUNGS.index(rung.strength)] = rewards_of(rung.outcome)
     return rewards
 
 
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Per head: every degradation, then all of them, then all but the RETIMED."""
+    """Per reward: every fault, then all of them, then all but the RETIMED."""
     rewards = reward_array(rungs)
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
     groups.append(("all but retimed", kept))
     return [
-        _figures(head, name, rewards[..., index][:, chosen], clips)
-        for index, head in enumerate(HEADS)
+        _figures(reward_name, name, rewards[..., index][:, chosen], clips)
+        for index, reward_name in enumerate(REWARDS)
         for name, chosen in groups
     ]
 
 
-def _figures(head: str, name: str, rewards_CDR: Floats, clips: Sequence[str]) -> Figures:
-    real, degraded = rewards_CDR[..., :1], rewards_CDR[..., 1:]
-    by_clip = [ordered(real[rows], degraded[rows]) for rows in _rows_of(clips)]
+def _figures(reward_name: str, name: str, rewards_CDR: Floats, clips: Sequence[str]) -> Figures:
+    real, faulty = rewards_CDR[..., :1], rewards_CDR[..., 1:]
+    by_clip = [ordered(real[rows], faulty[rows]) for rows in _rows_of(clips)]
     per_clip = [share.fraction for share in by_clip if share.fraction is not None]
     falls = [fall for rewards_R in rewards_CDR.reshape(-1, len(RUNGS)) if (fall := _fall(rewards_R)) is not None]
     return Figures(
-        head=head,
+        reward_name=reward_name,
         name=name,
-        by_strength=tuple(ordered(real[..., 0], degraded[..., rung]) for rung in range(len(STRENGTHS))),
-        total=ordered(real, degraded),
+        by_strength=tuple(ordered(real[..., 0], faulty[..., rung]) for rung in range(len(STRENGTHS))),
+        total=ordered(real, faulty),
         interval=mean_bootstrap(per_clip) if per_clip else None,
         falling=float(np.mean(falls)) if falls else None,
     )
@@ -210,22 +210,22 @@ def _ladder_of(rung: Rung) -> tuple[str, float]:
 
 # --- reports ------------------------------------------------------------------------------------
 
-CSV_COLUMNS = ("clip", "start_s", "degradation", "strength", *OUTCOME_COLUMNS)
+CSV_COLUMNS = ("clip", "start_s", "fault", "strength", *OUTCOME_COLUMNS)
 
 
 def rung_row(rung: Rung) -> dict[str, object]:
     """One line of the CSV, one entry of the JSON's `rungs`."""
-    place = {"clip": rung.clip, "start_s": rung.start_s, "degradation": rung.degradation, "strength": rung.strength}
+    place = {"clip": rung.clip, "start_s": rung.start_s, "fault": rung.fault, "strength": rung.strength}
     return {**place, **outcome_row(rung.outcome)}
 
 
-def ladder_table(figures: Sequence[Figures], head: str) -> Table:
+def ladder_table(figures: Sequence[Figures], reward_name: str) -> Table:
     """Share of pairs ordered right by strength, in total with its interval, and how steadily the reward falls."""
-    title = f"{head.replace('_', '-')}: % of pairs with the real clip above, by strength"
-    table = report.figure_table(title, ("degradation",), (*map(str, STRENGTHS), "all", "95%", "pairs", "falls"))
+    title = f"{reward_name.replace('_', '-')}: % of pairs with the real clip above, by strength"
+    table = report.figure_table(title, ("fault",), (*map(str, STRENGTHS), "all", "95%", "pairs", "falls"))
     table.caption = f"95%: interval over clips; falls: Spearman; retimed: {', '.join(RETIMED)}"
     for row in figures:
-        if row.head == head:
+        if row.reward_name == reward_name:
             shares = [report.percent(share) for share in (*row.by_strength, row.total)]
             ends = (
                 report.ABSENT

@@ -24,8 +24,8 @@ from reward_server.data.shots import find_files
 from reward_server.errors import ClipTooLarge, error_outcome
 from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
 from reward_server.evaluation.scoring import (
-    HEADS,
     OUTCOME_COLUMNS,
+    REWARDS,
     RewardSource,
     bounded,
     failed_outcome,
@@ -101,13 +101,16 @@ def _unanswered(error: RewardClientError, context: Context) -> Outcome:
 
 
 def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
-    """Per head [mean, [{"video_path", "video_results"}, ...]] of the clips with a reward, as VBench writes its
+    """Per reward_name [mean, [{"video_path", "video_results"}, ...]] of the clips with a reward, as VBench writes its
     dimensions; then every file's full result, errors included."""
     dimensions: dict[str, Any] = {}
-    for head in HEADS:
-        values = {str(item.path): getattr(item.outcome.reward, head) for item in scored if item.ok}
+    for reward_name in REWARDS:
+        values = {str(item.path): getattr(item.outcome.reward, reward_name) for item in scored if item.ok}
         mean = sum(values.values()) / len(values) if values else None
-        dimensions[head] = [mean, [{"video_path": path, "video_results": value} for path, value in values.items()]]
+        dimensions[reward_name] = [
+            mean,
+            [{"video_path": path, "video_results": value} for path, value in values.items()],
+        ]
     return {**dimensions, "results": [{"path": str(s.path), **result_to_json(s.outcome)} for s in scored]}
 
 
@@ -116,11 +119,11 @@ def table(scored: Sequence[FileOutcome]) -> Table:
     folder = Path(os.path.commonpath([item.path.resolve().parent for item in scored]))
     drawn = Table(title=escape(f"clips in {folder}"), title_justify="left")
     drawn.add_column("clip", overflow="fold")
-    for head in HEADS:
-        drawn.add_column(head.replace("_", " "), justify="right")
+    for reward_name in REWARDS:
+        drawn.add_column(reward_name.replace("_", " "), justify="right")
     drawn.add_column("outcome")
     for item in scored:
-        rewards = (number(getattr(item.outcome.reward, head, None)) for head in HEADS)
+        rewards = (number(getattr(item.outcome.reward, reward_name, None)) for reward_name in REWARDS)
         name, verdict = str(item.path.resolve().relative_to(folder)), _verdict(item.outcome)
         drawn.add_row(escape(name), *rewards, escape(verdict))
     return drawn

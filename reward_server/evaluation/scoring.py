@@ -26,12 +26,12 @@ from reward_server.stats import Floats
 T = TypeVar("T")
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 
-HEADS = ("combined", "instantaneous", "long_term")
+REWARDS = ("combined", "instantaneous", "long_term")
 CLIPS_PER_REQUEST = 16  # enough to fill the server's batches, few enough to stay within its limits and timeouts
 MOST_BYTES = 64 * MIB  # of clips read, or sent, at once
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
-    *HEADS,
+    *REWARDS,
     *("logit_instantaneous", "logit_long_term", "clipped"),
 )
 
@@ -107,11 +107,11 @@ def failed_outcome(error: RewardServerError | OSError) -> Outcome:
     return error_outcome("", error, Context())
 
 
-def head_rewards(outcome: Outcome) -> Floats:
-    """[3] rewards in the order of HEADS; NaN where there is none."""
+def rewards_of(outcome: Outcome) -> Floats:
+    """[3] rewards in the order of REWARDS; NaN where there is none."""
     if outcome.reward is None:
-        return np.full(len(HEADS), math.nan)
-    return np.array([getattr(outcome.reward, head) for head in HEADS], dtype=np.float64)
+        return np.full(len(REWARDS), math.nan)
+    return np.array([getattr(outcome.reward, reward_name) for reward_name in REWARDS], dtype=np.float64)
 
 
 def outcome_row(outcome: Outcome) -> dict[str, object]:
@@ -122,7 +122,7 @@ def outcome_row(outcome: Outcome) -> dict[str, object]:
     if error is not None:
         row.update(error_code=error.code, error=error.message)
     if reward is not None:
-        row.update({head: getattr(reward, head) for head in HEADS})
+        row.update({reward_name: getattr(reward, reward_name) for reward_name in REWARDS})
         row.update(logit_instantaneous=reward.logits.instantaneous, logit_long_term=reward.logits.long_term)
         row["clipped"] = reward.clipped
     return row

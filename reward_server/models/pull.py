@@ -70,8 +70,8 @@ def _stored(network: Published, folder: Path) -> bool:
     return read_record(network, folder) is not None and (folder / network.converted).is_file()
 
 
-def listing(folder: Path, heads: Mapping[str, Path]) -> Table:
-    """What is in the folder, and whether it is what was pulled; `heads` by profile."""
+def listing(folder: Path, discriminators: Mapping[str, Path]) -> Table:
+    """What is in the folder, and whether it is what was pulled; `discriminators` by profile."""
     table = Table(title=f"models in {folder}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("what", "state", "sha256", "source", "licence"):
         table.add_column(column, overflow="fold")
@@ -82,8 +82,8 @@ def listing(folder: Path, heads: Mapping[str, Path]) -> Table:
         except NotReady as error:
             state = "missing" if not (folder / network.converted).is_file() else "refused"
             table.add_row(network.title, f"{state}: {error}", "", "", network.licence)
-    for profile, path in heads.items():
+    for profile, path in discriminators.items():
         known = path.is_file()
         state = "ready" if known else f"missing: train with `motion-reward pretrain --profile {profile}`"
-        table.add_row(f"heads of {profile}", state, sha256_of(path)[:12] if known else "", path.name, "")
+        table.add_row(f"discriminators of {profile}", state, sha256_of(path)[:12] if known else "", path.name, "")
     return table

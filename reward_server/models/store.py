@@ -74,7 +74,7 @@ def check_unchanged(network: Published, folder: Path, source: str, source_sha256
         raise BadRequest(
             f"{source} has sha256 {source_sha256}, but the weights of {network.title} in {folder} are pinned to "
             f"{record.source_sha256} ({record.source}); if the change is meant, pull with --replace, and train "
-            "the heads of the profile again"
+            "the discriminators of the profile again"
         )
 
 

@@ -1,6 +1,6 @@
-"""What a profile is: how clips are sampled, which frozen estimators see their motion, which heads judge it.
+"""What a profile is: how clips are sampled, which frozen estimators see their motion, which discriminators judge it.
 
-`embedded.py` runs on classical vision and the shipped heads alone; `shift.py` is the paper's system on
+`embedded.py` runs on classical vision and the shipped discriminators alone; `shift.py` is the paper's system on
 frozen networks, whose weights a user fetches (`models/`). The pipeline, pretraining and the feature
 cache know a profile only by the protocol here. Shapes: N tracks, T frames, P = T-1 pairs, D token size.
 """
@@ -42,12 +42,12 @@ class Profile(Protocol):
     @property
     def residual_config(self) -> ResidualViTConfig: ...
     @property
-    def heads_compute(self) -> Compute | None:
-        """How its heads judge; None: plainly."""
+    def discriminator_compute(self) -> Compute | None:
+        """How its discriminators judge; None: plainly."""
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and heads; heads refuse features of another digest."""
+        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
         """Motion of one clip, from `num_tracks` random points of its first frame."""
@@ -61,11 +61,11 @@ class Profile(Protocol):
         *,
         chosen: slice = ...,
     ) -> Tensor:
-        """[N,T,D] what the long-term head reads of the `chosen` tracks; the arguments are a motion's `tracks`,
+        """[N,T,D] what the long-term discriminator reads of the `chosen` tracks; the arguments are a motion's `tracks`,
         `state` and `correlation`, of all its tracks."""
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """[P,2,H,W] what the instantaneous head reads: residual in grey levels, flow confidence 0..1."""
+        """[P,2,H,W] what the instantaneous discriminator reads: residual in grey levels, flow confidence 0..1."""
 
 
 def load_profile(
@@ -74,11 +74,11 @@ def load_profile(
     *,
     device: str = "cpu",
     compute: Compute | None = None,
-    heads_precision: Precision = "fp32",
+    discriminator_precision: Precision = "fp32",
 ) -> Profile:
     """The profile, with its frozen networks, if it has any, from the folder `models`, on `device`, as `compute` says.
 
-    Its heads judge likewise, but in `heads_precision`; without frozen networks, plainly.
+    Its discriminators judge likewise, but in `discriminator_precision`; without frozen networks, plainly.
     Raises NotReady, naming the command that fetches them, where they are missing or were changed.
     """
     if name == "embedded":
@@ -87,4 +87,6 @@ def load_profile(
         return EmbeddedProfile()
     from reward_server.profiles.shift import load_shift  # noqa: PLC0415
 
-    return load_shift(name, models, device=device, compute=compute or Compute(), heads_precision=heads_precision)
+    return load_shift(
+        name, models, device=device, compute=compute or Compute(), discriminator_precision=discriminator_precision
+    )

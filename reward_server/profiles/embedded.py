@@ -1,6 +1,6 @@
 """The embedded profile: OpenCV's Lucas-Kanade tracks and DIS flow, correlation maps in place of learned ones.
 
-It needs no weights but its own two small heads, which are shipped. Shapes: N tracks, T frames,
+It needs no weights but its own two small discriminators, which are shipped. Shapes: N tracks, T frames,
 P = T-1 pairs, D token size.
 """
 
@@ -35,10 +35,10 @@ class EmbeddedProfile:
 
     num_tracks: ClassVar[int] = 256
     parallel_clips: ClassVar[bool] = True
-    heads_compute: ClassVar[Compute | None] = None  # small heads gain nothing from packed weights
+    discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 3  # raise it when the code between bytes and heads changes the numbers
+    revision: int = 3  # raise it when the code between bytes and discriminators changes the numbers
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -95,7 +95,7 @@ class EmbeddedProfile:
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and heads; heads refuse features of another digest."""
+        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
         parts = {"profile": asdict(self), "estimators": asdict(self.estimators)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The paper's profile: CoTracker3's tokens for the long-term head, SEA-RAFT's flow for the instantaneous one.
+"""The paper's profile: CoTracker3's tokens for the long-term discriminator, SEA-RAFT's flow for the instantaneous one.
 
 SHIFT, arXiv 2603.17426. Two figures: `shift` looks at 24 frames of 320x576 at 14 fps (its experiments on
 Stable Video Diffusion), `shift-wan` at 49 of 480x832 at 24 fps (on Wan2.2). The networks are frozen; their
@@ -80,9 +80,9 @@ class Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftProfile:
-    """Every field but `heads_precision` goes into the preprocessing digest, the networks by their weights' sha256.
+    """Every field but `discriminator_precision` goes into the preprocessing digest, the networks by their weights' sha256.
 
-    How networks and heads compute does not: it changes their results by rounding, of 8 bits where it is bf16.
+    How networks and discriminators compute does not: it changes their results by rounding, of 8 bits where it is bf16.
     """
 
     parallel_clips: ClassVar[bool] = False  # one clip keeps all threads, or the device, busy
@@ -90,11 +90,11 @@ class ShiftProfile:
 
     networks: Networks = field(repr=False)
     name: str = "shift"
-    revision: int = 1  # raise it when the code between bytes and heads changes the numbers
+    revision: int = 1  # raise it when the code between bytes and discriminators changes the numbers
     sampling: Sampling = field(default_factory=lambda: Sampling(fps=14.0, window_frames=24, area_px=320 * 576))
     height_px: int = 320
     width_px: int = 576
-    heads_precision: Precision = "fp32"
+    discriminator_precision: Precision = "fp32"
 
     @property
     def track_config(self) -> TrackViTConfig:
@@ -110,7 +110,7 @@ class ShiftProfile:
         """Motion of one clip; its tensors stay on the networks' device.
 
         The tracker sees the clip as it was decoded. The flow sees it stretched to the instantaneous
-        head's size, bilinearly, without aligned corners: nothing changes where it has that size.
+        discriminator's size, bilinearly, without aligned corners: nothing changes where it has that size.
         """
         frames = sent(torch.from_numpy(clip.frames), self.networks.device)
         tracking = self._tracking(frames, random_queries(query_seed, num_tracks, *frames.shape[2:]))
@@ -154,13 +154,13 @@ class ShiftProfile:
         return motion.maps
 
     @property
-    def heads_compute(self) -> Compute:
-        """As the frozen networks, but in a precision of their own: most of bf16's error would come from the heads."""
-        return dataclasses.replace(self.networks.compute, precision=self.heads_precision)
+    def discriminator_compute(self) -> Compute:
+        """As the frozen networks, but in a precision of their own: most of bf16's error would come from the discriminators."""
+        return dataclasses.replace(self.networks.compute, precision=self.discriminator_precision)
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and heads; heads refuse features of another digest."""
+        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
         parts = {
             "profile": [self.name, self.revision, self.height_px, self.width_px, asdict(self.sampling)],
             "tracker": [self.networks.tracker.config.iters, self.networks.digests["cotracker3"]],
@@ -193,12 +193,14 @@ WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)
 
 
 def load_shift(
-    name: str, models: Path, *, device: str, compute: Compute, heads_precision: Precision = "fp32"
+    name: str, models: Path, *, device: str, compute: Compute, discriminator_precision: Precision = "fp32"
 ) -> ShiftProfile:
     """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
-    if "bf16" in (compute.precision, heads_precision) and not has_bf16(device):
+    if "bf16" in (compute.precision, discriminator_precision) and not has_bf16(device):
         log.warning("bf16 is slower than fp32 here: the device has none of its own", device=device, choose="fp32")
-    profile = ShiftProfile(networks=Networks.load(models, device, compute), heads_precision=heads_precision)
+    profile = ShiftProfile(
+        networks=Networks.load(models, device, compute), discriminator_precision=discriminator_precision
+    )
     if name == "shift":
         return profile
     return dataclasses.replace(profile, name=name, sampling=WAN_SAMPLING, height_px=480, width_px=832)

@@ -19,7 +19,7 @@ acknowledgement, and later ones change nothing. Keys, all under `motion-reward:{
     dead               stream of {job, attempts, letter}, the last 1024; no lifetime, for people to read
     depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since `began_ms`, which
                        tells readers an emptied Redis from the one they knew
-    clip..., version..., heads, training, refresh...  see run_store.py and refreshes.py
+    clip..., version..., discriminators, training, refresh...  see run_store.py and refreshes.py
     workers, models    sorted set and hash of live workers; lease_s after a worker's last heartbeat
 
 The doors submit (admission.py) and wait (outcomes.py), the workers claim and finish (claims.py).

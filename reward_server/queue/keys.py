@@ -62,8 +62,8 @@ class Keys:
     def version(self, version: str) -> str:
         return f"{self.prefix}:version:{version}"
 
-    def heads(self, version: str) -> str:
-        return f"{self.prefix}:heads:{version}"
+    def discriminators(self, version: str) -> str:
+        return f"{self.prefix}:discriminators:{version}"
 
     def training(self, version: str) -> str:
         return f"{self.prefix}:training:{version}"

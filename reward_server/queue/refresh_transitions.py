@@ -38,7 +38,7 @@ end
 _RENEW_VERSIONS = """
 local function renew_versions(run, life_s)
   for _, version in ipairs(redis.call('LRANGE', key('versions', run), 0, -1)) do
-    for _, kind in ipairs({'heads', 'training', 'version'}) do redis.call('EXPIRE', key(kind, version), life_s) end
+    for _, kind in ipairs({'discriminators', 'training', 'version'}) do redis.call('EXPIRE', key(kind, version), life_s) end
   end
   redis.call('EXPIRE', key('versions', run), life_s)
 end
@@ -170,14 +170,14 @@ if published == version then
   return 1
 end
 if not mine(id, token) then return 0 end
-if redis.call('EXISTS', key('heads', version), key('training', version)) < 2 then return -1 end
+if redis.call('EXISTS', key('discriminators', version), key('training', version)) < 2 then return -1 end
 local versions = key('versions', run)
 redis.call('LPUSH', versions, version)
 redis.call('HSET', key('version', version), 'digest', digest, 'number',
   1 + (redis.call('HGET', key('version', redis.call('LINDEX', versions, 1) or ''), 'number') or 0))
 while redis.call('LLEN', versions) > tonumber(num_kept) do
   local oldest = redis.call('RPOP', versions)
-  redis.call('UNLINK', key('heads', oldest), key('training', oldest), key('version', oldest))
+  redis.call('UNLINK', key('discriminators', oldest), key('training', oldest), key('version', oldest))
 end
 renew_versions(run, life_s)
 redis.call('HINCRBY', key('counts'), 'refreshed', 1)

@@ -8,7 +8,7 @@ outcomes of a buffer can have it refreshed. Keys, under the queue's prefix, and 
     clip-order:<origin>:<run>  list of those jobs, oldest first; and clip-bytes: their bytes together
     versions:<run>             list of the run's versions, latest first, versions_kept at most
     version:<version>          hash: digest, number within its run
-    heads:<version>            list of chunks: the file a worker scores with (the average)
+    discriminators:<version>            list of chunks: the file a worker scores with (the average)
     training:<version>         the same of the weights that are trained further
                                All four: version_ttl_s after the run's latest clip or refresh
 """
@@ -35,7 +35,7 @@ class Version:
     """A published discriminator version of a run."""
 
     name: str
-    digest: str  # sha256 of the file its heads are in
+    digest: str  # sha256 of the file its discriminators are in
     number: int  # 1 for the first refresh of the run
 
 
@@ -84,9 +84,9 @@ class RunStore:
             return None  # it has just expired
         return Version(name=name, digest=digest.decode(), number=int(number))
 
-    async def heads(self, version: str) -> bytes:
-        """The file of a version's heads. Raises VersionNotServed when it is not kept."""
-        data = await self._link.get_large(self._keys.heads(version))
+    async def discriminators(self, version: str) -> bytes:
+        """The file of a version's discriminators. Raises VersionNotServed when it is not kept."""
+        data = await self._link.get_large(self._keys.discriminators(version))
         if data is None:
             raise VersionNotServed(
                 f"discriminator version '{version}' is not served: it never was, or its run has gone on by "
@@ -101,7 +101,7 @@ class RunStore:
             raise RefreshFailed(f"version '{version}' has lost its training weights; see whether Redis evicts keys")
         return data
 
-    async def stage(self, version: str, heads: bytes, training: bytes) -> None:
+    async def stage(self, version: str, discriminators: bytes, training: bytes) -> None:
         """Put a candidate's files where `RefreshQueue.publish` makes them the run's latest version."""
-        await self._link.put_large(self._keys.heads(version), heads, life_s=STAGE_S)
+        await self._link.put_large(self._keys.discriminators(version), discriminators, life_s=STAGE_S)
         await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)

@@ -1,4 +1,4 @@
-"""The adversarial refresh of both heads: a run's real clips against 1, its rollouts against 0 (SHIFT, Eq. 7).
+"""The adversarial refresh of both discriminators: a run's real clips against 1, its rollouts against 0 (SHIFT, Eq. 7).
 
 Two sets of weights go from refresh to refresh: those that are trained, and their average, which is what
 judges. A step takes as many clips of either origin, all of one shape, and of each a fresh subset of tracks
@@ -18,23 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protos.types import HeadRefresh, RefreshRequest, Separation
+from protos.types import DiscriminatorRefresh, RefreshRequest, Separation
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
 from reward_server.errors import RefreshRejected, TooFewClips
 from reward_server.networks.prepacked import passes
 from reward_server.profiles import Profile
-from reward_server.profiles.heads import Heads
+from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.run_clips import RunClip
 from reward_server.stats import auc
-from reward_server.training.head_trainer import (
-    HEADS,
-    HeadName,
+from reward_server.training.discriminator_trainer import (
+    DISCRIMINATORS,
+    DiscriminatorName,
     fast_forward,
     update_average,
 )
 
-Weights: TypeAlias = dict[HeadName, dict[str, Tensor]]  # a state dict per head
+Weights: TypeAlias = dict[DiscriminatorName, dict[str, Tensor]]  # a state dict per discriminator
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
@@ -96,11 +96,11 @@ class Buffers:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What a refresh made: state dicts of the average and of the trained weights, by head, and how it went."""
+    """What a refresh made: state dicts of the average and of the trained weights, by discriminator, and how it went."""
 
     average: Weights
     training: Weights
-    report: dict[HeadName, HeadRefresh]
+    report: dict[DiscriminatorName, DiscriminatorRefresh]
     num_real: int
     num_rollouts: int
     num_held_out: int  # of these
@@ -109,40 +109,43 @@ class Candidate:
     def name(self) -> str:
         """Eight hex digits that tell these weights from others."""
         digest = hashlib.sha256()
-        for head in HEADS:
-            for name, value in sorted(self.average[head].items()):
+        for discriminator in DISCRIMINATORS:
+            for name, value in sorted(self.average[discriminator].items()):
                 digest.update(name.encode() + value.cpu().float().numpy().tobytes())
         return digest.hexdigest()[:8]
 
 
-def refresh_heads(
+def refresh_discriminators(
     profile: Profile,
     buffers: Buffers,
     request: RefreshRequest,
     *,
-    average: Heads,
-    training: Heads,
+    average: Discriminators,
+    training: Discriminators,
     device: str,
     before_step: Callable[[int], None],
 ) -> Candidate:
-    """Train copies of both heads; `before_step` gets every step's number and may raise to stop.
+    """Train copies of both discriminators; `before_step` gets every step's number and may raise to stop.
 
     Raises RefreshRejected at the first loss that is not finite.
     """
     train, held_out = buffers.split(request.seed)
-    heads = [_Head(name, profile, request, average=average, training=training, device=device) for name in HEADS]
-    before = [head.separation(held_out) for head in heads]
+    discriminators = [
+        _Discriminator(name, profile, request, average=average, training=training, device=device)
+        for name in DISCRIMINATORS
+    ]
+    before = [discriminator.separation(held_out) for discriminator in discriminators]
     for step in range(request.steps):
         before_step(step)
-        for head in heads:
-            head.step(step, _batch(train, request, step))
-    after = [head.separation(held_out) for head in heads]
+        for discriminator in discriminators:
+            discriminator.step(step, _batch(train, request, step))
+    after = [discriminator.separation(held_out) for discriminator in discriminators]
     return Candidate(
-        average={head.name: head.average.state_dict() for head in heads},
-        training={head.name: head.module.state_dict() for head in heads},
+        average={discriminator.name: discriminator.average.state_dict() for discriminator in discriminators},
+        training={discriminator.name: discriminator.module.state_dict() for discriminator in discriminators},
         report={
-            head.name: HeadRefresh(losses=tuple(head.losses), before=old, after=new)
-            for head, old, new in zip(heads, before, after, strict=True)
+            discriminator.name: DiscriminatorRefresh(losses=tuple(discriminator.losses), before=old, after=new)
+            for discriminator, old, new in zip(discriminators, before, after, strict=True)
         },
         num_real=len(buffers.real),
         num_rollouts=len(buffers.rollouts),
@@ -150,11 +153,18 @@ def refresh_heads(
     )
 
 
-class _Head:
-    """One head, its average and its optimizer."""
+class _Discriminator:
+    """One discriminator, its average and its optimizer."""
 
     def __init__(
-        self, name: HeadName, profile: Profile, request: RefreshRequest, *, average: Heads, training: Heads, device: str
+        self,
+        name: DiscriminatorName,
+        profile: Profile,
+        request: RefreshRequest,
+        *,
+        average: Discriminators,
+        training: Discriminators,
+        device: str,
     ) -> None:
         self.name, self._profile, self._request, self._device = name, profile, request, device
         self.module = _copy(getattr(training, name), device).train()
@@ -165,13 +175,13 @@ class _Head:
         )
 
     def step(self, step: int, batch: Buffers) -> None:
-        rng = np.random.default_rng((self._request.seed, step, HEADS.index(self.name)))
+        rng = np.random.default_rng((self._request.seed, step, DISCRIMINATORS.index(self.name)))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout
         self._optimizer.zero_grad()
         self.losses.append(self._gradients(batch, rng))
         if not np.isfinite(self.losses[-1]):
             raise RefreshRejected(
-                f"the loss of the {self.name} head was {self.losses[-1]} at step {step}; lower the learning rate "
+                f"the loss of the {self.name} discriminator was {self.losses[-1]} at step {step}; lower the learning rate "
                 f"({self._request.learning_rate:g})"
             )
         nn.utils.clip_grad_norm_(self.module.parameters(), GRAD_CLIP)
@@ -199,7 +209,9 @@ class _Head:
         """Of the average, on as much of each clip as is kept."""
         real, rollouts = (np.array([self._logit(clip) for clip in some]) for some in (clips.real, clips.rollouts))
         if not (np.isfinite(real).all() and np.isfinite(rollouts).all()):
-            raise RefreshRejected(f"the {self.name} head gives logits that are not finite; lower the learning rate")
+            raise RefreshRejected(
+                f"the {self.name} discriminator gives logits that are not finite; lower the learning rate"
+            )
         return Separation(auc=auc(real, rollouts), logit_gap=float(real.mean() - rollouts.mean()))
 
     @torch.inference_mode()
@@ -218,7 +230,7 @@ class _Head:
 
 
 def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
-    """Clips of one shape, of either origin as many as asked for or as there are; the same for both heads."""
+    """Clips of one shape, of either origin as many as asked for or as there are; the same for both discriminators."""
     rng = np.random.default_rng((request.seed, step))
     # A shape may have lost all clips of an origin to those that are held out; the others go on.
     shapes = sorted({clip.shape for clip in clips.real} & {clip.shape for clip in clips.rollouts})
@@ -235,10 +247,10 @@ def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
     )
 
 
-def _copy(head: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:
-    """The weights alone: a head that serves may carry what only makes it faster."""
-    fresh = type(head)(head.config)  # type: ignore[arg-type]
-    fresh.load_state_dict(head.state_dict())
+def _copy(discriminator: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:
+    """The weights alone: a discriminator that serves may carry what only makes it faster."""
+    fresh = type(discriminator)(discriminator.config)  # type: ignore[arg-type]
+    fresh.load_state_dict(discriminator.state_dict())
     return fresh.to(device)
 
 

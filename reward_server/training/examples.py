@@ -1,4 +1,4 @@
-"""What a head learns from: views, each a real clip and its negatives, and which of them are held out."""
+"""What a discriminator learns from: views, each a real clip and its negatives, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class View:
 
 
 def views_of(samples: Sequence[Sample]) -> list[View]:
-    """Join each real clip with its negatives of the same shape: its degraded twins; without those, generated
+    """Join each real clip with its negatives of the same shape: its faulty twins; without those, generated
     clips of the same source (same first frame), else any generated clips. Clips without a partner are left out."""
     twins, same_source, same_shape = defaultdict(list), defaultdict(list), defaultdict(list)
     for sample in samples:

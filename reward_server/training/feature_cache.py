@@ -23,13 +23,13 @@ from reward_server.training.symmetry import PLAIN, Symmetry
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One cached clip. `view` joins a real clip and its degraded twins; `source` joins views of one clip."""
+    """One cached clip. `view` joins a real clip and its faulty twins; `source` joins views of one clip."""
 
     key: str
     source: str
     view: str
     real: bool
-    fault: str  # "" for real clips, a degradation's name, or "generated"
+    fault: str  # "" for real clips, a fault's name, or "generated"
     strength: float
     shape: tuple[int, int, int]  # frames, height, width
 

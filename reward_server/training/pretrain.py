@@ -1,9 +1,9 @@
-"""Pretrain the heads of a profile on a folder of real clips: `motion-reward pretrain`.
+"""Pretrain the discriminators of a profile on a folder of real clips: `motion-reward pretrain`.
 
 1. Views of every real clip, and their negatives, go through the frozen estimators once; their motion
    features stay on disk. Negatives are the user's generated clips, or, without those, motion faults
    applied to the views.
-2. The heads train on the cached features alone (`discriminators/training.py`), held-out sources
+2. The discriminators train on the cached features alone (`discriminators/training.py`), held-out sources
    deciding when to stop.
 3. The best averaged weights are written as one safetensors file.
 """
@@ -30,17 +30,22 @@ from rich.progress import Progress, track
 from protos.types import Clip
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.data.source_frames import SourceFrames, read_source
-from reward_server.degradations import NAMES, degrade
 from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.faults import NAMES, with_fault
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, ProfileName, load_profile
-from reward_server.profiles.heads import save_heads
+from reward_server.profiles.discriminators import save_discriminators
+from reward_server.training.discriminator_trainer import (
+    DISCRIMINATORS,
+    DiscriminatorName,
+    DiscriminatorTrainer,
+    TrainingConfig,
+)
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.head_trainer import HEADS, HeadName, HeadTrainer, TrainingConfig
 from reward_server.training.views import compress, random_quality, random_view, soften
 
-# Another declared rate is the same frames: a head that sees frames alone could only learn to mistrust speed.
+# Another declared rate is the same frames: a discriminator that sees frames alone could only learn to mistrust speed.
 TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
 MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
 
@@ -74,10 +79,12 @@ def opened(source: ProfileSource) -> Profile:
     return load_profile(source.name, source.models, device=source.device, compute=source.compute)
 
 
-def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig, dict[HeadName, TrainingConfig]]:
-    """What to cache and how to train each head for a profile.
+def configs(
+    profile: ProfileName, *, steps: int, seed: int
+) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
+    """What to cache and how to train each discriminator for a profile.
 
-    Of the embedded heads the instantaneous one learns sooner, and from mirrored clips no better. Of the paper's figures
+    Of the embedded discriminators the instantaneous one learns sooner, and from mirrored clips no better. Of the paper's figures
     for `shift` (arXiv 2603.17426) the batch is 6 without accumulation and every step takes 256 of the cached tracks;
     rate, decay, clipping and loss are its own.
     """
@@ -100,7 +107,7 @@ def configs(profile: ProfileName, *, steps: int, seed: int) -> tuple[CacheConfig
         ema=0.99,
         evaluate_tracks=512,
     )
-    return cache, dict.fromkeys(HEADS, training)
+    return cache, dict.fromkeys(DISCRIMINATORS, training)
 
 
 def pretrain(
@@ -110,7 +117,7 @@ def pretrain(
     out: Path,
     work: Path,
     cache_config: CacheConfig,
-    training: Mapping[HeadName, TrainingConfig],
+    training: Mapping[DiscriminatorName, TrainingConfig],
     models: Path = Path("models"),
     device: str = "cpu",
     compute: Compute | None = None,
@@ -120,12 +127,12 @@ def pretrain(
     features: Path | None = None,
     processes: int = os.cpu_count() or 1,
 ) -> dict[str, float]:
-    """Cache, train, write `out`; returns each head's `HeldOut.mean`. Resumes from `work`, the run's folder.
+    """Cache, train, write `out`; returns each discriminator's `HeldOut.mean`. Resumes from `work`, the run's folder.
 
     Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
     like the others and then not trained on, nor do they decide when to stop.
     Frozen networks, if the profile has any, are in `models` and run on `device` as `compute` says; on the device the
-    heads train too. Raises NotReady without them.
+    discriminators train too. Raises NotReady without them.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
@@ -144,32 +151,32 @@ def pretrain(
     print(f"{len(views)} views to train on, {len(held_out)} held out by source")
     runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
     jobs = [
-        HeadJob(name=name, profile=source, cache=cache.folder, config=training[name], folder=runs / name)
-        for name in HEADS
+        DiscriminatorJob(name=name, profile=source, cache=cache.folder, config=training[name], folder=runs / name)
+        for name in DISCRIMINATORS
     ]
-    trained = train_heads(jobs, views, held_out, processes)
+    trained = train_discriminators(jobs, views, held_out, processes)
     weights = {
         job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs
     }
-    save_heads(out, profile=profile, version=version or _version(profile, weights), **weights)
+    save_discriminators(out, profile=profile, version=version or _version(profile, weights), **weights)
     return trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadJob:
-    """One head's training run, as it is handed to a process."""
+class DiscriminatorJob:
+    """One discriminator's training run, as it is handed to a process."""
 
-    name: HeadName
+    name: DiscriminatorName
     profile: ProfileSource
     cache: Path
     config: TrainingConfig
     folder: Path
 
 
-def train_heads(
-    jobs: Sequence[HeadJob], views: Sequence[View], held_out: Sequence[View], processes: int
+def train_discriminators(
+    jobs: Sequence[DiscriminatorJob], views: Sequence[View], held_out: Sequence[View], processes: int
 ) -> dict[str, float]:
-    """Train heads side by side, a process each, one progress bar each; returns each `HeldOut.mean`."""
+    """Train discriminators side by side, a process each, one progress bar each; returns each `HeldOut.mean`."""
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
@@ -178,7 +185,7 @@ def train_heads(
     ):
         reports = manager.Queue()
         bars = {str(job.folder): progress.add_task(job.name, total=job.config.steps) for job in jobs}
-        tasks = [pool.submit(_train_head, job, views, held_out, reports) for job in jobs]
+        tasks = [pool.submit(_train_discriminator, job, views, held_out, reports) for job in jobs]
         while not all(task.done() for task in tasks) or not reports.empty():
             with contextlib.suppress(queue.Empty):
                 folder, step, line = reports.get(timeout=0.5)
@@ -188,11 +195,11 @@ def train_heads(
         return {job.name: task.result() for job, task in zip(jobs, tasks, strict=True)}
 
 
-def _train_head(
-    job: HeadJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
+def _train_discriminator(
+    job: DiscriminatorJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
 ) -> float:
     cache, device = FeatureCache(job.cache), job.profile.device
-    trainer = HeadTrainer(job.name, opened(job.profile), cache, job.config, job.folder, device=device)
+    trainer = DiscriminatorTrainer(job.name, opened(job.profile), cache, job.config, job.folder, device=device)
     return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
 
 
@@ -241,8 +248,8 @@ def _view_samples(
     if clip.real and config.faults:
         for fault in rng.choice(config.faults, size=min(config.negatives_per_view, len(config.faults)), replace=False):
             strength = float(rng.uniform(0.1, 1.0))
-            degraded = degrade(base, str(fault), strength, int(rng.integers(2**31)))
-            yield _sample(clip, view, degraded, str(fault), strength), compress(degraded, quality)
+            faulty = with_fault(base, str(fault), strength, int(rng.integers(2**31)))
+            yield _sample(clip, view, faulty, str(fault), strength), compress(faulty, quality)
 
 
 def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generator) -> Clip | None:
@@ -276,11 +283,11 @@ def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
     return hashlib.sha256(f"{profile.preprocessing_digest} {config} {compute.precision}".encode()).hexdigest()[:16]
 
 
-def _version(profile: Profile, weights: dict[HeadName, dict[str, torch.Tensor]]) -> str:
+def _version(profile: Profile, weights: dict[DiscriminatorName, dict[str, torch.Tensor]]) -> str:
     """The profile's name and a digest of the weights: the same training gives the same version."""
     digest = hashlib.sha256()
-    for head in weights.values():
-        for tensor in head.values():
+    for discriminator in weights.values():
+        for tensor in discriminator.values():
             digest.update(tensor.numpy().tobytes())
     return f"{profile.name}-{digest.hexdigest()[:8]}"
 

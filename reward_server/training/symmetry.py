@@ -1,4 +1,4 @@
-"""Mirroring and turning cached tracks: one clip is eight training examples of the long-term head.
+"""Mirroring and turning cached tracks: one clip is eight training examples of the long-term discriminator.
 
 Motion that is plausible stays so in a mirror, and a fault stays a fault. What the estimators saw of a mirrored clip
 follows from what they saw of the clip, so that no estimator runs again. Only plain correlation maps can be

@@ -1,7 +1,7 @@
 """Random views of a source clip for pretraining: a crop, a rate, a stretch of time, a flip, a softness.
 
 A view is what the profile would see of the clip had it been filmed and encoded a little differently,
-so that the heads learn motion and not the look of a dozen cameras. A real clip and its degraded
+so that the discriminators learn motion and not the look of a dozen cameras. A real clip and its faulty
 twins share one look, and end with the same compression: nothing but motion tells them apart.
 """
 
@@ -26,7 +26,7 @@ def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generat
     """One random view at the profile's size and about its rate. Raises UnreadableClip if too short."""
     stride = _random_stride(source, sampling, rng)
     num = min(sampling.window_frames, (len(source.frames) - 1) // stride + 1)
-    if rng.random() < 0.15:  # the heads must also judge clips shorter than a window
+    if rng.random() < 0.15:  # the discriminators must also judge clips shorter than a window
         num = int(rng.integers(sampling.min_frames, num + 1))
     start = int(rng.integers(0, len(source.frames) - (num - 1) * stride))
     chosen = source.frames[start : start + (num - 1) * stride + 1 : stride]

@@ -43,7 +43,7 @@ class Halted(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a refresh begins with; files are None where the run goes out from the loaded heads."""
+    """What a refresh begins with; files are None where the run goes out from the loaded discriminators."""
 
     previous: Version | None
     average: bytes | None
@@ -57,7 +57,7 @@ class Made:
     """A version that is ready to be published: its name, its two files and what is told of it."""
 
     version: Version
-    heads: bytes
+    discriminators: bytes
     training: bytes
     response: RefreshResponse
 
@@ -136,7 +136,7 @@ class Refresher:
         return bool(await patiently(lambda: _unless(halt, call)))
 
     async def _publish(self, refresh: Refresh, made: Made) -> bool:
-        await self._store.stage(made.version.name, made.heads, made.training)
+        await self._store.stage(made.version.name, made.discriminators, made.training)
         if not await self._refreshes.publish(refresh, made.version, made.response):
             log.warning("too late to publish", version=made.version.name)
             return False
@@ -165,7 +165,7 @@ class Refresher:
         previous = await store.latest(request.run_id)
         return Start(
             previous=previous,
-            average=await store.heads(previous.name) if previous else None,
+            average=await store.discriminators(previous.name) if previous else None,
             training=await store.training(previous.name) if previous else None,
             real=await store.clips(request.run_id, Origin.REAL, request.max_real),
             rollouts=await store.clips(request.run_id, Origin.ROLLOUT, request.max_rollouts),
@@ -175,16 +175,18 @@ class Refresher:
 
     def _train(self, refresh: Refresh, start: Start, started: float, halt: threading.Event) -> Made:
         from reward_server.profiles.run_clips import read_clip  # noqa: PLC0415
-        from reward_server.training.adversarial import Buffers, refresh_heads  # noqa: PLC0415 - torch
+        from reward_server.training.adversarial import Buffers, refresh_discriminators  # noqa: PLC0415 - torch
 
         buffers = Buffers.of(
             [read_clip(data) for data in start.real],
             [read_clip(data) for data in start.rollouts],
             at_least=self._settings.refresh_min_clips,
         )
-        average = self._scorer.heads if start.average is None else self._scorer.heads_of(start.average)
-        training = average if start.training is None else self._scorer.heads_of(start.training)
-        candidate = refresh_heads(
+        average = (
+            self._scorer.discriminators if start.average is None else self._scorer.discriminators_of(start.average)
+        )
+        training = average if start.training is None else self._scorer.discriminators_of(start.training)
+        candidate = refresh_discriminators(
             self._scorer.profile,
             buffers,
             refresh.request,
@@ -200,11 +202,11 @@ class Refresher:
         base = self._scorer.model.discriminator_version
         number = start.previous.number + 1 if start.previous else 1
         name = version_name(base, refresh.request.run_id, number, candidate.name)
-        heads = self._file(name, candidate.average)
-        version = Version(name=name, digest=self._scorer.heads_of(heads).digest, number=number)
+        discriminators = self._file(name, candidate.average)
+        version = Version(name=name, digest=self._scorer.discriminators_of(discriminators).digest, number=number)
         return Made(
             version=version,
-            heads=heads,
+            discriminators=discriminators,
             training=self._file(name, candidate.training),
             response=RefreshResponse(
                 discriminator_version=name,
@@ -222,9 +224,9 @@ class Refresher:
 
     def _file(self, version: str, weights: Weights) -> bytes:
         """In single precision: a step may be smaller than half precision can tell."""
-        from reward_server.profiles.heads import pack_heads  # noqa: PLC0415 - torch
+        from reward_server.profiles.discriminators import pack_discriminators  # noqa: PLC0415 - torch
 
-        return pack_heads(
+        return pack_discriminators(
             profile=self._scorer.profile,
             version=version,
             instantaneous=weights["instantaneous"],
@@ -239,9 +241,11 @@ def check_candidate(candidate: Candidate) -> None:
     figures of `candidate.report`, and on drift, belong here.
     """
     for kind, weights in (("averaged", candidate.average), ("trained", candidate.training)):
-        for head, state in weights.items():
+        for discriminator, state in weights.items():
             if bad := [name for name, value in state.items() if not bool(value.isfinite().all())]:
-                raise RefreshRejected(f"{kind} weights of the {head} head are not finite: {', '.join(bad)[:200]}")
+                raise RefreshRejected(
+                    f"{kind} weights of the {discriminator} discriminator are not finite: {', '.join(bad)[:200]}"
+                )
 
 
 def version_name(base: str, run_id: str, number: int, weights: str) -> str:

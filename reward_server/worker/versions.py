@@ -14,24 +14,24 @@ from reward_server.queue.run_store import RunStore
 InThread = Callable[[Callable[[bytes], Any], bytes], Awaitable[Any]]
 
 
-class HeadsLoader(Protocol):
+class DiscriminatorsLoader(Protocol):
     """What is needed of pipeline.Pipeline."""
 
     @property
     def model(self) -> Model: ...
-    def heads_of(self, data: bytes) -> Any: ...
+    def discriminators_of(self, data: bytes) -> Any: ...
 
 
 class Versions:
     """Keeps the `num_kept` that were used last; who still holds an older one may go on using it."""
 
-    def __init__(self, store: RunStore, loader: HeadsLoader, num_kept: int, in_thread: InThread) -> None:
+    def __init__(self, store: RunStore, loader: DiscriminatorsLoader, num_kept: int, in_thread: InThread) -> None:
         self._store, self._loader, self._num_kept, self._in_thread = store, loader, num_kept, in_thread
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._loading = asyncio.Lock()
 
-    async def heads(self, version: str) -> Any:
-        """The heads of a version; None for the one that is loaded anyway, which is meant by "" too.
+    async def discriminators(self, version: str) -> Any:
+        """The discriminators of a version; None for the one that is loaded anyway, which is meant by "" too.
 
         Raises VersionNotServed when it is not kept or does not fit, NotReady while Redis is away.
         """
@@ -39,9 +39,9 @@ class Versions:
             return None
         async with self._loading:  # all jobs of a new version come at once, and one of them loads it
             if version not in self._kept:
-                data = await self._store.heads(version)
+                data = await self._store.discriminators(version)
                 try:
-                    self._kept[version] = await self._in_thread(self._loader.heads_of, data)
+                    self._kept[version] = await self._in_thread(self._loader.discriminators_of, data)
                 except NotReady as error:  # the file itself: waiting would not help
                     raise VersionNotServed(f"discriminator version '{version}' cannot be served: {error}") from error
             self._kept.move_to_end(version)

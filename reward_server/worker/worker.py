@@ -161,18 +161,20 @@ class Worker:
                 if not await self._worth_it(job):
                     return
                 try:
-                    heads = await patiently(lambda: self._versions.heads(job.version))
+                    discriminators = await patiently(lambda: self._versions.discriminators(job.version))
                     payload = await patiently(lambda: self._queue.payload(job))
                     submission = Submission(payload=payload, media=job.media, context=job.context)
                     del payload
                     prepared = await self._in_thread(
-                        self._decoders, partial(self._scorer.prepare, heads=heads), submission
+                        self._decoders, partial(self._scorer.prepare, discriminators=discriminators), submission
                     )
                 except Exception as error:
                     await self._finish(job, _outcome(job, _fault(error)))
                     return
         if job.id in self._hand.jobs:
-            self._hand.ready.append(Ready(job=job, prepared=prepared, version=heads.version if heads else ""))
+            self._hand.ready.append(
+                Ready(job=job, prepared=prepared, version=discriminators.version if discriminators else "")
+            )
             self._hand.move()
 
     async def _worth_it(self, job: Job) -> bool:

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from experiments.proof import __main__ as command
 from experiments.proof.arms import run_arm
 from experiments.proof.base_training import BasePlan
-from experiments.proof.heads import pretraining_clips
+from experiments.proof.discriminators import pretraining_clips
 from experiments.proof.learned import (
+    DISCRIMINATORS,
     FAVOURS,
-    HEADS,
     SPEED_ALONE,
     ScoredGroups,
     advantage_correlation,
@@ -121,7 +121,7 @@ def test_a_clip_without_a_reward_ends_the_measurement(stack: RewardStack) -> Non
         score_groups([[clip, clip]], client, timeout_s=60)
 
 
-def test_what_heads_learn_from_is_lossless_and_at_its_own_rate(tmp_path: Path) -> None:
+def test_what_discriminators_learn_from_is_lossless_and_at_its_own_rate(tmp_path: Path) -> None:
     groups = [[scene.clip() for scene in draw_scenes(2, seed=seed)] for seed in (5, 6)]
     pretraining_clips(groups, tmp_path)
     for number, group in enumerate(groups):
@@ -136,17 +136,17 @@ HOLDS_A_SERVER = """
 import sys, time
 from pathlib import Path
 from experiments.proof.__main__ import end_on_sigterm
-from experiments.proof.heads import served
+from experiments.proof.discriminators import served
 from experiments.proof.size import SMOKE
 end_on_sigterm()
-with served(Path(sys.argv[1]), SMOKE.heads) as url:
+with served(Path(sys.argv[1]), SMOKE.discriminators) as url:
     print(url, flush=True)
     time.sleep(600)
 """
 
 
-def test_a_proof_that_is_told_to_end_takes_its_server_with_it(heads_file: Path) -> None:
-    command_line = [sys.executable, "-c", HOLDS_A_SERVER, str(heads_file)]
+def test_a_proof_that_is_told_to_end_takes_its_server_with_it(discriminators_file: Path) -> None:
+    command_line = [sys.executable, "-c", HOLDS_A_SERVER, str(discriminators_file)]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("grpc://")
@@ -158,7 +158,7 @@ def test_a_proof_that_is_told_to_end_takes_its_server_with_it(heads_file: Path) 
 
 
 @pytest.mark.slow
-def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
+def test_discriminators_are_pretrained_served_and_fine_tuned_with_command_by_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
@@ -170,23 +170,26 @@ def test_heads_are_pretrained_served_and_fine_tuned_with_command_by_command(
     run = CliRunner().invoke(command.app, ["rewards", *place])
     assert run.exit_code == 0, run.output
     last = json.loads(run.stdout.splitlines()[-1])
-    assert set(last["heads"]) == set(HEADS)
-    assert set(last["heads"]["combined"]) == {"auc", "points_right", *FAVOURS, SPEED_ALONE}
+    assert set(last["discriminators"]) == set(DISCRIMINATORS)
+    assert set(last["discriminators"]["combined"]) == {"auc", "points_right", *FAVOURS, SPEED_ALONE}
     assert json.loads((tmp_path / "smoke-0" / "rewards.json").read_text()) == last
 
     run = CliRunner().invoke(command.app, ["rewards", *place, "--negatives", "faults"])
     assert run.exit_code == 0, run.output
     assert json.loads((tmp_path / "smoke-0" / "rewards-faults.json").read_text())["negatives"] == "faults"
-    made = [(tmp_path / "smoke-0" / name).read_bytes() for name in ("heads.safetensors", "heads-faults.safetensors")]
+    made = [
+        (tmp_path / "smoke-0" / name).read_bytes()
+        for name in ("discriminators.safetensors", "discriminators-faults.safetensors")
+    ]
     assert made[0] != made[1]
     assert (tmp_path / "smoke-0" / "pretrain" / "generated").exists()
     assert not (tmp_path / "smoke-0" / "pretrain-faults" / "generated").exists()
 
-    heads = (tmp_path / "smoke-0" / "heads.safetensors").stat()
+    discriminators = (tmp_path / "smoke-0" / "discriminators.safetensors").stat()
     asked = ["motion", *place, "--on", "static"]
     run = CliRunner().invoke(command.app, [*asked, *(f"--only={name}" for name in ("base", "sft", "shift-mid"))])
     assert run.exit_code == 0, run.output
-    assert (tmp_path / "smoke-0" / "heads.safetensors").stat() == heads, "they are made once"
+    assert (tmp_path / "smoke-0" / "discriminators.safetensors").stat() == discriminators, "they are made once"
     found = json.loads(run.stdout.splitlines()[-1])["sets"]["static"]
     assert set(found["arms"]) == {"base", "sft", "shift-mid"}
     assert set(found["verdicts"]) == {"sft slower than base", "sft slower than data", "shift faster than sft"}

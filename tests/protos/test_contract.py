@@ -25,8 +25,8 @@ from protos.types import (
     Clip,
     Context,
     ContractError,
+    DiscriminatorRefresh,
     Error,
-    HeadRefresh,
     Input,
     Limits,
     Logits,
@@ -155,8 +155,8 @@ refresh_requests = st.builds(
     idempotency_key=text,
 )
 separations = st.builds(Separation, auc=share, logit_gap=number)
-head_refreshes = st.builds(
-    HeadRefresh, losses=st.lists(number, max_size=3).map(tuple), before=separations, after=separations
+discriminator_refreshes = st.builds(
+    DiscriminatorRefresh, losses=st.lists(number, max_size=3).map(tuple), before=separations, after=separations
 )
 refresh_responses = st.builds(
     RefreshResponse,
@@ -167,8 +167,8 @@ refresh_responses = st.builds(
     num_real=count,
     num_rollouts=count,
     num_held_out=count,
-    instantaneous=head_refreshes,
-    long_term=head_refreshes,
+    instantaneous=discriminator_refreshes,
+    long_term=discriminator_refreshes,
     seconds=number,
 )
 
@@ -345,9 +345,9 @@ def test_rooms_import_only_what_they_may(room: str, allowed: set[str]) -> None:
 
 
 def test_the_import_rule_sees_every_way_to_import(tmp_path: Path) -> None:
-    source = "import trainer.shift\ndef f():\n    from trainer import x\n    importlib.import_module('trainer.y')\n"
+    source = "import trainer.objective\ndef f():\n    from trainer import x\n    importlib.import_module('trainer.y')\n"
     (tmp_path / "m.py").write_text(source)
-    assert list(imported_modules(tmp_path / "m.py")) == ["trainer.shift", "trainer", "trainer.y"]
+    assert list(imported_modules(tmp_path / "m.py")) == ["trainer.objective", "trainer", "trainer.y"]
 
 
 def test_the_doors_load_neither_torch_nor_opencv() -> None:

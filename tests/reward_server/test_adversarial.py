@@ -18,8 +18,8 @@ from reward_server.errors import RefreshRejected, TooFewClips
 from reward_server.pipeline import Pipeline
 from reward_server.profiles.run_clips import RunClip, read_clip
 from reward_server.training import adversarial
-from reward_server.training.adversarial import Buffers, Candidate, refresh_heads
-from reward_server.training.head_trainer import HEADS
+from reward_server.training.adversarial import Buffers, Candidate, refresh_discriminators
+from reward_server.training.discriminator_trainer import DISCRIMINATORS
 from reward_server.worker.refresher import check_candidate
 from tests.run_clips import packed
 
@@ -36,8 +36,13 @@ def buffers(num: int = 8) -> Buffers:
 
 def refreshed(pipeline: Pipeline, request: RefreshRequest = REQUEST, **given: object) -> Candidate:
     torch.set_num_threads(1)
-    start = {"average": pipeline.heads, "training": pipeline.heads, "before_step": lambda step: None, **given}
-    return refresh_heads(pipeline.profile, buffers(), request, device="cpu", **start)  # type: ignore[arg-type]
+    start = {
+        "average": pipeline.discriminators,
+        "training": pipeline.discriminators,
+        "before_step": lambda step: None,
+        **given,
+    }
+    return refresh_discriminators(pipeline.profile, buffers(), request, device="cpu", **start)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,8 @@ def candidate(small_pipeline: Pipeline) -> Candidate:
 
 
 def test_the_loss_falls_and_held_out_clips_come_apart(candidate: Candidate) -> None:
-    for head in HEADS:
-        report = candidate.report[head]
+    for discriminator in DISCRIMINATORS:
+        report = candidate.report[discriminator]
         assert len(report.losses) == REQUEST.steps
         assert report.losses[-1] < report.losses[0]
         assert report.after.auc == 1.0 >= report.before.auc
@@ -56,9 +61,9 @@ def test_the_loss_falls_and_held_out_clips_come_apart(candidate: Candidate) -> N
 
 
 def test_the_first_loss_is_eq_7_and_chance_is_two_ln_two(candidate: Candidate) -> None:
-    """Both terms are added, not averaged: a head that gives 0 to all has a loss of 2 ln 2."""
-    for head in HEADS:
-        assert candidate.report[head].losses[0] == pytest.approx(2 * math.log(2), abs=0.5)
+    """Both terms are added, not averaged: a discriminator that gives 0 to all has a loss of 2 ln 2."""
+    for discriminator in DISCRIMINATORS:
+        assert candidate.report[discriminator].losses[0] == pytest.approx(2 * math.log(2), abs=0.5)
 
 
 def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
@@ -67,9 +72,9 @@ def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
     again, other = refreshed(small_pipeline), refreshed(small_pipeline, replace(REQUEST, seed=1))
     assert again.name == candidate.name != other.name
     assert again.report == candidate.report
-    for head in HEADS:
-        for name, value in candidate.training[head].items():
-            assert torch.equal(value, again.training[head][name])
+    for discriminator in DISCRIMINATORS:
+        for name, value in candidate.training[discriminator].items():
+            assert torch.equal(value, again.training[discriminator][name])
 
 
 def test_clips_that_go_one_by_one_train_as_all_at_once(
@@ -80,7 +85,7 @@ def test_clips_that_go_one_by_one_train_as_all_at_once(
     monkeypatch.setattr(track_statistics, "DROPOUT", 0.0)
     profile = small_pipeline.profile
     calm = replace(
-        small_pipeline.heads,
+        small_pipeline.discriminators,
         instantaneous=ResidualViT(replace(profile.residual_config, dropout=0.0, patch_dropout=0.0)),
         long_term=TrackViT(replace(profile.track_config, dropout=0.0)),
     )
@@ -89,14 +94,14 @@ def test_clips_that_go_one_by_one_train_as_all_at_once(
     monkeypatch.setattr(type(profile), "parallel_clips", False)
     monkeypatch.setattr(adversarial, "PAIRS_OF_LARGE", adversarial.PAIRS_PER_STEP)
     one_by_one = refreshed(small_pipeline, request, average=calm, training=calm)
-    for head in HEADS:
-        assert one_by_one.report[head].losses == pytest.approx(together.report[head].losses, rel=0.03)
+    for discriminator in DISCRIMINATORS:
+        assert one_by_one.report[discriminator].losses == pytest.approx(together.report[discriminator].losses, rel=0.03)
 
 
 def test_the_average_lags_behind_the_trained_weights_as_ema_says(
     small_pipeline: Pipeline, candidate: Candidate
 ) -> None:
-    start = small_pipeline.heads.long_term.state_dict()
+    start = small_pipeline.discriminators.long_term.state_dict()
     for ema in (0.0, 0.75):
         one = refreshed(small_pipeline, replace(REQUEST, steps=1, ema=ema))
         for name, value in one.training["long_term"].items():
@@ -105,13 +110,14 @@ def test_the_average_lags_behind_the_trained_weights_as_ema_says(
     assert any(not torch.equal(start[name], value) for name, value in one.training["long_term"].items())
 
 
-def test_the_heads_that_serve_are_not_touched(small_pipeline: Pipeline) -> None:
-    before = copy.deepcopy(small_pipeline.heads.instantaneous.state_dict())
+def test_the_discriminators_that_serve_are_not_touched(small_pipeline: Pipeline) -> None:
+    before = copy.deepcopy(small_pipeline.discriminators.instantaneous.state_dict())
     refreshed(small_pipeline, replace(REQUEST, steps=1))
     assert all(
-        torch.equal(before[name], value) for name, value in small_pipeline.heads.instantaneous.state_dict().items()
+        torch.equal(before[name], value)
+        for name, value in small_pipeline.discriminators.instantaneous.state_dict().items()
     )
-    assert not small_pipeline.heads.instantaneous.training
+    assert not small_pipeline.discriminators.instantaneous.training
 
 
 def test_groups_are_held_out_whole() -> None:
@@ -143,13 +149,13 @@ def test_a_candidate_with_a_weight_that_is_not_finite_never_serves(candidate: Ca
     for part in ("average", "training"):
         weights = copy.deepcopy(getattr(candidate, part))
         next(iter(weights["long_term"].values())).view(-1)[0] = math.nan
-        with pytest.raises(RefreshRejected, match="long_term head are not finite"):
+        with pytest.raises(RefreshRejected, match="long_term discriminator are not finite"):
             check_candidate(replace(candidate, **{part: weights}))
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(small_pipeline: Pipeline) -> None:
-    broken = copy.deepcopy(small_pipeline.heads)
+    broken = copy.deepcopy(small_pipeline.discriminators)
     with torch.no_grad():
         next(broken.instantaneous.parameters()).fill_(math.nan)
-    with pytest.raises(RefreshRejected, match="instantaneous head was nan at step 0"):
+    with pytest.raises(RefreshRejected, match="instantaneous discriminator was nan at step 0"):
         refreshed(small_pipeline, training=broken)

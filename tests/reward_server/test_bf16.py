@@ -1,4 +1,4 @@
-"""Heads train in bf16 where the hardware has it, and nowhere else: torch would emulate it, many times slower."""
+"""Discriminators train in bf16 where the hardware has it, and nowhere else: torch would emulate it, many times slower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reward_server.networks.bf16 import has_bf16
-from reward_server.training.head_trainer import fast_forward
+from reward_server.training.discriminator_trainer import fast_forward
 
 
 @pytest.fixture(autouse=True)

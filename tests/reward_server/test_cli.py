@@ -41,9 +41,9 @@ ADDRESSES = re.compile(r"at (http://\S+) and (grpc://\S+)")
 
 
 @pytest.fixture
-def clips(tmp_path: Path, heads_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clips(tmp_path: Path, discriminators_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two good clips, one of them nested, a broken one, and a file that is no clip."""
-    monkeypatch.setenv("MOTION_REWARD_CHECKPOINT", str(heads_file))
+    monkeypatch.setenv("MOTION_REWARD_CHECKPOINT", str(discriminators_file))
     monkeypatch.setenv("MOTION_REWARD_NUM_TRACKS", "16")
     monkeypatch.setenv("MOTION_REWARD_THREADS", "1")
     folder = tmp_path / "clips"
@@ -79,7 +79,7 @@ def test_pretraining_runs_frozen_networks_as_the_settings_say(tmp_path: Path, mo
     monkeypatch.setattr("reward_server.training.pretrain.load_profile", missing)
     monkeypatch.setenv("MOTION_REWARD_PRECISION", "bf16")
     monkeypatch.setenv("MOTION_REWARD_PASS_MEMORY_MIB", "2048")
-    arguments = ("--profile", "shift", "--real", tmp_path, "--out", tmp_path / "heads.safetensors")
+    arguments = ("--profile", "shift", "--real", tmp_path, "--out", tmp_path / "discriminators.safetensors")
     assert run("pretrain", *arguments)[0] != 0
     assert asked == [{"device": "cpu", "compute": Compute(precision="bf16", memory_mib=2048)}]
 
@@ -192,7 +192,7 @@ def test_a_wrong_use_is_exit_code_2_and_names_what_is_wrong(
 def test_what_the_user_can_mend_is_one_line_and_exit_code_1(
     clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_with(monkeypatch, "score", str(clips), "--checkpoint", "no/heads.safetensors") == 1
+    assert main_with(monkeypatch, "score", str(clips), "--checkpoint", "no/discriminators.safetensors") == 1
     error = capsys.readouterr().err
     assert "pretrain" in error
     assert "Traceback" not in error
@@ -207,8 +207,8 @@ async def test_a_server_scores_as_this_process_does(
         for url in doors.urls:
             code, theirs = await asyncio.to_thread(run_to_json, tmp_path / "out.json", "score", clips, "--server", url)
             assert code == 1
-            for head in score_files.HEADS:
-                assert theirs[head][0] == pytest.approx(own[head][0], abs=1e-4)
+            for discriminator in score_files.DISCRIMINATORS:
+                assert theirs[discriminator][0] == pytest.approx(own[discriminator][0], abs=1e-4)
             assert [result["outcome"] for result in theirs["results"]] == ["ok", "invalid", "ok"]
 
 
@@ -234,9 +234,9 @@ async def test_a_server_that_goes_away_leaves_rows_with_its_error(
 
 
 @pytest.fixture
-def serving(tmp_path: Path, heads_file: Path) -> Callable[..., Any]:
+def serving(tmp_path: Path, discriminators_file: Path) -> Callable[..., Any]:
     """`motion-reward serve` on free ports with a private Redis; yields its process and its two addresses."""
-    environment = {"MOTION_REWARD_CHECKPOINT": str(heads_file), "MOTION_REWARD_NUM_TRACKS": "16"}
+    environment = {"MOTION_REWARD_CHECKPOINT": str(discriminators_file), "MOTION_REWARD_NUM_TRACKS": "16"}
     environment |= {"MOTION_REWARD_THREADS": "1", "MOTION_REWARD_DATA_DIR": str(tmp_path), "PYTHONWARNINGS": "error"}
 
     @contextmanager
@@ -318,7 +318,7 @@ def test_workers_and_redis_end_when_the_server_is_killed(serving: Callable[..., 
 
 @pytest.mark.slow
 def test_serve_says_why_it_cannot_start(serving: Callable[..., Any]) -> None:
-    with serving("--checkpoint", "no/heads.safetensors") as (process, _, _):
+    with serving("--checkpoint", "no/discriminators.safetensors") as (process, _, _):
         said = process.stderr.read()
         assert process.wait(60) == 1
         assert "pretrain" in said

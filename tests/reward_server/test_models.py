@@ -261,7 +261,7 @@ def test_pull_fetches_from_the_hub_and_list_shows_it(files: dict[str, Path], fol
         record = json.loads((tmp_path / "models" / f"{network.name}.json").read_text())
         assert record["source"] == f"{network.repo}@{COMMIT}/{network.file}"
     listed = run("models", "list", home=tmp_path).stdout
-    assert listed.count("ready") == 3  # with the embedded heads
+    assert listed.count("ready") == 3  # with the embedded discriminators
     assert "motion-reward pretrain --profile shift" in listed
 
 

@@ -1,4 +1,4 @@
-"""The pipeline on the shipped heads: what a reward is made of, and what it must not depend on."""
+"""The pipeline on the shipped discriminators: what a reward is made of, and what it must not depend on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Logits, Media, Outcome, OutcomeKind, Reward, Submission
 from reward_server.errors import NonFiniteLogit, NotReady
 from reward_server.pipeline import Pipeline, query_seed
+from reward_server.profiles.discriminators import load_discriminators
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.profiles.heads import load_heads
 from reward_server.settings import Settings
 from tests.media import texture
 
@@ -115,19 +115,19 @@ def test_another_pinned_version_fails_and_names_the_served_one(pipeline: Pipelin
 
 def test_a_non_finite_logit_is_a_failure_never_a_number() -> None:
     profile = EmbeddedProfile()
-    heads = load_heads(profile)
+    discriminators = load_discriminators(profile)
     with torch.no_grad():
-        heads.instantaneous.head.bias.fill_(math.nan)
-    (outcome,) = Pipeline(profile, heads, Settings(num_tracks=64)).score_submissions([tensor()])
+        discriminators.instantaneous.head.bias.fill_(math.nan)
+    (outcome,) = Pipeline(profile, discriminators, Settings(num_tracks=64)).score_submissions([tensor()])
     assert outcome.kind is OutcomeKind.FAILED
     assert outcome.error is not None
     assert outcome.error.code == NonFiniteLogit("").code
 
 
-def test_heads_of_other_motion_features_never_serve() -> None:
+def test_discriminators_of_other_motion_features_never_serve() -> None:
     other = EmbeddedProfile(correlation_scales=2)
     with pytest.raises(NotReady, match="motion-reward pretrain"):
-        load_heads(other)
+        load_discriminators(other)
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path: object) -> None:

@@ -1,4 +1,4 @@
-"""Pretraining: the feature cache keeps what the heads need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
+"""Pretraining: the feature cache keeps what the discriminators need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.pipeline import Pipeline
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
-from reward_server.training.examples import split_by_source, views_of
-from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.head_trainer import (
-    HEADS,
-    HeadName,
-    HeadTrainer,
+from reward_server.training.discriminator_trainer import (
+    DISCRIMINATORS,
+    DiscriminatorName,
+    DiscriminatorTrainer,
     TrainingConfig,
     adversarial_bce,
     update_average,
 )
+from reward_server.training.examples import split_by_source, views_of
+from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.pretrain import CacheConfig, pretrain
 from reward_server.training.views import random_view, soften
 from tests.media import texture, video
@@ -73,7 +73,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     return cache
 
 
-def test_the_cache_gives_back_what_the_heads_see(cache: FeatureCache) -> None:
+def test_the_cache_gives_back_what_the_discriminators_see(cache: FeatureCache) -> None:
     motion = PROFILE.motion(clip_of(0, moving=True), query_seed=0, num_tracks=32)
     exact = PROFILE.track_tokens(motion.tracks, motion.visibility, motion.confidence, motion.correlation)
     cached = cache.tokens(sample("0real"), PROFILE, 0, 32)
@@ -143,7 +143,7 @@ def test_no_generated_clip_is_trained_on_and_held_out() -> None:
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
 def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
-    cache: FeatureCache, tmp_path: Path, name: HeadName
+    cache: FeatureCache, tmp_path: Path, name: DiscriminatorName
 ) -> None:
     views = views_of(cache.samples({"all"}))
     steps = []
@@ -151,21 +151,23 @@ def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
         config = dataclasses.replace(
             TINY, views_per_step=4, views_at_once=at_once, tracks_per_step=32, pairs_per_step=4
         )
-        trainer = HeadTrainer(name, PROFILE, cache, config, tmp_path / str(at_once))
-        trainer.head.eval()  # no dropout, whose draws are per pass
+        trainer = DiscriminatorTrainer(name, PROFILE, cache, config, tmp_path / str(at_once))
+        trainer.discriminator.eval()  # no dropout, whose draws are per pass
         trainer.train(views, views[:1])
-        steps.append(trainer.head.state_dict())
+        steps.append(trainer.discriminator.state_dict())
     assert all(torch.allclose(steps[0][key], steps[1][key], atol=2e-5) for key in steps[0])
 
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, tmp_path: Path, name: HeadName) -> None:
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(
+    cache: FeatureCache, tmp_path: Path, name: DiscriminatorName
+) -> None:
     views = views_of(cache.samples({"all"}))
 
     def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
-        trainer = HeadTrainer(name, PROFILE, cache, dataclasses.replace(TINY, steps=steps), tmp_path / folder)
+        trainer = DiscriminatorTrainer(name, PROFILE, cache, dataclasses.replace(TINY, steps=steps), tmp_path / folder)
         trainer.train(views[:3], views[3:])
-        return trainer.head.state_dict()
+        return trainer.discriminator.state_dict()
 
     whole = run("whole", 6)
     run("parts", 3)
@@ -176,17 +178,17 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(cache: FeatureCache, t
 
 def test_a_run_of_other_settings_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
-    HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
+    DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
     other = dataclasses.replace(TINY, learning_rate=1e-4)
     with pytest.raises(BadRequest, match="other clips or settings"):
-        HeadTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
+        DiscriminatorTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
 
 
 def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     steps = []
     for _ in range(2):
-        trainer = HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path)
+        trainer = DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path)
         trainer.train(views[:3], views[3:])
         steps.append(trainer.step)
     assert steps == [TINY.steps, TINY.steps]
@@ -194,16 +196,16 @@ def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Pat
 
 def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
-    HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])
+    DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])
     with pytest.raises(BadRequest, match="other clips or settings"):
-        HeadTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
+        DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
 
 
 @pytest.mark.slow
 def test_a_head_learns_to_tell_standing_still_from_moving(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     config = dataclasses.replace(TINY, steps=60, warmup_steps=5, learning_rate=2e-3, evaluate_every=60, ema=0.9)
-    trainer = HeadTrainer("long_term", PROFILE, cache, config, tmp_path)
+    trainer = DiscriminatorTrainer("long_term", PROFILE, cache, config, tmp_path)
     assert trainer.train(views[:3], views[3:]) == 1.0
 
 
@@ -234,14 +236,14 @@ def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> 
         data = video(texture(24, 144, 256, seed=seed), fps=12)
         (tmp_path / "real" / f"{seed}.mp4").write_bytes(data)
     (tmp_path / "real" / "broken.mp4").write_bytes(b"not a video")
-    out = tmp_path / "heads.safetensors"
+    out = tmp_path / "discriminators.safetensors"
     figures = pretrain(
         real=[tmp_path / "real"],
         generated=None,
         out=out,
         work=tmp_path / "work",
         cache_config=CacheConfig(frames_per_view=12, negatives_per_view=2, num_tracks=32, num_pairs=3),
-        training=dict.fromkeys(HEADS, TINY),
+        training=dict.fromkeys(DISCRIMINATORS, TINY),
         held_out_share=0.3,
         processes=1,
     )

@@ -20,7 +20,7 @@ from protos.codec import clip_to_tensor
 from protos.types import (
     Clip,
     Context,
-    HeadRefresh,
+    DiscriminatorRefresh,
     Media,
     Origin,
     OutcomeKind,
@@ -54,7 +54,7 @@ KEYS = Keys(profile="embedded")
 QUICK = RefreshRequest(run_id="run-1", steps=2, learning_rate=1e-3, ema=0.5, clips_per_step=2)
 ENDLESS = replace(QUICK, steps=100_000)
 SAME = Separation(auc=0.5, logit_gap=0.0)
-HEAD = HeadRefresh(losses=(1.0,), before=SAME, after=SAME)
+HEAD = DiscriminatorRefresh(losses=(1.0,), before=SAME, after=SAME)
 RESPONSE = RefreshResponse(
     discriminator_version="untrained+run-1.1-0a",
     weights_digest="0a",
@@ -186,7 +186,7 @@ async def test_versions_beyond_those_kept_are_gone_and_say_so(
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.FAILED, OutcomeKind.OK]
     assert outcomes[0].error and outcomes[0].error.code == "version_not_served"
     assert names[0] in outcomes[0].error.message and "versions_kept" in outcomes[0].error.message
-    assert await redis.exists(*(key(names[0]) for key in (KEYS.heads, KEYS.training, KEYS.version))) == 0
+    assert await redis.exists(*(key(names[0]) for key in (KEYS.discriminators, KEYS.training, KEYS.version))) == 0
     bounded = {"queue", "depth", "counts", "workers", "models", "base"}
     forever = {key.decode().removeprefix(f"{KEYS.prefix}:") for key in await redis.keys() if await redis.ttl(key) == -1}
     assert forever <= bounded
@@ -288,7 +288,7 @@ async def claimed(queue: JobQueue, request: RefreshRequest) -> Refresh:
 
 async def staged(queue: JobQueue, refresh: Refresh, small: RefreshResponse) -> bool:
     version = Version(name=small.discriminator_version, digest="0", number=1)
-    await queue.store.stage(version.name, b"heads", b"training")
+    await queue.store.stage(version.name, b"discriminators", b"training")
     return await queue.refreshes.publish(refresh, version, small)
 
 
@@ -310,14 +310,14 @@ async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publi
 async def test_a_publication_sent_again_leaves_the_version_its_life(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
 ) -> None:
-    """The worker whose answer was lost stages anew, under a short life: the served heads must not end with it."""
+    """The worker whose answer was lost stages anew, under a short life: the served discriminators must not end with it."""
     queue = await open_queue()
     await fill(queue, "run-1", num=2)
     refresh = await claimed(queue, QUICK)
     assert await staged(queue, refresh, RESPONSE)
     assert await staged(queue, refresh, RESPONSE)
     name = RESPONSE.discriminator_version
-    lives_s = [await redis.ttl(key(name)) for key in (KEYS.heads, KEYS.training)]
+    lives_s = [await redis.ttl(key(name)) for key in (KEYS.discriminators, KEYS.training)]
     assert min(lives_s) > make_settings().version_ttl_s - 60
 
 
@@ -367,12 +367,15 @@ async def test_scoring_goes_on_while_a_refresh_is_under_way(
 
 @pytest.mark.slow
 async def test_a_worker_killed_while_it_trains_costs_time_only(
-    open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, heads_file: Path
+    open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, discriminators_file: Path
 ) -> None:
     settings = make_settings(lease_s=1.0)
     queue = await open_queue(settings)
     await fill(queue, "run-1", num=2)
-    given = {"REDIS_URL": settings.redis_url and settings.redis_url.get_secret_value(), "CHECKPOINT": heads_file}
+    given = {
+        "REDIS_URL": settings.redis_url and settings.redis_url.get_secret_value(),
+        "CHECKPOINT": discriminators_file,
+    }
     environment = {f"MOTION_REWARD_{name}": str(value) for name, value in {**given, "THREADS": 1, "LEASE_S": 1}.items()}
     victim = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "reward_server", "worker"), env={**os.environ, **environment}

@@ -24,12 +24,12 @@ from protos.types import Context, Outcome
 from reward_server.data.manifest import Entry, write_manifest
 from reward_server.data.shots import Shot, find_files, find_shots
 from reward_server.decoding.decode import decode
-from reward_server.degradations import NAMES, STRENGTHS, degrade
 from reward_server.errors import BadRequest
 from reward_server.evaluation import plots, report, sanity
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.sanity import REAL, RETIMED, Rung, climb, ladder_figures, levels_of
 from reward_server.evaluation.scoring import count_outcomes, derived_seed
+from reward_server.faults import NAMES, STRENGTHS, with_fault
 from reward_server.settings import Settings
 from reward_server.stats import Share, falling, ordered
 from tests.media import texture, video
@@ -118,21 +118,21 @@ def test_a_ladder_is_one_group_with_one_query_seed(clips):
 
 def test_a_ladder_can_be_climbed_for_some_faults_alone(clips):
     (ladder,) = climb(shots_of(clips, "long"), PlainScorer().scorer, SETTINGS, faults=["wobbled"])
-    assert [(rung.degradation, rung.strength) for rung in ladder] == [(REAL, 0.0), *(("wobbled", s) for s in STRENGTHS)]
+    assert [(rung.fault, rung.strength) for rung in ladder] == [(REAL, 0.0), *(("wobbled", s) for s in STRENGTHS)]
     rows = {row.name: row for row in ladder_figures(ladder)}
     assert [share.pairs for share in rows["wobbled"].by_strength] == [1] * len(STRENGTHS)
     assert rows["static"].total.pairs == 0
 
 
 def test_what_is_submitted_passes_the_decoder_unchanged(clips):
-    """The real clip is the first window the server would make of the file; a rung is that window, degraded."""
+    """The real clip is the first window the server would make of the file; a rung is that window, faulty."""
     plain, (shot,) = PlainScorer(), shots_of(clips, "short")
     list(climb([shot], plain.scorer, SETTINGS))
     window = decode(shot.submission(), SAMPLING, plain.scorer.limits, 30.0).windows[0].clip
     own = plain.seen[0].context.query_seed
     for (name, strength), submission in zip(LEVELS, plain.seen, strict=True):
         if name != "fps_relabelled":
-            expected = window if name == REAL else degrade(window, name, strength, own)
+            expected = window if name == REAL else with_fault(window, name, strength, own)
             (scored,) = decode(submission, SAMPLING, plain.scorer.limits, 30.0).windows
             assert np.array_equal(scored.clip.frames, expected.frames), name
             assert scored.clip.fps == pytest.approx(expected.fps)
@@ -157,18 +157,18 @@ def test_windows_are_stretches_evenly_placed_over_the_file(clips):
 
 def test_a_missing_reward_is_a_row_with_its_error_and_no_pair(clips, rungs):
     (broken,) = [rung for rung in rungs if rung.clip.endswith("broken.mp4")]
-    assert broken.degradation == REAL and broken.outcome.error.code == "unreadable_clip"
+    assert broken.fault == REAL and broken.outcome.error.code == "unreadable_clip"
     short = [rung for rung in rungs if rung.clip.endswith("short.mp4")]
     missing = [rung for rung in short if rung.outcome.reward is None]
     assert len(short) == len(LEVELS)
-    assert {(rung.degradation, rung.outcome.error.code) for rung in missing} <= {("fps_relabelled", "clip_too_short")}
+    assert {(rung.fault, rung.outcome.error.code) for rung in missing} <= {("fps_relabelled", "clip_too_short")}
     everything = next(row for row in ladder_figures(rungs) if row.name == "all")
     assert everything.total.pairs == 2 * 48 - len(missing)
 
 
 def test_the_plain_scorer_orders_what_it_must(rungs):
     """It rewards even motion: stutter, shuffles and jitter are below the even clip at every strength."""
-    rows = {row.name: row for row in ladder_figures(rungs) if row.head == "combined"}
+    rows = {row.name: row for row in ladder_figures(rungs) if row.reward_name == "combined"}
     for name in ("stutter", "shuffled", "jittered"):
         assert rows[name].total.right == rows[name].total.pairs == 8
     assert rows["jittered"].falling > 0.85  # 1, but for ties at the lower bound
@@ -178,9 +178,9 @@ def test_the_plain_scorer_orders_what_it_must(rungs):
 
 
 def by_hand(rewards: dict[str, dict[str, list[float | None]]], outcome: Outcome) -> list[Rung]:
-    """Rungs of ladders given as clip -> degradation -> rewards at RUNGS; other degradations have no rung."""
+    """Rungs of ladders given as clip -> fault -> rewards at RUNGS; other faults have no rung."""
     return [
-        Rung(clip=clip, start_s=0.0, degradation=name, strength=strength, outcome=with_reward(outcome, value))
+        Rung(clip=clip, start_s=0.0, fault=name, strength=strength, outcome=with_reward(outcome, value))
         for clip, by_name in rewards.items()
         for name, values in by_name.items()
         for strength, value in zip((0.0,) if name == REAL else STRENGTHS, values, strict=True)
@@ -201,7 +201,7 @@ def test_figures_of_rewards_set_by_hand(rungs):
         "c": {REAL: [None], "static": [0.0, 0.0, 0.0, 0.0]},
     }
     figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
-    rows = {(row.head, row.name): row for row in figures}
+    rows = {(row.reward_name, row.name): row for row in figures}
     static = rows["combined", "static"]
     assert [(share.right, share.pairs) for share in static.by_strength] == [(1, 2), (1, 1), (2, 2), (2, 2)]
     assert (static.total.right, static.total.pairs) == (6, 7)
@@ -218,7 +218,7 @@ def test_figures_of_rewards_set_by_hand(rungs):
     assert rows["combined", "shuffled"].falling is None
 
 
-def test_retimed_degradations_are_left_out_of_the_last_row(rungs):
+def test_retimed_fault_are_left_out_of_the_last_row(rungs):
     set_by_hand = {"a": {REAL: [1.0], **{name: [2.0 if name in RETIMED else 0.0] * 4 for name in NAMES}}}
     figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
     everything, kept = (row.total for row in figures[len(NAMES) : len(NAMES) + 2])

@@ -137,9 +137,11 @@ def test_iterations_refine_flow_and_replace_info(net: SeaRaft) -> None:
     frames = net.normalised(clip(2))
     steps = list(net.refinements(frames, net.fnet(frames), 2))
     assert len(steps) == 3
-    heads = [net.flow_head(hidden) for hidden, _, _ in steps]
-    torch.testing.assert_close(steps[2][1], heads[0][:, :2] + heads[1][:, :2] + heads[2][:, :2])
-    assert torch.equal(steps[2][2], heads[2][:, 2:])
+    discriminators = [net.flow_head(hidden) for hidden, _, _ in steps]
+    torch.testing.assert_close(
+        steps[2][1], discriminators[0][:, :2] + discriminators[1][:, :2] + discriminators[2][:, :2]
+    )
+    assert torch.equal(steps[2][2], discriminators[2][:, 2:])
 
 
 def test_lookup_is_bilinear_and_zero_outside() -> None:

@@ -12,7 +12,7 @@ from protos.client import submission
 from reward_server.models.pull import pull
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
-from reward_server.training.head_trainer import HEADS, TrainingConfig
+from reward_server.training.discriminator_trainer import DISCRIMINATORS, TrainingConfig
 from reward_server.training.pretrain import CacheConfig, pretrain
 from tests.frozen import published_files
 from tests.media import texture, video
@@ -35,7 +35,7 @@ def clip_file(tmp_path: Path) -> Path:
         ["score", "CLIP"],
         ["evaluate", "--real", "CLIP", "--generated", "CLIP"],
         ["sanity", "CLIP"],
-        ["pretrain", "--real", "FOLDER", "--out", "heads.safetensors"],
+        ["pretrain", "--real", "FOLDER", "--out", "discriminators.safetensors"],
         ["worker", "--redis-url", "redis://127.0.0.1:1"],
         ["serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"],
     ],
@@ -50,18 +50,18 @@ def test_every_command_says_what_to_pull(command: list[str], clip_file: Path, tm
 
 
 @pytest.mark.slow
-def test_frozen_weights_without_heads_say_what_to_train(clip_file: Path, tmp_path: Path) -> None:
+def test_frozen_weights_without_discriminators_say_what_to_train(clip_file: Path, tmp_path: Path) -> None:
     cotracker, sea_raft = published_files(tmp_path / "published")
     pull(tmp_path / "models", {"cotracker3": cotracker, "sea_raft": sea_raft}, tell=lambda _: None)
     ended = run("score", str(clip_file), "--profile", "shift", home=tmp_path)
     assert ended.returncode == 1
-    heads = tmp_path / "models" / "shift-heads.safetensors"
-    assert f"motion-reward pretrain --profile shift --real DIR --generated DIR --out {heads}" in ended.stderr
+    discriminators = tmp_path / "models" / "shift-discriminators.safetensors"
+    assert f"motion-reward pretrain --profile shift --real DIR --generated DIR --out {discriminators}" in ended.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_real_and_generated_clips_become_heads_that_score(tmp_path: Path) -> None:
+def test_real_and_generated_clips_become_discriminators_that_score(tmp_path: Path) -> None:
     """The whole way at the paper's sizes, on random frozen weights: pull, pretrain, score."""
     models = tmp_path / "models"
     cotracker, sea_raft = published_files(tmp_path / "published")
@@ -76,10 +76,10 @@ def test_real_and_generated_clips_become_heads_that_score(tmp_path: Path) -> Non
     figures = pretrain(
         real=[tmp_path / "real"],
         generated=tmp_path / "generated",
-        out=models / "shift-heads.safetensors",
+        out=models / "shift-discriminators.safetensors",
         work=tmp_path / "work",
         cache_config=CacheConfig(profile="shift", frames_per_view=8, num_tracks=16, num_pairs=2),
-        training=dict.fromkeys(HEADS, config),
+        training=dict.fromkeys(DISCRIMINATORS, config),
         models=models,
         held_out_share=0.5,
         processes=1,

@@ -24,14 +24,20 @@ from reward_server.motion import NetworkMotion, mixture_confidence, random_queri
 from reward_server.networks.prepacked import Compute, Linear, Precision, set_compute
 from reward_server.pipeline import Pipeline
 from reward_server.profiles import load_profile
+from reward_server.profiles.discriminators import (
+    Discriminators,
+    discriminators_file,
+    load_discriminators,
+    new_discriminators,
+    save_discriminators,
+)
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.profiles.heads import Heads, heads_file, load_heads, new_heads, save_heads
 from reward_server.profiles.run_clips import pack_clip, read_clip
 from reward_server.profiles.shift import Networks, ShiftProfile, load_shift
 from reward_server.settings import Settings
 from reward_server.training.feature_cache import FeatureCache, Sample, pack, unpack_maps, unpack_tokens
 from reward_server.training.pretrain import configs
-from reward_server.training.reference_heads import import_heads
+from reward_server.training.reference_discriminators import import_discriminators
 from tests.frozen import random_sea_raft, small_profile
 from tests.media import texture
 
@@ -72,7 +78,7 @@ def test_maps_are_the_papers_formulas_on_sea_raft(profile: ShiftProfile, motion:
     torch.testing.assert_close(profile.residual_maps(motion), expected)
 
 
-def test_flow_sees_a_clip_of_another_shape_at_the_heads_size(profile: ShiftProfile) -> None:
+def test_flow_sees_a_clip_of_another_shape_at_the_discriminators_size(profile: ShiftProfile) -> None:
     odd = clip(height=80, width=80)
     frames = F.interpolate(torch.from_numpy(odd.frames).float(), (64, 96), mode="bilinear", align_corners=False)
     motion = profile.motion(odd, query_seed=0, num_tracks=16)
@@ -89,7 +95,13 @@ def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.Monke
     for one, size in ((shift, (320, 576)), (wan, (480, 832))):
         config = one.residual_config
         assert (config.height_px, config.width_px) == size
-        assert (config.dim, config.depth, config.heads, config.patch_px, config.compressed) == (768, 12, 12, 16, False)
+        assert (config.dim, config.depth, config.discriminators, config.patch_px, config.compressed) == (
+            768,
+            12,
+            12,
+            16,
+            False,
+        )
         assert (one.track_config.token_dim, one.track_config.dim, one.track_config.depth) == (1110, 384, 3)
     assert len({shift.preprocessing_digest, wan.preprocessing_digest, profile.preprocessing_digest}) == 3
 
@@ -106,7 +118,7 @@ def test_bf16_that_the_device_would_emulate_is_warned_of(
     assert [(entry["log_level"], entry["choose"]) for entry in logs] == [("warning", "fp32")]
 
 
-def test_digests_know_the_networks_weights_and_the_embedded_one_is_what_its_heads_were_trained_on() -> None:
+def test_digests_know_the_networks_weights_and_the_embedded_one_is_what_its_discriminators_were_trained_on() -> None:
     one, other = small_profile(), small_profile()
     assert one.preprocessing_digest == other.preprocessing_digest
     changed = dataclasses.replace(one.networks, digests={"cotracker3": "a", "sea_raft": "c"})
@@ -160,10 +172,10 @@ def test_a_packed_clip_may_keep_its_first_tracks_only(profile: ShiftProfile, mot
     assert float((near - exact).abs().max()) <= float(largest) / 254 * 1.001 + 1e-6
 
 
-def test_heads_see_almost_the_same_through_the_cache(profile: ShiftProfile, motion: NetworkMotion) -> None:
-    """The rounding moves an untrained head's logit far less than another set of tracks, or another clip, does."""
+def test_discriminators_see_almost_the_same_through_the_cache(profile: ShiftProfile, motion: NetworkMotion) -> None:
+    """The rounding moves an untrained discriminator's logit far less than another set of tracks, or another clip, does."""
     torch.manual_seed(0)
-    instantaneous, long_term = (head.eval() for head in new_heads(profile))
+    instantaneous, long_term = (discriminator.eval() for discriminator in new_discriminators(profile))
     packed = pack(motion, num_pairs=3)
     other = profile.motion(clip(seed=1), query_seed=3, num_tracks=20)
     with torch.inference_mode():
@@ -187,17 +199,21 @@ def test_without_frozen_weights_the_error_names_the_pull(tmp_path: Path) -> None
             Pipeline.load(Settings(profile=name, models_dir=tmp_path))  # type: ignore[arg-type]
 
 
-def test_without_trained_heads_the_error_names_the_training(profile: ShiftProfile, tmp_path: Path) -> None:
+def test_without_trained_discriminators_the_error_names_the_training(profile: ShiftProfile, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=rf"motion-reward pretrain --profile shift .*--out {tmp_path}"):
-        load_heads(profile, heads_file("shift", tmp_path))
+        load_discriminators(profile, discriminators_file("shift", tmp_path))
 
 
 OTHER_WAY_ROUND: list[tuple[Precision, Precision]] = [("fp32", "bf16"), ("bf16", "fp32")]
 
 
-@pytest.mark.parametrize(("networks", "heads"), OTHER_WAY_ROUND)
-def test_every_setting_of_computing_reaches_the_networks_and_the_heads(
-    profile: ShiftProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: Precision, heads: Precision
+@pytest.mark.parametrize(("networks", "discriminators"), OTHER_WAY_ROUND)
+def test_every_setting_of_computing_reaches_the_networks_and_the_discriminators(
+    profile: ShiftProfile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    networks: Precision,
+    discriminators: Precision,
 ) -> None:
     told: list[tuple[str, Compute | None]] = []
 
@@ -205,72 +221,80 @@ def test_every_setting_of_computing_reaches_the_networks_and_the_heads(
         told.append((device, compute))
         return dataclasses.replace(profile.networks, compute=compute)
 
-    def load_heads(profile: ShiftProfile, path: Path, *, device: str) -> Heads:
-        told.append((device, profile.heads_compute))
-        raise NotReady("no trained heads")
+    def load_discriminators(profile: ShiftProfile, path: Path, *, device: str) -> Discriminators:
+        told.append((device, profile.discriminator_compute))
+        raise NotReady("no trained discriminators")
 
     monkeypatch.setattr(Networks, "load", load)
-    monkeypatch.setattr("reward_server.pipeline.load_heads", load_heads)
+    monkeypatch.setattr("reward_server.pipeline.load_discriminators", load_discriminators)
     compute = Compute(precision=networks, memory_mib=9, compile="reduce-overhead")
     for name in ("shift", "shift-wan"):
         settings = Settings(
             profile=name,  # type: ignore[arg-type]
             models_dir=tmp_path,
             precision=networks,
-            heads_precision=heads,
+            discriminator_precision=discriminators,
             pass_memory_mib=9,
             compile="reduce-overhead",
         )
-        with pytest.raises(NotReady, match="no trained heads"):
+        with pytest.raises(NotReady, match="no trained discriminators"):
             Pipeline.load(settings)
-    assert told == [("cpu", compute), ("cpu", dataclasses.replace(compute, precision=heads))] * 2
-    assert EmbeddedProfile().heads_compute is None
+    assert told == [("cpu", compute), ("cpu", dataclasses.replace(compute, precision=discriminators))] * 2
+    assert EmbeddedProfile().discriminator_compute is None
 
 
 @pytest.fixture(scope="module")
-def heads_path(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("heads") / "heads.safetensors"
+def discriminators_path(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("discriminators") / "discriminators.safetensors"
     torch.manual_seed(0)
-    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
-    save_heads(path, profile=profile, version="v", instantaneous=instantaneous, long_term=long_term)
+    instantaneous, long_term = (discriminator.state_dict() for discriminator in new_discriminators(profile))
+    save_discriminators(path, profile=profile, version="v", instantaneous=instantaneous, long_term=long_term)
     return path
 
 
-@pytest.mark.parametrize(("networks", "heads"), OTHER_WAY_ROUND)
-def test_heads_judge_in_a_precision_of_their_own(
-    profile: ShiftProfile, motion: NetworkMotion, heads_path: Path, networks: Precision, heads: Precision
+@pytest.mark.parametrize(("networks", "discriminators"), OTHER_WAY_ROUND)
+def test_discriminators_judge_in_a_precision_of_their_own(
+    profile: ShiftProfile,
+    motion: NetworkMotion,
+    discriminators_path: Path,
+    networks: Precision,
+    discriminators: Precision,
 ) -> None:
     frozen = dataclasses.replace(profile.networks, compute=Compute(precision=networks))
-    told = load_heads(dataclasses.replace(profile, networks=frozen, heads_precision=heads), heads_path)
+    told = load_discriminators(
+        dataclasses.replace(profile, networks=frozen, discriminator_precision=discriminators), discriminators_path
+    )
     made = dtypes_made_by(told)
     seen = motion.maps[None], tokens(profile, motion)[None]
-    error = (told.logits(*seen) - load_heads(profile, heads_path).logits(*seen)).abs()
-    assert made == {torch.bfloat16 if heads == "bf16" else torch.float32}
-    assert bool(((error > 0) & (error < 0.01)).all() if heads == "bf16" else (error == 0).all())
+    error = (told.logits(*seen) - load_discriminators(profile, discriminators_path).logits(*seen)).abs()
+    assert made == {torch.bfloat16 if discriminators == "bf16" else torch.float32}
+    assert bool(((error > 0) & (error < 0.01)).all() if discriminators == "bf16" else (error == 0).all())
 
 
-def test_heads_train_in_full_precision_whatever_they_judge_in(
-    profile: ShiftProfile, motion: NetworkMotion, heads_path: Path
+def test_discriminators_train_in_full_precision_whatever_they_judge_in(
+    profile: ShiftProfile, motion: NetworkMotion, discriminators_path: Path
 ) -> None:
-    told = load_heads(dataclasses.replace(profile, heads_precision="bf16"), heads_path)
+    told = load_discriminators(dataclasses.replace(profile, discriminator_precision="bf16"), discriminators_path)
     made = dtypes_made_by(told)
     seen = motion.maps[None], tokens(profile, motion)[None]
-    for head, plain, given in zip((told.instantaneous, told.long_term), new_heads(profile), seen, strict=True):
-        plain.load_state_dict(head.state_dict())
-        assert torch.equal(training_logits(head, given), training_logits(plain, given))
+    for discriminator, plain, given in zip(
+        (told.instantaneous, told.long_term), new_discriminators(profile), seen, strict=True
+    ):
+        plain.load_state_dict(discriminator.state_dict())
+        assert torch.equal(training_logits(discriminator, given), training_logits(plain, given))
     assert made == {torch.float32}
 
 
-def training_logits(head: nn.Module, seen: torch.Tensor) -> torch.Tensor:
+def training_logits(discriminator: nn.Module, seen: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)  # of dropout
-    logits: torch.Tensor = head.train()(seen)
+    logits: torch.Tensor = discriminator.train()(seen)
     return logits
 
 
-def dtypes_made_by(heads: Heads) -> set[torch.dtype]:
-    """What the heads' layers will have made once they have run; their sums with a residual are in float32 anyway."""
+def dtypes_made_by(discriminators: Discriminators) -> set[torch.dtype]:
+    """What the discriminators' layers will have made once they have run; their sums with a residual are in float32 anyway."""
     made: set[torch.dtype] = set()
-    for part in (*heads.instantaneous.modules(), *heads.long_term.modules()):
+    for part in (*discriminators.instantaneous.modules(), *discriminators.long_term.modules()):
         if isinstance(part, Linear):
             part.register_forward_hook(lambda _, __, made_now: made.add(made_now.dtype))
     return made
@@ -286,14 +310,14 @@ def test_bf16_networks_see_nearly_the_same_motion(profile: ShiftProfile, motion:
     assert 0 < float((near.correlation - motion.correlation).abs().max()) < 0.05
 
 
-def test_heads_of_other_frozen_weights_never_serve(profile: ShiftProfile, tmp_path: Path) -> None:
-    instantaneous, long_term = (head.state_dict() for head in new_heads(profile))
-    path = tmp_path / "heads.safetensors"
-    save_heads(path, profile=profile, version="v", instantaneous=instantaneous, long_term=long_term)
-    assert load_heads(profile, path).version == "v"
+def test_discriminators_of_other_frozen_weights_never_serve(profile: ShiftProfile, tmp_path: Path) -> None:
+    instantaneous, long_term = (discriminator.state_dict() for discriminator in new_discriminators(profile))
+    path = tmp_path / "discriminators.safetensors"
+    save_discriminators(path, profile=profile, version="v", instantaneous=instantaneous, long_term=long_term)
+    assert load_discriminators(profile, path).version == "v"
     changed = dataclasses.replace(profile.networks, digests={"cotracker3": "x", "sea_raft": "b"})
     with pytest.raises(NotReady, match="other motion features"):
-        load_heads(dataclasses.replace(profile, networks=changed), path)
+        load_discriminators(dataclasses.replace(profile, networks=changed), path)
 
 
 # --- rewards ------------------------------------------------------------------------------------
@@ -301,9 +325,9 @@ def test_heads_of_other_frozen_weights_never_serve(profile: ShiftProfile, tmp_pa
 
 def test_a_group_scores_with_the_profiles_tracks_and_its_own_queries(profile: ShiftProfile) -> None:
     torch.manual_seed(0)
-    instantaneous, long_term = (head.eval() for head in new_heads(profile))
-    heads = Heads(instantaneous=instantaneous, long_term=long_term, version="v", digest="d")
-    pipeline = Pipeline(profile, heads, Settings(profile="shift", num_tracks=16, threads=1))
+    instantaneous, long_term = (discriminator.eval() for discriminator in new_discriminators(profile))
+    discriminators = Discriminators(instantaneous=instantaneous, long_term=long_term, version="v", digest="d")
+    pipeline = Pipeline(profile, discriminators, Settings(profile="shift", num_tracks=16, threads=1))
     group = [submission(seed, group_id="g", run_id="r") for seed in range(2)]
     outcomes = pipeline.score_submissions(group)
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK] * 2
@@ -315,7 +339,7 @@ def test_a_group_scores_with_the_profiles_tracks_and_its_own_queries(profile: Sh
         assert reward.logits.long_term == pytest.approx(alone.logits.long_term, abs=1e-4)
         assert (reward.provenance.num_tracks, reward.provenance.frames_used) == (16, 4)
         assert reward.combined == pytest.approx((reward.instantaneous + reward.long_term) / 2)
-    assert Pipeline(profile, heads, Settings(profile="shift")).model.input.num_tracks == 1024
+    assert Pipeline(profile, discriminators, Settings(profile="shift")).model.input.num_tracks == 1024
 
 
 def submission(seed: int, **context: str) -> Submission:
@@ -327,11 +351,11 @@ def submission(seed: int, **context: str) -> Submission:
 
 @pytest.fixture(scope="module")
 def reference(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A models folder with a SEA-RAFT, and heads in the layouts of SHIFT's reference code."""
+    """A models folder with a SEA-RAFT, and discriminators in the layouts of SHIFT's reference code."""
     folder = tmp_path_factory.mktemp("reference")
     store(SEA_RAFT, folder, random_sea_raft().state_dict(), source="random", source_sha256="random")
     torch.manual_seed(1)
-    vit, track_vit = new_heads(profile)
+    vit, track_vit = new_discriminators(profile)
     kernel = torch.tensor([-1.0, 0.0, 1.0])
     whole = {"sobel_layer.w_h": kernel.view(1, 1, 3, 1), "sobel_layer.w_w": kernel.view(1, 1, 1, 3)}
     whole |= {f"flow_layer.model.{name}": value for name, value in random_sea_raft().state_dict().items()}
@@ -341,22 +365,26 @@ def reference(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -
     return {"models": folder, "instantaneous": folder / "ic.pth", "long_term": folder / "lc.pth"}
 
 
-def test_reference_heads_come_in_to_the_bit(profile: ShiftProfile, reference: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "heads.safetensors"
-    version = import_heads(profile, **reference, out=out)
-    heads = load_heads(profile, out)
-    assert heads.version == version
+def test_reference_discriminators_come_in_to_the_bit(
+    profile: ShiftProfile, reference: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "discriminators.safetensors"
+    version = import_discriminators(profile, **reference, out=out)
+    discriminators = load_discriminators(profile, out)
+    assert discriminators.version == version
     torch.manual_seed(1)
-    for ours, theirs in zip((heads.instantaneous, heads.long_term), new_heads(profile), strict=True):
+    for ours, theirs in zip(
+        (discriminators.instantaneous, discriminators.long_term), new_discriminators(profile), strict=True
+    ):
         state, expected = ours.state_dict(), theirs.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
-def test_reference_heads_that_do_not_fit_are_refused(
+def test_reference_discriminators_that_do_not_fit_are_refused(
     profile: ShiftProfile, reference: dict[str, Path], tmp_path: Path
 ) -> None:
-    out = tmp_path / "heads.safetensors"
+    out = tmp_path / "discriminators.safetensors"
     whole = torch.load(reference["instantaneous"], weights_only=True)["discriminator_state_dict"]
     changes = {
         "another SEA-RAFT": {"flow_layer.model.cnet.bn1.running_mean": torch.zeros(64)},
@@ -367,9 +395,9 @@ def test_reference_heads_that_do_not_fit_are_refused(
     for message, change in changes.items():
         torch.save({"discriminator_state_dict": {**whole, **change}}, tmp_path / "ic.pth")
         with pytest.raises(BadRequest, match=message):
-            import_heads(profile, **{**reference, "instantaneous": tmp_path / "ic.pth"}, out=out)
-    with pytest.raises(BadRequest, match="long-term head"):
-        import_heads(profile, **{**reference, "long_term": reference["instantaneous"]}, out=out)
+            import_discriminators(profile, **{**reference, "instantaneous": tmp_path / "ic.pth"}, out=out)
+    with pytest.raises(BadRequest, match="long-term discriminator"):
+        import_discriminators(profile, **{**reference, "long_term": reference["instantaneous"]}, out=out)
     assert not out.exists()
 
 
@@ -386,7 +414,7 @@ def test_training_figures_are_the_papers_where_it_has_them() -> None:
     assert not config.symmetries  # a network's embedding of correlation has none
 
 
-def test_the_embedded_heads_are_trained_as_the_card_says() -> None:
+def test_the_embedded_discriminators_are_trained_as_the_card_says() -> None:
     cache, training = configs("embedded", steps=7200, seed=1)
     assert cache.profile == "embedded"
     planned = {name: (config.steps, config.symmetries, config.seed) for name, config in training.items()}

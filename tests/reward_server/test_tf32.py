@@ -1,4 +1,4 @@
-"""float32 convolutions are float32 while the `shift` profile and the heads compute, and nobody else is bound by it."""
+"""float32 convolutions are float32 while the `shift` profile and the discriminators compute, and nobody else is bound by it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from protos.types import Clip
 from reward_server.networks.tf32 import exact_convolutions
-from reward_server.profiles.heads import Heads
+from reward_server.profiles.discriminators import Discriminators
 from tests.frozen import small_profile
 
 
@@ -53,11 +53,18 @@ def noted(seen: list[bool]) -> Callable[..., None]:
 
 def test_motion_and_logits_are_computed_inside(chosen: bool) -> None:
     profile, seen = small_profile(), list[bool]()
-    heads = Heads(instantaneous=torch.nn.Identity(), long_term=torch.nn.Identity(), version="", digest="")  # type: ignore[arg-type]
+    discriminators = Discriminators(
+        instantaneous=torch.nn.Identity(), long_term=torch.nn.Identity(), version="", digest=""
+    )  # type: ignore[arg-type]
     networks = profile.networks
-    for module in (networks.tracker.fnet, networks.flow_net.fnet, heads.instantaneous, heads.long_term):
+    for module in (
+        networks.tracker.fnet,
+        networks.flow_net.fnet,
+        discriminators.instantaneous,
+        discriminators.long_term,
+    ):
         module.register_forward_hook(noted(seen))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 96), dtype=np.uint8)
     profile.motion(Clip(frames=pixels, fps=14.0), query_seed=0, num_tracks=4)
-    heads.logits(torch.zeros(1), torch.zeros(1))
+    discriminators.logits(torch.zeros(1), torch.zeros(1))
     assert len(seen) >= 4 and not any(seen)

@@ -28,11 +28,11 @@ from trainer import checkpoint
 from trainer.checkpoint import read_about, trainable
 from trainer.config import Config
 from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent, VersionLost
+from trainer.objective import GroupRewards, Scored
 from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
-from trainer.shift import GroupRewards, Scored
 from trainer.train import VERSION_LOST, batches, due, run_training, train
 
 QUIET = ("logs.samples_every_buffers=0",)
@@ -90,8 +90,8 @@ class InstantRewards(NoRewards):
 
 def _scored(clip: Clip, version: str) -> Scored:
     logits = calm_logits(clip)
-    heads = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
-    return Scored(reward=(logits.instantaneous + logits.long_term) / 2, version=version, heads=heads)
+    discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
+    return Scored(reward=(logits.instantaneous + logits.long_term) / 2, version=version, discriminators=discriminators)
 
 
 def run_alone(config: Config) -> None:
@@ -535,9 +535,9 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     assert summary["num_without_reward"] == 0
     assert summary["discriminator_versions"] == ["pixels-1"]
     assert summary["checkpoint_folder"] == str(tmp_path / "run" / "checkpoints" / "step-00000002")
-    for head in ("combined", "instantaneous", "long_term"):
-        difference = summary["checkpoint"][head]["mean"] - summary["base"][head]["mean"]
-        assert summary["checkpoint_minus_base"][head]["mean"] == pytest.approx(difference)
+    for discriminator in ("combined", "instantaneous", "long_term"):
+        difference = summary["checkpoint"][discriminator]["mean"] - summary["base"][discriminator]["mean"]
+        assert summary["checkpoint_minus_base"][discriminator]["mean"] == pytest.approx(difference)
     assert summary["checkpoint_minus_base"]["combined"]["mean"] != 0
     rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["samples"]
     assert len(rows) == 9

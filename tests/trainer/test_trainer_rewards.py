@@ -22,11 +22,11 @@ from reward_server.serving.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
+from trainer.objective import GroupRewards, Scored
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.rewards.remote import RemoteRewards
 from trainer.rewards.source import ClipGroup, NoRewards
-from trainer.shift import GroupRewards, Scored
 from trainer.train import VERSION_LOST
 
 RUN = "run-of-tests"
@@ -88,8 +88,10 @@ def expected(given: ClipGroup) -> GroupRewards:
 
 def calm(one: Clip) -> Scored:
     logits = calm_logits(one)
-    heads = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
-    return Scored(reward=(logits.instantaneous + logits.long_term) / 2, version="pixels-1", heads=heads)
+    discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
+    return Scored(
+        reward=(logits.instantaneous + logits.long_term) / 2, version="pixels-1", discriminators=discriminators
+    )
 
 
 @pytest.mark.parametrize("over_redis", [True, False], ids=["results stream", "gRPC"])
@@ -363,7 +365,7 @@ def test_a_refresh_on_less_than_was_scored_is_told(
 def test_a_journal_is_read_back_without_its_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     results = {
-        "a/0": ClipResult(scored=Scored(reward=1.5, version="v", heads={"long_term": 2.0}), latency_s=0.5),
+        "a/0": ClipResult(scored=Scored(reward=1.5, version="v", discriminators={"long_term": 2.0}), latency_s=0.5),
         "a/1": ClipResult(scored=None, error="clip_too_short", latency_s=0.25),
     }
     with Journal(path) as journal:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.shift import Scored
+from trainer.objective import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

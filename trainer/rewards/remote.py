@@ -22,12 +22,12 @@ from protos.results import results_key
 from protos.types import Outcome, OutcomeKind, RefreshRequest, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
+from trainer.objective import GroupRewards, Scored
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import AwaitedOutcomes, Entry, Outcomes, StreamOutcomes
 from trainer.rewards.patient_client import PatientClient
 from trainer.rewards.source import ClipGroup, Collected
 from trainer.rewards.uploads import Uploads
-from trainer.shift import GroupRewards, Scored
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _scored(outcome: Outcome) -> Scored:
     return Scored(
         reward=reward.combined,
         version=reward.provenance.discriminator_version,
-        heads={"instantaneous": reward.instantaneous, "long_term": reward.long_term},
+        discriminators={"instantaneous": reward.instantaneous, "long_term": reward.long_term},
         clipped=reward.clipped,
     )
 
@@ -241,8 +241,8 @@ def _counted(errors: Iterable[str]) -> dict[str, int]:
 def _told(response: RefreshResponse) -> str:
     """A refresh in a line."""
     auc = (
-        f"{name} {head.before.auc:.2f} -> {head.after.auc:.2f}"
-        for name, head in (("instantaneous", response.instantaneous), ("long-term", response.long_term))
+        f"{name} {discriminator.before.auc:.2f} -> {discriminator.after.auc:.2f}"
+        for name, discriminator in (("instantaneous", response.instantaneous), ("long-term", response.long_term))
     )
     return (
         f"discriminators refreshed to {response.discriminator_version}: {response.steps} steps on {response.num_real} "

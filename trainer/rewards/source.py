@@ -11,7 +11,7 @@ from typing import Protocol
 
 from protos.types import Clip
 from trainer.errors import ConfigError
-from trainer.shift import GroupRewards
+from trainer.objective import GroupRewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Collected:
     groups: tuple[GroupRewards, ...]
     latencies_s: tuple[float, ...]
     errors: dict[str, int]  # number of clips without a reward, by reason
-    num_clipped: int = 0  # clips of which a head's logit was beyond the bounds of a reward
+    num_clipped: int = 0  # clips of which a discriminator's logit was beyond the bounds of a reward
 
 
 class RewardSource(Protocol):

@@ -1,4 +1,4 @@
-"""Both heads as one safetensors file: weights, sizes, and which motion features they were trained on."""
+"""Both discriminators as one safetensors file: weights, sizes, and which motion features they were trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads:
+class Discriminators:
     """The two discriminators of one version, in evaluation mode."""
 
     instantaneous: ResidualViT
@@ -40,17 +40,17 @@ class Heads:
         return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)
 
 
-def new_heads(profile: Profile) -> tuple[ResidualViT, TrackViT]:
-    """Untrained heads of a profile's sizes."""
+def new_discriminators(profile: Profile) -> tuple[ResidualViT, TrackViT]:
+    """Untrained discriminators of a profile's sizes."""
     return ResidualViT(profile.residual_config), TrackViT(profile.track_config)
 
 
-def heads_file(profile_name: str, models: Path) -> Path:
-    """Where a profile's heads are unless a setting says otherwise: shipped with it, or in the models folder."""
-    return SHIPPED.get(profile_name) or models / f"{profile_name}-heads.safetensors"
+def discriminators_file(profile_name: str, models: Path) -> Path:
+    """Where a profile's discriminators are unless a setting says otherwise: shipped with it, or in the models folder."""
+    return SHIPPED.get(profile_name) or models / f"{profile_name}-discriminators.safetensors"
 
 
-def save_heads(
+def save_discriminators(
     path: Path,
     *,
     profile: Profile,
@@ -60,7 +60,7 @@ def save_heads(
     precision: torch.dtype = torch.float16,
 ) -> None:
     """Write both state dicts, atomically; in half precision unless they must stay as they are."""
-    packed = pack_heads(
+    packed = pack_discriminators(
         profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def save_heads(
     partial.replace(path)
 
 
-def pack_heads(
+def pack_discriminators(
     *,
     profile: Profile,
     version: str,
@@ -90,23 +90,23 @@ def pack_heads(
     return save({name: value.to(dtype).contiguous() for name, value in tensors.items()}, metadata)
 
 
-def load_heads(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Heads:
-    """Load the heads at `path`, or those shipped with the profile.
+def load_discriminators(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Discriminators:
+    """Load the discriminators at `path`, or those shipped with the profile.
 
-    Raises NotReady, naming the command that trains heads, when there are none or they do not fit:
-    untrained heads never serve.
+    Raises NotReady, naming the command that trains discriminators, when there are none or they do not fit:
+    untrained discriminators never serve.
     """
     file = path or SHIPPED[profile.name]
     if not file.is_file():
         raise NotReady(
-            f"no trained heads of profile '{profile.name}' at {file}; train them with "
+            f"no trained discriminators of profile '{profile.name}' at {file}; train them with "
             f"`motion-reward pretrain --profile {profile.name} --real DIR --generated DIR --out {file}`"
         )
-    return read_heads(profile, file.read_bytes(), source=str(file), device=device)
+    return read_discriminators(profile, file.read_bytes(), source=str(file), device=device)
 
 
-def read_heads(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Heads:
-    """The heads in a file's bytes. Raises NotReady, naming `source`, when they are not heads of the profile."""
+def read_discriminators(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Discriminators:
+    """The discriminators in a file's bytes. Raises NotReady, naming `source`, when they are not discriminators of the profile."""
     try:
         metadata, tensors = _read(data)
         _check(metadata, profile, source)
@@ -116,11 +116,11 @@ def read_heads(profile: Profile, data: bytes, *, source: str, device: str = "cpu
         long_term.load_state_dict(_part(tensors, "long_term."), strict=True)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise NotReady(
-            f"{source} does not hold heads of profile '{profile.name}': {error}; train or copy it again"
+            f"{source} does not hold discriminators of profile '{profile.name}': {error}; train or copy it again"
         ) from error
-    for head in (instantaneous, long_term):
-        set_compute(head, profile.heads_compute)
-    return Heads(
+    for discriminator in (instantaneous, long_term):
+        set_compute(discriminator, profile.discriminator_compute)
+    return Discriminators(
         instantaneous=instantaneous.eval().to(device),
         long_term=long_term.eval().to(device),
         version=metadata["version"],
@@ -139,7 +139,7 @@ def _check(metadata: dict[str, str], profile: Profile, source: str) -> None:
     if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
         raise NotReady(
             f"{source} was trained on other motion features than profile '{profile.name}' now makes; "
-            f"train heads again with `motion-reward pretrain --profile {profile.name}`"
+            f"train discriminators again with `motion-reward pretrain --profile {profile.name}`"
         )
 
 

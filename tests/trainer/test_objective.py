@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.errors import ConfigError, MixedVersions
-from trainer.shift import (
+from trainer.objective import (
     Coefficients,
     GroupRewards,
     Objective,
@@ -105,8 +105,8 @@ def test_a_reward_is_finite_or_none() -> None:
 
 
 def test_a_table_can_be_of_one_head() -> None:
-    scored = Scored(reward=1, version="v", heads={"long_term": 5.0})
-    same(reward_table([GroupRewards(real=scored, rollouts=(None,))], head="long_term"), [[5, NAN]])
+    scored = Scored(reward=1, version="v", discriminators={"long_term": 5.0})
+    same(reward_table([GroupRewards(real=scored, rollouts=(None,))], discriminator="long_term"), [[5, NAN]])
 
 
 rewards = st.lists(st.floats(-5, 5), min_size=2, max_size=6)
@@ -198,7 +198,7 @@ def losses(theta: Tensor, samples: Tensor) -> Tensor:
 
 
 def naive(theta: Tensor, samples: Tensor) -> Tensor:
-    """The formula of shift.py's head, written out for `problem` with the figures of OBJECTIVE."""
+    """The formula of shift.py's discriminator, written out for `problem` with the figures of OBJECTIVE."""
     values = losses(theta, samples)
     real_advantages = [0.5, 0.0, 10.0]  # 4 - 3.5; unknown; 9 - -13.5 held at 10
     weights = {(0, 1): -2.5, (0, 2): 2.5, (1, 1): 0.0, (2, 1): -10.0, (2, 2): 10.0}

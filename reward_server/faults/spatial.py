@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
-from reward_server.degradations.interpolation import Floats, pixel_grid, sample_sharp
+from reward_server.faults.interpolation import Floats, pixel_grid, sample_sharp
 
 Image = NDArray[np.uint8]
 

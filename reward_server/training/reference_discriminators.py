@@ -1,4 +1,4 @@
-"""Heads trained with SHIFT's reference implementation -> a checkpoint of ours: `models import-heads`.
+"""Discriminators trained with SHIFT's reference implementation -> a checkpoint of ours: `models import-discriminators`.
 
 Its instantaneous checkpoint is a whole module: the ViT, two constant kernels, and the SEA-RAFT it was
 trained on, whose running statistics drifted with the training. That SEA-RAFT must be the one in the
@@ -20,29 +20,31 @@ from reward_server.models.convert import FLOW_NET, check_layout, part, read_chec
 from reward_server.models.published import SEA_RAFT
 from reward_server.models.store import sha256_of
 from reward_server.profiles import Profile
-from reward_server.profiles.heads import new_heads, save_heads
+from reward_server.profiles.discriminators import new_discriminators, save_discriminators
 
 FLOW_VIT = "flow_vit."
 KERNELS = {"sobel_layer.w_h": (1, 1, 3, 1), "sobel_layer.w_w": (1, 1, 1, 3)}  # [-1, 0, 1], as residual_map has them
 
 
-def import_heads(profile: Profile, *, instantaneous: Path, long_term: Path, models: Path, out: Path) -> str:
-    """Write both heads, in full precision, for the profile's present frozen networks; returns their version.
+def import_discriminators(profile: Profile, *, instantaneous: Path, long_term: Path, models: Path, out: Path) -> str:
+    """Write both discriminators, in full precision, for the profile's present frozen networks; returns their version.
 
     Raises BadRequest where a file is no such checkpoint, has other sizes, or was trained on another SEA-RAFT.
     """
     with torch.device("meta"):
-        vit, track_vit = new_heads(profile)
+        vit, track_vit = new_discriminators(profile)
     whole, tracks = read_checkpoint(instantaneous), read_checkpoint(long_term)
     _check_kernels(whole, instantaneous)
     _check_flow_net(part(whole, FLOW_NET), instantaneous, models)
     unknown = {n for n in whole if n not in KERNELS and not n.startswith((FLOW_VIT, FLOW_NET))}
     maps = part(whole, FLOW_VIT) | {name: whole[name] for name in unknown}
-    check_layout(maps, _shapes(vit), instantaneous, f"an instantaneous head of profile '{profile.name}'")
-    check_layout(tracks, _shapes(track_vit), long_term, f"a long-term head of profile '{profile.name}'")
+    check_layout(maps, _shapes(vit), instantaneous, f"an instantaneous discriminator of profile '{profile.name}'")
+    check_layout(tracks, _shapes(track_vit), long_term, f"a long-term discriminator of profile '{profile.name}'")
     digest = hashlib.sha256(f"{sha256_of(instantaneous)} {sha256_of(long_term)}".encode()).hexdigest()
     version = f"{profile.name}-reference-{digest[:8]}"
-    save_heads(out, profile=profile, version=version, instantaneous=maps, long_term=tracks, precision=torch.float32)
+    save_discriminators(
+        out, profile=profile, version=version, instantaneous=maps, long_term=tracks, precision=torch.float32
+    )
     return version
 
 

@@ -1,4 +1,4 @@
-"""Heads of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
+"""Discriminators of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
 
 The reward server is another program: this reaches it by its command line and its contract, as a user would.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.proof.learned import groups_of
 from experiments.proof.scenes import draw_scenes
-from experiments.proof.size import HeadsSize
+from experiments.proof.size import DiscriminatorsSize
 from protos.types import Clip
 from trainer.errors import RewardsSilent
 from trainer.policies.protocol import Policy
@@ -32,30 +32,32 @@ Negatives = Literal["rollouts", "faults"]
 
 
 def named(name: str, negatives: Negatives) -> str:
-    """The name of what hangs on the heads: those of the first plan, against rollouts, have no suffix."""
+    """The name of what hangs on the discriminators: those of the first plan, against rollouts, have no suffix."""
     return name if negatives == "rollouts" else f"{name}-{negatives}"
 
 
-def pretrained_heads(folder: Path, policy: Policy, size: HeadsSize, *, seed: int, negatives: Negatives) -> Path:
+def pretrained_discriminators(
+    folder: Path, policy: Policy, size: DiscriminatorsSize, *, seed: int, negatives: Negatives
+) -> Path:
     """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
 
     Against the base's rollouts, which look and move otherwise than real clips, or against motion faults that the
     reward server gives the real clips themselves, so that motion alone tells them apart.
     """
-    heads = folder / f"{named('heads', negatives)}.safetensors"
-    if heads.exists():
-        return heads
+    discriminators = folder / f"{named('discriminators', negatives)}.safetensors"
+    if discriminators.exists():
+        return discriminators
     work = folder / named("pretrain", negatives)
     scenes = draw_scenes(size.num_scenes, seed=derived_seed(seed, "pretrain"))
     num_rollouts = 1 if negatives == "rollouts" else 0
     pretraining_clips(groups_of(policy, [scene.clip() for scene in scenes], num_rollouts, seed=seed), work)
     about = ["--steps", str(size.steps), "--seed", str(seed)]
-    places = {"--real": work / "real", "--work": work, "--out": heads}
+    places = {"--real": work / "real", "--work": work, "--out": discriminators}
     if num_rollouts:
         places["--generated"] = work / "generated"
     options = [str(part) for option in places.items() for part in option]
     subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
-    return heads
+    return discriminators
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
@@ -78,11 +80,11 @@ def write_video(path: Path, clip: Clip) -> None:
 
 
 @contextmanager
-def served(heads: Path, size: HeadsSize) -> Iterator[str]:
-    """grpc://HOST:PORT of a server with these heads on free ports, which knows no earlier run; ended afterwards."""
+def served(discriminators: Path, size: DiscriminatorsSize) -> Iterator[str]:
+    """grpc://HOST:PORT of a server with these discriminators on free ports, which knows no earlier run; ended afterwards."""
     with tempfile.TemporaryDirectory() as data:
         ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        options = ["--checkpoint", str(heads), "--data-dir", data, "--log-level", "warning"]
+        options = ["--checkpoint", str(discriminators), "--data-dir", data, "--log-level", "warning"]
         tracks = {"MOTION_REWARD_NUM_TRACKS": str(size.num_tracks)}
         with subprocess.Popen(
             [*SERVER, "serve", *ports, *options], stdout=subprocess.PIPE, text=True, env=os.environ | tracks

@@ -63,12 +63,12 @@ def _require(holds: bool, name: str, value: float, limit: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A clip's reward, the version of the discriminators that gave it, and the reward of each head by name."""
+    """A clip's reward, the version of the discriminators that gave it, and the reward of each discriminator by name."""
 
     reward: float
     version: str
-    heads: Mapping[str, float] = field(default_factory=dict)
-    clipped: bool = False  # at least one head's logit was beyond the bounds
+    discriminators: Mapping[str, float] = field(default_factory=dict)
+    clipped: bool = False  # at least one discriminator's logit was beyond the bounds
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):
@@ -122,8 +122,8 @@ class HybridLoss:
         return self.sft_term + self.aw_term
 
 
-def reward_table(groups: Sequence[GroupRewards], *, centre: str = "group", head: str | None = None) -> Tensor:
-    """Rewards [G,1+P] in float64, the real clip first, NaN where missing; of one `head` if it is named.
+def reward_table(groups: Sequence[GroupRewards], *, centre: str = "group", discriminator: str | None = None) -> Tensor:
+    """Rewards [G,1+P] in float64, the real clip first, NaN where missing; of one `discriminator` if it is named.
 
     Raises MixedVersions where rewards that will be compared come from different discriminator versions.
     """
@@ -131,7 +131,7 @@ def reward_table(groups: Sequence[GroupRewards], *, centre: str = "group", head:
         _check_versions(f"group {index}", [group])
     if centre == "batch":
         _check_versions("the batch", groups)
-    rows = [[_number(scored, head) for scored in (group.real, *group.rollouts)] for group in groups]
+    rows = [[_number(scored, discriminator) for scored in (group.real, *group.rollouts)] for group in groups]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -144,10 +144,10 @@ def _check_versions(what: str, groups: Iterable[GroupRewards]) -> None:
         )
 
 
-def _number(scored: Scored | None, head: str | None) -> float:
+def _number(scored: Scored | None, discriminator: str | None) -> float:
     if scored is None:
         return math.nan
-    return scored.reward if head is None else scored.heads.get(head, math.nan)
+    return scored.reward if discriminator is None else scored.discriminators.get(discriminator, math.nan)
 
 
 def advantages(rewards: Tensor, objective: Objective) -> Advantages:

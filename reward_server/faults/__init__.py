@@ -1,6 +1,6 @@
 """Motion faults of graded strength, applied to real clips.
 
-They are the negatives of pretraining and the rungs of the sanity ladder. `degrade` takes a clip that is
+They are the negatives of pretraining and the rungs of the sanity ladder. `with_fault` takes a clip that is
 already sampled at the rate it will be scored at; distances scale with the short side of its frames, and
 for one seed the same random pattern is used at every strength, only stronger. The first frame, which an
 image-to-video model was given, stays as it is in every fault; T, H and W always do.
@@ -14,10 +14,10 @@ from collections.abc import Callable
 import numpy as np
 
 from protos.types import Clip
-from reward_server.degradations import spatial, temporal
-from reward_server.degradations.interpolation import time_remap
+from reward_server.faults import spatial, temporal
+from reward_server.faults.interpolation import time_remap
 
-__all__ = ["NAMES", "STRENGTHS", "degrade", "time_remap"]
+__all__ = ["NAMES", "STRENGTHS", "with_fault", "time_remap"]
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 MIN_FRAMES = 4  # fewer cannot hold a stretch, a jump and a shuffle
@@ -41,19 +41,19 @@ FAULTS: dict[str, Fault] = {
 NAMES: tuple[str, ...] = tuple(FAULTS)
 
 
-def degrade(clip: Clip, name: str, strength: float, seed: int) -> Clip:
+def with_fault(clip: Clip, name: str, strength: float, seed: int) -> Clip:
     """The clip with fault `name` (one of NAMES) at `strength` in (0,1]; the same seed gives the same clip.
 
     Raises ValueError for an unknown name, a strength out of range, a negative seed, or a clip under
     MIN_FRAMES frames or MIN_SIDE_PX pixels.
     """
     if name not in FAULTS:
-        raise ValueError(f"no degradation named {name!r}; choose one of {', '.join(NAMES)}")
+        raise ValueError(f"no fault named {name!r}; choose one of {', '.join(NAMES)}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength of {name} must be in (0, 1], got {strength}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     num_frames, _, height, width = clip.frames.shape
     if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
-        raise ValueError(f"{clip} is too small to degrade: it needs {MIN_FRAMES} frames of {MIN_SIDE_PX} px a side")
+        raise ValueError(f"{clip} is too small for a fault: it needs {MIN_FRAMES} frames of {MIN_SIDE_PX} px a side")
     return FAULTS[name](clip, float(strength), np.random.default_rng([seed, zlib.crc32(name.encode())]))

@@ -1,6 +1,6 @@
-"""Training a head from cached motion features: BCE with logits, real 1, the rest 0 (SHIFT, Eq. 7).
+"""Training a discriminator from cached motion features: BCE with logits, real 1, the rest 0 (SHIFT, Eq. 7).
 
-The two heads share no weights and no features, so each trains on its own, in a process of its own
+The two discriminators share no weights and no features, so each trains on its own, in a process of its own
 where there are cores for it. A step takes views of one shape; of each view the real clip and a few
 of its negatives; of each clip a fresh subset of tracks or frame pairs. Scores are made with an
 exponential moving average of the weights; the best one by its held-out figures is kept, and training stops
@@ -30,19 +30,19 @@ from reward_server.errors import BadRequest
 from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
 from reward_server.profiles import Profile
-from reward_server.profiles.heads import new_heads
+from reward_server.profiles.discriminators import new_discriminators
 from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.symmetry import PLAIN, Symmetry
 
-HeadName = Literal["instantaneous", "long_term"]
-HEADS: tuple[HeadName, ...] = ("instantaneous", "long_term")
+DiscriminatorName = Literal["instantaneous", "long_term"]
+DISCRIMINATORS: tuple[DiscriminatorName, ...] = ("instantaneous", "long_term")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a head is trained; decay, betas and clipping are the paper's, sizes fit a laptop."""
+    """How a discriminator is trained; decay, betas and clipping are the paper's, sizes fit a laptop."""
 
     steps: int = 3600
     views_per_step: int = 6
@@ -67,7 +67,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How well a head tells held-out real clips from their negatives."""
+    """How well a discriminator tells held-out real clips from their negatives."""
 
     auc: float
     pairs: float  # share of (real, its negative) pairs ordered right: the AUC within a view
@@ -78,12 +78,12 @@ class HeldOut:
         return (self.auc + self.pairs) / 2
 
 
-class HeadTrainer:
-    """One head, its average and its optimizer; one instance is one training run, kept in `folder`."""
+class DiscriminatorTrainer:
+    """One discriminator, its average and its optimizer; one instance is one training run, kept in `folder`."""
 
     def __init__(
         self,
-        name: HeadName,
+        name: DiscriminatorName,
         profile: Profile,
         cache: FeatureCache,
         config: TrainingConfig,
@@ -94,10 +94,15 @@ class HeadTrainer:
         torch.manual_seed(config.seed)
         self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
         self.device = device
-        self.head: nn.Module = dict(zip(HEADS, new_heads(profile), strict=True))[name].to(device)
-        self.average = copy.deepcopy(self.head).eval().requires_grad_(False)
+        self.discriminator: nn.Module = dict(zip(DISCRIMINATORS, new_discriminators(profile), strict=True))[name].to(
+            device
+        )
+        self.average = copy.deepcopy(self.discriminator).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.discriminator.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
         )
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(step, config))
         self.step, self.best, self.best_step = 0, -1.0, 0
@@ -124,7 +129,7 @@ class HeadTrainer:
         return self.best
 
     def evaluate(self, views: Sequence[View]) -> HeldOut:
-        """Held-out figures of the averaged head."""
+        """Held-out figures of the averaged discriminator."""
         logits = {sample.key: self.logit(sample) for sample in clips_of(views).values()}
         real = [logits[view.real.key] for view in views]
         fake = [[logits[sample.key] for sample in view.negatives] for view in views]
@@ -133,7 +138,7 @@ class HeadTrainer:
 
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:
-        """The averaged head's logit on the first tracks, or every cached pair, of one clip."""
+        """The averaged discriminator's logit on the first tracks, or every cached pair, of one clip."""
         if self.name == "instantaneous":
             inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
         else:
@@ -150,10 +155,10 @@ class HeadTrainer:
             share = self._loss(batch[part], symmetry, rng) * (len(batch[part]) / len(batch))
             share.backward()  # type: ignore[no-untyped-call]
             loss += float(share.detach())
-        norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.schedule.step()
-        update_average(self.average, self.head, min(self.config.ema, (1 + self.step) / (10 + self.step)))
+        update_average(self.average, self.discriminator, min(self.config.ema, (1 + self.step) / (10 + self.step)))
         self.step += 1
         return {"loss": loss, "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
 
@@ -163,7 +168,7 @@ class HeadTrainer:
         negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
         inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
         with fast_forward(bf16=self.config.bf16, device=self.device):
-            logits = self.head(inputs).float()
+            logits = self.discriminator(inputs).float()
         owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
         loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
         return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
@@ -206,7 +211,7 @@ class HeadTrainer:
 
     def _state(self) -> dict[str, object]:
         return {
-            "head": self.head.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.last_epoch,
@@ -227,7 +232,7 @@ class HeadTrainer:
         ours, theirs = (config | anything for config in (asdict(self.config), state["config"]))
         if (theirs, state.get("clips")) != (ours, self._clips):
             raise BadRequest(f"{self.folder} holds a run on other clips or settings; give another --work or delete it")
-        self.head.load_state_dict(state["head"])
+        self.discriminator.load_state_dict(state["discriminator"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]

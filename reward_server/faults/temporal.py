@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
-from reward_server.degradations.interpolation import time_remap
+from reward_server.faults.interpolation import time_remap
 
 Indices = NDArray[np.int64]
 

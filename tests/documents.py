@@ -40,6 +40,15 @@ class Document:
         """The text without fenced blocks."""
         return FENCE.sub("", self.text)
 
+    @property
+    def current(self) -> str:
+        """The prose without the first column of tables from `before` to `now`: names that are gone."""
+        kept, gone = [], False
+        for line in self.prose.splitlines():
+            gone = line.startswith("| before ") or (gone and line.startswith("|"))
+            kept.append(line.partition("|")[2].partition("|")[2] if gone else line)
+        return "\n".join(kept)
+
     def blocks(self, language: str) -> list[Block]:
         """Every fenced block of a language, in order."""
         found = (Block(language=kind, text=text, marked=bool(mark)) for mark, kind, text in FENCE.findall(self.text))

@@ -23,7 +23,7 @@ LOCK = Path(__file__).parent / "requirements.lock"
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 HEADER = """\
-# Versions for deployments: pip install -c docker/requirements.lock 'motion-reward[server,trainer]'
+# Versions for deployments: pip install -c docker/requirements.lock '.[server,trainer]'
 # Written by `make lock` under Python {python}. Packages of CUDA are not listed: torch's build chooses them.
 """
 

@@ -1,71 +1,84 @@
-# Set-up and the two everyday commands: `make demo` and `make test`. Everything lives in $(VENV).
-# PIP_ARGS goes to pip, for instance to take CPU-only torch wheels from an index of your choice.
+# `make demo` and `make test` are the whole set-up: both create the virtual environment first. `make help` lists the rest.
+#
+# PIP_ARGS goes to every pip, for instance to take CPU-only torch wheels from another index.
 
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 DATA ?= data
 PROOF ?= runs/proof
-# Processes that share out the test files.
+# Processes that run the test files.
 TEST_JOBS ?= 2
 SEED ?= 0
 
-.PHONY: demo test stack-test lint weights proof proof-smoke proof-rewards proof-motion proto clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs lock proto weights proof proof-smoke proof-rewards proof-motion stack-test clean
 
-demo: $(VENV)/.server
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.server ## Set up .venv, score a real clip and faulty copies of it, and take a few training steps. KEEP=1 keeps the server.
 	$(BIN)/python -m experiments.demo $(if $(KEEP),--keep)
 
-test: lint
+test: lint ## Set up .venv, lint, type-check and run all tests. PYTEST_ARGS goes to pytest.
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-# The stack of compose.yaml on a real Docker engine: no venv, only Python and Docker with Compose.
-stack-test:
-	PIP_ARGS="$(PIP_ARGS)" $(PYTHON) docker/stack_test.py $(if $(KEEP),--keep)
-
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## Run ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The shipped weights, from data that anyone can get by package name. About two hours on two cores.
-weights: $(VENV)/.dev
+docs: $(VENV)/.dev ## Write the generated tables of docs/ anew: settings and errors.
+	$(BIN)/python docs/tables.py
+
+lock: $(VENV)/.dev ## Write docker/requirements.lock from the versions installed in .venv.
+	$(BIN)/python docker/lock.py
+
+# The generated stubs are committed; a test compares them with reward.proto.
+proto: $(VENV)/.dev ## Generate the Python stubs of protos/reward.proto.
+	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--python_out=. --grpc_python_out=. --mypy_out=. protos/reward.proto
+
+# All data come from packages that anyone can download by name.
+weights: $(VENV)/.dev ## Train the shipped weights from packaged data: about two hours on two cores.
 	$(BIN)/python -m experiments.recipe clips --out $(DATA)/clips
 	$(BIN)/python -m experiments.recipe stills --out $(DATA)/stills --photos $(DATA)/clips/photos --num 132
 	$(BIN)/python -m experiments.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 120
 	$(BIN)/motion-reward pretrain --real $(DATA)/clips --real $(DATA)/stills --real $(DATA)/scenes \
 		--steps 7200 --work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
 
-# SHIFT on a toy base, from scratch: experiments/proof/plan.md says what is claimed, experiments/proof/RESULTS.md what came out.
-# It resumes in $(PROOF). The smoke run has the same arms and the same last line, and counts too small to mean anything.
-# proof-rewards asks whether learned rewards point the right way (Level 2), proof-motion the paper's question (Level 3).
-proof: $(VENV)/.dev
+# The claims are in experiments/proof/plan.md. A run resumes in $(PROOF).
+proof: $(VENV)/.dev ## Train a toy model with SHIFT against known rewards (Level 1): about an hour per SEED.
 	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED)
 
-proof-smoke: $(VENV)/.dev
+proof-smoke: $(VENV)/.dev ## Run the code of `make proof` in minutes, at a size too small for results.
 	rm -rf $(PROOF)/smoke-$(SEED)
 	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
 
-proof-rewards: $(VENV)/.dev
+proof-rewards: $(VENV)/.dev ## Measure whether learned rewards rank toy rollouts by their motion (Level 2).
 	$(BIN)/python -m experiments.proof rewards --out $(PROOF) --seed $(SEED)
 
-proof-motion: $(VENV)/.dev
+proof-motion: $(VENV)/.dev ## Ask the paper's question on a toy: is lost motion restored? (Level 3)
 	$(BIN)/python -m experiments.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
 
-# The generated stubs are committed; a test holds them to reward.proto.
-proto: $(VENV)/.dev
-	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
-		--python_out=. --grpc_python_out=. --mypy_out=. protos/reward.proto
+# Needs no virtual environment, only Python and Docker with Compose.
+stack-test: ## Build the Docker stack, score, scale, kill a worker, train, and remove it again.
+	PIP_ARGS="$(PIP_ARGS)" $(PYTHON) docker/stack_test.py $(if $(KEEP),--keep)
 
 $(VENV)/.server: pyproject.toml
+	@echo "[1/2] Creating $(VENV) with $(PYTHON) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server,trainer]'
+	$(PIP) install --quiet --upgrade pip
+	@echo "[2/2] Installing the server and the trainer into $(VENV). Torch is large: this takes 2 to 15 minutes."
+	$(PIP) install --progress-bar on $(PIP_ARGS) -e '.[server,trainer]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.server
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[server,trainer,dev]'
+	@echo "Installing the tools for development into $(VENV): about a minute ..."
+	$(PIP) install --progress-bar on $(PIP_ARGS) -e '.[server,trainer,dev]'
 	touch $@
 
-clean:
+clean: ## Remove .venv and what was built.
 	rm -rf $(VENV) build *.egg-info

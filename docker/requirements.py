@@ -1,6 +1,9 @@
-"""pyproject.toml -> torch.txt, server.txt and trainer.txt: what the images install before our own code.
+"""pyproject.toml and requirements.lock -> what each image installs before our own code.
 
-Runs in the build of docker/Dockerfile, so that a change of the code keeps the layers of its dependencies.
+    python requirements.py pyproject.toml requirements.lock FOLDER
+
+writes FOLDER/NAME/requirements.txt and FOLDER/NAME/constraints.txt for the names torch, server and trainer. It runs in
+the build of docker/Dockerfile. A layer reads its own folder only, so other changes leave the layer in the cache.
 """
 
 from __future__ import annotations
@@ -14,14 +17,22 @@ TORCH = re.compile(r"torch(vision)?\b")
 
 
 def requirements(pyproject: Path) -> dict[str, list[str]]:
-    """By file name; `torch` is the part of the others that comes from an index of its own."""
+    """Requirements by name. Those of `torch` are also in `server` and may come from another package index."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
     images = {name: [*project["dependencies"], *extras[name]] for name in ("server", "trainer")}
     return {"torch": [line for line in images["server"] if TORCH.match(line)], **images}
 
 
+def constraints(lock: Path, name: str) -> list[str]:
+    """The lock's `package==version` lines whose comment names `name`."""
+    pins = (line.partition("#") for line in lock.read_text().splitlines() if not line.startswith("#"))
+    return [pin.strip() for pin, _, images in pins if name in images.split()]
+
+
 if __name__ == "__main__":
-    source, folder = map(Path, sys.argv[1:])
-    for name, lines in requirements(source).items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    project_file, lock_file, folder = map(Path, sys.argv[1:])
+    for image, lines in requirements(project_file).items():
+        (folder / image).mkdir(parents=True, exist_ok=True)
+        (folder / image / "requirements.txt").write_text("\n".join(lines) + "\n")
+        (folder / image / "constraints.txt").write_text("\n".join(constraints(lock_file, image)) + "\n")

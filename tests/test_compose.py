@@ -165,7 +165,7 @@ def test_images_come_from_one_base_and_need_no_other_frontend() -> None:
 def test_a_layer_hangs_on_its_own_requirements_alone(stage: str) -> None:
     """With all of them mounted, a new dependency of the trainer fetched torch again for both images."""
     sources = re.findall(r"from=requirements,source=([^,]+),", stages()[stage])
-    assert sources == [f"/requirements/{stage}.txt"]
+    assert sources == [f"/requirements/{stage}"]
 
 
 @pytest.mark.parametrize("target", ["server", "trainer"])
@@ -188,11 +188,15 @@ def test_the_build_gets_what_it_copies_and_nothing_else() -> None:
 
 
 def test_an_image_installs_its_extra_and_torch_before(tmp_path: Path) -> None:
-    script = str(ROOT / "docker" / "requirements.py")
-    subprocess.run([sys.executable, script, str(ROOT / "pyproject.toml"), str(tmp_path)], check=True)
-    written = {path.stem: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    script, lock = (str(ROOT / "docker" / name) for name in ("requirements.py", "requirements.lock"))
+    subprocess.run([sys.executable, script, str(ROOT / "pyproject.toml"), lock, str(tmp_path)], check=True)
+    written = {path.name: (path / "requirements.txt").read_text().splitlines() for path in tmp_path.iterdir()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in ("server", "trainer"):
         assert written[name] == [*project["dependencies"], *project["optional-dependencies"][name]]
     assert [re.split(r"\W", line)[0] for line in written["torch"]] == ["torch", "torchvision"]
     assert set(written["torch"]) < set(written["server"])
+    pins = {path.name: set((path / "constraints.txt").read_text().split()) for path in tmp_path.iterdir()}
+    assert {pin.partition("==")[0] for pin in pins["torch"]} >= {"torch", "torchvision", "numpy"}
+    assert pins["torch"] < pins["server"]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[^+]+", pin) for image in pins.values() for pin in image)

@@ -1,0 +1,140 @@
+"""Write the generated tables of docs/serving.md anew: `make docs`, or `python docs/tables.py`.
+
+Settings come from reward_server/settings.py, errors from reward_server/errors.py. A test compares the file with what
+this program would write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from reward_server.errors import (
+    DeadlinePassed,
+    InvalidClip,
+    RewardServerError,
+    ScoringFailed,
+    VersionNotServed,
+    door,
+    outcome_kind,
+)
+from reward_server.settings import MIB, PREFIX, Settings
+
+SERVING = Path(__file__).parent / "serving.md"
+UNPROVEN = {"compile"}  # settings that stay out of the table until they are proven on a GPU
+FIRST_OF_SECTION = {
+    "profile": "What is served",
+    "reward_min": "Rewards",
+    "max_bytes": "Limits of clips and requests",
+    "http": "HTTP, gRPC and logs",
+    "redis_url": "Queue",
+    "feature_max_clips": "Refresh",
+    "batch_jobs": "Batches",
+}
+COMPUTED = {"data_dir": "`$XDG_DATA_HOME/motion-reward` or `~/.local/share/motion-reward`"}
+
+CLIP_ERRORS = (InvalidClip, DeadlinePassed, ScoringFailed, VersionNotServed)
+"""What may end one clip while the rest of its request goes on."""
+
+MEANINGS = {
+    "invalid_clip": "The clip cannot be scored. Sending it again will not help. The next six codes say why.",
+    "empty_payload": "The clip has no bytes.",
+    "clip_too_large": "Too many bytes, frames, pixels or seconds.",
+    "clip_too_short": "Too few frames after sampling at the profile's rate.",
+    "unreadable_clip": "Not a video, truncated, without a video stream, or nothing can be decoded.",
+    "decode_too_slow": "Decoding took longer than `MOTION_REWARD_MAX_DECODE_S`.",
+    "bad_tensor": "The tensor's declaration or values break the [tensor format](formats.md#tensors).",
+    "deadline_passed": "The deadline passed first. In a synchronous call: no reward in time, and the job goes on.",
+    "overloaded": "The queue is full and nothing of the request was queued. Retry after the stated seconds.",
+    "scoring_failed": "The server failed on this clip.",
+    "non_finite_logit": "A discriminator returned NaN or infinity.",
+    "attempts_exhausted": "Every worker that tried this clip died.",
+    "version_not_served": "The pinned discriminator version is no longer kept.",
+    "version_conflict": "The clip's group is already judged by another version than the pinned one.",
+    "bad_request": "The request itself is malformed. The message names the field.",
+    "request_too_large": "The clips of the request are too many bytes together.",
+    "unsupported_media": "The content type is neither a video nor safetensors.",
+    "unknown_job": "There is no such job, or its result has expired.",
+    "idempotency_conflict": "The idempotency key was used for a different submission.",
+    "not_ready": "No Redis, or no live worker with loaded weights.",
+    "refresh_error": "The refresh published no version. The next five codes say why. The old version still serves.",
+    "unknown_run": "The server keeps no clips of this run.",
+    "too_few_clips": "One origin has fewer clips than `MOTION_REWARD_REFRESH_MIN_CLIPS`.",
+    "refresh_running": "Another refresh of this run is under way.",
+    "refresh_rejected": "The newly trained weights are unfit, for instance not finite.",
+    "refresh_failed": "The server failed during the refresh.",
+    "reward_server_error": "The server failed on this request. Its log has the request id.",
+}
+
+
+def settings_table() -> str:
+    """Every setting by section: variable, default, meaning."""
+    parts: list[str] = []
+    for name, field in Settings.model_fields.items():
+        if name in FIRST_OF_SECTION:
+            parts.append(f"\n**{FIRST_OF_SECTION[name]}**\n\n| variable | default | meaning |\n|---|---|---|\n")
+        if name not in UNPROVEN:
+            parts.append(f"| `{PREFIX}{name.upper()}` | {_default(name, field)} | {_meaning(field)} |\n")
+    return "".join(parts).lstrip()
+
+
+def _default(name: str, field: Any) -> str:
+    if name in COMPUTED:
+        return COMPUTED[name]
+    value = field.default
+    assert value is not PydanticUndefined, f"{name} has no default; add it to COMPUTED"
+    if value is None:
+        return "none"
+    if name.endswith("_bytes"):
+        return f"`{value}` ({value // MIB} MiB)"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _meaning(field: Any) -> str:
+    """The description, and the values there are to choose from."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    told = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+    return f"{field.description}{told}"
+
+
+def errors_table() -> str:
+    """Every error code in the order of the tree: outcome of a clip, HTTP status, gRPC code, meaning."""
+    rows = [
+        f"| `{code}` | {_outcome(error)} | {door(error).http} | {door(error).grpc} | {MEANINGS[code]} |\n"
+        for error in errors()
+        for code in [str(error.code)]
+    ]
+    return "| code | outcome of a clip | HTTP | gRPC | meaning |\n|---|---|---|---|---|\n" + "".join(rows)
+
+
+def errors(kind: type[RewardServerError] = RewardServerError) -> Iterator[RewardServerError]:
+    """One of each error below `kind`, then one of `kind` itself where it is the root."""
+    for below in kind.__subclasses__():
+        if below.__module__ != RewardServerError.__module__:
+            continue  # of an experiment
+        yield below.__new__(below)
+        yield from errors(below)
+    if kind is RewardServerError:
+        yield kind.__new__(kind)
+
+
+def _outcome(error: RewardServerError) -> str:
+    return f"`{outcome_kind(error).value}`" if isinstance(error, CLIP_ERRORS) else "the request fails"
+
+
+def generated(text: str) -> str:
+    """The document with its tables written anew between their markers."""
+    for name, table in (("settings", settings_table()), ("errors", errors_table())):
+        begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->"
+        parts = re.split(f"({re.escape(begin)}).*?({re.escape(end)})", text, flags=re.S)
+        assert len(parts) == 4, f"{SERVING} must have one place for the table of {name}"
+        text = f"{parts[0]}{begin}\n{table}\n{end}{parts[3]}"
+    return text
+
+
+if __name__ == "__main__":
+    SERVING.write_text(generated(SERVING.read_text()))

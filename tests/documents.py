@@ -1,0 +1,79 @@
+"""The project's documents as values for tests: their prose, code blocks, commands, links and headings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FURNITURE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "reward_server/weights/MODEL_CARD.md")
+NOT_RUN = "<!-- not run:"
+FENCE = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w*)\n(.*?)^```$", flags=re.M | re.S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block: its language, its text, and whether the document marks it as not run."""
+
+    language: str
+    text: str
+    marked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(ROOT))
+
+    @property
+    def text(self) -> str:
+        return self.path.read_text()
+
+    @property
+    def prose(self) -> str:
+        """The text without fenced blocks."""
+        return FENCE.sub("", self.text)
+
+    @property
+    def current(self) -> str:
+        """The prose without the first column of tables from `before` to `now`: names that are gone."""
+        kept, gone = [], False
+        for line in self.prose.splitlines():
+            gone = line.startswith("| before ") or (gone and line.startswith("|"))
+            kept.append(line.partition("|")[2].partition("|")[2] if gone else line)
+        return "\n".join(kept)
+
+    def blocks(self, language: str) -> list[Block]:
+        """Every fenced block of a language, in order."""
+        found = (Block(language=kind, text=text, marked=bool(mark)) for mark, kind, text in FENCE.findall(self.text))
+        return [block for block in found if block.language == language]
+
+    def commands(self) -> Iterator[list[str]]:
+        """Words of each command in the `sh` blocks; `$CONFIG` is replaced by what the block sets it to."""
+        for block in self.blocks("sh"):
+            text = re.sub(r"\\\n", " ", block.text)
+            config = re.search(r'^CONFIG="([^"]*)"', text, flags=re.M)
+            for line in text.replace("$CONFIG", config[1] if config else "$CONFIG").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield [word for word in words if word != "&"]
+
+    def links(self) -> list[str]:
+        """Targets of links and images that are no URLs."""
+        return re.findall(r"\]\((?!https?:)([^)\s]+)\)", self.prose)
+
+    def anchors(self) -> set[str]:
+        """What `#...` can name: the headings, as code hosts write them."""
+        headings = re.findall(r"^#+ (.+)$", self.prose, flags=re.M)
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def documents() -> list[Document]:
+    """README, the rest of the furniture and every page of docs/."""
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    return [Document(path=path) for path in (*(ROOT / name for name in FURNITURE), *pages)]

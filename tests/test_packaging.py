@@ -1,0 +1,57 @@
+"""What is installed and what a deployment pins: the packages of the wheel, and docker/requirements.lock."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from setuptools import find_packages
+
+ROOT = Path(__file__).parent.parent
+LOCK = (ROOT / "docker" / "requirements.lock").read_text()
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(re.findall(r"^([a-z0-9-]+)==(\S+)  # [a-z ]+$", LOCK, flags=re.M))
+TOP_LEVEL = {"protos", "reward_server", "trainer"}
+LOCKED_EXTRAS = ("server", "trainer")
+
+
+def locked_requirements() -> list[str]:
+    """Those that hold on the images: Python 3.11 on x86-64 Linux."""
+    image = {"python_version": "3.11", "sys_platform": "linux", "platform_machine": "x86_64"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    lines = {*PROJECT["project"]["dependencies"], *(line for name in LOCKED_EXTRAS for line in extras[name])}
+    return sorted(line for line in lines if (marker := Requirement(line).marker) is None or marker.evaluate(image))
+
+
+@pytest.mark.parametrize("line", locked_requirements())
+def test_the_lock_satisfies_a_requirement(line: str) -> None:
+    requirement = Requirement(line)
+    version = PINS[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version, prereleases=True), f"{line} is locked at {version}; run `make lock`"
+
+
+def test_the_lock_holds_versions_alone() -> None:
+    """No index, no path, no local build of torch, no package of CUDA, and nothing that only development needs."""
+    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(PINS)
+    assert all(Version(version).local is None for version in PINS.values())
+    assert not [name for name in PINS if re.match(r"(nvidia|cuda)-|triton$", name)]
+    assert not PINS.keys() & {"pytest", "mypy", "ruff", "motion-reward"}
+
+
+def test_the_wheel_holds_the_three_packages_alone() -> None:
+    find = PROJECT["tool"]["setuptools"]["packages"]["find"]
+    found = find_packages(str(ROOT), include=find["include"])
+    assert {name.partition(".")[0] for name in found} == TOP_LEVEL
+    folders = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for top in TOP_LEVEL
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(found) == folders

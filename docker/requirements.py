@@ -1,6 +1,6 @@
-"""pyproject.toml -> torch.txt, server.txt and trainer.txt: what the images install before our own code.
+"""Writes torch.txt, server.txt and trainer.txt from pyproject.toml: what the images install before our own code.
 
-Runs in the build of docker/Dockerfile, so that a change of the code keeps the layers of its dependencies.
+docker/Dockerfile runs this in its build. A change of our code then keeps the cached layers of the dependencies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TORCH = re.compile(r"torch(vision)?\b")
 
 
 def requirements(pyproject: Path) -> dict[str, list[str]]:
-    """By file name; `torch` is the part of the others that comes from an index of its own."""
+    """Requirements of each file, by name. `torch` holds those of the others that come from TORCH_INDEX."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
     images = {name: [*project["dependencies"], *extras[name]] for name in ("server", "trainer")}

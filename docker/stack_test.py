@@ -197,10 +197,8 @@ def train(stack: Stack, report: Report) -> None:
     with tarfile.open(fileobj=io.BytesIO(stack.client("clips", str(NUM_CLIPS)))) as archive:
         archive.extractall(stack.environment["TRAIN_DATA"], filter="data")
     before = stack.told("counts")
-    one_thread = (
-        "-e",
-        "OMP_NUM_THREADS=1",
-    )  # more threads do not help toy tensors, and slow them down on a busy machine
+    # More threads do not help toy tensors, and on a busy machine they slow the run down.
+    one_thread = ("-e", "OMP_NUM_THREADS=1")
     said = stack.compose("--profile", "train", "run", "--rm", "-T", *one_thread, "trainer").decode()
     expect(
         f"trained {BUFFERS * BUFFER_CLIPS} steps" in said,

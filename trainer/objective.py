@@ -33,7 +33,7 @@ class Objective:
     weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A): A, exp(A / beta) or 1 (plain replay)
     beta: float = 1.0  # temperature of `exp`
     pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages; `linear` only
-    neg_adv_lambda: float = 1.0  # the same on negative ones; 0: learn from good rollouts, ignore bad ones
+    neg_adv_lambda: float = 1.0  # the same on negative ones; 0: rollouts below the mean do not count
     asymmetric: bool = False  # add the real clip's own advantage to its weight
     adv_clip: float = 10.0  # rollouts' advantages are clipped to [-adv_clip, adv_clip], real clips' to [0, adv_clip]
     centre: Literal["group", "batch"] = "group"  # the mean reward to subtract: the group's or the batch's rollouts
@@ -160,8 +160,8 @@ def _number(scored: Scored | None, discriminator: str | None) -> float:
 def advantages(rewards: Tensor, objective: Objective) -> Advantages:
     """Subtract the rollouts' mean from rewards [G,1+P] (see `reward_table`), and clip.
 
-    `objective.centre` says whose mean: the group's rollouts or all rollouts. Without any rewarded rollout there is no
-    mean, and the advantages are NaN.
+    `objective.centre` chooses the mean: over the rollouts of the group or of all groups. Without any rewarded rollout
+    there is no mean, and the advantages are NaN.
     """
     real, rollouts = rewards[:, 0], rewards[:, 1:]
     pool = rollouts if objective.centre == "group" else rollouts.reshape(1, -1)

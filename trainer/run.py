@@ -70,9 +70,8 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
     """
     accelerator = open_accelerator(config)
     config.steps_per_pass(accelerator.num_processes)
-    torch.manual_seed(
-        derived_seed(config.seed, "process", accelerator.process_index)
-    )  # for code that uses the global generator
+    # The trainer draws from generators of its own (seeds.py). This is for code that uses the global one.
+    torch.manual_seed(derived_seed(config.seed, "process", accelerator.process_index))
     run_id = from_main(accelerator, partial(_kept_run_id, config) if accelerator.is_main_process else None)
     policy = policy or open_policy(config, accelerator)
     clips = Clips(
@@ -110,7 +109,7 @@ def open_accelerator(config: Config) -> Accelerator:
     """Accelerate with `config.threads`, on the CPU if `config.device` says so.
 
     Otherwise `accelerate launch` chooses the devices and the number of processes. Raises ConfigError if Accelerate is
-    configured for something that this trainer does not support, or a logger is not installed.
+    configured for something that this trainer does not support, or if Weights & Biases is enabled but not installed.
     """
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
@@ -123,9 +122,8 @@ def open_accelerator(config: Config) -> Accelerator:
         torch.set_num_threads(config.threads)
     fsdp = _fsdp() if _engine("FSDP") else None
     zero = zero_plugin(config) if _engine("DEEPSPEED") else None
-    longest_wait_s = (
-        config.rewards.max_outage_s + config.refresh.timeout_s
-    )  # while one process waits for the server, the others wait for it
+    # While one process waits for the reward server, the others wait for that process.
+    longest_wait_s = config.rewards.max_outage_s + config.refresh.timeout_s
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         fsdp_plugin=fsdp,

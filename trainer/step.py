@@ -30,7 +30,7 @@ from trainer.zero import uses_zero
 def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor, progress: Progress) -> None:
     """Take one optimizer step on B groups. `real` [B] and `rollouts` [B,P] are their advantages, NaN where unknown.
 
-    Raises Diverged, before the weights change, if the gradient norm is not finite.
+    Raises Diverged if the gradient norm is not finite. Such a step is not saved in a checkpoint.
     """
     config, accelerator, step = run.config, run.accelerator, progress.step
     probed = every(config.logs.every_steps, step)

@@ -18,7 +18,7 @@ from protos.types import Clip
 from trainer.measures.tracks import SHORT_SIDE_PX, gray
 
 SAMPLE_FPS = 8.0
-TOP_SHARE = 0.05  # share of a pair's pixels that counts: the fastest
+TOP_SHARE = 0.05  # share of a pair's pixels that is measured: those with the largest flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class DynamicDegree:
     """How much a clip moves.
 
     `flow_px` is the flow of the fastest 5 % of pixels, averaged over pairs of frames, in pixels of a clip whose shorter
-    side is 256. `dynamic` is VBench's yes or no.
+    side is 256. `dynamic` is VBench's boolean.
     """
 
     flow_px: float

@@ -19,7 +19,7 @@ from trainer.errors import TrainerError
 
 
 class PolicyError(TrainerError, ValueError):
-    """A policy cannot use its base or an input. The message names the value, the limit and the next step."""
+    """A policy cannot use its settings, base or input. The message names the value, the limit and the next step."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

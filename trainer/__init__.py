@@ -1,1 +1,1 @@
-"""The training client. It knows the reward server only through `protos`."""
+"""The training client: SHIFT fine-tuning of image-to-video models. It uses the reward server only through `protos`."""

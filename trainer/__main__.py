@@ -1,6 +1,7 @@
-"""The command line: `python -m trainer train | rollout | evaluate`, each with `--config` and `key=value` overrides.
+"""The command line: `python -m trainer train | rollout | evaluate`.
 
-Settings are printed with `--print-config`, in a form that `--config` reads.
+Each command takes `--config` and overrides `section.key=value`. `train --print-config` prints the whole configuration
+as YAML, which `--config` can read back.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ app = typer.Typer(help="SHIFT: fine-tune an image-to-video model with motion rew
 
 ConfigSource = Annotated[str | None, typer.Option("--config", help="A preset (tiny, svd, wan) or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, for instance seed=1.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as YAML and end.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; none: the latest of the run in `out`.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as YAML and exit.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder. Default: the latest of the run in `out`.")]
 
 
 @app.command()
 def train(*, config: ConfigSource = None, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
-    """Train; the same `out` resumes. Several processes: accelerate launch (GPUs) or torchrun (CPUs) with -m trainer."""
-    from trainer.config import load, to_yaml  # noqa: PLC0415 - diffusers takes its time; --help need not wait
+    """Train a policy, or resume the run in `out`.
+
+    For several processes, start it with accelerate launch (GPUs) or torchrun (CPUs) and -m trainer.
+    """
+    from trainer.config import load, to_yaml  # noqa: PLC0415 - diffusers is slow to import; --help should not wait
 
     settings = load(config, overrides or ())
     if print_config:
@@ -34,26 +38,31 @@ def train(*, config: ConfigSource = None, overrides: Overrides = None, print_con
     from trainer.train import run_training  # noqa: PLC0415
 
     progress = run_training(settings)
-    by = f"; evaluate.discriminator_version={progress.version} judges by its last rewards" * settings.refresh.enabled
-    typer.echo(f"trained {progress.step} steps; checkpoints and samples are in {settings.out}{by}")
+    message = f"trained {progress.step} steps; checkpoints and samples are in {settings.out}"
+    if settings.refresh.enabled:
+        message += f"; to evaluate with the last discriminators, set evaluate.discriminator_version={progress.version}"
+    typer.echo(message)
 
 
 @app.command()
 def rollout(
     *,
-    to: Annotated[Path, typer.Option(help="Folder for the clips and rollouts.jsonl, which lists them.")],
+    to: Annotated[Path, typer.Option(help="Folder for the clips and for rollouts.jsonl, which lists them.")],
     real_to: Annotated[
-        Path | None, typer.Option(help="Folder for their real clips as the policy sees them, under the same names.")
+        Path | None,
+        typer.Option(help="Folder for the matching real clips, in the policy's size and length, under the same names."),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; none: the base itself.")] = None,
-    lossless: Annotated[bool, typer.Option(help="Write .safetensors tensor clips, not mp4.")] = False,
-    split: Annotated[Literal["train", "held_out"], typer.Option(help="Whose first frames.")] = "train",
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder. Default: the base model itself.")] = None,
+    lossless: Annotated[bool, typer.Option(help="Write clips as .safetensors tensors instead of mp4.")] = False,
+    split: Annotated[
+        Literal["train", "held_out"], typer.Option(help="Data split that first frames come from.")
+    ] = "train",
     config: ConfigSource = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write rollouts of a policy as clips: evaluate.num_clips first frames, evaluate.per_clip rollouts of each.
+    """Write rollouts of a policy as clips: evaluate.per_clip rollouts of each of evaluate.num_clips first frames.
 
-    With --real-to they are pairs for `motion-reward pretrain --real REAL_TO --generated TO`.
+    With --real-to it also writes the matching real clips, for `motion-reward pretrain --real REAL_TO --generated TO`.
     """
     from trainer.config import load  # noqa: PLC0415
     from trainer.evaluate import write_rollouts  # noqa: PLC0415
@@ -71,9 +80,10 @@ def evaluate(
     config: ConfigSource = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare a checkpoint with its base on held-out first frames; the last line is the summary in JSON.
+    """Compare a checkpoint with its base on held-out first frames. The last line is the summary as JSON.
 
-    Rewards per discriminator, dynamic degree, speeds and accelerations along point tracks, with 95 % intervals.
+    It reports rewards per discriminator, dynamic degree, and speeds and accelerations along point tracks, with 95 %
+    intervals.
     """
     from trainer.config import load  # noqa: PLC0415
     from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415
@@ -82,10 +92,10 @@ def evaluate(
 
 
 def main() -> None:
-    """Errors that the user can act on are a line, not a traceback."""
+    """Run the command line. An error that the user can act on is printed as one line, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    set_on_retry_hooks(())  # patient_client.py says what is asked again, in words
+    set_on_retry_hooks(())  # rewards/patient_client.py logs its retries itself
     from protos.client import RewardClientError  # noqa: PLC0415
     from trainer.errors import TrainerError  # noqa: PLC0415
 

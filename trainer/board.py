@@ -1,6 +1,7 @@
-"""What a run shows: a progress bar, TensorBoard (and W&B if asked), metrics.jsonl, and sample clips with their tracks.
+"""Logs a run: a progress bar, TensorBoard (and W&B if enabled), metrics.jsonl, and sample clips with point tracks.
 
-Figures that the loop hands over are means over processes unless they say `main process`. Only the main one writes.
+Values from the loop are means over processes, unless a docstring says that they are the main process's own. Only the
+main process writes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PROJECT = "shift"
 
 
 class Board:
-    """One per process; all but the main process's are silent."""
+    """The logs of a run. Every process has a board, but only the main process's board writes."""
 
     def __init__(
         self, config: Config, policy: Policy, accelerator: Accelerator, run_id: str, bad: Mapping[Any, str]
@@ -54,9 +55,11 @@ class Board:
             self._lines = (config.out / "metrics.jsonl").open("a")
 
     def start(self, position: Position, num_steps: int) -> None:
-        """At optimizer step `position.step` of `num_steps` in all."""
+        """Start the trackers and the progress bar, at optimizer step `position.step` of `num_steps` in total."""
+        # Trackers take plain values only: each section becomes a JSON string.
+        settings = {name: json.dumps(section) for name, section in to_dict(self._config).items()}
         wandb = {"wandb": {"id": self.run_id, "name": self.run_id, "resume": "allow"}}
-        self._accelerator.init_trackers(PROJECT, config=_hyperparameters(self._config), init_kwargs=wandb)
+        self._accelerator.init_trackers(PROJECT, config=settings, init_kwargs=wandb)
         if self._main:
             columns = (
                 TextColumn("buffer {task.fields[buffer]}"),
@@ -72,17 +75,22 @@ class Board:
             self._bar.start()
 
     def advance(self, buffer: int) -> None:
-        """One optimizer step was taken."""
+        """Advance the progress bar by one optimizer step. `buffer` is the number of the current buffer."""
         if self._bar:
             self._bar.update(self._task, advance=1, buffer=buffer)
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log scalars at an optimizer step."""
         self._log(step, scalars)
 
     def buffer(
         self, position: Position, buffer: Buffer, collected: Collected, *, waited_s: float, lags: Sequence[int]
     ) -> None:
-        """How the filling and scoring of a buffer went; the main process's own share."""
+        """Log how a buffer was sampled and scored, and write its sample clips: the main process's own share.
+
+        `waited_s` is the time spent waiting for rewards. `lags` are the optimizer steps that the policy had taken since
+        it sampled each group.
+        """
         if not self._main:
             return
         latencies = collected.latencies_s or (0.0,)
@@ -101,7 +109,10 @@ class Board:
         self._log(position.step, scalars | self._samples(buffer))
 
     def rewards(self, step: int, tables: Mapping[str | None, Tensor], found: Mapping[str | None, Advantages]) -> None:
-        """Rewards [G,1+P] and advantages of a buffer, all processes', combined (None) and per discriminator."""
+        """Log rewards [G,1+P] and advantages of a buffer, over all processes.
+
+        The key None is the combined reward; the other keys are discriminators.
+        """
         scalars: dict[str, float] = {}
         for discriminator, table in tables.items():
             name, gained = discriminator or "combined", found[discriminator]
@@ -119,6 +130,7 @@ class Board:
         self._log(step, scalars)
 
     def close(self) -> None:
+        """Stop the progress bar and close metrics.jsonl and the trackers."""
         if self._bar:
             self._bar.stop()
         if self._main:
@@ -126,7 +138,7 @@ class Board:
         self._accelerator.end_training()
 
     def _samples(self, buffer: Buffer) -> dict[str, float]:
-        """Writes rollouts beside their real clips with tracks drawn on; how dynamic those rollouts are."""
+        """Write rollouts beside their real clips with tracks drawn on. Returns how dynamic these rollouts are."""
         logs = self._config.logs
         if not logs.samples_every_buffers or buffer.number % logs.samples_every_buffers:
             return {}
@@ -161,8 +173,3 @@ def _known(values: Tensor) -> NDArray[np.float64]:
     flat = values.flatten()
     known: NDArray[np.float64] = flat[flat.isfinite()].numpy()
     return known
-
-
-def _hyperparameters(config: Config) -> dict[str, Any]:
-    """Trackers take plain values only."""
-    return {name: json.dumps(section) for name, section in to_dict(config).items()}

@@ -1,6 +1,7 @@
-"""A configuration as nested plain values: from YAML and `key=value`, into dataclasses, and back.
+"""Turns YAML and `key=value` overrides into dataclasses, and dataclasses back into plain values.
 
-Knows no key by itself: whatever dataclass is asked for says which there are, and an error names the nearest.
+This module knows no key itself. The keys come from the dataclass to be built; an error about an unknown key names the
+nearest known ones.
 """
 
 from __future__ import annotations
@@ -22,32 +23,39 @@ from trainer.policies.protocol import PolicyError
 
 
 def read(source: str, presets: Path) -> dict[str, Any]:
-    """A preset's name or a YAML file, which may build on a preset with `preset: NAME`. Raises ConfigError."""
+    """Read a preset (by name) or a YAML file (by path) as nested dicts.
+
+    A file may start from a preset with `preset: NAME`; its own values take precedence. Raises ConfigError if `source`
+    is neither of the two, is not YAML or does not hold keys and values.
+    """
     path = presets / f"{source}.yaml"
     if not path.is_file():
         path = Path(source)
     if not path.is_file():
         names = ", ".join(sorted(preset.stem for preset in presets.glob("*.yaml")))
-        raise ConfigError(f"'{source}' is neither a preset ({names}) nor a YAML file")
+        raise ConfigError(f"'{source}' is neither a preset ({names}) nor a YAML file; give one of the two")
     data = _yaml(path.read_text(), str(path)) or {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold keys and values, got {type(data).__name__}")
+        raise ConfigError(f"{path} must hold keys and values at its top level, got {type(data).__name__}")
     base = data.pop("preset", None)
     return _merged(read(base, presets), data) if base else data
 
 
 def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """With `section.key=value` set, values in YAML. Raises ConfigError."""
+    """`data` with each override `section.key=value` applied; values are parsed as YAML. Changes `data` in place.
+
+    Raises ConfigError if an override has no `=` or its value is not YAML.
+    """
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"'{override}' is not key=value, for instance loop.batch_clips=2")
+            raise ConfigError(f"'{override}' is not key=value; write, for instance, loop.batch_clips=2")
         _put(data, key.split("."), _yaml(value, override))
     return data
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; we mean the number."""
+    """A SafeLoader that reads 1e-5 as a number. YAML 1.1 would read it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -79,9 +87,12 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def built(kind: type, data: Mapping[str, Any], where: str) -> Any:
-    """The dataclass `kind`; errors name keys after the prefix `where`. Raises ConfigError."""
+    """An instance of the dataclass `kind` made from `data`.
+
+    Raises ConfigError for a value of the wrong type or out of range. Its message names the key, prefixed with `where`.
+    """
     try:
-        hooks: dict[Any, Callable[[Any], Any]] = {int: _no_truth, float: _number, tuple[str, ...]: _listed}
+        hooks: dict[Any, Callable[[Any], Any]] = {int: _bool_as_text, float: _number, tuple[str, ...]: _listed}
         return dacite.from_dict(kind, data, dacite.Config(type_hooks=hooks, cast=[Path, tuple], strict=True))
     except dacite.WrongTypeError as error:
         given = type(error.value).__name__
@@ -91,18 +102,18 @@ def built(kind: type, data: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where.rstrip('.') or 'the configuration'}: {error}") from error
 
 
-def _no_truth(value: Any) -> Any:
-    """True is no count, although Python has it as 1."""
+def _bool_as_text(value: Any) -> Any:
+    """Makes a bool fail as a number: Python would accept True as the int 1."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
 def _listed(value: Any) -> Any:
-    """One text is a list of one; `tuple` would take it for a list of its letters."""
+    """A single string becomes a list of one. Without this, `tuple` would split it into letters."""
     return [value] if isinstance(value, str) else value
 
 
 def _number(value: Any) -> Any:
-    return float(value) if type(value) is int else _no_truth(value)
+    return float(value) if type(value) is int else _bool_as_text(value)
 
 
 def _type_name(kind: Any) -> str:
@@ -112,7 +123,10 @@ def _type_name(kind: Any) -> str:
 
 
 def check_keys(kind: type, data: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError where the dataclass `kind`, or one within it, has no such key."""
+    """Raises ConfigError if `data` has a key that the dataclass `kind`, or a dataclass nested in it, does not have.
+
+    The message names the key, prefixed with `where`, and the nearest known keys.
+    """
     known = get_type_hints(kind)
     for key, value in data.items():
         if key not in known:
@@ -130,7 +144,7 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def flat(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`{"loop": {"passes": 3}}` as `{"loop.passes": 3}`."""
+    """Flatten nested keys: `{"loop": {"passes": 3}}` becomes `{"loop.passes": 3}`. `where` is put before each key."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
@@ -138,7 +152,7 @@ def flat(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What YAML and JSON have a form for."""
+    """`value` in types that YAML and JSON can write: tuples become lists, enums their values, paths strings."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

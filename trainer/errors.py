@@ -1,24 +1,24 @@
-"""Every error that ends a training run by its own decision, as one tree.
+"""Defines the errors by which the trainer itself ends a run.
 
     TrainerError
-    ├─ ConfigError          a key, a value or two values together that cannot be trained with
-    ├─ DataError            no clips, or too many that cannot be read
-    ├─ MixedVersions        a group's clips were scored by different discriminator versions
+    ├─ ConfigError          a key, a value or a combination of values that training cannot use
+    ├─ DataError            no clips, or too many clips that cannot be read
+    ├─ MixedVersions        rewards to be compared come from different discriminator versions
     ├─ MissingRewards       more clips than allowed ended without a reward
-    ├─ VersionLost          the server has lost the discriminators that the run is judged by
-    ├─ RewardsSilent        the reward server gave no outcome for longer than we wait
-    ├─ Diverged             a gradient that is not finite
-    ├─ CheckpointError      a checkpoint that is incomplete or belongs to another run
-    └─ PolicyError          a base model, or what it was given, cannot be used (policies/protocol.py)
+    ├─ VersionLost          the server no longer has the discriminators that score this run
+    ├─ RewardsSilent        the reward server gave no outcome within the allowed time
+    ├─ Diverged             a gradient is not finite
+    ├─ CheckpointError      a checkpoint is incomplete or belongs to another run
+    └─ PolicyError          a base model, or an input to it, cannot be used (policies/protocol.py)
 
-What the reward server refuses is a RewardClientError (protos/client/errors.py).
+A request that the reward server refuses raises a RewardClientError (protos/client/errors.py).
 """
 
 from __future__ import annotations
 
 
 class TrainerError(Exception):
-    """Base of all. The message names the value, the limit and the next step."""
+    """Base of all trainer errors. The message names the value, the limit and the next step."""
 
 
 class ConfigError(TrainerError):

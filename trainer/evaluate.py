@@ -1,7 +1,8 @@
-"""`rollout`: a policy's samples as clip files. `evaluate`: a checkpoint against its base on held-out first frames.
+"""Implements the commands `rollout` and `evaluate`.
 
-Both take the same first frames and seeds every time; `evaluate` scores the real clip, the base's sample and the
-checkpoint's as one group through the reward endpoint. What it tells of them: comparison.py.
+`rollout` writes a policy's samples as clip files. `evaluate` compares a checkpoint with its base on held-out first
+frames: it scores the real clip, the base's samples and the checkpoint's samples as one group on the reward server. Both
+commands use the same first frames and seeds every time. measures/comparison.py computes the figures.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,23 @@ from trainer.video import side_by_side, write_clip
 log = logging.getLogger(__name__)
 
 SHOWN = (".mp4", ".gif")
-BASE_KEYS = ("policy.model", "policy.base", "policy.lora", "policy.sft_lora")  # what a checkpoint's weights belong to
+BASE_KEYS = ("policy.model", "policy.base", "policy.lora", "policy.sft_lora")  # a checkpoint's weights fit only these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One clip of the evaluation: which first frame, what made it, how it fared."""
+    """One clip of the evaluation, with its measured motion."""
 
-    clip: int
-    path: str
-    kind: str  # of KINDS
-    at: int  # which of the samples of this first frame
+    clip: int  # number of the first frame
+    path: str  # of the real clip that the first frame comes from
+    kind: str  # one of KINDS: real, base or checkpoint
+    at: int  # index among the samples of this kind for this first frame
     degree: DynamicDegree
     motion: TrackMotion
     job_id: str
 
     def row(self, outcome: Outcome) -> dict[str, Any]:
-        """For the table; None for the rewards where there is none, and the reason."""
+        """A row of the table. Without a reward, the rewards are None and `error` is the reason."""
         reward, error = outcome.reward, outcome.error
         return {
             "clip": self.clip,
@@ -77,10 +78,12 @@ class Sample:
 def write_rollouts(
     config: Config, to: Path, *, real_to: Path | None, checkpoint: Path | None, lossless: bool, split: Split
 ) -> int:
-    """evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl; how many.
+    """Write evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl.
 
-    The `at`-th rollout of first frame n is `to`/at/n; its real clip, in the policy's form, is `real_to`/n. The same
-    name and form let `motion-reward pretrain` pair them: it learns of motion, not of sizes, lengths and codecs.
+    Rollout `at` of first frame n is `to`/at/n. Its real clip, if `real_to` is given, is `real_to`/n, in the policy's
+    size, length and frame rate. Because names and forms match, `motion-reward pretrain` can pair them, and learns
+    motion instead of sizes, lengths and codecs. Returns the number of rollouts. Raises CheckpointError if `checkpoint`
+    was trained on another base.
     """
     if checkpoint:
         check_trained_on(config, checkpoint)
@@ -104,16 +107,21 @@ def write_rollouts(
 
 
 def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) -> str:
-    """Writes evaluation.json, evaluation.csv and for each first frame real clip, base and checkpoint side by side, as
-    mp4 and gif; returns the summary as one JSON line."""
+    """Compare `checkpoint` (None: the latest of the run) with its base. Returns the summary as one line of JSON.
+
+    Writes evaluation.json, evaluation.csv and, for each first frame, the real clip, the base's sample and the
+    checkpoint's sample side by side, as mp4 and gif. Raises CheckpointError if there is no checkpoint or it was trained
+    on another base, RewardsSilent if outcomes do not arrive within rewards.max_outage_s, and RewardClientError if the
+    server refuses.
+    """
     checkpoint = checkpoint or Checkpoints(config.out / "checkpoints", keep=1).latest()
     if checkpoint is None:
-        raise CheckpointError(f"there is no checkpoint in {config.out}; train first, or give --checkpoint")
+        raise CheckpointError(f"there is no checkpoint in {config.out}; train first, or give --checkpoint FOLDER")
     check_trained_on(config, checkpoint)
     policy = open_policy(config, open_accelerator(config))
     to.mkdir(parents=True, exist_ok=True)
     with RewardClient(config.rewards.server) as client:
-        client.model()  # whether anybody is there, before all is sampled
+        client.model()  # fails early if the server is not there
         samples, outcomes = _judged(
             _samples(config, policy, checkpoint, client, to), client, config.rewards.max_outage_s
         )
@@ -121,17 +129,14 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     distances = motion_distances(rows, [sample.motion for sample in samples])
     summary = {
         "checkpoint_folder": str(checkpoint),
-        "discriminator_versions": sorted({_version(outcome) for outcome in outcomes.values() if outcome.reward}),
+        "discriminator_versions": sorted(
+            {outcome.reward.provenance.discriminator_version for outcome in outcomes.values() if outcome.reward}
+        ),
         **summarise(rows),
         "distance_to_real": distances,
     }
     _write(to, summary, rows)
     return json.dumps(summary, allow_nan=False)
-
-
-def _version(outcome: Outcome) -> str:
-    assert outcome.reward is not None
-    return outcome.reward.provenance.discriminator_version
 
 
 def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,8 +150,10 @@ def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
     sources = find_sources(getattr(config.data, split), split, config.data.caption)
     clips = Clips(sources, form_of(policy), seed=config.seed, data=config.data)
-    num = config.evaluate.num_clips if split == "train" else min(config.evaluate.num_clips, len(clips))
-    for number in track(range(num), description="sampling", transient=True):  # held-out ones count once
+    num = config.evaluate.num_clips
+    if split != "train":
+        num = min(num, len(clips))  # each held-out clip is used at most once
+    for number in track(range(num), description="sampling", transient=True):
         yield number, clips.at(number)
 
 
@@ -155,14 +162,16 @@ def _seeds(config: Config, number: int) -> list[int]:
 
 
 def check_trained_on(config: Config, checkpoint: Path) -> None:
-    """Raises CheckpointError where the checkpoint's weights belong on another base, where they may fit."""
+    """Raises CheckpointError if the checkpoint was trained on another base or LoRA, even if its weights would fit."""
     changed = differences(config, read_about(checkpoint)["config"], ignore=())
     if wrong := [change for change in changed if change.startswith(BASE_KEYS)]:
-        raise CheckpointError(f"{checkpoint} was trained otherwise ({'; '.join(wrong)}); give what it was trained with")
+        raise CheckpointError(
+            f"{checkpoint} was trained with other settings ({'; '.join(wrong)}); give those it was trained with"
+        )
 
 
 def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardClient, to: Path) -> Iterator[Sample]:
-    """Sampled, submitted and shown; the base is the policy as it was loaded."""
+    """Sample and submit all clips, and write the side-by-side clips. The base is the policy as it was loaded."""
     base = {name: parameter.detach().clone() for name, parameter in trainable(policy.module)}
     evaluation = uuid.uuid4().hex[:12]
     for number, real in _first_frames(config, policy, "held_out"):
@@ -192,15 +201,20 @@ def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardCli
 def _judged(
     sampled: Iterator[Sample], client: RewardClient, timeout_s: float
 ) -> tuple[list[Sample], dict[str, Outcome]]:
-    """All samples, and each one's outcome: awaited once the next first frame's are submitted, as a server does not keep
-    outcomes for as long as many are sampled."""
+    """All samples, and the outcome of each by job id.
+
+    The outcomes of a first frame are awaited once the next first frame is submitted, not at the end: sampling all of
+    them may take longer than the server keeps outcomes.
+    """
     samples: list[Sample] = []
     outcomes: dict[str, Outcome] = {}
     waiting: list[str] = []
-    for submitted in chain((list(of_frame) for _, of_frame in groupby(sampled, key=lambda one: one.clip)), [[]]):
+    for _, of_frame in groupby(sampled, key=lambda sample: sample.clip):
+        submitted = list(of_frame)
         outcomes |= _await(client, waiting, timeout_s)
         samples += submitted
         waiting = [sample.job_id for sample in submitted]
+    outcomes |= _await(client, waiting, timeout_s)
     return samples, outcomes
 
 
@@ -222,10 +236,13 @@ def _submission(config: Config, clip: Clip, kind: str, group: str) -> Submission
 def _await(client: RewardClient, job_ids: Sequence[str], timeout_s: float) -> dict[str, Outcome]:
     outcomes = {outcome.job_id: outcome for outcome in client.await_outcomes(job_ids, timeout_s)} if job_ids else {}
     if missing := set(job_ids) - outcomes.keys():
-        raise RewardsSilent(f"{len(missing)} of {len(job_ids)} clips had no outcome within {timeout_s:g} s; try again")
+        raise RewardsSilent(
+            f"{len(missing)} of {len(job_ids)} clips had no outcome within {timeout_s:g} s (rewards.max_outage_s); "
+            "check the reward server and try again"
+        )
     return outcomes
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """None of nothing."""
+    """None if there are no values."""
     return float(values.mean()) if values.size else None

@@ -1,10 +1,10 @@
-"""SHIFT's arithmetic, pure: rewards -> advantages -> coefficients -> the hybrid loss, chunk by chunk.
+"""Computes SHIFT's loss with pure functions: rewards -> advantages -> coefficients -> the hybrid loss, chunk by chunk.
 
     L = mean_b[(lambda_sft + asym max(0, A_b)) l(x_b)] + lambda_aw mean_pb[w(A~_pb) l(x~_pb)]       (Eq. 10, practical)
 
-x are real clips, x~ rollouts, l the policy's diffusion loss per sample. G groups (a real clip and its rollouts),
-P rollouts per group, B groups in a step. Source: SHIFT, arXiv 2603.17426, Sections 3.2-3.3, and its reference code
-where the two differ (signed weights, centring by group).
+x are real clips, x~ are rollouts and l is the policy's diffusion loss per sample. A buffer has G groups; a group is a
+real clip with its P rollouts; a step takes B groups. Source: SHIFT, arXiv 2603.17426, Sections 3.2-3.3. Where the
+paper and its reference code differ (signed weights, centring by group), this follows the code.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ STD_FLOOR = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The figures of the loss."""
+    """The settings of the loss."""
 
     lambda_sft: float = 1.0  # weight of the real clips' loss
     lambda_aw: float = 0.001  # weight of the rollouts' advantage-weighted loss
-    lambda_aw_ramp_steps: int = 0  # optimizer steps over which lambda_aw rises linearly from 0; 0: at once
-    weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A) = A, exp(A / beta), or 1: plain replay
+    lambda_aw_ramp_steps: int = 0  # optimizer steps over which lambda_aw rises linearly from 0; 0: no ramp
+    weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A): A, exp(A / beta) or 1 (plain replay)
     beta: float = 1.0  # temperature of `exp`
-    pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages, `linear` alone
-    neg_adv_lambda: float = 1.0  # the same on negative ones: 0 pulls towards good rollouts and pushes none away
+    pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages; `linear` only
+    neg_adv_lambda: float = 1.0  # the same on negative ones; 0: rollouts below the mean do not count
     asymmetric: bool = False  # add the real clip's own advantage to its weight
-    adv_clip: float = 10.0  # advantages are clipped to [-adv_clip, adv_clip], the real clip's to [0, adv_clip]
-    centre: Literal["group", "batch"] = "group"  # whose mean is subtracted: the real clip's rollouts', or all rollouts'
-    normalise_std: bool = False  # divide by the standard deviation of the same rollouts; for ablation
-    matched_noise: bool = True  # a real clip and its rollouts share sigma, noise and dropout within a step
+    adv_clip: float = 10.0  # rollouts' advantages are clipped to [-adv_clip, adv_clip], real clips' to [0, adv_clip]
+    centre: Literal["group", "batch"] = "group"  # the mean reward to subtract: the group's or the batch's rollouts
+    normalise_std: bool = False  # divide by the standard deviation of the same rollouts; for ablations
+    matched_noise: bool = True  # within a step, a real clip and its rollouts share sigma, noise and dropout
 
     def __post_init__(self) -> None:
-        at_least_0 = ("lambda_sft", "lambda_aw", "lambda_aw_ramp_steps")
-        for name in at_least_0:
+        for name in ("lambda_sft", "lambda_aw", "lambda_aw_ramp_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("beta", "adv_clip"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("pos_adv_lambda", "neg_adv_lambda"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in 0..1")
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in 0..1")
 
     def lambda_aw_at(self, step: int) -> float:
         """lambda_aw at optimizer step `step`, counted from 0."""
@@ -63,21 +62,26 @@ def _require(holds: bool, name: str, value: float, limit: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A clip's reward, the version of the discriminators that gave it, and the reward of each discriminator by name."""
+    """A clip's combined reward, the version of the discriminators that gave it, and the reward of each of them by name.
+
+    Raises ValueError if the combined reward is not finite.
+    """
 
     reward: float
     version: str
     discriminators: Mapping[str, float] = field(default_factory=dict)
-    clipped: bool = False  # at least one discriminator's logit was beyond the bounds
+    clipped: bool = False  # at least one discriminator's logit was outside the bounds of a reward
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):
-            raise ValueError(f"a reward must be finite, got {self.reward}; a missing reward is None, never a number")
+            raise ValueError(
+                f"a reward must be finite, got {self.reward}; give None for a missing reward, never a number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRewards:
-    """What a real clip and its rollouts were rewarded with; None where there is no reward."""
+    """Rewards of a real clip and its rollouts. None means that there is no reward."""
 
     real: Scored | None
     rollouts: tuple[Scored | None, ...]
@@ -85,24 +89,26 @@ class GroupRewards:
 
 @dataclass(frozen=True, kw_only=True)
 class Advantages:
-    """float64, NaN where there was no reward: who forgets to mask gets NaN, not a plausible number."""
+    """Advantages in float64. NaN means no reward: a forgotten mask then gives NaN instead of a plausible number."""
 
     real: Tensor  # [G], 0..adv_clip
     rollouts: Tensor  # [G,P], -adv_clip..adv_clip
-    num_clipped: int  # of both
+    num_clipped: int  # how many of both were clipped
 
     @property
     def num_known(self) -> int:
+        """Number of clips with an advantage, real clips and rollouts together."""
         return int(self.rollouts.isfinite().sum() + self.real.isfinite().sum())
 
     @property
     def num_missing(self) -> int:
+        """Number of clips without an advantage, real clips and rollouts together."""
         return self.real.numel() + self.rollouts.numel() - self.num_known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:
-    """What each sample's diffusion loss is multiplied by in the total, means and lambdas included."""
+    """The factor of each sample's diffusion loss in the total loss, with the lambdas and the division by counts."""
 
     real: Tensor  # [B]
     rollouts: Tensor  # [B,P], 0 where there was no reward
@@ -110,7 +116,7 @@ class Coefficients:
 
 @dataclass(frozen=True, kw_only=True)
 class HybridLoss:
-    """A step's losses, detached."""
+    """The losses of a step, detached from the graph."""
 
     real: Tensor  # [B] diffusion losses
     rollouts: Tensor  # [B,P]
@@ -123,9 +129,10 @@ class HybridLoss:
 
 
 def reward_table(groups: Sequence[GroupRewards], *, centre: str = "group", discriminator: str | None = None) -> Tensor:
-    """Rewards [G,1+P] in float64, the real clip first, NaN where missing; of one `discriminator` if it is named.
+    """Rewards [G,1+P] in float64, the real clip first, NaN where missing.
 
-    Raises MixedVersions where rewards that will be compared come from different discriminator versions.
+    They are the combined rewards, or those of `discriminator` if one is named. Raises MixedVersions if rewards to be
+    compared (within a group, or in the whole batch with `centre="batch"`) come from different discriminator versions.
     """
     for index, group in enumerate(groups):
         _check_versions(f"group {index}", [group])
@@ -139,8 +146,8 @@ def _check_versions(what: str, groups: Iterable[GroupRewards]) -> None:
     versions = {scored.version for group in groups for scored in (group.real, *group.rollouts) if scored}
     if len(versions) > 1:
         raise MixedVersions(
-            f"{what} was scored by discriminator versions {sorted(versions)}; rewards of different versions do not "
-            "compare: pin one version and score the group again"
+            f"{what} was scored by discriminator versions {sorted(versions)}; rewards of different versions cannot be "
+            "compared; pin one version and score again"
         )
 
 
@@ -151,14 +158,17 @@ def _number(scored: Scored | None, discriminator: str | None) -> float:
 
 
 def advantages(rewards: Tensor, objective: Objective) -> Advantages:
-    """Re-centre rewards [G,1+P] (as `reward_table` makes them) by their rollouts' mean, and clip.
+    """Subtract the rollouts' mean from rewards [G,1+P] (see `reward_table`), and clip.
 
-    A group without any rewarded rollout has no mean: its advantages are unknown.
+    `objective.centre` chooses the mean: over the rollouts of the group or of all groups. Without any rewarded rollout
+    there is no mean, and the advantages are NaN.
     """
     real, rollouts = rewards[:, 0], rewards[:, 1:]
     pool = rollouts if objective.centre == "group" else rollouts.reshape(1, -1)
     mean = pool.nanmean(dim=1)
-    scale = _std(pool, mean) if objective.normalise_std else torch.ones_like(mean)
+    scale = torch.ones_like(mean)
+    if objective.normalise_std:  # of the population; the floor makes the advantages of equal rewards 0
+        scale = ((pool - mean[:, None]) ** 2).nanmean(dim=1).sqrt().clamp(min=STD_FLOOR)
     raw_rollouts = (rollouts - mean[:, None]) / scale[:, None]
     raw_real = (real - mean) / scale
     clip = objective.adv_clip
@@ -169,30 +179,25 @@ def advantages(rewards: Tensor, objective: Objective) -> Advantages:
     )
 
 
-def _std(pool: Tensor, mean: Tensor) -> Tensor:
-    """Of the population; floored, so that equal rewards give advantages of 0."""
-    return ((pool - mean[:, None]) ** 2).nanmean(dim=1).sqrt().clamp(min=STD_FLOOR)
-
-
 def rollout_weights(advantages_: Tensor, objective: Objective) -> Tensor:
-    """w(A~), any shape; 0 where the advantage is unknown, but `uniform` asks for none."""
+    """w(A~) of advantages of any shape: 0 where NaN. `uniform` needs no reward and gives 1 everywhere."""
     if objective.weighting == "uniform":
         return torch.ones_like(advantages_)
     if objective.weighting == "exp":
         weights = (advantages_ / objective.beta).exp()
     else:
-        pulled, pushed = objective.pos_adv_lambda * advantages_, objective.neg_adv_lambda * advantages_
-        weights = torch.where(advantages_ > 0, pulled, pushed)
+        positive, negative = objective.pos_adv_lambda * advantages_, objective.neg_adv_lambda * advantages_
+        weights = torch.where(advantages_ > 0, positive, negative)
     return torch.where(advantages_.isnan(), 0.0, weights)
 
 
 def num_weighted(advantages_: Tensor, objective: Objective) -> int:
-    """How many rollouts the advantage-weighted mean is over."""
+    """How many rollouts count in the advantage-weighted mean: those with an advantage, or all with `uniform`."""
     return advantages_.numel() if objective.weighting == "uniform" else int(advantages_.isfinite().sum())
 
 
 def real_weights(advantages_: Tensor, objective: Objective) -> Tensor:
-    """Weight of real clips: lambda_sft, plus their own advantage if asymmetric and known."""
+    """Weights [B] of real clips: lambda_sft, plus the clip's own advantage (0 where NaN) if `asymmetric`."""
     own = advantages_.nan_to_num(nan=0.0).clamp(min=0.0)
     return objective.lambda_sft + (own if objective.asymmetric else torch.zeros_like(own))
 
@@ -200,11 +205,12 @@ def real_weights(advantages_: Tensor, objective: Objective) -> Tensor:
 def coefficients(
     real: Tensor, rollouts: Tensor, objective: Objective, *, step: int, num_real: float, num_known: float
 ) -> Coefficients:
-    """Of the losses of a step, from advantages [B] and [B,P].
+    """Coefficients of a step's losses, from advantages [B] of real clips and [B,P] of rollouts.
 
-    `num_real` and `num_known` are what the two means divide by: how many real clips, and how many rollouts with a
-    reward, there are in the step. With several processes give the mean of the counts over them, because gradients
-    are averaged over processes: the result is then the same as one process with all the samples.
+    `step` is the optimizer step, counted from 0. `num_real` and `num_known` divide the two sums: the number of real
+    clips and of weighted rollouts (`num_weighted`) in the step. With several processes, give the mean of each count
+    over the processes. Gradients are averaged over processes, so the result then equals that of one process with all
+    the samples.
     """
     lambda_aw = objective.lambda_aw_at(step)
     return Coefficients(
@@ -219,11 +225,11 @@ def backward_by_chunk(
     backward: Callable[[Tensor], None],
     scope: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> HybridLoss:
-    """The hybrid loss and its gradient with one chunk's graph in memory at a time.
+    """The hybrid loss and its gradient, with the graph of one chunk in memory at a time.
 
-    `chunks` compute diffusion losses [B]: of the real clips first, then of each one's first rollout, second, ...
-    `backward` accumulates the gradient of a scalar; the gradients add up to that of the whole loss. Chunk `i` is
-    computed and differentiated within `scope(i)`.
+    Each of the 1+P `chunks` computes diffusion losses [B]: the first of the real clips, the second of each real clip's
+    first rollout, and so on. `backward` accumulates the gradient of a scalar; together the chunks give the gradient of
+    the whole loss. Chunk `i` is computed and differentiated within `scope(i)`.
     """
     columns = [coefficients_.real, *coefficients_.rollouts.unbind(dim=1)]
     losses, terms = [], []

@@ -1,6 +1,7 @@
-"""What the processes of a run tell each other, through Accelerate.
+"""Exchanges values between the processes of a run, through Accelerate.
 
-A process that is alone is told what it said, from where it is: Apple's MPS, which is always alone, has no float64.
+All processes must call these functions together. With one process, values are returned unchanged, on their own device:
+Apple's MPS, which always runs as one process, has no float64, so float64 values must stay on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Element by element, on the device that the values are on."""
+    """The mean of `values` over processes, element by element. The result has the shape and device of `values`."""
     if accelerator.num_processes == 1:
         return values
     reduced: Any = accelerator.reduce(values.to(accelerator.device), reduction="mean")
@@ -24,21 +25,24 @@ def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def gathered(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """The rows of all processes, process by process, on the device that they are on."""
+    """The rows [N,...] of each process, concatenated in the order of processes, on the device of `rows`."""
     if accelerator.num_processes == 1:
         return rows
     found: Any = accelerator.gather(rows.to(accelerator.device))
     return found.to(rows.device)  # type: ignore[no-any-return]
 
 
-def from_main(accelerator: Accelerator, tell: Callable[[], str] | None) -> str:
-    """What the main process's `tell()` says, in every process. At most 256 bytes."""
-    text = tell().encode() if tell else b""
+def from_main(accelerator: Accelerator, make: Callable[[], str] | None) -> str:
+    """Broadcasts the text that `make()` returns in the main process. At most 256 bytes in UTF-8.
+
+    `make` is None in the other processes.
+    """
+    text = make().encode() if make else b""
     row = torch.zeros(257, dtype=torch.int64, device=accelerator.device)
     row[0] = len(text)
     row[1 : 1 + len(text)] = torch.tensor(list(text), dtype=torch.int64)
-    told: Any = broadcast(row)
-    return bytes(told[1 : 1 + int(told[0])].tolist()).decode()
+    received: Any = broadcast(row)
+    return bytes(received[1 : 1 + int(received[0])].tolist()).decode()
 
 
 def true_in_all(accelerator: Accelerator, fact: bool) -> bool:
@@ -47,14 +51,14 @@ def true_in_all(accelerator: Accelerator, fact: bool) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that FSDP keeps in shards: every process must ask. Any other tensor as it is."""
+    """The full tensor of one that FSDP keeps in shards. Any other tensor is returned as it is."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     return tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor in shards as FSDP keeps `like`: every process must ask. Where it keeps none, as it is."""
+    """A full tensor, sharded as FSDP shards `like`. If `like` is not sharded, the tensor is returned as it is."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor, like.device_mesh, like.placements)
     return tensor

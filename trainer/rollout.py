@@ -1,7 +1,7 @@
-"""A buffer of work: real clips -> P rollouts each, in latents on the CPU -> submitted for their rewards as they come.
+"""Samples a buffer: P rollouts per real clip, kept as latents on the CPU and submitted for rewards as they are made.
 
-Steps 1 to 3 of Algorithm 1. Each group goes to disk before its clips go to the server, so that a run that is killed
-in the middle of a buffer goes on with the very rollouts it had, and the server is asked only for what is missing.
+Steps 1 to 3 of Algorithm 1. Each group is saved to disk before its clips go to the server. A run that is killed in the
+middle of a buffer then resumes with exactly the rollouts it had, and asks the server only for the missing rewards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from protos.types import Clip
 from trainer.data import Clips
 from trainer.objective import GroupRewards
 from trainer.policies.protocol import Example, Policy
@@ -29,22 +28,22 @@ from trainer.seeds import derived_seed
 class Group:
     """A real clip and its rollouts in latent space, on the CPU."""
 
-    slot: int  # of the real clip in the data's order: unique in a run
-    path: str  # of the real clip
+    slot: int  # position of the real clip in the order of the data; unique in a run
+    path: str  # file of the real clip
     example: Example
     rollouts: tuple[Tensor, ...]  # [F,C,h,w] each
-    policy_step: int  # optimizer steps that the policy had taken when it made them
+    policy_step: int  # optimizer steps that the policy had taken when it sampled the rollouts
 
     @property
     def key(self) -> str:
-        """Its name on the reward server. Other rollouts of the same clip have another."""
+        """The group's name on the reward server. Other rollouts of the same clip give another name."""
         digest = hashlib.sha256()
         for latents in self.rollouts:
             digest.update(latents.contiguous().view(torch.uint8).numpy().data)
         return f"{self.slot:08d}-{digest.hexdigest()[:16]}"
 
     def save(self, path: Path) -> None:
-        """Replaces the file at once."""
+        """Write the group to a .safetensors file, replacing it atomically."""
         tensors = {f"example.{name}": tensor.contiguous() for name, tensor in self.example.tensors.items()}
         tensors |= {f"rollout.{at}": latents.contiguous() for at, latents in enumerate(self.rollouts)}
         about = {"slot": str(self.slot), "path": self.path, "policy_step": str(self.policy_step)}
@@ -55,6 +54,7 @@ class Group:
 
     @classmethod
     def load(cls, path: Path) -> Group:
+        """Read what `save` wrote."""
         with safe_open(path, framework="pt") as file:
             about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         rollouts = sorted(int(name.removeprefix("rollout.")) for name in tensors if name.startswith("rollout."))
@@ -91,7 +91,11 @@ class Buffer:
         decode_real: bool,
         agreed: Callable[[bool], bool] = bool,
     ) -> None:
-        """`agreed` says whether a fact is true in every process that must sample when this one does."""
+        """`slots` are this process's; `version` is the discriminator version that scores the buffer.
+
+        With `decode_real`, real clips are scored after a pass through the policy's VAE, not as they were read. `agreed`
+        tells whether a fact holds in every process that must sample when this one does.
+        """
         self.number, self.version = number, version
         self.groups: list[Group] = []
         self._slots, self._folder = slots, folder / f"{number:06d}"
@@ -100,11 +104,15 @@ class Buffer:
         self._agreed = agreed
 
     def __len__(self) -> int:
-        """How many groups it will hold."""
+        """How many groups the buffer holds once it is full."""
         return len(self._slots)
 
     def fill(self, num: int | None = None, *, policy_step: int) -> None:
-        """Up to `num` groups, or all: sample what is not there yet, and submit it."""
+        """Fill the buffer to `num` groups in total (None: all) and submit the new ones.
+
+        Groups that are on disk are loaded, the others are sampled. `policy_step` is the number of optimizer steps that
+        the policy has taken.
+        """
         for slot in self._slots[len(self.groups) : num]:
             group = self._group(slot, policy_step)
             self.groups.append(group)
@@ -112,20 +120,24 @@ class Buffer:
                 self._rewards.submit(self._clip_group(group))
 
     def rewards(self) -> Collected:
-        """Waits for the groups that were filled; without rollouts there is nothing to wait for."""
+        """Wait for the rewards of the groups filled so far. Without rollouts it returns at once.
+
+        Raises what `RewardSource.collect` raises.
+        """
         if not self._num_rollouts:
             alone = GroupRewards(real=None, rollouts=())
             return Collected(groups=(alone,) * len(self.groups), latencies_s=(), errors={})
         return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
 
     def forget_missing(self) -> None:
-        """Have the next process ask anew for the rewards that are missing."""
+        """Have the next process request the missing rewards again."""
         self._rewards.forget_missing([group.key for group in self.groups], 1 + self._num_rollouts)
 
     def see_again(self) -> None:
-        """Have the server's frozen networks see all clips once more, from other query points; waits for them.
+        """Have the server's frozen networks process all clips again, with other query points, and wait for them.
 
-        The key of a group decides the points. The rewards are of no further use: the advantages were made.
+        A group's key determines its query points, so the groups are submitted under new keys. The new rewards are not
+        used: the advantages are already computed.
         """
         keys = []
         for group in self.groups:
@@ -136,7 +148,7 @@ class Buffer:
         self._rewards.collect(keys, 1 + self._num_rollouts)
 
     def delete(self) -> None:
-        """From disk, once a checkpoint no longer needs it."""
+        """Delete the buffer from disk, once no checkpoint needs it."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _group(self, slot: int, policy_step: int) -> Group:
@@ -152,15 +164,14 @@ class Buffer:
         return group
 
     def _clip_group(self, group: Group) -> ClipGroup:
+        if self._decode_real:
+            (real,) = self._policy.decode([group.example.latents])
+        else:
+            real = self._clips.at(group.slot).clip
         return ClipGroup(
             key=group.key,
-            real=self._real(group),
+            real=real,
             rollouts=tuple(self._policy.decode(group.rollouts)),
             policy_version=str(group.policy_step),
             discriminator_version=self.version,
         )
-
-    def _real(self, group: Group) -> Clip:
-        if self._decode_real:
-            return self._policy.decode([group.example.latents])[0]
-        return self._clips.at(group.slot).clip

@@ -1,4 +1,7 @@
-"""The parts of a run, made from its configuration: policy, data, rewards, optimizer, Accelerate, logs, checkpoints."""
+"""Builds the parts of a run from its configuration.
+
+The parts are the policy, data, rewards, optimizer, Accelerate, logs and checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +50,7 @@ TINY: dict[str, Callable[[Path], Path]] = {"tiny-svd": tiny_svd, "tiny-wan": tin
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run, made by `open_run`; `policy.module` and `optimizer` are prepared by `accelerator`."""
+    """The parts of a run, as made by `open_run`. `accelerator` has prepared `policy.module` and `optimizer`."""
 
     config: Config
     policy: Policy
@@ -60,11 +64,15 @@ class Run:
 
 @contextmanager
 def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Policy | None = None) -> Iterator[Run]:
-    """Everything that `train` needs, closed afterwards; rewards or a policy of one's own may be given."""
+    """Open everything that `train` needs, and close it afterwards. `rewards` and `policy` replace the configured ones.
+
+    Raises ConfigError, DataError or PolicyError if the configuration, the data or the base cannot be used.
+    """
     accelerator = open_accelerator(config)
     config.steps_per_pass(accelerator.num_processes)
-    torch.manual_seed(derived_seed(config.seed, "process", accelerator.process_index))  # for whoever draws from it
-    run_id = _run_id(config, accelerator)
+    # The trainer draws from generators of its own (seeds.py). This is for code that uses the global one.
+    torch.manual_seed(derived_seed(config.seed, "process", accelerator.process_index))
+    run_id = from_main(accelerator, partial(_kept_run_id, config) if accelerator.is_main_process else None)
     policy = policy or open_policy(config, accelerator)
     clips = Clips(
         find_sources(config.data.train, "train", config.data.caption),
@@ -98,20 +106,24 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """With `config.threads`, on a CPU if asked; else which devices, and how many processes, `accelerate launch` says.
-    Raises ConfigError."""
+    """Accelerate with `config.threads`, on the CPU if `config.device` says so.
+
+    Otherwise `accelerate launch` chooses the devices and the number of processes. Raises ConfigError if Accelerate is
+    configured for something that this trainer does not support, or if Weights & Biases is enabled but not installed.
+    """
     if config.logs.wandb and not is_wandb_available():
         raise ConfigError("logs.wandb is on, but wandb is not installed; pip install wandb, or set logs.wandb=false")
     if (mixed := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
         raise ConfigError(
-            f"accelerate is configured for mixed precision {mixed}: losses and rollouts would be in it, and its loss "
-            "scale in no checkpoint; set it to no (policy.precision is the frozen denoiser's)"
+            f"accelerate is configured for mixed precision {mixed}: losses and rollouts would be computed in it, and "
+            "checkpoints do not save its loss scale; set it to no (policy.precision is for the frozen denoiser)"
         )
     if config.threads:
         torch.set_num_threads(config.threads)
     fsdp = _fsdp() if _engine("FSDP") else None
     zero = zero_plugin(config) if _engine("DEEPSPEED") else None
-    longest_wait_s = config.rewards.max_outage_s + config.refresh.timeout_s  # of one process, for the server
+    # While one process waits for the reward server, the others wait for that process.
+    longest_wait_s = config.rewards.max_outage_s + config.refresh.timeout_s
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         fsdp_plugin=fsdp,
@@ -125,21 +137,22 @@ def open_accelerator(config: Config) -> Accelerator:
     )
     if (fsdp and not accelerator.is_fsdp2) or (zero and not uses_zero(accelerator)):
         raise ConfigError(
-            f"accelerate is configured for {'FSDP' if fsdp else 'DeepSpeed'}, but does not shard on "
-            f"{accelerator.distributed_type.value}; start processes on GPUs with accelerate launch, or leave it out"
+            f"accelerate is configured for {'FSDP' if fsdp else 'DeepSpeed'}, but does not shard with distributed type "
+            f"{accelerator.distributed_type.value}; start processes on GPUs with accelerate launch, or turn it off"
         )
     return accelerator
 
 
 def _fsdp() -> FullyShardedDataParallelPlugin:
-    """The sharding that Accelerate is configured for. Raises ConfigError for the first version."""
+    """The FSDP plugin that Accelerate is configured for. Raises ConfigError for FSDP version 1."""
     if os.environ.get("FSDP_VERSION") != "2":
         raise ConfigError(
-            "accelerate is configured for FSDP version 1, which does not let a LoRA be trained on frozen layers of "
-            "another type; set FSDP_VERSION=2 (accelerate launch --fsdp_version 2)"
+            "accelerate is configured for FSDP version 1, which cannot train a LoRA on frozen layers of another dtype; "
+            "set FSDP_VERSION=2 (accelerate launch --fsdp_version 2)"
         )
-    # Only the denoiser is sharded, and policy.gradient_checkpointing recomputes it. `accelerate launch` asks for empty
-    # encoders in all processes but the first by default: nobody would fill them.
+    # policy.gradient_checkpointing already recomputes activations. cpu_ram_efficient_loading, the default of
+    # `accelerate launch`, loads empty weights in all processes but the first. Only the denoiser is sharded and thereby
+    # filled, so the encoders of these processes would stay empty.
     return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, activation_checkpointing=False)
 
 
@@ -148,14 +161,14 @@ def _engine(name: str) -> bool:
 
 
 def open_policy(config: Config, accelerator: Accelerator) -> Policy:
-    """The configured base; a toy one is written into the run's folder first."""
+    """The policy on its configured base. A toy base is written into the run's folder first."""
     with accelerator.main_process_first():
         based = with_base(config.policy, config.out)
     return make_policy(based, accelerator.device)
 
 
 def with_base(policy: PolicyConfig, folder: Path) -> PolicyConfig:
-    """`base: tiny-svd` or `tiny-wan` made into a folder below `folder`; any other base as it is."""
+    """`policy` with its toy base (tiny-svd, tiny-wan) written below `folder`. Any other base is left as it is."""
     if policy.base not in TINY:
         return policy
     base = folder / policy.base
@@ -166,26 +179,33 @@ def with_base(policy: PolicyConfig, folder: Path) -> PolicyConfig:
 
 
 def open_rewards(config: Config, accelerator: Accelerator, run_id: str) -> RewardSource:
-    """The configured server; none is needed where no rollout is weighed by its reward. Raises ConfigError."""
+    """The configured reward server, or `NoRewards` if no rollout is weighted by its reward.
+
+    Raises ConfigError if rewards.server is empty although the run needs a server.
+    """
     unweighted = config.loop.num_rollouts == 0 or config.objective.weighting == "uniform"
     if unweighted and not config.rewards.server:
         if config.refresh.enabled and config.loop.num_rollouts:
             raise ConfigError(
-                "refresh.enabled is true, but rewards.server is empty, so that there are no discriminators; set "
-                "refresh.enabled=false, or give the reward server's grpc://HOST:PORT"
+                "refresh.enabled is true, but rewards.server is empty, so there are no discriminators to refresh; set "
+                "refresh.enabled=false, or set rewards.server to the reward server's grpc://HOST:PORT"
             )
         return NoRewards()
     if not config.rewards.server:
-        raise ConfigError("rewards.server is empty; give the reward server's grpc://HOST:PORT")
+        raise ConfigError("rewards.server is empty; set it to the reward server's grpc://HOST:PORT")
     if config.loop.num_rollouts == 0:
         return NoRewards()
     rank = accelerator.process_index
-    refresh = newest_alone(config) if config.refresh.recompute else config.refresh
+    refresh = newest_only(config) if config.refresh.recompute else config.refresh
     return RemoteRewards(config.rewards, refresh, run_id=run_id, folder=config.out / "rewards", rank=rank)
 
 
-def newest_alone(config: Config) -> RefreshConfig:
-    """For clips that were seen again: their earlier motion is still kept, and would be trained on as other clips."""
+def newest_only(config: Config) -> RefreshConfig:
+    """The refresh settings of a run with `refresh.recompute`: train on the newest buffer's worth of clips at most.
+
+    The server still keeps the earlier motion of recomputed clips. Without this limit it would train on it as if it were
+    other clips.
+    """
     num_real, num_rollouts = config.loop.buffer_clips, config.loop.buffer_clips * config.loop.num_rollouts
     return replace(
         config.refresh,
@@ -195,15 +215,12 @@ def newest_alone(config: Config) -> RefreshConfig:
 
 
 def form_of(policy: Policy) -> ClipForm:
+    """The length, frame rate and size of the clips that the policy takes."""
     return ClipForm(num_frames=policy.num_frames, fps=policy.fps, height_px=policy.height_px, width_px=policy.width_px)
 
 
-def _run_id(config: Config, accelerator: Accelerator) -> str:
-    """The run's name on the server, made once and kept in its folder with the configuration."""
-    return from_main(accelerator, (lambda: _kept_run_id(config)) if accelerator.is_main_process else None)
-
-
 def _kept_run_id(config: Config) -> str:
+    """The run's name on the server, chosen once. It is kept in the run's folder, as is the configuration."""
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.yaml").write_text(to_yaml(config))
     path = config.out / "run.json"

@@ -1,8 +1,8 @@
-"""One optimizer step of SHIFT: B groups with their advantages -> the hybrid loss, chunk by chunk -> AdamW.
+"""Takes one optimizer step of SHIFT: B groups with their advantages -> the hybrid loss, chunk by chunk -> AdamW.
 
-Step 5 of Algorithm 1. The real clips' losses come first, then everyone's first rollout, second, ..., so that one
-chunk's graph is in memory at a time; gradients are averaged over processes with the last chunk, and where they are
-logged with the real clips' too.
+Step 5 of Algorithm 1. The first chunk holds the losses of the real clips, the second those of every clip's first
+rollout, and so on, so that one chunk's graph is in memory at a time. Gradients are averaged over processes with the
+last chunk. In steps that log gradient norms they are also averaged after the first chunk.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from trainer.zero import uses_zero
 
 
 def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor, progress: Progress) -> None:
-    """One optimizer step on B groups with advantages [B] and [B,P]."""
+    """Take one optimizer step on B groups. `real` [B] and `rollouts` [B,P] are their advantages, NaN where unknown.
+
+    Raises Diverged if the gradient norm is not finite. Such a step is not saved in a checkpoint.
+    """
     config, accelerator, step = run.config, run.accelerator, progress.step
     probed = every(config.logs.every_steps, step)
     zero = uses_zero(accelerator)
-    probe = GradientProbe(run.policy.module) if probed and not zero else None  # ZeRO keeps no whole gradients
+    probe = GradientProbe(run.policy.module) if probed and not zero else None  # ZeRO has no whole gradients
     started = time.monotonic()
     counts = torch.tensor([len(groups), num_weighted(rollouts, config.objective)], dtype=torch.float64)
     num_real, num_known = mean_over_processes(accelerator, counts).tolist()
@@ -41,25 +44,26 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
 
     @contextmanager
     def scope(index: int) -> Iterator[None]:
-        """Gradients are averaged over processes with the last chunk, and before the probe looks at them."""
-        last = accelerator.sync_gradients = index == num_chunks - 1
+        """Averages gradients over processes with the last chunk, and with the first if the probe reads them."""
+        last = index == num_chunks - 1
+        accelerator.sync_gradients = last
         seen = probe if index == 0 else None
         with nullcontext() if last or seen or zero else accelerator.no_sync(run.policy.module):
             yield
         if seen:
             seen.after_real_clips()
 
-    for group in run.optimizer.param_groups:  # before the last chunk, with which ZeRO takes its step
+    for group in run.optimizer.param_groups:  # before the chunks: ZeRO takes its step in the backward of the last
         group["lr"] = config.optimizer.rate(step)
     chunks = [partial(chunk_losses, run, groups, at, step) for at in range(num_chunks)]
     loss = backward_by_chunk(chunks, weights, accelerator.backward, scope)
     norms = probe.norms() if probe else {}
     norm = float(whole(accelerator.clip_grad_norm_(run.policy.module.parameters(), config.optimizer.max_grad_norm)))
-    if not math.isfinite(norm):  # a step with it would be saved, and good checkpoints removed for it
+    if not math.isfinite(norm):  # else a checkpoint would save it, and a good one be deleted
         raise Diverged(
-            f"the gradient's norm at step {step} is {norm} (coefficients up to {weights.rollouts.abs().max():.3g}); "
-            "no checkpoint has it. Lower optimizer.lr or objective.lambda_aw, or raise the beta of exp weights, in a "
-            "new out"
+            f"the gradient norm at step {step} is {norm}, but must be finite (coefficients of rollouts are up to "
+            f"{weights.rollouts.abs().max():.3g}); no checkpoint has this step. Start a new run (another out) with a "
+            "lower optimizer.lr or objective.lambda_aw, or a higher objective.beta for exp weights"
         )
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -70,14 +74,17 @@ def train_step(run: Run, groups: Sequence[Group], real: Tensor, rollouts: Tensor
 
 
 def chunk_losses(run: Run, groups: Sequence[Group], at: int, step: int) -> Tensor:
-    """Diffusion losses [B]: of the real clips (0), or of everyone's `at`-th rollout (from 1)."""
+    """Diffusion losses [B] of the real clips (`at` 0) or of each group's rollout number `at` (from 1)."""
     policy = run.policy
     examples = [policy.with_latents(group.example, group.rollouts[at - 1]) if at else group.example for group in groups]
     return policy.losses(stack(examples), step_draw(run, groups, at, step))
 
 
 def step_draw(run: Run, groups: Sequence[Group], at: int, step: int) -> Draw:
-    """Noise of each sample, the same for a real clip and its rollouts if matched, whatever process it is in."""
+    """The random draw of B samples. With objective.matched_noise a real clip and its rollouts share one.
+
+    It depends on the seed, the step and the slot, not on the process. `at` is as in `chunk_losses`.
+    """
     parts = () if run.config.objective.matched_noise else (at,)
     draws = [
         run.policy.draw(1, generator(run.config.seed, "draw", step, group.slot, *parts)).tensors for group in groups
@@ -86,23 +93,25 @@ def step_draw(run: Run, groups: Sequence[Group], at: int, step: int) -> Draw:
 
 
 class GradientProbe:
-    """Norms of the gradients of the two terms of a step's loss, from what accumulates chunk by chunk."""
+    """Measures the gradient norms of the two terms of the loss, from the gradients accumulated chunk by chunk."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._real: list[Tensor] = []
 
     def after_real_clips(self) -> None:
+        """Call it when the gradient of the real clips' term alone has accumulated."""
         self._real = self._gradients()
 
     def norms(self) -> dict[str, float]:
+        """The two norms, and their ratio unless the real clips' is 0. Call it after the last chunk, before clipping."""
         rollouts = [total - real for total, real in zip(self._gradients(), self._real, strict=True)]
         sft, aw = _norm(self._real), _norm(rollouts)
         ratio = {"gradient/aw_over_sft": aw / sft} if sft > 0 else {}
         return {"gradient/sft": sft, "gradient/aw": aw, **ratio}
 
     def _gradients(self) -> list[Tensor]:
-        """Copies. FSDP swaps a module's parameters for its shards after each backward: they are looked up anew."""
+        """Copies in float32. Parameters are looked up every time, because FSDP replaces them after each backward."""
         found = [parameter.grad for _, parameter in trainable(self._module)]
         return [gradient.to(torch.float32, copy=True) for gradient in found if gradient is not None]
 
@@ -112,7 +121,7 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 
 
 def step_scalars(run: Run, loss: HybridLoss, progress: Progress) -> dict[str, float]:
-    """Means over processes."""
+    """The losses, lambda_aw and the learning rate of a step, to log. Losses are means over processes."""
     objective = run.config.objective
     rollouts = loss.rollouts.mean() if loss.rollouts.numel() else torch.zeros(())
     values = torch.stack([value.cpu().double() for value in (loss.total, loss.sft_term, loss.aw_term)])
@@ -128,5 +137,5 @@ def step_scalars(run: Run, loss: HybridLoss, progress: Progress) -> dict[str, fl
 
 
 def every(num: int, step: int) -> bool:
-    """Whether this is the `num`-th step, or a later such one; never for 0."""
+    """Whether `step` is a multiple of `num`. Never if `num` is 0."""
     return num > 0 and step % num == 0

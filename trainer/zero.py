@@ -1,7 +1,8 @@
-"""DeepSpeed's ZeRO, stages 1 and 2: how it is configured, and whole optimizer states out of its shards and back.
+"""Supports DeepSpeed's ZeRO stages 1 and 2: configures it, and converts optimizer state between shards and whole.
 
-ZeRO lays what is trained into one long vector, of which parameters are views, and gives every process an even part
-of it with AdamW's moments. So a parameter's place in the vector is its place in the moments too.
+ZeRO lays out the trained parameters in one flat vector, of which the parameters are views. Each process holds an equal
+part of the vector and AdamW's moments of that part. A parameter therefore has the same place in the moments as in the
+vector.
 """
 
 from __future__ import annotations
@@ -20,38 +21,45 @@ STAGES = (1, 2)
 
 
 def zero_plugin(config: Config) -> DeepSpeedPlugin:
-    """The DeepSpeed that Accelerate is configured for, with the run's batch and clipping. Raises ConfigError."""
+    """The DeepSpeed plugin that Accelerate is configured for, with the run's batch size and gradient clipping.
+
+    Raises ConfigError if DeepSpeed is not installed, or its configuration asks for what this trainer does not support.
+    """
     if not is_deepspeed_available():
         raise ConfigError("accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed")
     plugin = DeepSpeedPlugin()
     settings = plugin.deepspeed_config
     if plugin.zero_stage not in STAGES:
         raise ConfigError(
-            f"accelerate is configured for DeepSpeed's ZeRO stage {plugin.zero_stage}; this trainer takes stages 1 and "
-            "2. Where the denoiser does not fit a GPU, take FSDP (accelerate launch --use_fsdp --fsdp_version 2)"
+            f"accelerate is configured for DeepSpeed's ZeRO stage {plugin.zero_stage}; this trainer supports stages 1 "
+            "and 2. If the denoiser does not fit on a GPU, use FSDP (accelerate launch --use_fsdp --fsdp_version 2)"
         )
     if unwanted := {"optimizer", "scheduler", "fp16", "bf16"} & settings.keys():
         raise ConfigError(
-            f"DeepSpeed's file has {', '.join(sorted(unwanted))}, which the run's own configuration decides "
-            "(optimizer.*, policy.precision); take it out"
+            f"DeepSpeed's configuration file sets {', '.join(sorted(unwanted))}, which belongs to the run's own "
+            "configuration (optimizer.*, policy.precision); remove it from the file"
         )
     if plugin.offload_optimizer_device not in (None, "none"):
         raise ConfigError(
-            f"DeepSpeed is to keep the optimizer on {plugin.offload_optimizer_device}, which checkpoints here do not "
-            "know; set offload_optimizer_device to none (a LoRA's moments take some MiB)"
+            f"DeepSpeed is configured to offload the optimizer to {plugin.offload_optimizer_device}, which "
+            "checkpoints here do not support; set offload_optimizer_device to none (a LoRA's moments take some MiB)"
         )
     settings["train_micro_batch_size_per_gpu"] = config.loop.batch_clips
-    settings["gradient_accumulation_steps"] = 1  # a step's chunks are accumulated here (step.py)
+    settings["gradient_accumulation_steps"] = 1  # step.py accumulates the chunks of a step itself
     settings["gradient_clipping"] = config.optimizer.max_grad_norm
     return plugin
 
 
 def uses_zero(accelerator: Accelerator) -> bool:
+    """Whether the run uses DeepSpeed."""
     return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def whole_state(accelerator: Accelerator, trained: Sequence[Tensor], optimizer: Any) -> dict[str, Any]:
-    """The state that one process with the same AdamW of `trained` would have: every process must ask."""
+    """The optimizer state that a single process training `trained` with the same AdamW would have.
+
+    All processes must call it, because it gathers the shards.
+    """
     adamw = optimizer.optimizer.optimizer
     (shard,) = adamw.param_groups[0]["params"]
     vectors = {
@@ -66,7 +74,10 @@ def whole_state(accelerator: Accelerator, trained: Sequence[Tensor], optimizer: 
 def load_whole_state(
     accelerator: Accelerator, trained: Sequence[Tensor], optimizer: Any, state: Mapping[str, Any]
 ) -> None:
-    """This process's part of a whole state; the shard's own copy of what is trained is made anew too."""
+    """Load this process's part of a whole state, as `whole_state` makes it.
+
+    Also copies the trained parameters again into the float32 vector that ZeRO keeps of them.
+    """
     zero = optimizer.optimizer
     (shard,) = zero.optimizer.param_groups[0]["params"]
     zero.refresh_fp32_params()
@@ -84,7 +95,7 @@ def load_whole_state(
 
 
 def _piece(vector: Tensor, parameter: Tensor) -> Tensor:
-    """The part of a vector, laid out as ZeRO's, that is a parameter's; scalars are everyone's."""
+    """The view of a vector in ZeRO's layout that belongs to a parameter. Scalars belong to every parameter."""
     if not vector.ndim:
         return vector
     start = parameter.storage_offset()

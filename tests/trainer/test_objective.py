@@ -1,4 +1,4 @@
-"""SHIFT's arithmetic against numbers worked out by hand, finite differences and the loss written in one line."""
+"""Tests SHIFT's loss against numbers worked out by hand, finite differences and the formula written in one line."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def same(found: Tensor, expected: list[float] | list[list[float]], tolerance: fl
 # --- advantages ---------------------------------------------------------------------------------
 
 
-def test_advantages_are_re_centred_by_the_rollouts_of_their_own_group() -> None:
+def test_advantages_subtract_the_mean_of_their_groups_rollouts() -> None:
     found = advantages(reward_table([group(4, 1, 2, 6), group(-1, 0, 0, 3)]), Objective())
     same(found.rollouts, [[-2, -1, 3], [-1, -1, 2]])
-    same(found.real, [1, 0])  # 4 - 3, and -1 - 1 held at 0
+    same(found.real, [1, 0])  # 4 - 3, and -1 - 1 clipped to 0
 
 
-def test_advantages_can_be_re_centred_by_all_rollouts_of_the_batch() -> None:
+def test_advantages_can_subtract_the_mean_of_all_rollouts() -> None:
     found = advantages(reward_table([group(4, 1, 2, 6), group(-1, 0, 0, 3)], centre="batch"), Objective(centre="batch"))
     same(found.rollouts, [[-1, 0, 4], [-2, -2, 1]])
     same(found.real, [2, 0])
 
 
-def test_advantages_are_clipped_and_the_clipped_ones_counted() -> None:
+def test_advantages_are_clipped_and_counted() -> None:
     found = advantages(reward_table([group(30, -12, 12), group(30, 0, 2)]), Objective(adv_clip=10))
     same(found.rollouts, [[-10, 10], [-1, 1]])
     same(found.real, [10, 10])
     assert found.num_clipped == 4
 
 
-def test_no_advantage_is_divided_by_the_standard_deviation_unless_asked() -> None:
+def test_dividing_by_the_standard_deviation_is_optional() -> None:
     table = reward_table([group(8, 0, 4)])
     same(advantages(table, Objective()).rollouts, [[-2, 2]])
     normalised = advantages(table, Objective(normalise_std=True))
@@ -73,7 +73,7 @@ def test_equal_rewards_have_no_advantage_even_when_normalised() -> None:
     same(advantages(reward_table([group(5, 5, 5)]), Objective(normalise_std=True)).rollouts, [[0, 0]])
 
 
-def test_a_missing_reward_is_left_out_of_the_mean_and_stays_unknown() -> None:
+def test_a_missing_reward_is_left_out_of_the_mean_and_stays_nan() -> None:
     found = advantages(reward_table([group(None, 1, None, 3)]), Objective())
     same(found.rollouts, [[-1, NAN, 1]])
     same(found.real, [NAN])
@@ -92,7 +92,7 @@ def test_versions_are_never_mixed_within_a_group() -> None:
         reward_table([mixed])
 
 
-def test_versions_may_differ_between_groups_unless_the_batch_is_compared() -> None:
+def test_versions_may_differ_between_groups_if_centred_by_group() -> None:
     groups = [group(1, 2, version="v1"), group(1, 2, version="v2")]
     assert reward_table(groups).shape == (2, 2)
     with pytest.raises(MixedVersions):
@@ -104,7 +104,7 @@ def test_a_reward_is_finite_or_none() -> None:
         Scored(reward=NAN, version="v1")
 
 
-def test_a_table_can_be_of_one_head() -> None:
+def test_a_table_can_be_of_one_discriminator() -> None:
     scored = Scored(reward=1, version="v", discriminators={"long_term": 5.0})
     same(reward_table([GroupRewards(real=scored, rollouts=(None,))], discriminator="long_term"), [[5, NAN]])
 
@@ -128,21 +128,21 @@ def test_exponential_weights() -> None:
     same(found, [1.0, math.e, 1 / math.e, 0.0], 1e-6)
 
 
-def test_linear_weights_keep_their_sign_and_damp_the_positive_ones() -> None:
+def test_linear_weights_keep_their_sign_and_scale_each_side() -> None:
     signed = torch.tensor([-3.0, 0.0, 4.0, NAN])
     same(rollout_weights(signed, Objective()), [-3, 0, 4, 0])
     same(rollout_weights(signed, Objective(pos_adv_lambda=0.25)), [-3, 0, 1, 0])
     same(rollout_weights(signed, Objective(neg_adv_lambda=0.0)), [0, 0, 4, 0])
 
 
-def test_uniform_weights_are_plain_replay_and_ask_for_no_reward() -> None:
+def test_uniform_weights_are_plain_replay_without_rewards() -> None:
     unknown = torch.tensor([-3.0, NAN, 4.0])
     same(rollout_weights(unknown, Objective(weighting="uniform")), [1, 1, 1])
     assert num_weighted(unknown, Objective(weighting="uniform")) == 3
     assert num_weighted(unknown, Objective()) == 2
 
 
-def test_a_real_clip_weighs_lambda_sft_and_if_asymmetric_its_own_advantage_too() -> None:
+def test_asymmetric_weights_add_a_real_clips_own_advantage() -> None:
     own = torch.tensor([0.0, 3.0, NAN])
     same(real_weights(own, Objective(lambda_sft=0.5)), [0.5, 0.5, 0.5])
     same(real_weights(own, Objective(lambda_sft=0.5, asymmetric=True)), [0.5, 3.5, 0.5])
@@ -154,7 +154,7 @@ def test_lambda_aw_rises_linearly() -> None:
     assert Objective(lambda_aw=0.2).lambda_aw_at(0) == 0.2
 
 
-def test_the_means_are_over_real_clips_and_over_rewarded_rollouts() -> None:
+def test_means_are_over_real_clips_and_rewarded_rollouts() -> None:
     found = coefficients(
         torch.tensor([0.0, 0.0]),
         torch.tensor([[2.0, NAN], [-2.0, 4.0]]),
@@ -170,7 +170,7 @@ def test_the_means_are_over_real_clips_and_over_rewarded_rollouts() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"beta": 0.0}, {"adv_clip": -1.0}, {"pos_adv_lambda": 1.5}, {"lambda_sft": -1.0}], ids=str
 )
-def test_figures_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"objective.{next(iter(wrong))} is"):
         replace(Objective(), **wrong)
 
@@ -181,7 +181,7 @@ B, P, D = 3, 2, 4
 
 
 def problem() -> tuple[Tensor, Tensor, Coefficients]:
-    """Parameters [D], samples [B,1+P,D] and the coefficients of a step with a missing reward."""
+    """Parameters [D], samples [B,1+P,D] and the coefficients of a step with missing rewards."""
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(D, generator=generator, dtype=torch.float64)
     samples = torch.randn(B, 1 + P, D, generator=generator, dtype=torch.float64)
@@ -193,7 +193,7 @@ OBJECTIVE = Objective(lambda_aw=0.3, asymmetric=True, lambda_aw_ramp_steps=10)
 
 
 def losses(theta: Tensor, samples: Tensor) -> Tensor:
-    """A curved loss per sample."""
+    """A nonlinear loss per sample."""
     return (torch.tanh(samples @ theta) - samples.sum(dim=-1)) ** 2
 
 
@@ -221,7 +221,7 @@ def by_chunk(theta: Tensor, samples: Tensor, found: Coefficients) -> tuple[Tenso
     return result.total, theta.grad
 
 
-def test_the_loss_by_chunks_equals_the_formula_in_one_go() -> None:
+def test_the_loss_by_chunks_equals_the_formula() -> None:
     theta, samples, found = problem()
     total, gradient = by_chunk(theta, samples, found)
     leaf = theta.clone().requires_grad_()
@@ -231,7 +231,7 @@ def test_the_loss_by_chunks_equals_the_formula_in_one_go() -> None:
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-12, atol=0)
 
 
-def test_the_gradient_by_chunks_agrees_with_finite_differences() -> None:
+def test_the_gradient_by_chunks_matches_finite_differences() -> None:
     theta, samples, found = problem()
     _, gradient = by_chunk(theta, samples, found)
     h = 1e-6
@@ -248,7 +248,7 @@ def test_a_negative_advantage_pushes_away_from_its_rollout() -> None:
     assert float(-theta.grad) < 0  # descent moves away from 2
 
 
-def test_two_processes_weigh_as_one_with_all_the_samples() -> None:
+def test_two_processes_weigh_like_one_with_all_samples() -> None:
     rollouts = torch.tensor([[1.0, NAN], [2.0, -1.0], [NAN, NAN], [3.0, 1.0]])
     real = torch.zeros(4)
     whole = coefficients(real, rollouts, OBJECTIVE, step=3, num_real=4, num_known=5)
@@ -261,7 +261,7 @@ def test_two_processes_weigh_as_one_with_all_the_samples() -> None:
         torch.testing.assert_close(averaged, getattr(whole, name))
 
 
-def test_without_rollouts_the_loss_is_fine_tuning_alone() -> None:
+def test_without_rollouts_only_the_supervised_term_is_left() -> None:
     theta = torch.tensor([1.0, 2.0], requires_grad=True)
     found = coefficients(torch.zeros(2), torch.zeros(2, 0), Objective(), step=0, num_real=2, num_known=0)
     result = backward_by_chunk([lambda: theta**2], found, lambda loss: loss.backward())

@@ -1,4 +1,4 @@
-"""The losses' formulas by hand, and the policies' losses against them on the real denoisers at toy size."""
+"""Tests the losses' formulas by hand, and the policies' losses against them with the real denoisers at toy size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def inputs_of(policy: AnyPolicy, batch: Batch, draw: Draw) -> dict[str, Any]:
-    """What the denoiser was called with, its first positional arguments as `sample` and `timestep`."""
+    """The arguments of the denoiser's call. The first two positional ones are named `sample` and `timestep`."""
     seen: dict[str, Any] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_levels_are_lognormal() -> None:
     assert abs(logs.std().item() - 1.6) < 0.02
 
 
-def test_dropout_is_three_way() -> None:
+def test_condition_dropout_is_three_way() -> None:
     embedding, image = edm.kept_conditions(torch.tensor([0.05, 0.15, 0.25, 0.35, 0.99]), 0.1)
     assert embedding.tolist() == [0, 0, 1, 1, 1]
     assert image.tolist() == [1, 0, 0, 1, 1]
@@ -98,7 +98,7 @@ def test_flow_levels_by_hand() -> None:
     torch.testing.assert_close(levels.weights.mean(), torch.tensor(1.0))
     assert levels.weights.min() == 0
     assert abs(levels.timesteps[levels.weights.argmax()] - 500) < 2
-    # exp(-1/2) and 1 are the bell at timestep 1000 and 500
+    # the bell is exp(-1/2) at timestep 1000 and 1 at timestep 500
     ratio = (1 - math.exp(-0.5)) / (math.exp(-2 * 0.3**2) - math.exp(-0.5))
     at_200 = levels.weights[(levels.timesteps - 200).abs().argmin()]
     torch.testing.assert_close(levels.weights.max() / at_200, torch.tensor(ratio), rtol=2e-2, atol=0)
@@ -108,7 +108,8 @@ def test_flow_loss_by_hand() -> None:
     clean, noise = torch.tensor([[1.0, 3.0, 5.0]]), torch.tensor([[7.0, 1.0, 2.0]])
     shaped = [x[:, :, None, None, None] for x in (torch.zeros(1, 3), clean, noise)]
     loss = flow.losses(*shaped, torch.tensor([0.5]))
-    torch.testing.assert_close(loss, torch.tensor([0.5 * (2.0**2 + 3.0**2) / 2]))  # the first frame's 36 left out
+    # the first frame's error of 36 is left out
+    torch.testing.assert_close(loss, torch.tensor([0.5 * (2.0**2 + 3.0**2) / 2]))
 
 
 def test_noised_latents_keep_the_first_frame() -> None:
@@ -189,7 +190,7 @@ def test_wan_sees_a_clean_first_frame_at_timestep_0() -> None:
     assert (seen["timestep"][:, tokens:] > 0).all()
 
 
-def test_a_shared_draw_gives_real_clip_and_rollout_the_same_noise(policy: AnyPolicy) -> None:
+def test_a_shared_draw_gives_the_same_noise_to_both_clips(policy: AnyPolicy) -> None:
     real = policy.encode([moving_square(policy)], ["a ball"])[0]
     rollout = policy.with_latents(real, real.latents + 1)
     one = policy.draw(1, seeded())
@@ -197,7 +198,7 @@ def test_a_shared_draw_gives_real_clip_and_rollout_the_same_noise(policy: AnyPol
     for name in ("timestep", "encoder_hidden_states"):
         assert torch.equal(together[name][0], together[name][1])
     seen = together["sample" if policy.name == "svd" else "hidden_states"]
-    # the inputs differ by what the clips differ by, scaled: the noise cancels
+    # the noise cancels: the inputs differ by the scaled difference of the clips
     difference = seen[1] - seen[0]
     if policy.name == "svd":
         scale = 1 / (one.tensors["sigma"] ** 2 + 1).sqrt()
@@ -208,7 +209,7 @@ def test_a_shared_draw_gives_real_clip_and_rollout_the_same_noise(policy: AnyPol
         torch.testing.assert_close(difference[:, 1:], kept.expand_as(difference[:, 1:]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_draw_is_its_generators_alone(policy: AnyPolicy) -> None:
+def test_a_draw_depends_only_on_its_generator(policy: AnyPolicy) -> None:
     first, again, other = (policy.draw(2, seeded(seed)) for seed in (0, 0, 1))
     for name, tensor in first.tensors.items():
         assert torch.equal(tensor, again.tensors[name])
@@ -254,7 +255,7 @@ def test_only_the_lora_is_trained_and_its_loss_falls(name: str) -> None:
     for _ in range(8):
         loss = policy.losses(batch, draw).mean()
         loss.backward()
-        assert all(p.grad is not None for p in trained)  # DDP waits for each
+        assert all(p.grad is not None for p in trained)  # DDP waits for the gradient of each parameter
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

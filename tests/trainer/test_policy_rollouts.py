@@ -1,4 +1,4 @@
-"""Rollouts, decoding and encoding of the toy policies, against diffusers' own pipelines and the sampler's formula."""
+"""Tests rollouts, decoding and encoding of toy policies against diffusers' own pipelines and the sampler's formula."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def picture_of(policy: AnyPolicy) -> Image.Image:
 
 
 def sampled_by_formula(policy: SvdPolicy, pipe: StableVideoDiffusionPipeline, seed: int) -> Tensor:
-    """SVD's rollout written out: guidance per frame, Karras sigmas, Euler-ancestral steps. `pipe` has no LoRA."""
+    """An SVD rollout by its formula: guidance per frame, Karras sigmas, Euler-ancestral steps. `pipe` has no LoRA."""
     generator = torch.Generator().manual_seed(seed)
     image = picture_of(policy)
     pixels = pipe.video_processor.preprocess(image, policy.height_px, policy.width_px)
@@ -117,14 +117,14 @@ def test_the_lora_changes_rollouts() -> None:
     assert not torch.allclose(before, policy.sample(example, [1])[0], atol=1e-2)
 
 
-def test_a_rollout_is_its_seeds_alone(policy: AnyPolicy, example: Example) -> None:
+def test_a_rollout_depends_only_on_its_own_seed(policy: AnyPolicy, example: Example) -> None:
     policy.group_size = 2
     together = policy.sample(example, [1, 2, 3])
     policy.group_size = 1
     alone = policy.sample(example, [3, 1])
     policy.group_size = 2
     for rollout, same in ((alone[0], together[2]), (alone[1], together[0])):
-        torch.testing.assert_close(rollout, same, rtol=1e-4, atol=1e-4)  # sums in another order, no more
+        torch.testing.assert_close(rollout, same, rtol=1e-4, atol=1e-4)  # they differ only in the order of sums
     assert torch.equal(policy.sample(example, [1, 2, 3])[1], together[1])
     assert (together[0] - together[1]).abs().max() > 0.1
 
@@ -135,7 +135,7 @@ def test_rollouts_leave_the_global_generator_alone(policy: AnyPolicy, example: E
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_rollouts_are_float32_latents_fit_for_training(policy: AnyPolicy, example: Example) -> None:
+def test_rollouts_are_float32_latents_for_training(policy: AnyPolicy, example: Example) -> None:
     rollout = policy.sample(example, [1])[0]
     assert rollout.shape == policy.latent_shape
     assert rollout.dtype == torch.float32
@@ -174,7 +174,7 @@ def test_wan_encodes_the_first_frame_by_itself() -> None:
     assert not torch.allclose(first[1], second[1], atol=1e-3)
 
 
-def test_wan_meets_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wan_encodes_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_tiny("wan")
     texts: list[str] = []
     encode = policy.pipe.encode_prompt
@@ -231,7 +231,7 @@ def test_wrong_clips_are_refused(name: str) -> None:
         policy.with_latents(policy.encode([clip], [""])[0], torch.zeros(1, 4, 2, 2))
 
 
-def test_unlike_examples_do_not_stack(example: Example) -> None:
+def test_examples_of_different_shapes_do_not_stack(example: Example) -> None:
     with pytest.raises(PolicyError, match="at least one"):
         stack([])
     shorter = Example(tensors={**example.tensors, "latents": example.latents[:1]})
@@ -255,7 +255,7 @@ def test_configurations_check_themselves() -> None:
         SvdConfig(precision="fp16")  # type: ignore[arg-type]
 
 
-def test_a_policy_is_made_of_its_configuration() -> None:
+def test_a_policy_is_made_from_its_configuration() -> None:
     config = make_tiny("wan").config
     assert make_policy(config).name == "wan"
     with pytest.raises(PolicyError, match="expand_timesteps"):

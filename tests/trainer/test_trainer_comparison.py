@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what is paired by first frames, what is left out, and how far two motions are apart."""
+"""Tests the figures of an evaluation: pairing by first frame, left-out samples, and distances between motions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def motion(speeds: list[float], accelerations: list[float] | None = None) -> Tra
     return TrackMotion(speeds_px_s=np.array(speeds), accelerations_px_s2=np.array(accelerations or [0.0]))
 
 
-def test_means_are_over_first_frames_and_differences_within_them() -> None:
-    """Of two first frames, one with two samples: they count as one."""
+def test_means_are_over_first_frames_differences_within_them() -> None:
+    """Two samples of one first frame count as one."""
     rows = [row(0, "real", 5.0), row(0, "base", 1.0), row(0, "checkpoint", 2.0), row(0, "checkpoint", 4.0)]
     rows += [row(1, "real", 7.0), row(1, "base", 5.0), row(1, "checkpoint", 5.0)]
     found = summarise(rows)
@@ -50,8 +50,8 @@ def test_a_missing_reward_is_left_out_and_counted() -> None:
     assert nothing["real"]["combined"] == {"mean": None, "low": None, "high": None}
 
 
-def test_the_distance_of_two_motions_is_how_far_one_must_be_moved() -> None:
-    """The base moves as the real clips do, the checkpoint 3 px/s faster, whatever else a first frame shows."""
+def test_a_faster_motion_is_as_far_away_as_it_is_faster() -> None:
+    """The base moves like the real clips and the checkpoint 3 px/s faster, in every first frame."""
     rows = [row(clip, kind) for clip in (0, 1, 2) for kind in ("real", "base", "checkpoint")]
     motions = [
         motion([clip + speed + shift for speed in (0.0, 2.0, 10.0)], [4.0 + 2 * shift])
@@ -67,13 +67,13 @@ def test_the_distance_of_two_motions_is_how_far_one_must_be_moved() -> None:
     assert accelerations["checkpoint"] == pytest.approx(6.0)
 
 
-def test_a_clip_with_many_tracks_counts_as_one_with_few() -> None:
+def test_clips_with_many_and_with_few_tracks_count_the_same() -> None:
     rows = [row(clip, kind) for clip in (0, 1) for kind in ("real", "base", "checkpoint")]
     motions = [motion([0.0])] * 2 + [motion([4.0] * 100)] + [motion([0.0])] * 3
     assert motion_distances(rows, motions)["speed_px_s"]["checkpoint"] == pytest.approx(2.0)
 
 
-def test_first_frames_without_tracks_are_left_out_and_nothing_is_made_up() -> None:
+def test_first_frames_without_tracks_are_left_out() -> None:
     rows = [row(clip, kind) for clip in (0, 1) for kind in ("real", "base", "checkpoint")]
     motions = [motion([1.0]), motion([]), motion([50.0]), motion([1.0]), motion([2.0]), motion([1.0])]
     found = motion_distances(rows, motions)["speed_px_s"]

@@ -1,4 +1,4 @@
-"""The trainer's configuration: presets carry the reference's figures, every key exists, every value is checked."""
+"""Tests the trainer's configuration: presets have the reference's settings; unknown keys and bad values are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_configuration_survives_its_yaml(preset: str, tmp_path: Path) -> None:
     assert load(str(path)) == load(preset, ["seed=7", "policy.sft_lora=some/folder"])
 
 
-def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Path) -> None:
+def test_a_file_overrides_a_preset_and_the_command_line_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("preset: svd\nloop: {passes: 3, num_rollouts: 4}\noptimizer: {lr: 2e-5}\n")
     found = load(str(path), ["loop.passes=5", "data.train=[a, b]", "policy.lora=null", "policy.precision=fp32"])
@@ -68,7 +68,7 @@ def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Pa
         ("loop.passes=true", r"loop.passes is 'true' \(str\); give int"),
         ("loop.passes=0", r"loop.passes is 0; give 1 or more"),
         ("objective.weighting=cubic", r"give one of linear, exp, uniform"),
-        ("objective.beta=0", r"objective.beta is 0.0; give above 0"),
+        ("objective.beta=0", r"objective.beta is 0.0; give more than 0"),
         ("rewards.max_outage_s=1", r"rewards.patience_s is 60 and rewards.max_outage_s 1"),
         ("policy.model=sora", r"policy.model is 'sora'; give one of svd, wan"),
         ("policy.lora=null", r"in bf16 most steps round to nothing; set precision=fp32"),
@@ -85,7 +85,7 @@ def test_a_file_builds_on_a_preset_and_the_command_line_on_the_file(tmp_path: Pa
         ("loop.passes=[", r"is not YAML"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(override: str, message: str) -> None:
+def test_wrong_keys_and_values_are_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(None, [override])
 
@@ -94,19 +94,19 @@ def test_one_folder_needs_no_brackets() -> None:
     assert load(None, ["data.train=clips"]).data.train == ("clips",)
 
 
-def test_an_unknown_preset_names_those_there_are() -> None:
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'tniy' is neither a preset \(svd, tiny, wan\)"):
         load("tniy")
 
 
-def test_a_buffer_must_divide_among_processes_and_steps() -> None:
+def test_a_buffer_must_divide_by_processes_and_batch() -> None:
     found = load(None, ["loop.buffer_clips=10", "loop.batch_clips=2"])
     assert found.steps_per_pass(1) == 5
     with pytest.raises(ConfigError, match=r"loop.buffer_clips is 10, not a multiple of 4"):
         found.steps_per_pass(2)
 
 
-def test_the_rate_warms_up_and_stays() -> None:
+def test_the_learning_rate_warms_up_and_stays() -> None:
     optimizer = OptimizerConfig(lr=1.0, warmup_steps=4)
     assert [optimizer.rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert OptimizerConfig(lr=1.0, warmup_steps=0).rate(0) == 1.0
@@ -118,8 +118,8 @@ def test_differences_name_the_keys_and_both_values() -> None:
     assert differences(new, old, ignore=["logs."]) == ["loop.passes: 4, was 3", "seed: 2, was 1"]
 
 
-def test_the_toy_computes_on_one_thread_and_others_on_as_many_as_torch_chooses(tmp_path: Path) -> None:
-    """A toy's products are too small to share: beside another job threads do little but wait for each other."""
+def test_the_toy_preset_uses_one_thread_others_torchs_default(tmp_path: Path) -> None:
+    """A toy's matrix products are too small to share: beside another job its threads mostly wait for each other."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -143,7 +143,7 @@ def test_every_setting_is_read_by_code() -> None:
     assert [name for name in sorted(names) if f".{name}" not in code] == []
 
 
-def test_the_command_line_prints_a_configuration_that_it_reads(
+def test_a_printed_configuration_can_be_read_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["trainer", "train", "--config", "tiny", "seed=3", "--print-config"])
@@ -153,7 +153,7 @@ def test_the_command_line_prints_a_configuration_that_it_reads(
     assert from_dict(yaml.safe_load(capsys.readouterr().out)) == load("tiny", ["seed=3"])
 
 
-def test_the_command_line_says_an_error_in_a_line(
+def test_the_command_line_prints_an_error_as_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["trainer", "train", "loop.pases=3", "--print-config"])

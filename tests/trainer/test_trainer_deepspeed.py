@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO on two processes with gloo. Run as a module, this file is the trainer of its tests."""
+"""Tests DeepSpeed's ZeRO on two processes with gloo. Run as a module, this file is the tests' trainer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ needs_deepspeed = pytest.mark.skipif(not is_deepspeed_available(), reason="deeps
 
 @pytest.fixture(scope="module", params=[1, 2])
 def sharded(request: pytest.FixtureRequest, svd: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished run of either stage, that stopped on the way and went on."""
+    """A finished run of each stage, which was stopped halfway and resumed."""
     config = tiny_config(tmp_path_factory.mktemp("runs") / "sharded", svd, clips, *RUN)
     half = replace(config, loop=replace(config.loop, num_buffers=1))
     assert [launch_sharded(part, request.param) for part in (half, config)] == [0, 0]
@@ -49,7 +49,7 @@ def launch_sharded(config: Config, stage: int) -> int:
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_shards_take_the_steps_of_one_process_with_the_doubled_batch(
+def test_two_shards_train_like_one_process_with_twice_the_batch(
     sharded: Config, svd: Path, clips: Path, tmp_path: Path
 ) -> None:
     one = tiny_config(tmp_path / "one", svd, clips, *RUN, "loop.batch_clips=2")
@@ -66,8 +66,8 @@ def test_shards_take_the_steps_of_one_process_with_the_doubled_batch(
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_a_checkpoint_of_shards_is_one_of_a_single_process(sharded: Config, tmp_path: Path) -> None:
-    """Which reads it, and writes the same."""
+def test_a_single_process_reads_a_checkpoint_of_shards(sharded: Config, tmp_path: Path) -> None:
+    """A single process can load the checkpoint, and saves the same again."""
     config = replace(sharded, out=tmp_path / "copy")
     shutil.copytree(sharded.out, config.out)
     with open_run(config) as run:
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_shards_is_one_of_a_single_process(sharded: Config, tmp_
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_shards_of_a_bfloat16_base_take_the_steps_of_whole_copies(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_shards_of_a_bfloat16_base_train_like_whole_copies(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = (*RUN, "policy.precision=bf16", "loop.num_buffers=1", "policy.gradient_checkpointing=true")
     ours, theirs = (tiny_config(tmp_path / name, svd, clips, *options) for name in ("sharded", "whole"))
     assert [launch_sharded(ours, 2), launch(theirs, 2)] == [0, 0]
@@ -92,13 +92,13 @@ def test_shards_of_a_bfloat16_base_take_the_steps_of_whole_copies(svd: Path, cli
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3; this trainer takes stages 1 and 2"),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3; this trainer supports stages 1 and 2"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision bf16: .*set it to no"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "keep the optimizer on cpu.*to none"),
-        ({}, "does not shard on NO; start processes on GPUs"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload the optimizer to cpu.*to none"),
+        ({}, "does not shard with distributed type NO; start processes on GPUs"),
     ],
 )
-def test_what_it_cannot_do_is_refused(
+def test_unsupported_configurations_are_refused(
     environment: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (ON | environment).items():
@@ -107,7 +107,7 @@ def test_what_it_cannot_do_is_refused(
         open_accelerator(load("tiny", ["device=cpu", f"out={tmp_path}"]))
 
 
-def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero, "is_deepspeed_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="not installed; pip install deepspeed"):
@@ -118,7 +118,7 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypa
 
 
 def shard_on_cpus() -> None:
-    """Accelerate leaves DeepSpeed out on CPUs, though it can: have it take its CPU processes for those it shards on."""
+    """Make Accelerate use DeepSpeed on CPUs. DeepSpeed supports them, but Accelerate does not use it there."""
 
     def take(state: AcceleratorState, plugin: Any) -> None:
         plugin.set_mixed_precision("no")

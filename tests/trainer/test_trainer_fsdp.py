@@ -1,4 +1,4 @@
-"""FSDP: the denoiser in shards, on two processes with gloo. Run as a module, this file is the trainer of its tests."""
+"""Tests FSDP (a sharded denoiser) on two processes with gloo. Run as a module, this file is the tests' trainer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FSDP = {
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "TransformerSpatioTemporalModel,ResnetBlock2D,TemporalResnetBlock",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # as `accelerate launch` has it by default
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # the default of `accelerate launch`
 }
 RUN = (
     "loop.buffer_clips=4",
@@ -53,7 +53,7 @@ def launch_sharded(config: Config, **environment: str) -> int:
 
 
 @pytest.mark.slow
-def test_shards_take_the_steps_of_one_process_with_the_doubled_batch(
+def test_two_shards_train_like_one_process_with_twice_the_batch(
     sharded: Config, svd: Path, clips: Path, tmp_path: Path
 ) -> None:
     one = tiny_config(tmp_path / "one", svd, clips, *RUN, "loop.batch_clips=2")
@@ -68,8 +68,8 @@ def test_shards_take_the_steps_of_one_process_with_the_doubled_batch(
 
 
 @pytest.mark.slow
-def test_shards_of_two_types_take_the_steps_of_whole_copies(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """A bfloat16 base under a float32 LoRA; around these blocks gradients are summed in the order of whole copies."""
+def test_shards_of_two_dtypes_train_like_whole_copies(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """A bfloat16 base with a float32 LoRA. Wrapping these blocks sums gradients in the order of whole copies."""
     options = (*RUN, "policy.precision=bf16", "loop.num_buffers=1")
     ours, theirs = (tiny_config(tmp_path / name, svd, clips, *options) for name in ("sharded", "whole"))
     blocks = "BasicTransformerBlock,TemporalBasicTransformerBlock"
@@ -80,10 +80,10 @@ def test_shards_of_two_types_take_the_steps_of_whole_copies(svd: Path, clips: Pa
 
 
 @pytest.mark.slow
-def test_a_sharded_run_of_which_one_process_died_goes_on_to_the_bit(
+def test_a_sharded_run_resumes_exactly_after_one_process_died(
     sharded: Config, svd: Path, clips: Path, tmp_path: Path
 ) -> None:
-    """One has rollouts on disk that the other lacks: all sample again, for alone none could."""
+    """One process has rollouts on disk that the other lacks. All sample again, because no process can sample alone."""
     killed = tiny_config(tmp_path / "killed", svd, clips, *RUN)
     assert launch_sharded(killed, DIE_AT_SLOT="5") != 0
     assert [path.stem for path in (killed.out / "buffers" / "000001").glob("*.safetensors")] == ["00000004"]
@@ -92,8 +92,8 @@ def test_a_sharded_run_of_which_one_process_died_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_shards_is_one_of_a_single_process(sharded: Config, tmp_path: Path) -> None:
-    """Which reads it, and writes the same."""
+def test_a_single_process_reads_a_checkpoint_of_shards(sharded: Config, tmp_path: Path) -> None:
+    """A single process can load the checkpoint, and saves the same again."""
     config = replace(sharded, out=tmp_path / "copy")
     shutil.copytree(sharded.out, config.out)
     with open_run(config) as run:
@@ -107,10 +107,10 @@ def test_a_checkpoint_of_shards_is_one_of_a_single_process(sharded: Config, tmp_
     ("environment", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1, .* set FSDP_VERSION=2"),
-        (FSDP, "does not shard on NO; start processes on GPUs"),
+        (FSDP, "does not shard with distributed type NO; start processes on GPUs"),
     ],
 )
-def test_sharding_that_cannot_be_is_refused(
+def test_unsupported_sharding_is_refused(
     environment: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
@@ -123,7 +123,7 @@ def test_sharding_that_cannot_be_is_refused(
 
 
 def shard_on_cpus() -> None:
-    """Accelerate leaves FSDP out on CPUs, though torch can: have it take its CPU processes for those it shards on."""
+    """Make Accelerate use FSDP on CPUs. torch supports them, but Accelerate does not use FSDP there."""
 
     def take(state: AcceleratorState, plugin: Any) -> None:
         state.fsdp_plugin = plugin
@@ -132,7 +132,7 @@ def shard_on_cpus() -> None:
 
 
 def die_at(slot: int) -> None:
-    """As a machine that fails: once its neighbour's group is on disk, before its own is."""
+    """Kill this process like a failing machine, when the other process's group is on disk but its own is not yet."""
     plain = Group.save
 
     def save_or_die(self: Group, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The first steps of a seeded run are those that were recorded; see golden_losses.py."""
+"""The first steps of a seeded run equal the recorded ones; see golden_losses.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from tests.golden_losses import BASES, PATH, losses
 
 TOLERANCE = 2e-3
-"""Of a figure's largest value. Kinds of CPU add up in other orders: figures of one machine held to SSE4 kernels were
-apart from its own by 3e-4 at most, for AdamW divides tiny gradients by themselves, and later steps build on that.
+"""Relative to the largest value of a figure. Different kinds of CPU sum in different orders. On one machine, limiting
+kernels to SSE4 changed the figures by at most 3e-4: AdamW divides tiny gradients by themselves, which enlarges rounding
+errors, and later steps depend on them.
 """
 
 
@@ -25,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_first_steps_are_the_recorded_ones(name: str) -> None:
+def test_the_first_steps_equal_the_recorded_ones(name: str) -> None:
     recorded = json.loads(PATH.read_text())[name]
     for figure, found in losses(name).items():
         assert found == pytest.approx(recorded[figure], abs=TOLERANCE * max(map(abs, recorded[figure]))), figure

@@ -1,4 +1,4 @@
-"""Algorithm 1 on the toy bases, against a real reward server: every stage, resume to the bit, two processes."""
+"""Tests Algorithm 1 on the toy bases: every stage with a real reward server, exact resume, two processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", *QUIET)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums in one order; and the machine is shared."""
+    """Sums then have one order, and other jobs share the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,9 +60,9 @@ def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
 
 
 class InstantRewards(NoRewards):
-    """Rewards in this process, by the formula of the stack's scorer: for tests of the loop alone.
+    """Computes rewards in this process by the formula of the stack's scorer, for tests of the loop alone.
 
-    `die_after` groups it kills the process, as a machine that fails would.
+    After `die_after` groups it kills the process, like a failing machine.
     """
 
     def __init__(self, *, die_after: int = 10**9) -> None:
@@ -106,7 +106,7 @@ def run_alone(config: Config) -> None:
 def test_a_run_goes_through_every_stage(
     kind: str, request: pytest.FixtureRequest, clips: Path, stack: RewardStack, tmp_path: Path
 ) -> None:
-    """Clips, rollouts, rewards by the results stream, steps, logs, samples, checkpoints."""
+    """Clips, rollouts, rewards from the results stream, steps, logs, samples and checkpoints."""
     base, shape = request.getfixturevalue(kind), {"svd": SVD, "wan": WAN}[kind]
     server = (f"rewards.server={stack.url}", f"rewards.redis_url={stack.redis_url}")
     progress = run_training(tiny_config(tmp_path, base, clips, *server, kind=shape))
@@ -128,10 +128,10 @@ def test_a_run_goes_through_every_stage(
     assert "advantage_rollouts/long_term/histogram" in tags["histograms"]
 
 
-def test_the_rewards_of_a_run_are_those_of_its_clips(
+def test_server_rewards_equal_those_computed_in_process(
     svd: Path, clips: Path, stack: RewardStack, tmp_path: Path
 ) -> None:
-    """The same run with the formula in this process: same advantages, same steps, bit for bit."""
+    """The same run with the formula in this process has the same advantages and the same steps, bit for bit."""
     server = (f"rewards.server={stack.url}", f"rewards.redis_url={stack.redis_url}", *QUIET)
     run_training(tiny_config(tmp_path / "server", svd, clips, *server))
     run_alone(tiny_config(tmp_path / "alone", svd, clips, *QUIET))
@@ -140,8 +140,8 @@ def test_the_rewards_of_a_run_are_those_of_its_clips(
     assert trained_bytes(tmp_path / "server", 8) == trained_bytes(tmp_path / "alone", 8)
 
 
-def test_the_loss_falls_on_clips_that_are_seen_again_and_again(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """The same draws before and after. All weights are trained: a small LoRA can do little for a random base."""
+def test_the_loss_falls_on_clips_that_are_repeated(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Draws are the same before and after. All weights are trained: a small LoRA changes a random base little."""
     options = ("loop.num_buffers=1", "loop.num_rollouts=0", "loop.passes=15", "optimizer.lr=0.003", *WITHOUT_SERVER)
     whole = ("policy.lora=null", "policy.condition_dropout=0", "checkpoint.every_steps=0")
     config = tiny_config(tmp_path, svd, clips, *options, *whole)
@@ -166,7 +166,7 @@ def test_the_loss_falls_on_clips_that_are_seen_again_and_again(svd: Path, clips:
 
 
 def interrupted(config: Config, *, die_after: int) -> None:
-    """The run in a process that is killed as it submits group number `die_after`."""
+    """Run in a process that is killed when it submits group number `die_after`."""
     code = (
         "import sys; from tests.trainer.test_trainer_loop import *\n"
         "from trainer.config import load\n"
@@ -182,9 +182,7 @@ def interrupted(config: Config, *, die_after: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_filling_a_buffer_goes_on_to_the_bit(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_while_filling_a_buffer_resumes_exactly(svd: Path, clips: Path, tmp_path: Path) -> None:
     whole = tiny_config(tmp_path / "whole", svd, clips, *QUIET)
     run_alone(whole)
     killed = tiny_config(tmp_path / "killed", svd, clips, *QUIET)
@@ -195,14 +193,12 @@ def test_a_run_killed_in_the_middle_of_filling_a_buffer_goes_on_to_the_bit(
 
 
 class Stopped(Exception):
-    """As if the process had ended here."""
+    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("after", [3, 6])
-def test_a_run_stopped_in_the_middle_of_a_buffer_goes_on_to_the_bit(
-    svd: Path, clips: Path, tmp_path: Path, after: int
-) -> None:
-    """Stopped between checkpoints, in either buffer; the next process has the files alone."""
+def test_a_run_stopped_within_a_buffer_resumes_exactly(svd: Path, clips: Path, tmp_path: Path, after: int) -> None:
+    """Stopped between checkpoints, in the first or second buffer. The next process has only the files."""
     whole = tiny_config(tmp_path / "whole", svd, clips, "checkpoint.every_steps=2", *QUIET)
     run_alone(whole)
     stopped = tiny_config(tmp_path / "stopped", svd, clips, "checkpoint.every_steps=2", *QUIET)
@@ -219,10 +215,10 @@ def test_a_run_stopped_in_the_middle_of_a_buffer_goes_on_to_the_bit(
     assert trained_bytes(stopped.out, 8) == trained_bytes(whole.out, 8)
 
 
-def test_a_run_killed_while_a_checkpoint_replaces_another_of_its_step_has_the_new_one(
+def test_a_kill_during_a_checkpoints_replacement_keeps_the_new(
     svd: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At step 4, where the buffer ends, with no other checkpoint kept."""
+    """At step 4, the end of the buffer, a second checkpoint of that step replaces the first. No other one is kept."""
     often = ("checkpoint.every_steps=2", "checkpoint.keep=1", *QUIET)
     whole, killed = (tiny_config(tmp_path / name, svd, clips, *often) for name in ("whole", "killed"))
     run_alone(whole)
@@ -244,8 +240,8 @@ def test_a_run_killed_while_a_checkpoint_replaces_another_of_its_step_has_the_ne
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000008"]
 
 
-def test_a_buffer_that_was_begun_by_other_processes_is_not_gone_on_with(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """Which slots a process has, and how many steps a pass takes, hang on their number."""
+def test_another_number_of_processes_cannot_resume_in_a_buffer(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """The slots of a process and the steps of a pass depend on the number of processes."""
     config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", *WITHOUT_SERVER)
     run_training(config)
     checkpoints = tmp_path / "checkpoints"
@@ -256,9 +252,7 @@ def test_a_buffer_that_was_begun_by_other_processes_is_not_gone_on_with(svd: Pat
         run_training(config)
 
 
-def test_the_checkpoint_that_a_buffer_began_with_is_kept_for_other_processes_to_go_on_from(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_the_checkpoint_at_the_start_of_a_buffer_is_kept(svd: Path, clips: Path, tmp_path: Path) -> None:
     often = ("checkpoint.every_steps=1", "checkpoint.keep=1", "loop.num_buffers=2", *WITHOUT_SERVER)
     config = tiny_config(tmp_path, svd, clips, *often)
     run_training(config)
@@ -279,14 +273,14 @@ def test_the_checkpoint_that_a_buffer_began_with_is_kept_for_other_processes_to_
 
 
 def test_every_process_gets_its_own_generator_back() -> None:
-    """All but the first crashed: torch reads a state that is a row of a larger tensor from the wrong place."""
+    """All processes but the first once crashed: torch misreads a state that is a row of a larger tensor."""
     own, first = torch.get_rng_state(), torch.Generator().manual_seed(1).get_state()
     second: Any = SimpleNamespace(process_index=1, device=torch.device("cpu"))
     checkpoint._set_generators({"cpu": torch.stack([first, own])}, second)
     assert torch.equal(torch.get_rng_state(), own)
 
 
-def test_a_run_resumes_only_as_it_was(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_same_settings(svd: Path, clips: Path, tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=1", *WITHOUT_SERVER))
     changed = tiny_config(tmp_path, svd, clips, "loop.num_buffers=1", "loop.passes=3", "seed=1", *WITHOUT_SERVER)
     with pytest.raises(CheckpointError, match=r"loop\.passes: 3, was 1; seed: 1, was 0"):
@@ -295,9 +289,7 @@ def test_a_run_resumes_only_as_it_was(svd: Path, clips: Path, tmp_path: Path) ->
     assert run_training(longer).step == 4
 
 
-def test_what_gets_a_run_past_a_failure_may_change_and_what_it_learns_from_may_not(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_only_some_settings_may_change_on_resume(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.num_buffers=1", "loop.passes=1", *WITHOUT_SERVER)
     run_training(tiny_config(tmp_path, svd, clips, *options))
     spared = ("policy.group_size=1", "policy.decode_chunk=2", "policy.gradient_checkpointing=true", "refresh.lr=0.5")
@@ -307,9 +299,7 @@ def test_what_gets_a_run_past_a_failure_may_change_and_what_it_learns_from_may_n
         run_training(tiny_config(tmp_path, svd, clips, *options, "rewards.real_as=decoded"))
 
 
-def test_a_refresh_without_a_server_is_refused_before_anything_is_sampled(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_a_refresh_without_a_server_is_refused_before_sampling(svd: Path, clips: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, svd, clips, *WITHOUT_SERVER, "refresh.enabled=true")
     with pytest.raises(ConfigError, match=r"refresh\.enabled is true, but rewards\.server is empty"):
         run_training(config)
@@ -327,7 +317,7 @@ def test_only_the_latest_checkpoints_are_kept(svd: Path, clips: Path, tmp_path: 
 # --- the parts ----------------------------------------------------------------------------------
 
 
-def test_passes_cover_the_buffer_and_are_shuffled_from_the_second_on(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_passes_cover_the_buffer_shuffled_from_the_second_on(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.buffer_clips=8", "loop.batch_clips=2", "loop.passes=3", *WITHOUT_SERVER)
     with open_run(tiny_config(tmp_path, svd, clips, *options)) as run:
         from trainer.train import new_buffer  # noqa: PLC0415
@@ -344,7 +334,7 @@ def test_passes_cover_the_buffer_and_are_shuffled_from_the_second_on(svd: Path, 
 @pytest.mark.parametrize(
     ("max_lag", "expected"), [(0, [0] * 8), (4, [0, 0, 0, 0, 1, 2, 3, 4]), (99, [1, 1, 2, 2, 3, 3, 4, 4])]
 )
-def test_the_next_buffer_is_begun_no_earlier_than_the_lag_allows(
+def test_the_next_buffer_begins_no_earlier_than_lag_allows(
     svd: Path, clips: Path, tmp_path: Path, max_lag: int, expected: list[int]
 ) -> None:
     options = ("loop.buffer_clips=4", "loop.passes=2", f"loop.max_lag={max_lag}", *WITHOUT_SERVER)
@@ -352,7 +342,7 @@ def test_the_next_buffer_is_begun_no_earlier_than_the_lag_allows(
         assert [due(run, 4, position) for position in range(8)] == expected
 
 
-def test_a_run_with_lag_samples_ahead_and_says_by_how_much(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_run_with_lag_samples_ahead_and_logs_the_lag(svd: Path, clips: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, svd, clips, "loop.max_lag=2", "refresh.enabled=true", *QUIET)
     with open_run(config, rewards=InstantRewards()) as run:
         progress = train(run)
@@ -362,8 +352,8 @@ def test_a_run_with_lag_samples_ahead_and_says_by_how_much(svd: Path, clips: Pat
     assert progress.buffer_version == "calm-after-1"
 
 
-def test_a_run_that_dies_in_its_refresh_keeps_what_it_began_ahead(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """Its next buffer is at the server already, under the version of before: it must not be bound to a new one."""
+def test_a_run_that_dies_in_its_refresh_keeps_the_next_buffer(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """The server already has the next buffer, under the earlier version. It must not get a new version."""
 
     class Deaf(InstantRewards):
         def refresh(self, steps: int, *, seed: int, key: str) -> str:
@@ -381,10 +371,11 @@ def test_a_run_that_dies_in_its_refresh_keeps_what_it_began_ahead(svd: Path, cli
     assert trained_bytes(cut.out, 8) == trained_bytes(whole.out, 8)
 
 
-def test_discriminators_that_the_server_has_lost_end_the_run_and_are_asked_for_anew(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
-    """Masked, as clips' own failures, a buffer would be trained on without them; remembered, no start could mend it."""
+def test_lost_discriminators_end_the_run(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """The errors are not masked like failures of single clips: the buffer would be trained on without rewards.
+
+    They are also forgotten, so that the run can be started again once the server has the discriminators back.
+    """
 
     class Forgetful(InstantRewards):
         forgotten: Sequence[str] = ()
@@ -404,7 +395,7 @@ def test_discriminators_that_the_server_has_lost_end_the_run_and_are_asked_for_a
     assert list(rewards.forgotten) == list(rewards.groups)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_ends_the_run_unchanged(svd: Path, clips: Path, tmp_path: Path) -> None:
     with open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=InstantRewards()) as run:
         before = [parameter.detach().clone() for _, parameter in trainable(run.policy.module)]
         parameter = next(iter(trainable(run.policy.module)))[1]
@@ -415,7 +406,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(svd: Path, c
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_mixed_precision_of_accelerate_is_refused(
+def test_accelerates_mixed_precision_is_refused(
     svd: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -423,7 +414,7 @@ def test_mixed_precision_of_accelerate_is_refused(
         pass
 
 
-def test_a_refresh_changes_the_version_from_the_next_buffer_on(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_refresh_changes_the_version_of_the_next_buffer(svd: Path, clips: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, svd, clips, "loop.num_buffers=3", "loop.passes=1", "refresh.enabled=true", *QUIET)
     rewards = InstantRewards()
     with open_run(config, rewards=rewards) as run:
@@ -432,9 +423,7 @@ def test_a_refresh_changes_the_version_from_the_next_buffer_on(svd: Path, clips:
     assert versions == ["calm-1", "calm-1", "calm-after-0", "calm-after-0", "calm-after-1", "calm-after-1"]
 
 
-def test_clips_that_are_seen_again_are_submitted_under_another_key_before_the_refresh(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_recomputed_clips_are_submitted_under_another_key(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.passes=1", "refresh.enabled=true", "refresh.recompute=true", *QUIET)
     rewards = InstantRewards()
     with open_run(tiny_config(tmp_path, svd, clips, *options), rewards=rewards) as run:
@@ -445,9 +434,7 @@ def test_clips_that_are_seen_again_are_submitted_under_another_key_before_the_re
     assert len(rewards.groups) == 8
 
 
-def test_a_run_with_more_buffers_than_planned_takes_the_steps_of_one_that_planned_them(
-    svd: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_an_extended_run_equals_one_planned_at_full_length(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.passes=1", "refresh.enabled=true", *QUIET)
     whole, cut = (tiny_config(tmp_path / name, svd, clips, "loop.num_buffers=3", *options) for name in ("whole", "cut"))
     rewards, planned = InstantRewards(), InstantRewards()
@@ -473,8 +460,8 @@ def test_a_buffer_without_any_reward_ends_the_run(svd: Path, clips: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """Each clip is used once, by one of them; losses and weights agree to rounding."""
+def test_two_processes_train_like_one_with_twice_the_batch(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """Each clip is used once, by one of the processes. Losses and weights agree up to rounding."""
     common = ("loop.buffer_clips=4", "loop.passes=1", "loop.num_rollouts=1", *WITHOUT_SERVER)
     one = tiny_config(tmp_path / "one", svd, clips, "loop.batch_clips=2", *common)
     two = tiny_config(tmp_path / "two", svd, clips, "loop.batch_clips=1", *common)
@@ -487,9 +474,9 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(svd: Path, c
 
     ours, theirs = (load_file(out / "checkpoints/step-00000004/trainable.safetensors") for out in (one.out, two.out))
     for name, tensor in ours.items():
-        # AdamW divides a gradient of next to nothing by itself: rounding there counts, by a share of the rate of 1e-3.
+        # AdamW divides a tiny gradient by itself, so its rounding changes a weight by a share of the rate of 1e-3.
         torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4)
-    assert len(metrics(two.out)) == len(metrics(one.out))  # one process writes
+    assert len(metrics(two.out)) == len(metrics(one.out))  # only one process writes
 
 
 # --- Weights & Biases ---------------------------------------------------------------------------
@@ -498,14 +485,14 @@ HAS_WANDB = importlib.util.find_spec("wandb") is not None
 
 
 @pytest.mark.skipif(HAS_WANDB, reason="wandb is installed")
-def test_a_tracker_that_is_not_installed_is_asked_for_by_name(svd: Path, clips: Path, tmp_path: Path) -> None:
+def test_a_missing_tracker_is_named_with_the_command(svd: Path, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install wandb"):
         run_training(tiny_config(tmp_path, svd, clips, "logs.wandb=true", *WITHOUT_SERVER))
 
 
-@pytest.mark.skipif(not HAS_WANDB, reason="wandb is no dependency of ours")
+@pytest.mark.skipif(not HAS_WANDB, reason="wandb is not installed")
 def test_a_run_is_logged_to_wandb_under_its_id(svd: Path, clips: Path, tmp_path: Path) -> None:
-    """Offline, in a process of its own: wandb leaves threads and files open, which are errors here."""
+    """Offline and in its own process, because wandb leaves threads and files open, which are errors in tests."""
     options = ("logs.wandb=true", "loop.num_buffers=1", "run_id=run-w", f"out={tmp_path / 'run'}", *WITHOUT_SERVER)
     path = tmp_path / "config.yaml"
     from trainer.config import to_yaml  # noqa: PLC0415
@@ -555,7 +542,7 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_rollouts_are_written_as_clips_that_can_be_scored_and_read(
+def test_written_rollouts_can_be_read_and_scored(
     svd: Path, clips: Path, stack: RewardStack, tmp_path: Path, lossless: bool
 ) -> None:
     from protos.client import submission  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Measures of rollouts: dynamics, tracks, and the comparison of two sets of clips.
+"""Measures rollouts: dynamic degree, motion along point tracks, and the comparison of two sets of clips.
 
-`evaluate.py` uses them; nothing here trains.
+`evaluate.py` and `board.py` use them. Nothing here trains.
 """

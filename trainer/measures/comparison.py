@@ -1,9 +1,9 @@
-"""The figures of an evaluation, pure: rows of samples -> means, differences and distances, with bootstrap intervals.
+"""Computes the figures of an evaluation: rows of samples -> means, differences and distances, with bootstrap intervals.
 
-Whatever is drawn again for an interval is first frames, for the samples of one are no independent news. Intervals are
-percentile bootstraps. How far the motion of samples is from that of real clips is told as in FVMD (Liu et al. 2024,
-arXiv 2407.16124), by velocities and accelerations along point tracks, but with the Wasserstein distance of their
-magnitudes: FVMD's own distance, between Gaussians over a thousand bins, wants thousands of clips.
+Intervals are percentile bootstraps. They resample first frames, because samples that share one are not independent.
+As in FVMD (Liu et al. 2024, arXiv 2407.16124), motion is compared by velocities and accelerations along point tracks.
+Here the distance is the Wasserstein distance between their magnitudes: FVMD's own, a distance between Gaussians over a
+thousand bins, needs thousands of clips.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ KINDS = ("real", "base", "checkpoint")
 MOTIONS = {"speed_px_s": "speeds_px_s", "acceleration_px_s2": "accelerations_px_s2"}
 LEVEL, RESAMPLES = 0.95, 4000
 DISTANCE_RESAMPLES = 1000
-QUANTILES = 64  # that stand for the motion of a first frame's samples: each first frame counts the same
+QUANTILES = 64  # that represent the motion of a first frame's samples, so that every first frame counts the same
 
 Floats = NDArray[np.float64]
 Interval = dict[str, float | None]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means with intervals per kind, and of checkpoint minus base per first frame; None where nothing is known."""
+    """Means with intervals of every measure, for each kind of clip and for checkpoint minus base.
+
+    The difference is taken per first frame. Rows are `Sample.row` of evaluate.py. A mean or a bound that cannot be
+    computed is None.
+    """
     means = {(kind, measure): _per_clip(rows, kind, measure) for kind in KINDS for measure in MEASURES}
     summary: dict[str, Any] = {kind: {measure: _mean(means[kind, measure]) for measure in MEASURES} for kind in KINDS}
     summary["checkpoint_minus_base"] = {
@@ -49,10 +53,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def motion_distances(rows: Sequence[Mapping[str, Any]], motions: Sequence[TrackMotion]) -> dict[str, Any]:
-    """How far base and checkpoint are from the real clips in speeds and accelerations; `motions` are the rows'.
+    """Distances of base and checkpoint from the real clips, in speeds (px/s) and accelerations (px/s^2).
 
-    First frames whose clips of any kind had nothing to track are left out, the same for all. A distance has the unit
-    of what is compared and is None where nothing is left.
+    `motions` are in the order of `rows`. A first frame is left out for all kinds if the clips of any kind had no
+    tracks. A distance is None if no first frame is left.
     """
     found: dict[str, Any] = {}
     for name, values in MOTIONS.items():
@@ -63,7 +67,7 @@ def motion_distances(rows: Sequence[Mapping[str, Any]], motions: Sequence[TrackM
 
 
 def _per_clip(rows: Sequence[Mapping[str, Any]], kind: str, measure: str) -> Floats:
-    """Mean over the samples of each first frame, in order; NaN where none is known."""
+    """The mean over the samples of each first frame, [first frames] in order. NaN where no value is known."""
     clips = sorted({row["clip"] for row in rows})
     values = {clip: [row[measure] for row in rows if row["clip"] == clip and row["kind"] == kind] for clip in clips}
     known = {clip: [float(value) for value in found if value is not None] for clip, found in values.items()}
@@ -71,7 +75,7 @@ def _per_clip(rows: Sequence[Mapping[str, Any]], kind: str, measure: str) -> Flo
 
 
 def _mean(values: Floats) -> Interval:
-    """And its interval, where there are at least two values."""
+    """The mean and, with at least two different values, its interval."""
     known = values[np.isfinite(values)]
     if known.size == 0:
         return {"mean": None, "low": None, "high": None}
@@ -83,7 +87,7 @@ def _mean(values: Floats) -> Interval:
 
 
 def _quantiles(rows: Sequence[Mapping[str, Any]], motions: Sequence[TrackMotion], kind: str, values: str) -> Floats:
-    """[first frames, QUANTILES] of all samples of each first frame, in order; NaN where nothing was tracked."""
+    """Quantiles over the samples of each first frame, [first frames, QUANTILES] in order. NaN without tracks."""
     levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
     found = []
     for clip in sorted({row["clip"] for row in rows}):
@@ -98,10 +102,10 @@ def _quantiles(rows: Sequence[Mapping[str, Any]], motions: Sequence[TrackMotion]
 
 
 def _distances(quantiles: Floats) -> dict[str, Any]:
-    """Of base and checkpoint from the real clips, and the difference of the two; quantiles [KINDS, clips, QUANTILES].
+    """Distances of base and checkpoint from the real clips, and their difference; quantiles [KINDS, clips, QUANTILES].
 
-    The difference alone has an interval: a resample's own distance is too large on average, in a difference that
-    cancels.
+    Only the difference has an interval. The distances of a resample are too large on average; in a difference this
+    bias cancels.
     """
     num = quantiles.shape[1]
     if num == 0:

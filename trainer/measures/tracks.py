@@ -1,4 +1,4 @@
-"""Point tracks of a clip by Lucas-Kanade: drawn on sample clips, and measured as speeds and accelerations.
+"""Tracks points of a clip with Lucas-Kanade, to draw them on sample clips and to measure speeds and accelerations.
 
 T frames, N tracks. Lengths are in pixels of a clip whose shorter side is 256, so that clips of any size compare.
 """
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 
 from protos.types import Clip
 
-SHORT_SIDE_PX = 256  # of the clip that lengths are told for, and of a drawn clip at least
+SHORT_SIDE_PX = 256  # lengths refer to a clip of this size; a drawn clip has at least this size
 TRAIL_FRAMES = 8
-MEASURED, DRAWN = 256, 48  # tracks at most
+MEASURED, DRAWN = 256, 48  # maximum number of tracks
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrackMotion:
-    """Of all tracks of a clip for as long as each was followed; both are empty where nothing could be tracked."""
+    """Motion along all tracks of a clip, one flat array each. Both are empty if nothing could be tracked."""
 
-    speeds_px_s: Floats
+    speeds_px_s: Floats  # between neighbouring frames, while the point was followed
     accelerations_px_s2: Floats  # magnitude of the change of velocity
 
 
 def track_motion(clip: Clip) -> TrackMotion:
-    """Speeds between neighbouring frames, and how they change from one pair to the next."""
+    """Speeds and accelerations along at most 256 tracks that start in the first frame."""
     tracks_TN2, alive_TN = _tracks(clip, MEASURED)
     scale = SHORT_SIDE_PX / min(clip.frames.shape[2:])
     velocities = np.diff(tracks_TN2.astype(np.float64) * scale, axis=0) * clip.fps
@@ -43,7 +43,7 @@ def track_motion(clip: Clip) -> TrackMotion:
 
 
 def with_tracks(clip: Clip) -> Clip:
-    """The clip, enlarged if small, with the trails of points that were good to track in its first frame."""
+    """The clip with the trails of up to 48 tracked points drawn on. Clips smaller than 256 px are enlarged."""
     _, _, height, width = clip.frames.shape
     scale = max(1, -(-SHORT_SIDE_PX // min(height, width)))
     images: list[Any] = [
@@ -60,13 +60,13 @@ def with_tracks(clip: Clip) -> Clip:
 
 
 def gray(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[3,H,W] to [H,W]."""
+    """The gray image [H,W] of an RGB frame [3,H,W]."""
     image: Any = cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
     return image  # type: ignore[no-any-return]
 
 
 def _tracks(clip: Clip, num_tracks: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Frame to frame: positions [T,N,2] (x, y) and whether each point was followed up to there [T,N]."""
+    """Positions [T,N,2] (x, y), and whether each point has been followed up to that frame [T,N]."""
     grays = [gray(frame) for frame in clip.frames]
     found = cv2.goodFeaturesToTrack(grays[0], num_tracks, 0.01, max(2, min(grays[0].shape) / 16))
     points: Any = np.zeros((0, 1, 2), np.float32) if found is None else found

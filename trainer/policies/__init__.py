@@ -1,1 +1,1 @@
-"""Image-to-video base models as policies: `svd` and `wan` on diffusers, `tiny` builds both at toy size."""
+"""Image-to-video base models as policies: `svd` and `wan` run on diffusers, `tiny` writes toy-sized bases for both."""

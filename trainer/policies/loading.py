@@ -1,4 +1,4 @@
-"""From a policy's configuration to the policy."""
+"""Makes a policy from its configuration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trainer.policies.wan import WanConfig, WanPolicy
 
 
 def make_policy(config: PolicyConfig, device: torch.device | str = "cpu") -> SvdPolicy | WanPolicy:
-    """The policy of an SvdConfig or a WanConfig, loaded, on `device`."""
+    """Load the policy of an SvdConfig or a WanConfig onto `device`. Raises TypeError for any other configuration."""
     match config:
         case SvdConfig():
             return SvdPolicy(config, device)
         case WanConfig():
             return WanPolicy(config, device)
         case _:
-            raise TypeError(f"no policy is made of a {type(config).__name__}; give an SvdConfig or a WanConfig")
+            raise TypeError(f"cannot make a policy from a {type(config).__name__}; give an SvdConfig or a WanConfig")

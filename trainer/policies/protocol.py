@@ -1,6 +1,6 @@
-"""What the training loop asks of a base model: encode, draw, losses, sample, decode, and a LoRA to train.
+"""Defines what the training loop needs from a base model: encode, draw, losses, sample, decode, and a trainable LoRA.
 
-The loop, the losses of SHIFT and the checkpoints know this file only; `svd.py` and `wan.py` keep to it.
+The loop, the losses of SHIFT and the checkpoints depend on this file only. `svd.py` and `wan.py` implement it.
 B samples, F latent frames, C channels, h and w latent sides, T frames, H and W pixels.
 """
 
@@ -19,14 +19,15 @@ from trainer.errors import TrainerError
 
 
 class PolicyError(TrainerError, ValueError):
-    """A policy was given what it cannot use; the message names the value, the limit and the next step."""
+    """A policy cannot use its settings, base or input. The message names the value, the limit and the next step."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Example:
-    """One clip in a policy's latent space: `latents` [F,C,h,w] and its conditions, all on the CPU.
+    """One clip in a policy's latent space: `latents` [F,C,h,w] and conditions, all on the CPU.
 
-    The tensors are plain values, fit for safetensors; which conditions there are is the policy's affair.
+    The tensors can be saved with safetensors. Each policy chooses its own conditions. Raises PolicyError if there are
+    no latents with four axes.
     """
 
     tensors: Mapping[str, Tensor]
@@ -41,7 +42,7 @@ class Example:
         return self.tensors["latents"]
 
     def with_latents(self, latents: Tensor) -> Example:
-        """The same conditions with other latents [F,C,h,w]: a rollout beside its real clip."""
+        """The same conditions with other latents [F,C,h,w]. Raises PolicyError if the shape differs."""
         if latents.shape != self.latents.shape:
             raise PolicyError(
                 f"latents must be {list(self.latents.shape)} as in the example, got {list(latents.shape)}; "
@@ -55,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Batch:
-    """Examples side by side: the tensors of `Example`, each with a leading axis B."""
+    """A batch of examples: the tensors of `Example`, each with a leading axis B."""
 
     tensors: Mapping[str, Tensor]
 
@@ -71,21 +72,23 @@ class Batch:
 
 
 def stack(examples: Sequence[Example]) -> Batch:
-    """One batch of examples of one policy; raises PolicyError when there are none or their shapes differ."""
+    """One batch of examples of one policy. Raises PolicyError if there are none or their shapes differ."""
     if not examples:
         raise PolicyError("a batch needs at least one example, got 0")
     shapes = {_shapes(example.tensors) for example in examples}
     if len(shapes) > 1:
-        raise PolicyError(f"examples of one batch must have equal shapes, got {sorted(shapes)}; use one policy's")
+        raise PolicyError(
+            f"examples of one batch must have equal shapes, got {sorted(shapes)}; encode all with one policy"
+        )
     names = examples[0].tensors
     return Batch(tensors={name: torch.stack([example.tensors[name] for example in examples]) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Draw:
-    """The random part of a diffusion loss for B samples, on the CPU: noise, its level, conditioning noise, dropout.
+    """The random part of a diffusion loss for B samples, on the CPU: noise, noise level, conditioning noise, dropout.
 
-    Given twice to `losses` it makes two clips comparable: a real clip and its rollouts share one ("matched noise").
+    Losses with the same draw can be compared: a real clip and its rollouts share one ("matched noise").
     """
 
     tensors: Mapping[str, Tensor]
@@ -94,7 +97,7 @@ class Draw:
         return len(next(iter(self.tensors.values())))
 
     def select(self, rows: Sequence[int]) -> Draw:
-        """A draw of `len(rows)` samples, row by row; rows may repeat, as for the P rollouts of one clip."""
+        """The draw of the samples `rows`, in this order. Rows may repeat, as for the P rollouts of one clip."""
         index = torch.as_tensor(rows, dtype=torch.long)
         return Draw(tensors={name: tensor[index] for name, tensor in self.tensors.items()})
 
@@ -115,42 +118,42 @@ class Policy(Protocol):
     height_px: int
     width_px: int
     module: nn.Module
-    """The denoiser with the LoRA in it: what is trained. Once prepared by Accelerate, set it to its wrapped self."""
+    """The denoiser with its LoRA. After `Accelerator.prepare`, assign the wrapped module here."""
 
     def encode(self, clips: Sequence[Clip], captions: Sequence[str]) -> list[Example]:
-        """Latents and conditions, one example per clip; a clip of another size or length raises PolicyError."""
+        """Latents and conditions, one example per clip. Raises PolicyError for a clip of another size or length."""
         ...
 
     def with_latents(self, example: Example, latents: Tensor) -> Example:
-        """The example of a rollout: its real clip's conditions, its own latents [F,C,h,w]."""
+        """The example of a rollout: the conditions of its real clip with its own latents [F,C,h,w]."""
         ...
 
     def draw(self, num: int, generator: torch.Generator) -> Draw:
-        """The random part of `num` samples' losses; `generator` is on the CPU."""
+        """The random part of the losses of `num` samples. `generator` must be on the CPU."""
         ...
 
     def losses(self, batch: Batch, draw: Draw) -> Tensor:
-        """Diffusion loss per sample, float32 [B], differentiable in the LoRA."""
+        """Diffusion loss per sample, float32 [B], differentiable with respect to the trained parameters."""
         ...
 
     def sample(self, example: Example, seeds: Sequence[int]) -> list[Tensor]:
-        """Rollouts' latents [F,C,h,w] on the CPU, one per seed, from the example's first frame and prompt.
+        """Latents [F,C,h,w] of rollouts on the CPU, one per seed, from the example's first frame and prompt.
 
-        A rollout depends on its seed and the weights, not on the other seeds.
+        A rollout depends on the example, the weights and its own seed, not on the other seeds.
         """
         ...
 
     def decode(self, latents: Sequence[Tensor]) -> list[Clip]:
-        """Clips of `num_frames` frames at `fps`."""
+        """Clips of `num_frames` frames at `fps`, one for each of the latents [F,C,h,w]."""
         ...
 
     def save_lora(self, folder: Path, values: Mapping[str, Tensor] | None = None) -> None:
-        """Writes pytorch_lora_weights.safetensors in the layout of diffusers and peft.
+        """Write pytorch_lora_weights.safetensors in the layout of diffusers and peft.
 
-        `values`, by parameter, stand in for a module's own that this process has a shard of.
+        `values`, by parameter name, replace the module's own. They are needed where the module holds only a shard.
         """
         ...
 
     def load_lora(self, folder: Path) -> None:
-        """Sets the LoRA to what `save_lora` wrote, bit for bit; other shapes or names raise PolicyError."""
+        """Set the LoRA to exactly what `save_lora` wrote. Raises PolicyError if shapes or names differ."""
         ...

@@ -1,7 +1,7 @@
-"""Toy-sized Stable Video Diffusion and Wan, random but seeded, written as ordinary diffusers folders.
+"""Writes toy-sized Stable Video Diffusion and Wan bases with seeded random weights, as ordinary diffusers folders.
 
-`svd.py` and `wan.py` load them like any other base, so that tests and the proof on a laptop run the code that runs on
-GPUs. `base_training.py` makes something of them.
+`svd.py` and `wan.py` load them like any other base, so tests and small experiments on a laptop run the same code as a
+GPU. experiments/proof/base_training.py trains them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from transformers import (
 from trainer.policies.protocol import PolicyError
 
 WIDTH = 32
-"""Of the text and image embeddings, and the least that SVD's group norms allow."""
+"""Width of the text and image embeddings. It is the smallest that SVD's group norms allow."""
 
 
 def tiny_svd(
@@ -45,7 +45,11 @@ def tiny_svd(
     vae_channels: tuple[int, ...] = (32, 64),
     latent_channels: int = 4,
 ) -> Path:
-    """Writes a toy SVD pipeline; latents are smaller than frames by 2 ** (len(vae_channels) - 1). Returns `folder`."""
+    """Write a toy SVD pipeline to `folder` and return it.
+
+    The sides of latents are those of frames divided by 2 ** (len(vae_channels) - 1). Raises PolicyError if a width is
+    not a multiple of 32.
+    """
     if any(width % 32 for width in (*channels, *vae_channels)):
         raise PolicyError(f"widths must be multiples of 32 (group norm), got {channels} and {vae_channels}")
     with torch.random.fork_rng(devices=[]):
@@ -65,7 +69,7 @@ def tiny_svd(
 
 
 def svd_pipeline(*, vae: Any, image_encoder: Any, unet: Any) -> Any:
-    """Around networks of any size, what img2vid-xt has around its own."""
+    """A pipeline like img2vid-xt's, with its scheduler and preprocessing, around networks of any size."""
     return StableVideoDiffusionPipeline(
         vae=vae,
         image_encoder=image_encoder,
@@ -76,7 +80,7 @@ def svd_pipeline(*, vae: Any, image_encoder: Any, unet: Any) -> Any:
 
 
 def _unet(channels: tuple[int, ...], latent_channels: int, num_frames: int) -> Any:
-    last = len(channels) - 1  # as in SVD, the coarsest level has no attention of its own
+    last = len(channels) - 1  # as in SVD, the coarsest level has no attention
     return UNetSpatioTemporalConditionModel(
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
@@ -95,7 +99,7 @@ def _unet(channels: tuple[int, ...], latent_channels: int, num_frames: int) -> A
 def _image_encoder() -> Any:
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            image_size=224,  # what the pipeline resizes to
+            image_size=224,  # the pipeline resizes images to this
             patch_size=32,
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
@@ -107,7 +111,7 @@ def _image_encoder() -> Any:
 
 
 def _svd_scheduler() -> Any:
-    """img2vid-xt's own settings."""
+    """The scheduler with img2vid-xt's settings."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -123,7 +127,10 @@ def _svd_scheduler() -> Any:
 
 
 def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2, vae_width: int = 8) -> Path:
-    """Writes a toy Wan2.2 TI2V pipeline: 48 latent channels, sides smaller by 16, frames by 4. Returns `folder`."""
+    """Write a toy Wan2.2 TI2V pipeline to `folder` and return it.
+
+    Latents have 48 channels. They are 16 times smaller than frames in height and width, and 4 times in time.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = wan_pipeline(
@@ -133,7 +140,7 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
                 in_channels=48,
                 out_channels=48,
                 num_attention_heads=heads,
-                attention_head_dim=24,  # rotary positions want a multiple of 6 with even shares
+                attention_head_dim=24,  # a multiple of 6: rotary embeddings split it into three even parts
                 text_dim=WIDTH,
                 freq_dim=WIDTH,
                 ffn_dim=96,
@@ -146,7 +153,7 @@ def tiny_wan(folder: Path, *, seed: int = 0, num_layers: int = 2, heads: int = 2
 
 
 def wan_pipeline(*, text_encoder: Any, vae: Any, transformer: Any) -> Any:
-    """Around networks of any size, what TI2V-5B has around its own, but for a tokenizer of bytes."""
+    """A pipeline like TI2V-5B's around networks of any size, except that its tokenizer has one token per byte."""
     return WanImageToVideoPipeline(
         tokenizer=_byte_tokenizer(),
         text_encoder=text_encoder,
@@ -160,7 +167,7 @@ def wan_pipeline(*, text_encoder: Any, vae: Any, transformer: Any) -> Any:
 
 
 def wan_vae(**sizes: Any) -> Any:
-    """TI2V-5B's layout, 48 latent channels and sides smaller by 16, of other `sizes` than diffusers' defaults."""
+    """A VAE in TI2V-5B's layout: 48 latent channels, sides 16 times smaller. `sizes` replace diffusers' defaults."""
     return AutoencoderKLWan(
         **sizes,
         z_dim=48,
@@ -183,7 +190,7 @@ def _text_encoder(vocabulary: int) -> Any:
 
 
 def _byte_tokenizer() -> Any:
-    """One token per byte, with T5's end and padding tokens: needs no vocabulary file."""
+    """A tokenizer with one token per byte and T5's end and padding tokens. It needs no vocabulary file."""
     letters = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 import httpx
 
@@ -21,7 +21,7 @@ def http_options(url: str) -> dict[str, Any]:
 def grpc_options(target: str) -> tuple[tuple[str, int], ...]:
     """Channel options. gRPC reads http_proxy and no_proxy in lower case alone: NO_PROXY is read here."""
     host = urlsplit(f"//{target}").hostname or ""
-    direct = is_loopback(host) or bool(proxy_bypass_environment(host))
+    direct = is_loopback(host) or bool(proxy_bypass(host))
     return (("grpc.enable_http_proxy", 0),) if direct else ()
 
 

@@ -17,6 +17,7 @@ from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
+from protos.client.proxies import grpc_options
 from protos.types import ContractError, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 CHUNK_BYTES = 1024**2
@@ -39,7 +40,7 @@ class GrpcTransport:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._channel = grpc.insecure_channel(target, OPTIONS)
+        self._channel = grpc.insecure_channel(target, (*OPTIONS, *grpc_options(target)))
         self._stub = _stub(self._channel)
 
     def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
@@ -76,7 +77,7 @@ class AsyncGrpcTransport:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
+        self._channel = grpc.aio.insecure_channel(target, (*OPTIONS, *grpc_options(target)))
         self._stub = _stub(self._channel)
 
     async def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:

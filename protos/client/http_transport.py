@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from protos.client.errors import RequestRefused, ServerBusy, ServerFailed, ServerSilent
+from protos.client.proxies import http_options
 from protos.json_codec import from_json, result_from_json, to_json
 from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
@@ -29,7 +30,7 @@ class HttpTransport:
     one_request_bytes = None  # no cap of the protocol's own
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url)
+        self._client = httpx.Client(base_url=url, **http_options(url))
 
     def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
         with _translated():
@@ -71,7 +72,7 @@ class AsyncHttpTransport:
     one_request_bytes = None
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url)
+        self._client = httpx.AsyncClient(base_url=url, **http_options(url))
 
     async def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
         with _translated():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline, WanImageToVideoPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -150,3 +155,45 @@ def test_unfit_adapters_are_refused(tmp_path: Path) -> None:
         make_tiny("wan", lora=None).save_lora(tmp_path)
     with pytest.raises(PolicyError, match="at least 1, got 0"):
         LoraSize(rank=0)
+
+
+# --- adapters of another peft ---------------------------------------------------------------------
+
+
+def save_with_settings(policy: AnyPolicy, folder: Path, **settings: Any) -> None:
+    """The policy's LoRA, the settings in its header changed."""
+    policy.save_lora(folder)
+    with safe_open(folder / FILE, "pt") as file:
+        header = dict(file.metadata())
+    described = json.loads(header[LORA_ADAPTER_METADATA_KEY])
+    described |= {f"{policy.denoiser_name}.{name}": value for name, value in settings.items()}
+    header[LORA_ADAPTER_METADATA_KEY] = json.dumps(described)
+    save_file(load_file(folder / FILE), folder / FILE, metadata=header)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("saved", ["99.1.0", None])
+def test_settings_of_a_newer_peft_are_named_with_both_versions(name: str, saved: str | None, tmp_path: Path) -> None:
+    policy = make_tiny(name)
+    save_with_settings(policy, tmp_path, peft_version=saved, use_foo=None, bar=3)
+    bare = make_tiny(name, lora=None)
+    ways = (
+        lambda: policy.load_lora(tmp_path),
+        lambda: lora.attach(bare.denoiser, tmp_path, prefix=bare.denoiser_name),
+        lambda: make_tiny(name, sft_lora=tmp_path),  # how a run is begun, and resumed
+    )
+    for way in ways:
+        with pytest.raises(PolicyError) as refused:
+            way()
+        assert str(refused.value).startswith(
+            f"{tmp_path / FILE} was saved with peft {saved or 'of unknown version'}; the installed peft "
+            f"{version('peft')} lacks 2 of its settings: bar, use_foo; install a peft that has them"
+        )
+
+
+def test_settings_that_the_installed_peft_refuses_are_told_with_both_versions(tmp_path: Path) -> None:
+    policy = make_tiny("wan")
+    save_with_settings(policy, tmp_path, peft_version="99.1.0", task_type="NO_SUCH_TASK")
+    match = rf"saved with peft 99.1.0; the installed peft {version('peft')} refuses its settings \(.*NO_SUCH_TASK"
+    with pytest.raises(PolicyError, match=match):
+        policy.load_lora(tmp_path)

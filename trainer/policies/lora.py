@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +112,31 @@ def _read(folder: Path, prefix: str) -> tuple[dict[str, Tensor], LoraConfig]:
         described = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
     if not tensors:
         raise PolicyError(f"{path} has no tensors of {prefix}.*: it is a LoRA of another model")
-    return tensors, _config(tensors, {name.removeprefix(f"{prefix}."): value for name, value in described.items()})
+    settings = {name.removeprefix(f"{prefix}."): value for name, value in described.items()}
+    return tensors, _described(settings, path) if settings else _guessed(tensors)
 
 
-def _config(tensors: dict[str, Tensor], described: dict[str, Any]) -> LoraConfig:
-    """The configuration in the header, or without one what the tensors tell, alpha being the rank as in diffusers."""
-    if described:
-        return LoraConfig(**described)
+def _described(settings: dict[str, Any], path: Path) -> LoraConfig:
+    """The configuration in the header. A setting that this peft does not know may change what the LoRA does."""
+    saved, installed = settings.get("peft_version") or "of unknown version", version("peft")
+    unknown = sorted(settings.keys() - signature(LoraConfig).parameters.keys())
+    if unknown:
+        raise PolicyError(
+            f"{path} was saved with peft {saved}; the installed peft {installed} lacks {len(unknown)} of its settings: "
+            f"{', '.join(unknown)}; install a peft that has them (pip install --upgrade peft), or save the LoRA anew "
+            "with the installed one"
+        )
+    try:
+        return LoraConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(
+            f"{path} was saved with peft {saved}; the installed peft {installed} refuses its settings ({error}); "
+            "install the version that saved it"
+        ) from error
+
+
+def _guessed(tensors: dict[str, Tensor]) -> LoraConfig:
+    """Without a header, the configuration that the tensors tell, alpha being the rank as in diffusers."""
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")}
     if len(ranks) != 1:
         raise PolicyError(f"a LoRA without peft's header must have one rank, got {sorted(ranks)}")

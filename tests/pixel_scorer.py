@@ -35,8 +35,9 @@ from protos.types import (
     Timings,
 )
 from reward_server.errors import BadTensor, NotReady
+from reward_server.scorer import Scored
+from reward_server.serving.signals import Stop
 from reward_server.settings import Settings
-from reward_server.worker.hand import Scored
 from reward_server.worker.worker import run_worker
 
 BOUNDS = Bounds(min=-10, max=10)
@@ -152,5 +153,11 @@ class PixelScorer:
         )
 
 
+async def main() -> None:
+    stop = Stop()
+    with stop.on_signals():
+        await run_worker(Settings(), PixelScorer(), stop.asked)
+
+
 if __name__ == "__main__":
-    asyncio.run(run_worker(Settings(), PixelScorer()))
+    asyncio.run(main())

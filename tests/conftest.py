@@ -99,7 +99,7 @@ async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
 
 @pytest.fixture(scope="session")
 def discriminators_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained discriminators of the embedded profile, the same for every test: the real pipeline, meaningless rewards."""
+    """Untrained discriminators of the embedded profile, the same for every test: rewards without meaning."""
     import torch  # noqa: PLC0415 - many tests need neither
 
     from reward_server.profiles.discriminators import new_discriminators, save_discriminators  # noqa: PLC0415

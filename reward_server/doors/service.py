@@ -65,7 +65,7 @@ class Service:
         contexts = [clip.context for clip in submissions]
         job_ids = await self.submit(submissions)
         del submissions  # many requests wait here: they must not all hold their bytes
-        wait_s = self._settings.score_timeout_s if timeout_s is None else timeout_s
+        wait_s = self._wait_s(timeout_s)
         done = await self._collect(job_ids, wait_s)
         return [
             done.get(job_id) or _unanswered(job_id, wait_s, context)

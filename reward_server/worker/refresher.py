@@ -99,7 +99,7 @@ class Refresher:
             log.warning("refresh failed", code=told.code, error=str(told))
             failed = told
             with suppress(Halted):
-                await self._until(halt, lambda: self._fail(refresh, failed))
+                await self._until(halt, lambda: self._refreshes.fail(refresh, failed))
             return True
 
     async def _until(self, halt: threading.Event, call: Callable[[], Any]) -> bool:
@@ -118,10 +118,6 @@ class Refresher:
             auc_instantaneous=made.response.instantaneous.after.auc,
             auc_long_term=made.response.long_term.after.auc,
         )
-        return True
-
-    async def _fail(self, refresh: Refresh, error: RewardServerError) -> bool:
-        await self._refreshes.fail(refresh, error)
         return True
 
     async def _made(self, refresh: Refresh, halt: threading.Event) -> Made:

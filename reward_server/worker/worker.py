@@ -1,8 +1,8 @@
 """A worker: claim -> payload -> decode in threads -> batch of one shape -> score in one thread -> finish.
 
 While one batch is scored the next is claimed and decoded, at most `batch_jobs` of it. Leases are renewed and the
-worker announces itself all the while. A job over which a worker died is taken when nothing else is in hand, so that
-it can take no other with it again. Redis going away costs time only: results are kept until they are stored.
+worker announces itself all the while. A job whose last worker died runs alone, so that another crash loses no other
+job. Redis going away costs time only: results are kept until they are stored.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Worker:
             if not self._failure.done():
                 await self._hand_back(list(self._hand.jobs.values()))
             # else their leases end and the attempt counts: what broke this worker could break one after another
-            await self._leave()
+            with suppress(*AWAY):
+                await self._queue.leave(self.id)
+            log.info("left", worker=self.id)
         if self._failure.done():
             await self._failure
 
@@ -196,11 +198,6 @@ class Worker:
                 log.info("handed back", worker=self.id, jobs=returned)
         for job in jobs:
             self._hand.drop(job.id)
-
-    async def _leave(self) -> None:
-        with suppress(*AWAY):
-            await self._queue.leave(self.id)
-        log.info("left", worker=self.id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

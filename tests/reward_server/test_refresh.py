@@ -309,7 +309,7 @@ async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publi
 async def test_a_publication_sent_again_leaves_the_version_its_life(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
 ) -> None:
-    """A worker whose answer was lost stages the files anew, with a short life. The served version must not end with it."""
+    """A worker whose answer was lost stages again, with a short life. The served version must not end with it."""
     queue = await open_queue()
     await fill(queue.worker.store, "run-1", num=2)
     refresh = await claimed(queue, QUICK)

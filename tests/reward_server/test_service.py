@@ -189,7 +189,7 @@ async def test_metrics_count_every_end_once(open_queue: OpenQueue, make_settings
     assert values["motion_reward_queue_jobs"] == 0 and values["motion_reward_workers"] == 1
     assert values["motion_reward_queue_wait_seconds_count"] == 3
     assert values["motion_reward_stage_seconds_count{stage=motion}"] == 2
-    assert [values[f"motion_reward_reward_bucket{{reward=combined,le={le}}}"] for le in ("1.0", "2.0", "3.0")] == [
+    assert [values[f"motion_reward_reward_bucket{{le={le},reward=combined}}"] for le in ("1.0", "2.0", "3.0")] == [
         0,
         1,
         2,

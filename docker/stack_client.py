@@ -21,7 +21,7 @@ from protos.client import RewardClient
 from protos.types import OutcomeKind, Submission
 from reward_server.evaluation.load import Size, made_up_clip
 from reward_server.queue.keys import Keys
-from reward_server.queue.transitions import GROUP
+from reward_server.queue.scripts import GROUP
 from reward_server.settings import Settings
 
 DOORS = {"http": "http://server:8000", "grpc": "grpc://server:50051"}

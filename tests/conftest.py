@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from reward_server.queue.jobs import JobQueue
+from reward_server.queue.door_queue import DoorQueue
 from reward_server.queue.redis_link import connect
+from reward_server.queue.worker_queue import WorkerQueue
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.settings import Settings
 
@@ -24,7 +26,17 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeSettings = Callable[..., Settings]
-OpenQueue = Callable[..., Awaitable[JobQueue]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Both sides of one queue, each with its own connections, as a door's process and a worker's have them."""
+
+    door: DoorQueue
+    worker: WorkerQueue
+
+
+OpenQueue = Callable[..., Awaitable[Queue]]
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +83,23 @@ def make_settings(redis_server: PrivateRedis, redis: Redis, tmp_path: Path) -> M
 
 @pytest.fixture
 async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
-    """Opens a queue as one process would, with its own connections; closed at the end of the test."""
+    """Opens both sides of the queue; closed at the end of the test."""
     async with AsyncExitStack() as stack:
 
-        async def open_one(settings: Settings | None = None) -> JobQueue:
+        async def open_both(settings: Settings | None = None) -> Queue:
             settings = settings or make_settings()
-            queue = JobQueue(connect(settings), settings)
-            await queue.open()
-            stack.push_async_callback(queue.close)
+            queue = Queue(door=DoorQueue(connect(settings), settings), worker=WorkerQueue(connect(settings), settings))
+            for side in (queue.door, queue.worker):
+                await side.open()
+                stack.push_async_callback(side.close)
             return queue
 
-        yield open_one
+        yield open_both
 
 
 @pytest.fixture(scope="session")
 def discriminators_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Discriminators of the embedded profile that learnt nothing, the same for every test: rewards without meaning, made
-    by the real pipeline."""
+    """Untrained discriminators of the embedded profile, the same for every test: rewards without meaning."""
     import torch  # noqa: PLC0415 - many tests need neither
 
     from reward_server.profiles.discriminators import new_discriminators, save_discriminators  # noqa: PLC0415

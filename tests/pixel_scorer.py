@@ -36,6 +36,7 @@ from protos.types import (
 )
 from reward_server.errors import BadTensor, NotReady
 from reward_server.scorer import Scored
+from reward_server.serving.signals import Stop
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
 
@@ -152,5 +153,11 @@ class PixelScorer:
         )
 
 
+async def main() -> None:
+    stop = Stop()
+    with stop.on_signals():
+        await run_worker(Settings(), PixelScorer(), stop.asked)
+
+
 if __name__ == "__main__":
-    asyncio.run(run_worker(Settings(), PixelScorer()))
+    asyncio.run(main())

@@ -1,6 +1,6 @@
 """A scorer without weights, for testing what stands around a scorer: it rewards clips for moving evenly.
 
-It decodes as the pipeline does and answers as the pipeline does; only the discriminators are two formulas of the frames.
+It decodes and answers as the pipeline does. Only its discriminators are two formulas of the frames.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's clips for refresh tests: packed motion of two kinds that any discriminator can learn to tell apart, made in no time.
+"""A run's clips for refresh tests: packed motion of two kinds that any discriminator can soon tell apart.
 
 Real clips move smoothly and leave little residual; rollouts jump about and leave much.
 """
@@ -10,7 +10,7 @@ import torch
 from protos.types import Origin
 from reward_server.motion import Motion
 from reward_server.profiles.run_clips import pack_clip
-from reward_server.queue.jobs import JobQueue
+from reward_server.queue.run_store import RunStore
 
 FRAMES, TRACKS, SIDE_PX = 8, 16, 32
 
@@ -37,9 +37,9 @@ def packed(origin: Origin, seed: int, frames: int = FRAMES, group_id: str = "") 
     return pack_clip(motion(origin, seed, frames), num_pairs=4, group_id=group_id)
 
 
-async def fill(queue: JobQueue, run_id: str, num: int = 4) -> None:
+async def fill(store: RunStore, run_id: str, num: int = 4) -> None:
     """`num` clips of each origin, as if scored."""
     for origin in Origin:
         for seed in range(num):
             data = packed(origin, seed, group_id=f"group-{seed}")
-            await queue.store.keep_clip(run_id, origin, f"{origin}-{seed}", data)
+            await store.keep_clip(run_id, origin, f"{origin}-{seed}", data)

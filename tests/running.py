@@ -28,7 +28,7 @@ from reward_server.doors.grpc_api import GrpcDoor
 from reward_server.doors.http_server import HttpDoor
 from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
-from reward_server.queue.jobs import JobQueue
+from reward_server.queue.door_queue import DoorQueue
 from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 from reward_server.worker.worker import Scorer, run_worker
@@ -54,7 +54,7 @@ class Doors:
 async def open_doors(settings: Settings, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0") -> AsyncIterator[Doors]:
     """Both doors, on free ports unless told otherwise, without a worker."""
     settings = settings.model_copy(update={"http": http, "grpc": grpc})
-    queue = JobQueue(connect(settings), settings)
+    queue = DoorQueue(connect(settings), settings)
     await queue.open()
     service = Service(queue, settings, Metrics())
     http_door, grpc_door = HttpDoor(service, settings), GrpcDoor(service, settings)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from protos.types import Context, Error, OutcomeKind, Provenance, RefreshRequest, Reward
 from reward_server.doors.intake import ContextFields
-from reward_server.queue.jobs import JobState
+from reward_server.queue.door_queue import JobState
 
 _REWARD_HINTS = typing.get_type_hints(Reward)
 RewardBody = create_model(

@@ -32,7 +32,7 @@ CLIPS = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What Redis knows at one moment; counts as JobQueue.counts gives them."""
+    """What Redis knows at one moment; counts as DoorQueue.counts gives them."""
 
     depth: QueueDepth
     counts: Mapping[str, int]
@@ -78,7 +78,7 @@ class Metrics(Collector):
         PlatformCollector(registry=self.registry)
 
     def observe(self, finished: Finished) -> None:
-        """One job ended; give it to JobQueue.observe."""
+        """One job ended; give it to DoorQueue.observe."""
         self._queue_wait.observe(finished.queue_ms / 1000)
         if finished.batch:
             self._batch.observe(finished.batch)

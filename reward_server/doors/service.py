@@ -18,7 +18,7 @@ from reward_server.errors import (
     RewardServerError,
     error_outcome,
 )
-from reward_server.queue.jobs import JobQueue, JobState
+from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.settings import Settings
 
 NO_WORKER = "no live worker: start one with `motion-reward worker`, or wait while it loads its weights"
@@ -44,7 +44,7 @@ class Readiness:
 class Service:
     """Over an open queue. Every submission that is admitted gets exactly one outcome."""
 
-    def __init__(self, queue: JobQueue, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, queue: DoorQueue, settings: Settings, metrics: Metrics) -> None:
         self._queue, self._settings, self._metrics = queue, settings, metrics
         queue.observe(metrics.observe)
 
@@ -65,7 +65,7 @@ class Service:
         contexts = [clip.context for clip in submissions]
         job_ids = await self.submit(submissions)
         del submissions  # many requests wait here: they must not all hold their bytes
-        wait_s = self._settings.score_timeout_s if timeout_s is None else timeout_s
+        wait_s = self._wait_s(timeout_s)
         done = await self._collect(job_ids, wait_s)
         return [
             done.get(job_id) or _unanswered(job_id, wait_s, context)

@@ -1,6 +1,6 @@
 """The way into the queue: what a submission asks of it (cost, fingerprint, whether it can ever fit), and admission.
 
-The doors' side of the queue (jobs.py). Payloads are staged first, then all jobs of a request admitted at once.
+Part of the doors' side (door_queue.py). Payloads are staged first, then all jobs of a request are admitted at once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from reward_server.errors import (
     VersionConflict,
     error_outcome,
 )
-from reward_server.queue import transitions
+from reward_server.queue import scripts
+from reward_server.queue.keys import Keys
 from reward_server.queue.records import pack_context, pack_outcome
-from reward_server.queue.redis_link import Argument
-from reward_server.queue.side import Side
+from reward_server.queue.redis_link import AWAY, Argument, RedisLink
 from reward_server.settings import Settings
 
 PIXELS_PER_BYTE = 32  # of compressed video; only the worker, which decodes it, knows better
@@ -56,7 +56,7 @@ class Request:
     refusal: RewardServerError | None  # it is done before it began: the queue holds only its outcome
 
     def fields(self, cost: int) -> list[Argument]:
-        """The arguments of transitions.ADMIT for this job."""
+        """The arguments of lua/admit.lua for this job."""
         context = self.submission.context
         refused = error_outcome(self.id, self.refusal, context) if self.refusal else None
         return [
@@ -76,8 +76,11 @@ class Request:
         ]
 
 
-class Admission(Side):
+class Admission:
     """How jobs come in."""
+
+    def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
+        self._link, self._keys, self._settings = link, keys, settings
 
     async def admit(
         self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
@@ -101,7 +104,7 @@ class Admission(Side):
         limits = self._settings
         jobs = (request.fields(estimated_cost(request.submission, limits)) for request in requests)
         verdict, *details = await self._link.run(
-            transitions.ADMIT,
+            scripts.ADMIT,
             int(dry),
             limits.queue_max_jobs,
             int(limits.queue_max_cost),
@@ -132,7 +135,7 @@ class Admission(Side):
                     staged.append(self._keys.payload(request.id))
                     await self._link.put(staged[-1], request.submission.payload, life_s=STAGE_S)
         except BaseException:  # a Redis that is full, or a caller who left, must not leave it fuller for STAGE_S
-            with suppress(NotReady, Overloaded):
+            with suppress(*AWAY):
                 await self._link.drop(staged)
             raise
 

@@ -2,23 +2,24 @@
 
 A waiter first registers its watch, then looks for what is stored already, so nothing falls between.
 Entries are numbered: after a gap (the stream was trimmed past us), a lost connection or the loss of
-Redis's data every waiter looks again. The reader also ends jobs whose time is up, whether or not a worker lives.
+Redis's data every waiter looks again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from protos.types import Outcome
 from reward_server.errors import RewardServerError
+from reward_server.queue import scripts
 from reward_server.queue.keys import Keys
 from reward_server.queue.records import unpack_outcome
-from reward_server.queue.redis_link import Entry, RedisLink
+from reward_server.queue.redis_link import Entry, RedisLink, end_task
 
 log = structlog.get_logger(__name__)
 
@@ -79,25 +80,26 @@ class Watch:
 
 
 class FinishedReader:
-    """Start it with `run` in a task; `begin` and `sweep` (see JobQueue) are called about every `tick_s`."""
+    """Reads from `start` to `stop`, and looks about every `tick_s` whether Redis lost its data."""
 
-    def __init__(
-        self,
-        link: RedisLink,
-        keys: Keys,
-        *,
-        tick_s: float,
-        begin: Callable[[], Awaitable[Beginning]],
-        sweep: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, link: RedisLink, keys: Keys, *, tick_s: float) -> None:
         self._link, self._keys, self._tick_s = link, keys, tick_s
-        self._begin, self._sweep = begin, sweep
         self._by_job: dict[str, set[Watch]] = {}
         self._by_run: dict[str, set[Watch]] = {}
         self._known: Beginning | None = None
         self._cursor, self._number = "0-0", 0  # of the last entry seen
-        self.tried = asyncio.Event()  # set once the first attempt to reach Redis is over
+        self._tried = asyncio.Event()  # set once the first attempt to reach Redis is over
+        self._task: asyncio.Task[None] | None = None
         self.observers: list[Callable[[Finished], None]] = []
+
+    async def start(self) -> None:
+        """Read from now on; returns after the first attempt to reach Redis, and does not raise."""
+        self._task = asyncio.create_task(self._run(), name="finished-reader")
+        await self._tried.wait()
+
+    async def stop(self) -> None:
+        if self._task:
+            await end_task(self._task)
 
     @contextlib.contextmanager
     def watch(self, *, job_ids: Iterable[str] = (), run_id: str = "") -> Iterator[Watch]:
@@ -112,7 +114,7 @@ class FinishedReader:
             _discard(self._by_job, ids, watch)
             _discard(self._by_run, runs, watch)
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Until cancelled; outages are waited out."""
         backoff_s = BACKOFF_S[0]
         while True:
@@ -124,7 +126,7 @@ class FinishedReader:
                 log.warning("waiting for Redis", error=str(error), retry_s=backoff_s)
             except Exception:
                 log.exception("the reader of finished jobs failed; it starts again")
-            self.tried.set()
+            self._tried.set()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, BACKOFF_S[1])
 
@@ -138,15 +140,14 @@ class FinishedReader:
         elif known.began_ms != self._known.began_ms:
             self._cursor, self._number = "0-0", 0
         self._all_look()
-        self.tried.set()
+        self._tried.set()
 
     async def _follow(self) -> None:
-        swept_at = -self._tick_s
+        looked_at = -self._tick_s
         loop = asyncio.get_running_loop()
         while True:
-            if loop.time() - swept_at >= self._tick_s:
-                swept_at = loop.time()
-                await self._sweep()
+            if loop.time() - looked_at >= self._tick_s:
+                looked_at = loop.time()
                 if await self._begin() != self._known:  # redis-py reconnects without telling us
                     log.warning("Redis was restarted or emptied; all waiters look again")
                     await self._catch_up()
@@ -155,6 +156,11 @@ class FinishedReader:
                     self._keys.finished, after=self._cursor, count=READ_COUNT, wait_ms=self._tick_s * 1000
                 )
             )
+
+    async def _begin(self) -> Beginning:
+        """Make an empty Redis ready; answers which Redis this is."""
+        began_ms, run = await self._link.run(scripts.BEGIN)
+        return Beginning(began_ms=int(began_ms), run=run.decode())
 
     async def _tell(self, entries: Sequence[Entry]) -> None:
         jobs = {entry.fields["job"].decode(): entry for entry in entries}

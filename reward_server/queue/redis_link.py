@@ -16,6 +16,8 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from reward_server.errors import NotReady, Overloaded
+from reward_server.queue.keys import Keys
+from reward_server.queue.scripts import Script
 from reward_server.settings import Settings
 
 ANSWER_S = 15.0  # longest wait for one answer
@@ -26,6 +28,7 @@ CHUNK_BYTES = 32 * 1024**2
 PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")  # states that end: disk full, no replica, a long script
 
 PAUSE_S = (0.05, 2.0)
+AWAY = (NotReady, Overloaded)  # what every call raises while Redis cannot be reached or is full
 
 Argument = bytes | str | int
 T = TypeVar("T")
@@ -40,8 +43,8 @@ class Entry(NamedTuple):
     fields: Mapping[str, bytes]
 
 
-def connect(settings: Settings) -> Redis:
-    """A client for settings.redis_url; connects at the first command. Raises NotReady without a URL."""
+def connect(settings: Settings) -> RedisLink:
+    """A link to settings.redis_url; connects at the first command. Raises NotReady without a URL."""
     if settings.redis_url is None:
         raise NotReady("no Redis: give --redis-url (MOTION_REWARD_REDIS_URL), or start with `motion-reward serve`")
     pool = BlockingConnectionPool.from_url(
@@ -54,24 +57,26 @@ def connect(settings: Settings) -> Redis:
         health_check_interval=30,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=3),
     )
-    return Redis.from_pool(pool)
+    return RedisLink(Redis.from_pool(pool), Keys(profile=settings.profile).prefix)
 
 
 class RedisLink:
     """Typed commands on one client. All raise NotReady while Redis is unreachable and Overloaded when it is full."""
 
-    def __init__(self, redis: Redis, prefix: str, scripts: Sequence[str]) -> None:
+    def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis: Any = redis  # redis-py's own types allow every protocol's answer at once
         self._prefix = prefix
-        self._scripts = {text: self._redis.register_script(text) for text in scripts}
+        self._scripts: dict[str, Any] = {}  # redis-py's, which send a script's text only where Redis does not have it
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def run(self, script: str, *args: Argument) -> Any:
-        """One of the `scripts`, with the prefix as its key."""
+    async def run(self, script: Script, *args: Argument) -> Any:
+        """The script's answer; it gets the prefix of all keys as its key."""
+        if script.name not in self._scripts:
+            self._scripts[script.name] = self._redis.register_script(script.text)
         with _failures():
-            return await self._scripts[script](keys=[self._prefix], args=args)
+            return await self._scripts[script.name](keys=[self._prefix], args=args)
 
     async def now_s(self) -> float:
         """Redis's clock."""
@@ -178,7 +183,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except (NotReady, Overloaded) as error:
+        except AWAY as error:
             log.warning("waiting for Redis", error=str(error), pause_s=pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_S[1])

@@ -1,13 +1,8 @@
 """Refreshes as work between a door that waits and a worker that trains: admit -> claim -> publish or fail.
 
-The same guarantees as for jobs (jobs.py): each step is one transaction, a worker's lease ends with its
-silence and another takes over, and the first end stays. Keys, under the queue's prefix, and their lifetimes:
-
-    refresh:<id>        hash: state, run, request, token of the claim, due_ms; then version and response, or code
-                        and message. result_ttl_s after the end or the deadline
-    refreshing:<run>    id of the run's only unfinished refresh; until its end or its deadline
-    refreshes           sorted set of unfinished ids by the end of their lease; as long as the longest of them
-    refresh-news        stream that wakes workers and waiters; a day after the latest entry
+`RefreshRequests` is the doors' side, `RefreshWork` the workers'. A refresh is queued, then running, then done. Until
+it is done it is the only one of its run. It is due at its deadline and can publish nothing after it. The guarantees
+are those of jobs: each step is one transaction, a lease ends with its worker's silence, and the first end stays.
 """
 
 from __future__ import annotations
@@ -15,56 +10,50 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import time
 import uuid
 from dataclasses import dataclass, replace
 
-from redis.asyncio import Redis
-
 from protos.types import RefreshRequest, RefreshResponse
-from reward_server import errors
 from reward_server.errors import (
     DeadlinePassed,
     IdempotencyConflict,
     NotReady,
     RefreshError,
     RefreshFailed,
+    RefreshRejected,
     RefreshRunning,
     RewardServerError,
     TooFewClips,
     UnknownRun,
+    VersionNotServed,
 )
-from reward_server.queue import refresh_transitions
+from reward_server.queue import scripts
 from reward_server.queue.keys import Keys
+from reward_server.queue.lease import Claimed, expiry_s, lease_ms, new_token
 from reward_server.queue.records import pack_refresh, pack_refreshed, unpack_refresh, unpack_refreshed
 from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
 
 LOOK_EVERY_S = 2.0  # should news get lost
+# What a worker may end a refresh with; any other error reaches the caller as RefreshFailed.
+PASSED_ON = (RefreshRejected, TooFewClips, NotReady, VersionNotServed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refresh:
-    """A claimed refresh: the claimer's until its lease ends without renewal."""
+class Refresh(Claimed):
+    """A claimed refresh: discriminators to train."""
 
-    id: str
-    token: str
-    attempts: int  # claims so far, this one included
-    expires_at_s: float  # on time.monotonic(): from then on it can publish nothing
+    token: str  # of the claim
     request: RefreshRequest
 
 
-class RefreshQueue:
-    """On a client that somebody else closes. Methods raise NotReady while Redis is unreachable."""
+class RefreshRequests:
+    """Part of the doors' side of the queue. Methods raise NotReady while Redis is unreachable."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._settings = settings
-        self._keys = Keys(profile=settings.profile)
-        self._link = RedisLink(redis, self._keys.prefix, refresh_transitions.ALL)
-        self._lease_ms = max(1, int(settings.lease_s * 1000))
-
-    # --- the doors' side ------------------------------------------------------------------------
+    def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
+        self._link, self._settings = link, settings
+        self._news = RefreshNews(link, keys)
 
     async def admit(self, request: RefreshRequest, patience_s: float = math.inf) -> str:
         """The id of the refresh: a new one, or the one its idempotency key began. It has `patience_s` at most.
@@ -77,7 +66,7 @@ class RefreshQueue:
         # How long a caller waits is no part of what it asks for: a retry waits less.
         packed = pack_refresh(replace(request, deadline_s=None))
         verdict, *details = await self._link.run(
-            refresh_transitions.ADMIT,
+            scripts.REFRESH_ADMIT,
             refresh_id,
             request.run_id,
             packed,
@@ -114,9 +103,9 @@ class RefreshQueue:
 
         Raises DeadlinePassed once it can publish nothing any more, and RefreshError leaves for why it failed.
         """
-        cursor = await self._newest()
+        cursor = await self._news.newest()
         while True:
-            found = await self._link.run(refresh_transitions.LOOK, refresh_id)
+            found = await self._link.run(scripts.REFRESH_LOOK, refresh_id)
             if not found:
                 raise NotReady("Redis lost the refresh; ask again")
             state, left_ms, version, response, code, message = found
@@ -129,14 +118,25 @@ class RefreshQueue:
                     "the refresh did not end in time and published nothing; allow more seconds, in the request and in "
                     f"refresh_timeout_s ({self._settings.refresh_timeout_s:g}), or ask for fewer steps"
                 )
-            cursor = await self._news(cursor, min(left_ms / 1000, LOOK_EVERY_S))
+            cursor = await self._news.wait(cursor, min(left_ms / 1000, LOOK_EVERY_S))
 
-    # --- the workers' side ----------------------------------------------------------------------
+
+class RefreshWork:
+    """Part of the workers' side of the queue. Methods raise NotReady while Redis is unreachable."""
+
+    def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
+        self._link, self._settings = link, settings
+        self._lease_ms = lease_ms(settings)
+        self._news = RefreshNews(link, keys)
+
+    async def wait(self, cursor: str, timeout_s: float) -> str:
+        """Until something happens to some refresh, or the time is up; the cursor to wait with next, at first ""."""
+        return await self._news.wait(cursor or await self._news.newest(), timeout_s)
 
     async def claim(self) -> Refresh | None:
         """The oldest that nobody works on."""
-        token = uuid.uuid4().hex
-        row = await self._link.run(refresh_transitions.CLAIM, token, self._lease_ms)
+        token = new_token()
+        row = await self._link.run(scripts.REFRESH_CLAIM, token, self._lease_ms)
         if not row:
             return None
         refresh_id, attempts, left_ms, packed = row
@@ -144,20 +144,17 @@ class RefreshQueue:
             id=refresh_id.decode(),
             token=token,
             attempts=attempts,
-            expires_at_s=time.monotonic() + left_ms / 1000,
+            expires_at_s=expiry_s(left_ms),
             request=unpack_refresh(packed),
         )
 
-    async def wait(self, cursor: str, timeout_s: float) -> str:
-        """Until something happens to some refresh, or the time is up; the cursor to wait with next, at first ""."""
-        return await self._news(cursor or await self._newest(), timeout_s)
-
     async def renew(self, refresh: Refresh) -> bool:
         """Whether it is still the claimer's to end."""
-        return bool(await self._link.run(refresh_transitions.RENEW, refresh.id, refresh.token, self._lease_ms))
+        return bool(await self._link.run(scripts.REFRESH_RENEW, refresh.id, refresh.token, self._lease_ms))
 
     async def hand_back(self, refresh: Refresh) -> None:
-        await self._link.run(refresh_transitions.HAND_BACK, refresh.id, refresh.token)
+        """Give it up unfinished: another worker may have it at once, with no attempt counted."""
+        await self._link.run(scripts.REFRESH_HAND_BACK, refresh.id, refresh.token)
 
     async def publish(self, refresh: Refresh, version: Version, response: RefreshResponse) -> bool:
         """Make the staged version the run's latest, and end the refresh with it, in one transaction.
@@ -166,7 +163,7 @@ class RefreshQueue:
         """
         limits = self._settings
         published = await self._link.run(
-            refresh_transitions.PUBLISH,
+            scripts.REFRESH_PUBLISH,
             refresh.id,
             refresh.token,
             version.name,
@@ -181,17 +178,25 @@ class RefreshQueue:
         return bool(published)
 
     async def fail(self, refresh: Refresh, error: RewardServerError) -> None:
+        """End it without a version."""
         keep_s = self._settings.result_ttl_s
-        await self._link.run(refresh_transitions.FAIL, refresh.id, refresh.token, error.code, str(error), keep_s)
+        await self._link.run(scripts.REFRESH_FAIL, refresh.id, refresh.token, error.code, str(error), keep_s)
 
-    # --- news -----------------------------------------------------------------------------------
 
-    async def _newest(self) -> str:
-        newest = await self._link.newest(self._keys.refresh_news, 1)
+class RefreshNews:
+    """The stream that tells workers and doors that something happened to some refresh."""
+
+    def __init__(self, link: RedisLink, keys: Keys) -> None:
+        self._link, self._stream = link, keys.refresh_news
+
+    async def newest(self) -> str:
+        """The cursor to wait with for what comes from now on."""
+        newest = await self._link.newest(self._stream, 1)
         return newest[0].id if newest else "0-0"
 
-    async def _news(self, cursor: str, timeout_s: float) -> str:
-        entries = await self._link.follow(self._keys.refresh_news, after=cursor, count=64, wait_ms=timeout_s * 1000)
+    async def wait(self, cursor: str, timeout_s: float) -> str:
+        """The cursor after the news, or `cursor` when the time is up without any."""
+        entries = await self._link.follow(self._stream, after=cursor, count=64, wait_ms=timeout_s * 1000)
         if not entries:
             await asyncio.sleep(0)  # a wait of no time at all must still let others run
         return entries[-1].id if entries else cursor
@@ -207,5 +212,5 @@ def _id(request: RefreshRequest) -> str:
 
 def _error(code: str, message: str) -> RewardServerError:
     """What a worker ended a refresh with, as it was raised there."""
-    kinds = (getattr(errors, name) for name in ("RefreshRejected", "TooFewClips", "NotReady", "VersionNotServed"))
-    return next((kind(message) for kind in kinds if kind(message).code == code), RefreshFailed(message))
+    kinds = {kind(message).code: kind for kind in PASSED_ON}
+    return kinds.get(code, RefreshFailed)(message)

@@ -1,27 +1,16 @@
 """What Redis keeps of a training run for its refreshes: recent clips' motion, and discriminator versions.
 
 A worker puts the packed motion of a scored clip here before it settles the job, so that whoever has the
-outcomes of a buffer can have it refreshed. Keys, under the queue's prefix, and their lifetimes:
-
-    clips:<origin>:<run>       hash of job to packed motion, within feature_max_clips and feature_max_bytes, the
-                               oldest make room; feature_ttl_s after the run's latest clip of that origin
-    clip-order:<origin>:<run>  list of those jobs, oldest first; and clip-bytes: their bytes together
-    versions:<run>             list of the run's versions, latest first, versions_kept at most
-    version:<version>          hash: digest, number within its run
-    discriminators:<version>            list of chunks: the file a worker scores with (the average)
-    training:<version>         the same of the weights that are trained further
-                               All four: version_ttl_s after the run's latest clip or refresh
+outcomes of a buffer can have it refreshed. Keys and their lifetimes: keys.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
 from protos.types import Origin
 from reward_server.errors import RefreshFailed, VersionNotServed
-from reward_server.queue import refresh_transitions
+from reward_server.queue import scripts
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink
 from reward_server.settings import Settings
@@ -40,18 +29,16 @@ class Version:
 
 
 class RunStore:
-    """On a client that somebody else closes. Methods raise NotReady while Redis is unreachable."""
+    """Part of both sides of the queue. Methods raise NotReady while Redis is unreachable."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._settings = settings
-        self._keys = Keys(profile=settings.profile)
-        self._link = RedisLink(redis, self._keys.prefix, refresh_transitions.ALL)
+    def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
+        self._link, self._keys, self._settings = link, keys, settings
 
     async def keep_clip(self, run_id: str, origin: Origin, job_id: str, packed: bytes) -> None:
         """Add a clip to what a refresh of the run trains on; once, however often it is called."""
         limits = self._settings
         await self._link.run(
-            refresh_transitions.KEEP_CLIP,
+            scripts.KEEP_CLIP,
             run_id,
             origin.value,
             job_id,
@@ -102,6 +89,6 @@ class RunStore:
         return data
 
     async def stage(self, version: str, discriminators: bytes, training: bytes) -> None:
-        """Put a candidate's files where `RefreshQueue.publish` makes them the run's latest version."""
+        """Put a candidate's files where `RefreshWork.publish` makes them the run's latest version."""
         await self._link.put_large(self._keys.discriminators(version), discriminators, life_s=STAGE_S)
         await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)

@@ -2,7 +2,7 @@
 
 It keeps nothing on disk (a private queue lives and dies with its server), and a small shell around it
 watches a pipe from this process, so that it ends with us however we end. `keep` restarts it when it
-dies alone; the jobs it held are lost with it and their waiters are told so (jobs.py).
+dies alone; the jobs it held are lost with it and their waiters are told so (queue/door_queue.py).
 """
 
 from __future__ import annotations

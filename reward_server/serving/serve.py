@@ -19,8 +19,9 @@ from reward_server.doors.http_server import HttpDoor
 from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.errors import NotReady
-from reward_server.queue.jobs import JobQueue
+from reward_server.queue.door_queue import DoorQueue
 from reward_server.queue.redis_link import connect
+from reward_server.scorer import Scorer
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.signals import Stop
 from reward_server.serving.worker_processes import WorkerProcesses, end_with_stdin
@@ -38,13 +39,29 @@ def run_server(settings: Settings, num_workers: int) -> None:
 
 
 def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) -> None:
-    """Work until a signal, in this process if it is one worker; with `end_with_parent` until standard input ends."""
-    from reward_server.worker.worker import run_worker  # noqa: PLC0415 - torch stays out of the doors
+    """Work until a signal, in this process if it is one worker; with `end_with_parent` until standard input ends.
 
+    Raises NotReady if one worker in this process has no weights.
+    """
     logs.configure(settings.log_level)
     if end_with_parent:
         end_with_stdin()
-    asyncio.run(run_worker(settings) if num_workers == 1 else keep_workers(settings, num_workers))
+    if num_workers > 1:
+        asyncio.run(keep_workers(settings, num_workers))
+        return
+    from reward_server.worker.scoring import load_scorer  # noqa: PLC0415 - torch stays out of the doors
+
+    scorer = load_scorer(settings)  # a signal that comes meanwhile ends the process at once: there is nothing to drain
+    asyncio.run(work(settings, scorer))
+
+
+async def work(settings: Settings, scorer: Scorer) -> None:
+    """One worker in this process, until a signal and through its drain."""
+    from reward_server.worker.worker import run_worker  # noqa: PLC0415
+
+    stop = Stop()
+    with stop.on_signals():
+        await run_worker(settings, scorer, stop.asked)
 
 
 async def keep_workers(settings: Settings, num_workers: int) -> None:
@@ -53,7 +70,7 @@ async def keep_workers(settings: Settings, num_workers: int) -> None:
     with stop.on_signals():
         workers = WorkerProcesses(settings, num_workers, stop.hurry)
         workers.start()
-        await stop.wait()
+        await stop.asked.wait()
         await workers.stop()
 
 
@@ -64,7 +81,7 @@ async def serve(settings: Settings, num_workers: int) -> None:
         stack.enter_context(stop.on_signals())
         stack.callback(stop.check)
         settings = await _with_redis(settings, stack, stop)
-        queue = JobQueue(connect(settings), settings)
+        queue = DoorQueue(connect(settings), settings)
         await queue.open()
         stack.push_async_callback(queue.close)
         service = Service(queue, settings, Metrics())
@@ -79,7 +96,7 @@ async def serve(settings: Settings, num_workers: int) -> None:
         await asyncio.gather(http.start(), grpc.start())
         log.info("serving", profile=settings.profile, **addresses)
         print(f"motion-reward serves {settings.profile} at {addresses['http']} and {addresses['grpc']}", flush=True)
-        await stop.wait()
+        await stop.asked.wait()
         log.info("draining", at_most_s=settings.drain_s)
         await stop.unless_hurried(asyncio.ensure_future(_close(http, grpc, settings.drain_s)))
 
@@ -106,7 +123,7 @@ async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> 
 
 async def _workers_ready(service: Service, workers: WorkerProcesses, stop: Stop) -> bool:
     """Whether a worker has its weights; False if a signal came first. Raises NotReady if one dies of its start."""
-    while not stop.wanted:
+    while not stop.asked.is_set():
         if (await service.readiness()).ready:
             return True
         if workers.died.is_set():

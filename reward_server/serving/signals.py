@@ -1,4 +1,7 @@
-"""Signals as something to wait for: SIGTERM and Ctrl-C, for the server and for a worker."""
+"""SIGTERM and Ctrl-C as events to wait for, for the server and for a worker.
+
+This is the only place that handles signals: what a process runs is given the event that stops it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from typing import Any
 
 
 class Stop:
-    """Signals as something to wait for: the first says stop, the second says now."""
+    """`asked` is set by the first signal, `hurry` by the second."""
 
     def __init__(self) -> None:
-        self._stop, self.hurry = asyncio.Event(), asyncio.Event()
+        self.asked, self.hurry = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
 
     @contextmanager
@@ -29,26 +32,19 @@ class Stop:
                 loop.remove_signal_handler(number)
 
     def signal(self) -> None:
-        (self.hurry if self._stop.is_set() else self._stop).set()
+        (self.hurry if self.asked.is_set() else self.asked).set()
 
     def if_failed(self, task: asyncio.Task[Any]) -> None:
         """For a task's end: if it has failed, stop at once, and let `check` raise its error."""
         if not task.cancelled() and (error := task.exception()):
             self._failure = error
-            self._stop.set()
+            self.asked.set()
             self.hurry.set()
 
     def check(self) -> None:
         """Raises the error of the task that failed."""
         if self._failure:
             raise self._failure
-
-    @property
-    def wanted(self) -> bool:
-        return self._stop.is_set()
-
-    async def wait(self) -> None:
-        await self._stop.wait()
 
     async def unless_hurried(self, work: asyncio.Future[Any]) -> None:
         """Wait for `work`, but not past the second signal."""

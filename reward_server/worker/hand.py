@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from reward_server.queue.jobs import Job
+from reward_server.queue.worker_queue import Job
 from reward_server.scorer import Prepared
 
 

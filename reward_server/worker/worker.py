@@ -1,79 +1,47 @@
 """A worker: claim -> payload -> decode in threads -> batch of one shape -> score in one thread -> finish.
 
 While one batch is scored the next is claimed and decoded, at most `batch_jobs` of it. Leases are renewed and the
-worker announces itself all the while. A job over which a worker died is taken when nothing else is in hand, so that
-it can take no other with it again. Redis going away costs time only: results are kept until they are stored.
+worker announces itself all the while. A job whose last worker died runs alone, so that another crash loses no other
+job. Redis going away costs time only: results are kept until they are stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
-import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
 from protos.types import Outcome, OutcomeKind, Reward, Submission
-from reward_server.errors import NotReady, Overloaded, RewardServerError, ScoringFailed, error_outcome
-from reward_server.queue.jobs import Job, JobQueue, late
-from reward_server.queue.redis_link import PAUSE_S, connect, end_task, patiently
-from reward_server.scorer import Prepared, Scored, Scorer
+from reward_server.errors import RewardServerError, error_outcome
+from reward_server.queue.endings import late_outcome
+from reward_server.queue.redis_link import AWAY, PAUSE_S, connect, end_task, patiently
+from reward_server.queue.worker_queue import Job, WorkerQueue
+from reward_server.scorer import Scored, Scorer
 from reward_server.settings import Settings
 from reward_server.worker.hand import Hand, Ready
 from reward_server.worker.refresher import Refresher
+from reward_server.worker.scoring import Scoring, as_ours
 from reward_server.worker.versions import Versions
 
-T = TypeVar("T")
-
 CLAIM_WAIT_MS = 1000.0
-STALLED_EXIT = 75  # EX_TEMPFAIL: start another
 
 log = structlog.get_logger("worker")
 
 
-def load_scorer(settings: Settings) -> Scorer:
-    """The profile's pipeline, and as many CPU threads as the settings say. Raises NotReady without weights."""
-    import cv2  # noqa: PLC0415 - only the process that scores pays for it
-    import torch  # noqa: PLC0415
-
-    from reward_server.pipeline import Pipeline  # noqa: PLC0415
-
-    threads = num_threads(settings)
-    cv2.setNumThreads(threads)
-    torch.set_num_threads(threads)
-    return Pipeline.load(settings)
-
-
-def num_threads(settings: Settings) -> int:
-    return settings.threads or os.cpu_count() or 1
-
-
-async def run_worker(settings: Settings, scorer: Scorer | None = None, *, stop: asyncio.Event | None = None) -> None:
-    """Score jobs until `stop`, by default until SIGTERM or SIGINT; then drain for at most settings.drain_s.
-
-    Loads the settings' pipeline unless a scorer is given, and announces itself only after that. Raises NotReady if
-    there are no weights.
-    """
-    if scorer is None:
-        scorer = await asyncio.to_thread(load_scorer, settings)
-    queue = JobQueue(connect(settings), settings)
+async def run_worker(settings: Settings, scorer: Scorer, stop: asyncio.Event) -> None:
+    """Score jobs until `stop`, then drain for at most settings.drain_s."""
+    queue = WorkerQueue(connect(settings), settings)
     await queue.open()
     try:
         with Worker(queue, scorer, settings) as worker:
-            if stop is not None:
-                await worker.run(stop)
-            else:
-                with _stop_on_signals() as signalled:
-                    await worker.run(signalled)
+            await worker.run(stop)
     finally:
         await queue.close()
 
@@ -81,16 +49,14 @@ async def run_worker(settings: Settings, scorer: Scorer | None = None, *, stop: 
 class Worker:
     """One worker on an open queue; leave it as a context manager to end its threads."""
 
-    def __init__(self, queue: JobQueue, scorer: Scorer, settings: Settings) -> None:
+    def __init__(self, queue: WorkerQueue, scorer: Scorer, settings: Settings) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._queue, self._scorer, self._settings = queue, scorer, settings
         self._hand = Hand()
-        self._versions = Versions(queue.store, scorer, settings.versions_loaded, self._load)
+        self._scoring = Scoring(scorer, settings, worker_id=self.id)
+        self._versions = Versions(queue.store, scorer, settings.versions_loaded, self._scoring.load)
         self._refresher = Refresher(queue.refreshes, queue.store, scorer, settings)
-        self._num_decoders = max(1, num_threads(settings) // 2)  # the other half is scoring
-        self._decoders = ThreadPoolExecutor(self._num_decoders, thread_name_prefix="decode")
-        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
-        self._decoding = asyncio.Semaphore(self._num_decoders)
+        self._decoding = asyncio.Semaphore(self._scoring.num_decoders)
         self._tasks: set[asyncio.Task[None]] = set()  # the loops, and one per job that is being prepared or stored
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # of any of them: our mistake
 
@@ -98,8 +64,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._scoring.shutdown(wait=False, cancel_futures=True)
+        self._scoring.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then finish what is in hand for at most settings.drain_s and hand back the rest."""
@@ -118,7 +83,9 @@ class Worker:
             if not self._failure.done():
                 await self._hand_back(list(self._hand.jobs.values()))
             # else their leases end and the attempt counts: what broke this worker could break one after another
-            await self._leave()
+            with suppress(*AWAY):
+                await self._queue.leave(self.id)
+            log.info("left", worker=self.id)
         if self._failure.done():
             await self._failure
 
@@ -135,7 +102,7 @@ class Worker:
                     await hand.until(lambda: not hand.jobs or stop.is_set())
                 else:
                     self._take(await self._claim_some(stop, count=wanted - len(hand.unscored), abandoned=False))
-            except (NotReady, Overloaded) as error:
+            except AWAY as error:
                 log.warning("cannot claim", error=str(error))
                 await asyncio.sleep(PAUSE_S[0])
 
@@ -165,11 +132,9 @@ class Worker:
                     payload = await patiently(lambda: self._queue.payload(job))
                     submission = Submission(payload=payload, media=job.media, context=job.context)
                     del payload
-                    prepared = await self._in_thread(
-                        self._decoders, partial(self._scorer.prepare, discriminators=discriminators), submission
-                    )
+                    prepared = await self._scoring.prepare(submission, discriminators)
                 except Exception as error:
-                    await self._finish(job, _outcome(job, _fault(error)))
+                    await self._finish(job, _outcome(job, as_ours(error)))
                     return
         if job.id in self._hand.jobs:
             self._hand.ready.append(
@@ -179,8 +144,8 @@ class Worker:
 
     async def _worth_it(self, job: Job) -> bool:
         """Whether the job is still ours and in time; if it is late, that is its outcome."""
-        if time.monotonic() >= job.expires_at_s:
-            await self._finish(job, error_outcome(job.id, late(job.context, self._settings), job.context))
+        if job.is_due:
+            await self._finish(job, late_outcome(job.id, job.context, self._settings))
         return job.id in self._hand.jobs
 
     # --- score and store ------------------------------------------------------------------------
@@ -192,22 +157,9 @@ class Worker:
             await hand.until(lambda: len(hand.ready) >= settings.batch_jobs, settings.batch_wait_ms / 1000)
             claimed = hand.next_batch(settings.batch_jobs, settings.batch_cost)
             batch = [item for item in claimed if await self._worth_it(item.job)]
-            results = await self._results([item.prepared for item in batch]) if batch else []
+            results = await self._scoring.results([item.prepared for item in batch]) if batch else []
             for item, result in zip(batch, results, strict=True):
                 self._spawn(self._store(item.job, result, batch=len(batch)))
-
-    async def _results(self, prepared: Sequence[Prepared]) -> Sequence[Scored]:
-        """One result each; if the batch fails as a whole, each clip alone, so that only the guilty one fails."""
-        try:
-            results = await self._in_thread(self._scoring, self._scorer.score, prepared)
-            if len(results) != len(prepared):
-                raise ScoringFailed(f"the pipeline returned {len(results)} results for {len(prepared)} clips")
-            return results
-        except Exception as error:
-            if len(prepared) == 1:
-                return [Scored(result=_fault(error))]
-            log.warning("a batch failed, scoring its clips one by one", clips=len(prepared), exc_info=error)
-            return [result for item in prepared for result in await self._results([item])]
 
     async def _store(self, job: Job, scored: Scored, *, batch: int) -> None:
         """First what a refresh may train on, so that whoever has all outcomes of a run can have it refreshed."""
@@ -215,7 +167,7 @@ class Worker:
         if scored.features and origin and isinstance(scored.result, Reward):
             try:
                 await self._queue.store.keep_clip(job.context.run_id, origin, job.id, scored.features)
-            except (NotReady, Overloaded) as error:
+            except AWAY as error:
                 log.warning("a clip is not kept for refreshes", job_id=job.id, error=str(error))
         await self._finish(job, _outcome(job, scored.result), batch=batch)
 
@@ -230,7 +182,7 @@ class Worker:
     async def _keep(self) -> None:
         """Heartbeat and leases, three times per lease."""
         while True:
-            with suppress(NotReady, Overloaded):
+            with suppress(*AWAY):
                 await self._queue.announce(self.id, self._scorer.model)
                 held = list(self._hand.jobs.values())
                 kept = await self._queue.renew(self.id, held)
@@ -240,29 +192,12 @@ class Worker:
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _hand_back(self, jobs: Sequence[Job]) -> None:
-        with suppress(NotReady, Overloaded):  # then their leases end by themselves
+        with suppress(*AWAY):  # then their leases end by themselves
             returned = await self._queue.hand_back(self.id, jobs)
             if returned:
                 log.info("handed back", worker=self.id, jobs=returned)
         for job in jobs:
             self._hand.drop(job.id)
-
-    async def _leave(self) -> None:
-        with suppress(NotReady, Overloaded):
-            await self._queue.leave(self.id)
-        log.info("left", worker=self.id)
-
-    async def _load(self, read: Callable[[bytes], Any], data: bytes) -> Any:
-        return await self._in_thread(self._decoders, read, data)
-
-    async def _in_thread(self, threads: Executor, work: Callable[[Any], T], item: Any) -> T:
-        """A call that blocks. One that never returns ends this process: its leases end, others take its jobs."""
-        running = asyncio.get_running_loop().run_in_executor(threads, work, item)
-        done, _ = await asyncio.wait([running], timeout=self._settings.max_stall_s)
-        if not done:
-            log.critical("a thread is stuck, ending this worker", stuck_s=self._settings.max_stall_s, worker=self.id)
-            os._exit(STALLED_EXIT)
-        return running.result()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -283,23 +218,3 @@ def _outcome(job: Job, result: Reward | RewardServerError) -> Outcome:
     timings = replace(result.provenance.timings, queue_ms=job.queue_ms)
     reward = replace(result, provenance=replace(result.provenance, timings=timings))
     return Outcome(job_id=job.id, kind=OutcomeKind.OK, reward=reward, context=job.context)
-
-
-def _fault(error: Exception) -> RewardServerError:
-    """An error of ours as it is; a surprise as a failure that says where to look."""
-    if isinstance(error, RewardServerError):
-        return error
-    log.error("scoring failed", exc_info=error)
-    return ScoringFailed(f"scoring failed with {type(error).__name__}: {error}; the worker's log has the job id")
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[asyncio.Event]:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -10,18 +10,17 @@ from redis.asyncio import Redis
 from protos.results import outcome_of, results_key
 from protos.types import ContractError, Outcome, OutcomeKind
 from reward_server.errors import ClipTooShort, error_outcome
-from reward_server.queue.jobs import JobQueue
-from tests.conftest import OpenQueue
+from tests.conftest import OpenQueue, Queue
 from tests.reward_server.test_jobs import claim_one, ok, submission
 
 KEY = results_key("embedded", "run-1")
 
 
-async def finish_one(queue: JobQueue, value: float) -> Outcome:
-    await queue.admit([submission(run_id="run-1")])
-    job = await claim_one(queue)
+async def finish_one(queue: Queue, value: float) -> Outcome:
+    await queue.door.admit([submission(run_id="run-1")])
+    job = await claim_one(queue.worker)
     outcome = ok(job, value)
-    assert await queue.finish(job, outcome)
+    assert await queue.worker.finish(job, outcome)
     return outcome
 
 
@@ -34,15 +33,15 @@ async def read(redis: Redis, consumer: str, since: str) -> list[tuple[bytes, Out
 async def test_a_run_s_stream_holds_every_outcome_as_it_is_awaited(open_queue: OpenQueue, redis: Redis) -> None:
     queue = await open_queue()
     good = await finish_one(queue, 1.5)
-    [bad_id] = await queue.admit([submission(run_id="run-1")])
-    job = await claim_one(queue)
-    await queue.finish(job, error_outcome(bad_id, ClipTooShort("3 frames"), job.context))
-    await queue.finish(job, ok(job))  # too late: the first outcome stays
-    await queue.admit([submission(run_id="another")])
+    [bad_id] = await queue.door.admit([submission(run_id="run-1")])
+    job = await claim_one(queue.worker)
+    await queue.worker.finish(job, error_outcome(bad_id, ClipTooShort("3 frames"), job.context))
+    await queue.worker.finish(job, ok(job))  # too late: the first outcome stays
+    await queue.door.admit([submission(run_id="another")])
     entries = await redis.xrange(KEY)
     assert [fields[b"job"].decode() for _, fields in entries] == [good.job_id, bad_id]
     outcomes = [outcome_of(fields) for _, fields in entries]
-    assert outcomes == [await queue.outcome(good.job_id), await queue.outcome(bad_id)]
+    assert outcomes == [await queue.door.outcome(good.job_id), await queue.door.outcome(bad_id)]
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK, OutcomeKind.INVALID]
 
 
@@ -68,8 +67,8 @@ def test_an_entry_without_an_outcome_is_named() -> None:
 
 async def test_an_error_that_quotes_what_no_wire_can_carry_is_an_outcome_all_the_same(open_queue: OpenQueue) -> None:
     queue = await open_queue()
-    [job_id] = await queue.admit([submission(run_id="run-1")])
-    job = await claim_one(queue)
+    [job_id] = await queue.door.admit([submission(run_id="run-1")])
+    job = await claim_one(queue.worker)
     outcome = error_outcome(job_id, ClipTooShort("dtype \ud800"), job.context)
-    assert await queue.finish(job, outcome)
+    assert await queue.worker.finish(job, outcome)
     assert outcome.error and outcome.error.message == "dtype \\ud800"

@@ -20,7 +20,7 @@ from reward_server.profiles.run_clips import RunClip, read_clip
 from reward_server.training import adversarial
 from reward_server.training.adversarial import Buffers, Candidate, refresh_discriminators
 from reward_server.training.discriminator_trainer import DISCRIMINATORS
-from reward_server.worker.refresher import check_candidate
+from reward_server.worker.refresh_training import check_candidate
 from tests.run_clips import packed
 
 REQUEST = RefreshRequest(run_id="r", steps=8, learning_rate=1e-3, ema=0.5, clips_per_step=3)

@@ -33,7 +33,7 @@ async def test_a_worker_is_alive_for_a_lease_from_its_heartbeat(
 ) -> None:
     settings = make_settings()
     queue = await open_queue(settings)
-    await queue.announce("box-7-abc", MODEL)
+    await queue.worker.announce("box-7-abc", MODEL)
     assert live_workers(settings, "box") == ["box-7-abc"]
     await asyncio.sleep(1.5 * settings.lease_s)
     assert live_workers(settings, "box") == []
@@ -41,13 +41,13 @@ async def test_a_worker_is_alive_for_a_lease_from_its_heartbeat(
 
 async def test_another_host_is_not_alive_by_it(make_settings: MakeSettings, open_queue: OpenQueue) -> None:
     settings = make_settings(lease_s=30.0)
-    await (await open_queue(settings)).announce("box2-7-abc", MODEL)
+    await (await open_queue(settings)).worker.announce("box2-7-abc", MODEL)
     assert live_workers(settings, "box2") == ["box2-7-abc"]
     assert live_workers(settings, "box") == live_workers(settings, "ox2") == []
 
 
 async def test_another_profiles_worker_does_not_count(make_settings: MakeSettings, open_queue: OpenQueue) -> None:
-    await (await open_queue(make_settings(profile="shift", lease_s=30.0))).announce("box-7-abc", MODEL)
+    await (await open_queue(make_settings(profile="shift", lease_s=30.0))).worker.announce("box-7-abc", MODEL)
     assert live_workers(make_settings(), "box") == []
 
 

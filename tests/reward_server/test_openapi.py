@@ -20,7 +20,7 @@ from reward_server.doors.http_api import create_app
 from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.pipeline import Pipeline
-from reward_server.queue.jobs import JobQueue
+from reward_server.queue.door_queue import DoorQueue
 from reward_server.queue.redis_link import connect
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.settings import Settings
@@ -57,7 +57,7 @@ def http_url(
 def document() -> dict[str, Any]:
     """As served; making it needs no Redis."""
     settings = Settings(redis_url=SecretStr("redis://127.0.0.1:1"))
-    service = Service(JobQueue(connect(settings), settings), settings, Metrics())
+    service = Service(DoorQueue(connect(settings), settings), settings, Metrics())
     return create_app(service, settings).openapi()
 
 

@@ -40,12 +40,11 @@ from reward_server.errors import (
     VersionConflict,
 )
 from reward_server.pipeline import Pipeline
-from reward_server.queue.jobs import JobQueue
 from reward_server.queue.keys import Keys
 from reward_server.queue.refreshes import Refresh
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
-from tests.conftest import MakeSettings, OpenQueue
+from tests.conftest import MakeSettings, OpenQueue, Queue
 from tests.reward_server.test_worker import PATIENCE_S, until_async
 from tests.run_clips import fill
 from tests.running import TOLERANCE, Doors, open_doors, working
@@ -128,7 +127,7 @@ async def test_a_refreshed_run_is_judged_by_its_new_version_and_everything_else_
 async def test_a_pinned_version_gives_the_very_same_reward_after_later_refreshes(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
-    await fill(await open_queue(), "run-1")
+    await fill((await open_queue()).worker.store, "run-1")
     async with served(make_settings(versions_loaded=1), small_pipeline) as doors:
         first = await doors.service.refresh(QUICK)
         pin = submission(discriminator_version=first.discriminator_version)
@@ -157,7 +156,7 @@ async def test_clips_of_a_run_are_trained_on_as_the_pipeline_saw_them(
 async def test_a_group_is_judged_by_one_version_whenever_its_clips_come(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
-    await fill(await open_queue(), "run-1")
+    await fill((await open_queue()).worker.store, "run-1")
     async with served(make_settings(), small_pipeline) as doors, AsyncRewardClient(doors.http_url) as client:
         [early] = await rewards(doors, submission(1, group_id="g"))
         response = await client.refresh(QUICK)
@@ -179,7 +178,7 @@ async def test_a_group_is_judged_by_one_version_whenever_its_clips_come(
 async def test_versions_beyond_those_kept_are_gone_and_say_so(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue, redis: Redis
 ) -> None:
-    await fill(await open_queue(), "run-1", num=2)
+    await fill((await open_queue()).worker.store, "run-1", num=2)
     async with served(make_settings(versions_kept=1), small_pipeline) as doors:
         names = [(await doors.service.refresh(replace(QUICK, steps=1))).discriminator_version for _ in range(2)]
         outcomes = await doors.service.score([submission(discriminator_version=name) for name in names])
@@ -200,37 +199,37 @@ async def test_too_few_clips_say_what_there_is_and_what_is_needed(
 ) -> None:
     queue = await open_queue(make_settings(refresh_min_clips=3))
     with pytest.raises(UnknownRun, match="no clips of run 'run-1'"):
-        await queue.refreshes.admit(QUICK)
+        await queue.door.refreshes.admit(QUICK)
     for seed in range(3):
-        await queue.store.keep_clip("run-1", Origin.REAL, f"real-{seed}", b"motion")
+        await queue.worker.store.keep_clip("run-1", Origin.REAL, f"real-{seed}", b"motion")
     with pytest.raises(TooFewClips, match="3 real clips and 0 rollouts, a refresh needs 3 of each"):
-        await queue.refreshes.admit(QUICK)
+        await queue.door.refreshes.admit(QUICK)
 
 
 async def test_one_refresh_at_a_time_for_a_run_and_the_same_key_is_the_same_refresh(open_queue: OpenQueue) -> None:
     queue = await open_queue()
-    await fill(queue, "run-1", num=2)
-    await fill(queue, "run-2", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
+    await fill(queue.worker.store, "run-2", num=2)
     named = replace(QUICK, idempotency_key="buffer-1")
-    first = await queue.refreshes.admit(named)
-    assert await queue.refreshes.admit(replace(named, deadline_s=9.0)) == first  # a retry has less time left
+    first = await queue.door.refreshes.admit(named)
+    assert await queue.door.refreshes.admit(replace(named, deadline_s=9.0)) == first  # a retry has less time left
     with pytest.raises(IdempotencyConflict, match="another refresh"):
-        await queue.refreshes.admit(replace(named, steps=9))
+        await queue.door.refreshes.admit(replace(named, steps=9))
     with pytest.raises(RefreshRunning, match="run 'run-1' is being refreshed"):
-        await queue.refreshes.admit(QUICK)
-    assert await queue.refreshes.admit(replace(named, run_id="run-2")) != first
+        await queue.door.refreshes.admit(QUICK)
+    assert await queue.door.refreshes.admit(replace(named, run_id="run-2")) != first
 
 
 async def test_a_key_that_succeeded_is_answered_again_and_one_that_failed_is_tried_again(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     queue = await open_queue()
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     named = replace(QUICK, idempotency_key="buffer-1")
     failing = await claimed(queue, named)
-    await queue.refreshes.fail(failing, RefreshFailed("as asked"))
+    await queue.worker.refreshes.fail(failing, RefreshFailed("as asked"))
     with pytest.raises(RefreshFailed, match="as asked"):
-        await queue.refreshes.response(failing.id)
+        await queue.door.refreshes.response(failing.id)
     async with served(make_settings(), small_pipeline) as doors:
         responses = [await doors.service.refresh(named) for _ in range(2)]
         assert responses[0] == responses[1]
@@ -241,7 +240,7 @@ async def test_a_key_that_succeeded_is_answered_again_and_one_that_failed_is_tri
 async def test_a_refresh_that_is_late_publishes_nothing_and_frees_its_run(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
-    await fill(await open_queue(), "run-1", num=2)
+    await fill((await open_queue()).worker.store, "run-1", num=2)
     async with served(make_settings(), small_pipeline) as doors:
         with pytest.raises(DeadlinePassed, match="published nothing"):
             await doors.service.refresh(replace(ENDLESS, deadline_s=0.5))
@@ -255,22 +254,22 @@ async def test_a_refresh_that_is_late_publishes_nothing_and_frees_its_run(
 async def test_a_run_s_clips_are_bounded_by_number_and_by_bytes_and_the_oldest_go(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    queue = await open_queue(make_settings(feature_max_clips=3, feature_max_bytes=10))
+    store = (await open_queue(make_settings(feature_max_clips=3, feature_max_bytes=10))).worker.store
     for seed, size in enumerate((1, 2, 3, 3)):
-        await queue.store.keep_clip("r", Origin.REAL, f"job-{seed}", bytes([seed]) * size)
-    assert await queue.store.clips("r", Origin.REAL) == [b"\1" * 2, b"\2" * 3, b"\3" * 3]
-    await queue.store.keep_clip("r", Origin.REAL, "job-3", b"again")  # a job that was redelivered
-    await queue.store.keep_clip("r", Origin.REAL, "job-4", b"\4" * 7)
-    assert await queue.store.clips("r", Origin.REAL) == [b"\3" * 3, b"\4" * 7]
-    assert await queue.store.clips("r", Origin.REAL, newest=1) == [b"\4" * 7]
-    assert await queue.store.clips("r", Origin.ROLLOUT) == await queue.store.clips("other", Origin.REAL) == []
+        await store.keep_clip("r", Origin.REAL, f"job-{seed}", bytes([seed]) * size)
+    assert await store.clips("r", Origin.REAL) == [b"\1" * 2, b"\2" * 3, b"\3" * 3]
+    await store.keep_clip("r", Origin.REAL, "job-3", b"again")  # a job that was redelivered
+    await store.keep_clip("r", Origin.REAL, "job-4", b"\4" * 7)
+    assert await store.clips("r", Origin.REAL) == [b"\3" * 3, b"\4" * 7]
+    assert await store.clips("r", Origin.REAL, newest=1) == [b"\4" * 7]
+    assert await store.clips("r", Origin.ROLLOUT) == await store.clips("other", Origin.REAL) == []
     assert all([0 < await redis.ttl(key) <= 86400 for key in await redis.keys("*clip*")])
 
 
 async def test_only_the_newest_clips_are_trained_on_where_so_many_are_asked_for(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
-    await fill(await open_queue(), "run-1", num=5)
+    await fill((await open_queue()).worker.store, "run-1", num=5)
     async with served(make_settings(), small_pipeline) as doors:
         response = await doors.service.refresh(replace(QUICK, steps=1, max_real=2, max_rollouts=3))
     assert (response.num_real, response.num_rollouts) == (2, 3)
@@ -279,40 +278,40 @@ async def test_only_the_newest_clips_are_trained_on_where_so_many_are_asked_for(
 # --- workers that go away -------------------------------------------------------------------------
 
 
-async def claimed(queue: JobQueue, request: RefreshRequest) -> Refresh:
-    await queue.refreshes.admit(request)
-    refresh = await queue.refreshes.claim()
+async def claimed(queue: Queue, request: RefreshRequest) -> Refresh:
+    await queue.door.refreshes.admit(request)
+    refresh = await queue.worker.refreshes.claim()
     assert refresh
     return refresh
 
 
-async def staged(queue: JobQueue, refresh: Refresh, small: RefreshResponse) -> bool:
+async def staged(queue: Queue, refresh: Refresh, small: RefreshResponse) -> bool:
     version = Version(name=small.discriminator_version, digest="0", number=1)
-    await queue.store.stage(version.name, b"discriminators", b"training")
-    return await queue.refreshes.publish(refresh, version, small)
+    await queue.worker.store.stage(version.name, b"discriminators", b"training")
+    return await queue.worker.refreshes.publish(refresh, version, small)
 
 
 async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publishes(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     queue = await open_queue()
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     silent = await claimed(queue, QUICK)
-    assert await queue.refreshes.claim() is None and await queue.refreshes.renew(silent)
+    assert await queue.worker.refreshes.claim() is None and await queue.worker.refreshes.renew(silent)
     async with served(make_settings(), small_pipeline):
-        response = await queue.refreshes.response(silent.id)
-    assert not await queue.refreshes.renew(silent)
+        response = await queue.door.refreshes.response(silent.id)
+    assert not await queue.worker.refreshes.renew(silent)
     assert not await staged(queue, silent, replace(response, discriminator_version="of a ghost"))
-    latest = await queue.store.latest("run-1")
+    latest = await queue.door.store.latest("run-1")
     assert latest and latest.name == response.discriminator_version
 
 
 async def test_a_publication_sent_again_leaves_the_version_its_life(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
 ) -> None:
-    """The worker whose answer was lost stages anew, under a short life: the served discriminators must not end with it."""
+    """A worker whose answer was lost stages again, with a short life. The served version must not end with it."""
     queue = await open_queue()
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     refresh = await claimed(queue, QUICK)
     assert await staged(queue, refresh, RESPONSE)
     assert await staged(queue, refresh, RESPONSE)
@@ -326,13 +325,13 @@ async def test_a_refresh_that_kills_every_worker_ends(
 ) -> None:
     settings = make_settings(lease_s=0.05, max_attempts=2)
     queue = await open_queue(settings)
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     for _ in range(2):
         refresh = await claimed(queue, replace(QUICK, idempotency_key="deadly"))
         await asyncio.sleep(0.06)
     async with served(settings, small_pipeline):
         with pytest.raises(RefreshFailed, match="2 workers died"):
-            await queue.refreshes.response(refresh.id)
+            await queue.door.refreshes.response(refresh.id)
 
 
 async def test_a_stopped_worker_hands_its_refresh_back_at_once(
@@ -340,16 +339,16 @@ async def test_a_stopped_worker_hands_its_refresh_back_at_once(
 ) -> None:
     settings = make_settings(lease_s=30.0)
     queue = await open_queue(settings)
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     async with served(settings, small_pipeline):
-        refresh_id = await queue.refreshes.admit(ENDLESS)
+        refresh_id = await queue.door.refreshes.admit(ENDLESS)
         await until_async(lambda: state_is(queue, refresh_id, b"running"))
-    again = await queue.refreshes.claim()
+    again = await queue.worker.refreshes.claim()
     assert again and (again.id, again.attempts) == (refresh_id, 1)
 
 
-async def state_is(queue: JobQueue, refresh_id: str, wanted: bytes) -> bool:
-    [[state]] = await queue._link.hash_rows([f"{KEYS.prefix}:refresh:{refresh_id}"], "state")
+async def state_is(queue: Queue, refresh_id: str, wanted: bytes) -> bool:
+    [[state]] = await queue.door._link.hash_rows([f"{KEYS.prefix}:refresh:{refresh_id}"], "state")
     return state == wanted
 
 
@@ -357,9 +356,9 @@ async def test_scoring_goes_on_while_a_refresh_is_under_way(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     queue = await open_queue()
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     async with served(make_settings(), small_pipeline) as doors:
-        refresh_id = await queue.refreshes.admit(ENDLESS)
+        refresh_id = await queue.door.refreshes.admit(ENDLESS)
         await until_async(lambda: state_is(queue, refresh_id, b"running"))
         [reward] = await rewards(doors, submission())
         assert version(reward) == "untrained" and await state_is(queue, refresh_id, b"running")
@@ -371,7 +370,7 @@ async def test_a_worker_killed_while_it_trains_costs_time_only(
 ) -> None:
     settings = make_settings(lease_s=1.0)
     queue = await open_queue(settings)
-    await fill(queue, "run-1", num=2)
+    await fill(queue.worker.store, "run-1", num=2)
     given = {
         "REDIS_URL": settings.redis_url and settings.redis_url.get_secret_value(),
         "CHECKPOINT": discriminators_file,
@@ -380,7 +379,7 @@ async def test_a_worker_killed_while_it_trains_costs_time_only(
     victim = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "reward_server", "worker"), env={**os.environ, **environment}
     )
-    refresh_id = await queue.refreshes.admit(replace(QUICK, steps=20))
+    refresh_id = await queue.door.refreshes.admit(replace(QUICK, steps=20))
     async with asyncio.timeout(5 * PATIENCE_S):  # a fresh interpreter loads torch, on a machine that may be busy
         while not await state_is(queue, refresh_id, b"running"):
             assert victim.returncode is None
@@ -388,7 +387,7 @@ async def test_a_worker_killed_while_it_trains_costs_time_only(
     victim.send_signal(signal.SIGKILL)
     await victim.wait()
     async with served(settings, small_pipeline), asyncio.timeout(5 * PATIENCE_S):
-        response = await queue.refreshes.response(refresh_id)
+        response = await queue.door.refreshes.response(refresh_id)
     assert response.steps == 20 == len(response.long_term.losses)
-    [[attempts]] = await queue._link.hash_rows([f"{KEYS.prefix}:refresh:{refresh_id}"], "attempts")
+    [[attempts]] = await queue.door._link.hash_rows([f"{KEYS.prefix}:refresh:{refresh_id}"], "attempts")
     assert attempts == b"2"

@@ -23,8 +23,8 @@ from reward_server import log
 from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.errors import IdempotencyConflict, NotReady, Overloaded, UnknownJob, UnknownRun
+from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.queue.finished import Finished
-from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
@@ -38,7 +38,7 @@ PATIENCE_S = 30.0
 @contextlib.asynccontextmanager
 async def serving(settings: Settings, open_queue: OpenQueue, *, worker: bool = True) -> AsyncIterator[Service]:
     """A service as a door has it, and a worker that has announced itself."""
-    service = Service(await open_queue(settings), settings, Metrics())
+    service = Service((await open_queue(settings)).door, settings, Metrics())
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, PixelScorer(), stop=stop)) if worker else None
     async with asyncio.timeout(PATIENCE_S):
@@ -159,7 +159,7 @@ async def test_readiness_and_model_follow_the_workers(open_queue: OpenQueue, mak
 
 async def test_without_redis_it_says_so(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
     settings = make_settings(redis_url=SecretStr("redis://127.0.0.1:1/0"))
-    queue = JobQueue(connect(settings), settings)
+    queue = DoorQueue(connect(settings), settings)
     service = Service(queue, settings, Metrics())
     readiness = await service.readiness()
     assert not readiness.ready and "Redis does not answer" in readiness.reasons[0]
@@ -189,7 +189,7 @@ async def test_metrics_count_every_end_once(open_queue: OpenQueue, make_settings
     assert values["motion_reward_queue_jobs"] == 0 and values["motion_reward_workers"] == 1
     assert values["motion_reward_queue_wait_seconds_count"] == 3
     assert values["motion_reward_stage_seconds_count{stage=motion}"] == 2
-    assert [values[f"motion_reward_reward_bucket{{reward=combined,le={le}}}"] for le in ("1.0", "2.0", "3.0")] == [
+    assert [values[f"motion_reward_reward_bucket{{le={le},reward=combined}}"] for le in ("1.0", "2.0", "3.0")] == [
         0,
         1,
         2,
@@ -281,7 +281,7 @@ def test_logs_on_a_terminal_are_for_people() -> None:
 def test_a_door_does_not_load_what_only_a_worker_needs() -> None:
     """Memory: the doors' process must stay small."""
     code = (
-        "import sys; import reward_server.doors.service, reward_server.queue.jobs;"
+        "import sys; import reward_server.doors.service, reward_server.queue.door_queue;"
         "import reward_server.serving.private_redis, reward_server.log;"
         "print([name for name in ('torch', 'cv2', 'timm', 'av') if name in sys.modules])"
     )

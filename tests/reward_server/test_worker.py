@@ -22,11 +22,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protos.types import Media, Outcome, OutcomeKind, Submission
 from reward_server.errors import NotReady
-from reward_server.queue.jobs import JobQueue, JobState
+from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scored
 from reward_server.serving.private_redis import WHEELS, PrivateRedis, redis_binary
-from reward_server.serving.serve import Stop
+from reward_server.serving.signals import Stop
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
@@ -85,18 +85,18 @@ async def until_async(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
-def number_running(queue: JobQueue, job_ids: list[str], wanted: int) -> Callable[[], Awaitable[bool]]:
+def number_running(queue: DoorQueue, job_ids: list[str], wanted: int) -> Callable[[], Awaitable[bool]]:
     async def look() -> bool:
         return [await queue.state(job_id) for job_id in job_ids].count(JobState.RUNNING) >= wanted
 
     return look
 
 
-async def live(queue: JobQueue, num_workers: int) -> bool:
+async def live(queue: DoorQueue, num_workers: int) -> bool:
     return len(await queue.models()) == num_workers
 
 
-async def outcomes_of(queue: JobQueue, job_ids: list[str]) -> list[Outcome]:
+async def outcomes_of(queue: DoorQueue, job_ids: list[str]) -> list[Outcome]:
     """In the order of the ids."""
     async with asyncio.timeout(PATIENCE_S):
         found = {outcome.job_id: outcome async for outcome in queue.outcomes(job_ids, PATIENCE_S)}
@@ -111,7 +111,7 @@ def rewards(outcomes: list[Outcome]) -> list[float]:
 
 
 async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     clips = [moving(step, height_px=8 + 8 * (step % 2), group_id=f"g{step}") for step in range(10)]
     job_ids = await queue.admit(clips)
     await asyncio.sleep(0.01)  # waits are told in whole milliseconds
@@ -126,7 +126,7 @@ async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settin
 async def test_batches_are_of_one_shape_and_within_cost_and_number(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     clip_cost = 4 * 8 * 8
     settings = make_settings(batch_jobs=4, batch_cost=3 * clip_cost, batch_wait_ms=200)
     job_ids = await queue.admit([moving(1), moving(2, height_px=16), *[moving(3)] * 6, moving(4, height_px=64)])
@@ -141,7 +141,7 @@ async def test_batches_are_of_one_shape_and_within_cost_and_number(
 async def test_the_next_batch_is_decoded_while_one_is_scored(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     async with working(make_settings(batch_jobs=2), scorer):
         held = await queue.admit([moving(1, policy_version="held")])
         await until(lambda: len(scorer.batches) == 1)
@@ -159,7 +159,7 @@ async def test_the_next_batch_is_decoded_while_one_is_scored(
 async def test_what_is_wrong_with_a_clip_is_its_outcome_alone(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     clips = [moving(1), Submission(payload=b"junk", media=Media.TENSOR), moving(2, policy_version="raise"), moving(3)]
     async with working(make_settings(batch_wait_ms=200), scorer):
         first, junk, surprise, last = await outcomes_of(queue, await queue.admit(clips))
@@ -175,7 +175,7 @@ async def test_wrong_number_of_results_is_never_shifted_onto_other_clips(
         def score(self, prepared):  # type: ignore[no-untyped-def]
             return super().score(prepared)[1:] if len(prepared) > 1 else super().score(prepared)
 
-    queue, scorer = await open_queue(), Forgetful()
+    queue, scorer = (await open_queue()).door, Forgetful()
     job_ids = await queue.admit([moving(step) for step in range(4)])
     async with working(make_settings(batch_wait_ms=200), scorer):
         assert rewards(await outcomes_of(queue, job_ids)) == [0, 1, 2, 3]
@@ -185,7 +185,7 @@ async def test_wrong_number_of_results_is_never_shifted_onto_other_clips(
 async def test_a_job_that_is_late_in_hand_never_reaches_the_device(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     async with working(make_settings(), scorer):
         held = await queue.admit([moving(1, policy_version="held")])
         await until(lambda: len(scorer.batches) == 1)
@@ -203,7 +203,7 @@ async def test_a_job_that_is_late_in_hand_never_reaches_the_device(
 async def test_a_stopped_worker_finishes_what_it_holds(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    queue, scorer = await open_queue(), PixelScorer()
+    queue, scorer = (await open_queue()).door, PixelScorer()
     async with working(make_settings(), scorer) as stop:
         job_ids = await queue.admit([moving(1, policy_version="held"), moving(2)])
         await until(lambda: len(scorer.batches) == 1)
@@ -217,7 +217,7 @@ async def test_a_stopped_worker_finishes_what_it_holds(
 async def test_what_does_not_finish_within_the_drain_is_handed_back_at_once(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    queue, leaving, other = await open_queue(), PixelScorer(), PixelScorer()
+    queue, leaving, other = (await open_queue()).door, PixelScorer(), PixelScorer()
     other.release.set()
     settings = make_settings(lease_s=60, drain_s=0.1)  # so long a lease that only a hand-back can help
     async with working(settings, leaving) as stop:
@@ -235,7 +235,7 @@ async def test_what_does_not_finish_within_the_drain_is_handed_back_at_once(
 
 
 async def test_a_killed_workers_jobs_are_scored_by_the_next(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, settings = await open_queue(), make_settings(lease_s=0.5)
+    queue, settings = (await open_queue()).door, make_settings(lease_s=0.5)
     job_ids = await queue.admit([moving(1, policy_version="slow:30"), moving(2), moving(3)])
     async with process(settings) as dying:
         await until_async(number_running(queue, job_ids, 1))
@@ -257,7 +257,7 @@ class PatientScorer(PixelScorer):
 async def test_a_clip_that_kills_every_worker_takes_no_other_with_it(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    queue, settings = await open_queue(), make_settings(lease_s=0.5)
+    queue, settings = (await open_queue()).door, make_settings(lease_s=0.5)
     clips = [moving(step, policy_version="exit" if step == 2 else "") for step in range(6)]
     job_ids = await queue.admit(clips)
     waiting = asyncio.create_task(outcomes_of(queue, job_ids))
@@ -278,19 +278,19 @@ async def test_a_clip_that_breaks_every_worker_by_our_mistake_is_given_up_too(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
     """Handed back, its attempts would not count and it would break one worker after another for ever."""
-    queue, settings, scorer = await open_queue(), make_settings(lease_s=0.3), PixelScorer()
+    queue, settings, scorer = (await open_queue()).door, make_settings(lease_s=0.3), PixelScorer()
     scorer.score = lambda prepared: [Scored(result="no reward")] * len(prepared)  # type: ignore
     [job_id] = await queue.admit([moving(1)])
     for _ in range(settings.max_attempts):
         with pytest.raises(AttributeError):
-            await asyncio.wait_for(run_worker(settings, scorer), PATIENCE_S)
+            await asyncio.wait_for(run_worker(settings, scorer, asyncio.Event()), PATIENCE_S)
     async with working(settings, scorer):
         [outcome] = await outcomes_of(queue, [job_id])
     assert outcome.kind is OutcomeKind.FAILED and outcome.error and outcome.error.code == "attempts_exhausted"
 
 
 async def test_a_stuck_worker_ends_itself(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, settings = await open_queue(), make_settings(lease_s=0.5, max_stall_s=0.5)
+    queue, settings = (await open_queue()).door, make_settings(lease_s=0.5, max_stall_s=0.5)
     [job_id] = await queue.admit([moving(1, policy_version="slow:1000")])
     async with process(settings) as stuck:
         assert await asyncio.wait_for(stuck.wait(), PATIENCE_S) == 75
@@ -299,7 +299,7 @@ async def test_a_stuck_worker_ends_itself(open_queue: OpenQueue, make_settings: 
 
 
 async def test_sigterm_drains_a_worker_process(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, settings = await open_queue(), make_settings()
+    queue, settings = (await open_queue()).door, make_settings()
     [job_id] = await queue.admit([moving(1, policy_version="slow:0.5")])
     async with process(settings) as worker:
         await until_async(number_running(queue, [job_id], 1))
@@ -312,7 +312,7 @@ async def test_sigterm_drains_a_worker_process(open_queue: OpenQueue, make_setti
 
 
 async def test_two_workers_share_a_load(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, scorers = await open_queue(), (PixelScorer(), PixelScorer())
+    queue, scorers = (await open_queue()).door, (PixelScorer(), PixelScorer())
     settings = make_settings(batch_jobs=2)
     async with working(settings, scorers[0]), working(settings, scorers[1]):
         await until_async(lambda: live(queue, 2))
@@ -324,7 +324,7 @@ async def test_two_workers_share_a_load(open_queue: OpenQueue, make_settings: Ma
 
 
 async def test_a_living_worker_announces_its_model(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue = await open_queue()
+    queue = (await open_queue()).door
     async with working(make_settings(), PixelScorer()):
         await until_async(lambda: live(queue, 1))
         assert await queue.models() == [MODEL]
@@ -334,7 +334,7 @@ async def test_a_living_worker_announces_its_model(open_queue: OpenQueue, make_s
 async def test_work_goes_on_through_broken_connections(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    queue, settings = await open_queue(), make_settings(batch_jobs=2)
+    queue, settings = (await open_queue()).door, make_settings(batch_jobs=2)
     async with working(settings, PixelScorer()):
         job_ids = await queue.admit([moving(step % 10, policy_version="slow:0.02") for step in range(20)])
         waiting = asyncio.create_task(outcomes_of(queue, job_ids))
@@ -352,7 +352,7 @@ async def test_a_private_redis_that_dies_costs_its_jobs_but_not_the_service(
     """Redis is killed with a job in a worker's hands; it comes back empty, and everything goes on."""
     with PrivateRedis(make_settings(data_dir=tmp_path / "data")) as server:
         settings, scorer = make_settings(redis_url=SecretStr(server.url)), PixelScorer()
-        queue = JobQueue(connect(settings), settings)
+        queue = DoorQueue(connect(settings), settings)
         await queue.open()
         keeping = asyncio.create_task(server.keep())
         async with working(settings, scorer):
@@ -385,7 +385,7 @@ async def test_a_private_redis_that_cannot_come_back_is_the_servers_end(
             keeping = asyncio.create_task(server.keep())
             keeping.add_done_callback(stop.if_failed)
             async with asyncio.timeout(PATIENCE_S):
-                await stop.wait()
+                await stop.asked.wait()
     with pytest.raises(NotReady, match="Address already in use"):
         stop.check()
     assert stop.hurry.is_set() and urlsplit(server.url).port == port
@@ -398,7 +398,7 @@ async def test_a_worker_waits_for_a_redis_that_comes_later(make_settings: MakeSe
     async with working(settings, PixelScorer()):
         await asyncio.sleep(0.2)
         with server:
-            queue = JobQueue(connect(settings), settings)
+            queue = DoorQueue(connect(settings), settings)
             await queue.open()
             assert rewards(await outcomes_of(queue, await queue.admit([moving(2)]))) == [2]
             await queue.close()

@@ -1,0 +1,161 @@
+"""The doors' side of the queue: admit jobs, wait for their outcomes, and say what is queued and served.
+
+Waiters of named jobs get each outcome as it is ready, waiters of a run get its outcomes in their order. One reader
+per process (finished.py) wakes them when a job has ended. Every job ends with exactly one outcome, whatever dies when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+from protos.results import OUTCOME
+from protos.types import Context, Model, Outcome, Submission
+from reward_server.errors import BadRequest, NotReady, RewardServerError, ScoringFailed, UnknownJob, error_outcome
+from reward_server.queue import scripts
+from reward_server.queue.admission import NO_REFUSALS, Admission, QueueDepth
+from reward_server.queue.endings import Endings, Sweep
+from reward_server.queue.finished import Finished, FinishedReader, stored_outcomes
+from reward_server.queue.keys import Keys
+from reward_server.queue.lease import tick_s
+from reward_server.queue.records import unpack_model, unpack_outcome
+from reward_server.queue.redis_link import RedisLink
+from reward_server.queue.refreshes import RefreshRequests
+from reward_server.queue.run_store import RunStore
+from reward_server.settings import Settings
+
+RUN_PAGE = 64
+LOOK_AGAIN_S = 0.5
+NUM_NAMED = 8  # of unknown jobs; an error's text must fit into the trailers of a call
+CURSOR = re.compile(r"\d{1,19}-\d{1,19}")
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class DoorQueue:
+    """One per process of doors: `open` it, and `close` it at the end.
+
+    Methods raise NotReady while Redis is unreachable.
+    """
+
+    def __init__(self, link: RedisLink, settings: Settings) -> None:
+        self._link, self._keys = link, Keys(profile=settings.profile)
+        self._admission = Admission(link, self._keys, settings)
+        self._reader = FinishedReader(link, self._keys, tick_s=tick_s(settings))
+        self._sweep = Sweep(Endings(link, settings), settings)
+        self.store = RunStore(link, self._keys, settings)
+        self.refreshes = RefreshRequests(link, self._keys, settings)
+
+    async def open(self) -> None:
+        """Follow the finished jobs and end overdue ones from now on. Does not raise: Redis may come later."""
+        await self._reader.start()
+        self._sweep.start()
+
+    async def close(self) -> None:
+        """Stop both, and close the connections to Redis."""
+        await self._sweep.stop()
+        await self._reader.stop()
+        await self._link.close()
+
+    async def admit(
+        self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
+    ) -> list[str]:
+        """Job ids in order; all submissions or none. See Admission.admit for `refusals` and the errors."""
+        return await self._admission.admit(submissions, refusals)
+
+    # --- outcomes -------------------------------------------------------------------------------
+
+    async def state(self, job_id: str) -> JobState:
+        """Raises UnknownJob."""
+        [[state]] = await self._link.hash_rows([self._keys.job(job_id)], "state")
+        if state is None:
+            raise _unknown([job_id])
+        return JobState(state.decode())
+
+    async def outcome(self, job_id: str) -> Outcome | None:
+        """None while the job is not done. Raises UnknownJob."""
+        found = await stored_outcomes(self._link, self._keys, [job_id])
+        if job_id not in found:
+            raise _unknown([job_id])
+        return found[job_id]
+
+    async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncGenerator[Outcome, None]:
+        """Each distinct job's outcome as it is ready; ends when all came, or after `timeout_s` without one.
+
+        Raises UnknownJob at once if any is unknown. A job that disappears later (Redis lost its data) ends as failed.
+        """
+        missing = dict.fromkeys(job_ids)
+        loop = asyncio.get_running_loop()
+        until, all_known = loop.time() + timeout_s, False
+        with self._reader.watch(job_ids=missing) as watch:
+            while missing:
+                ready = watch.take()
+                if watch.must_look():
+                    try:
+                        ready += await self._look(list(missing), refuse_unknown=not all_known)
+                        all_known = True
+                    except NotReady:  # the jobs are safe: an outage costs a waiter time, not its outcome
+                        loop.call_later(LOOK_AGAIN_S, watch.bring, None)
+                for outcome in ready:
+                    if outcome.job_id in missing:
+                        del missing[outcome.job_id]
+                        until = loop.time() + timeout_s
+                        yield outcome
+                if missing and not await watch.news(until - loop.time()):
+                    return
+
+    async def run_outcomes(self, run_id: str, after: str, timeout_s: float) -> AsyncGenerator[Outcome, None]:
+        """Outcomes of a run in the order they came, from cursor `after` on; ends after `timeout_s` without one."""
+        if after and not CURSOR.fullmatch(after):
+            raise BadRequest(f"'{after}' is not a cursor; give the `cursor` of the last outcome seen, or none")
+        with self._reader.watch(run_id=run_id) as watch:
+            cursor = after
+            while True:
+                watch.take()
+                while page := await self._link.page(self._keys.run(run_id), after=cursor, count=RUN_PAGE):
+                    for entry in page:
+                        cursor = entry.id
+                        yield replace(unpack_outcome(entry.fields[OUTCOME]), cursor=cursor)
+                if not await watch.news(timeout_s):
+                    return
+
+    async def _look(self, job_ids: list[str], *, refuse_unknown: bool) -> list[Outcome]:
+        found = await stored_outcomes(self._link, self._keys, job_ids)
+        unknown = [job_id for job_id in job_ids if job_id not in found]
+        if unknown and refuse_unknown:
+            raise _unknown(unknown)
+        return [outcome for outcome in found.values() if outcome] + [_lost(job_id) for job_id in unknown]
+
+    def observe(self, observer: Callable[[Finished], None]) -> None:
+        """Call `observer` with every job that ends from now on, whoever submitted or scored it."""
+        self._reader.observers.append(observer)
+
+    # --- what is queued and served --------------------------------------------------------------
+
+    async def models(self) -> list[Model]:
+        """What each live worker serves, the latest heartbeat last."""
+        return [unpack_model(row) for row in await self._link.run(scripts.MODELS) if row]
+
+    async def depth(self) -> QueueDepth:
+        return QueueDepth(**await self._link.hash_numbers(self._keys.depth))
+
+    async def counts(self) -> dict[str, int]:
+        """Since `began_ms` on Redis's clock: admitted, finished, each outcome kind, redelivered, dead."""
+        return await self._link.hash_numbers(self._keys.counts)
+
+
+def _unknown(job_ids: Sequence[str]) -> UnknownJob:
+    named = ", ".join(job_ids[:NUM_NAMED]) + (f" and {more} more" if (more := len(job_ids) - NUM_NAMED) > 0 else "")
+    return UnknownJob(f"no such job, or its result has expired: {named}; submit the clip again")
+
+
+def _lost(job_id: str) -> Outcome:
+    gone = ScoringFailed(f"job {job_id} is gone: Redis restarted without its data; submit the clip again")
+    return error_outcome(job_id, gone, Context())

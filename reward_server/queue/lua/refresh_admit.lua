@@ -1,0 +1,27 @@
+-- Admits a refresh. Only one that succeeded or is under way is found again by its id; one that failed is tried anew.
+-- ARGV: id, run, request, fingerprint, life_ms, keep_s, clips of each origin at least.
+-- Answers {'admitted'}; or why not: {'conflict'}, {'running'}, {'few', real clips, rollouts}.
+
+local id, run, request, fingerprint, life_ms, keep_s, min_clips = unpack(ARGV)
+local refresh = key('refresh', id)
+local state, same, due_ms, version = unpack(redis.call('HMGET', refresh, 'state', 'fingerprint', 'due_ms', 'version'))
+if state then
+  if same ~= fingerprint then return {'conflict'} end
+  if version or (state ~= 'done' and tonumber(due_ms) > now) then return {'admitted'} end
+end
+local other = redis.call('GET', key('refreshing', run))
+if other and other ~= id then return {'running'} end
+local real, rollouts = redis.call('HLEN', key('clips', 'real', run)), redis.call('HLEN', key('clips', 'rollout', run))
+if math.min(real, rollouts) < tonumber(min_clips) then return {'few', real, rollouts} end
+
+due_ms = now + life_ms
+redis.call('DEL', refresh)
+redis.call('HSET', refresh, 'state', 'queued', 'run', run, 'request', request, 'fingerprint', fingerprint,
+  'due_ms', due_ms, 'attempts', 0)
+redis.call('PEXPIREAT', refresh, due_ms + keep_s * 1000)
+redis.call('SET', key('refreshing', run), id)
+redis.call('PEXPIREAT', key('refreshing', run), due_ms)
+redis.call('ZADD', key('refreshes'), 0, id)
+redis.call('PEXPIREAT', key('refreshes'), due_ms + keep_s * 1000)
+tell(id)
+return {'admitted'}

@@ -1,0 +1,11 @@
+-- Begins the leases of a worker's jobs anew.
+-- ARGV: worker, then entries. Answers the entries that the worker still holds.
+
+local kept = {}
+for at = 2, #ARGV do
+  if holder(ARGV[at]) == ARGV[1] then
+    redis.call('XCLAIM', stream, group, ARGV[1], 0, ARGV[at], 'JUSTID')
+    table.insert(kept, ARGV[at])
+  end
+end
+return kept

@@ -1,0 +1,57 @@
+"""The steps of the queue as Lua: each script in `lua/` is one transaction, named here with the functions it uses.
+
+A connection can break after a command was run and before its answer came, and redis-py then sends the command again.
+So every script may run twice without doing more: callers make job ids and claim tokens, and a script looks before it
+writes. Redis keeps the only clock (leases, deadlines, lifetimes), so machines need not agree on the time. The scripts
+use commands of Redis 6.2 at most. Arguments and answers stand at the head of each file, keys and lifetimes in keys.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+GROUP = "workers"  # the consumer group that reads the stream of jobs
+FOLDER = files("reward_server.queue") / "lua"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What Redis runs, and the files of `lua/` that it is made of."""
+
+    name: str
+    parts: tuple[str, ...]
+    text: str = field(repr=False)
+
+
+def script(name: str, *shared: str) -> Script:
+    """The group's name, the prelude, the shared functions in this order, and the step itself."""
+    parts = ("prelude.lua", *(f"shared/{function}.lua" for function in shared), f"{name}.lua")
+    texts = [FOLDER.joinpath(part).read_text(encoding="utf-8") for part in parts]
+    return Script(name=name, parts=parts, text="\n".join([f"local group = '{GROUP}'\n", *texts]))
+
+
+# Jobs, from admission to their outcome.
+BEGIN = script("begin", "stream")
+ADMIT = script("admit", "stream", "settle", "version_of")
+CLAIM = script("claim", "stream", "lease", "start")
+RECLAIM = script("reclaim", "stream", "lease", "start")
+RENEW = script("renew", "stream")
+HAND_BACK = script("hand_back", "stream", "lease")
+FINISH = script("finish", "stream", "settle")
+OVERDUE = script("overdue")
+
+# The workers that live, and the models they serve.
+ANNOUNCE = script("announce", "stream", "forget")
+LEAVE = script("leave", "stream", "forget")
+MODELS = script("models")
+
+# What a run keeps for its refreshes, and a refresh from admission to its new version.
+KEEP_CLIP = script("keep_clip", "renew_versions")
+REFRESH_ADMIT = script("refresh_admit", "refresh")
+REFRESH_LOOK = script("refresh_look")
+REFRESH_CLAIM = script("refresh_claim", "lease")
+REFRESH_RENEW = script("refresh_renew", "refresh")
+REFRESH_HAND_BACK = script("refresh_hand_back", "refresh", "lease")
+REFRESH_PUBLISH = script("refresh_publish", "refresh", "renew_versions")
+REFRESH_FAIL = script("refresh_fail", "refresh")

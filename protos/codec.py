@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from protos import reward_pb2 as pb
+from protos.error_codes import ErrorCode
 from protos.types import (
     Bounds,
     Clip,
@@ -153,7 +154,7 @@ def _fps(text: str | None) -> float:
 
 
 def _bad(what: str) -> ContractError:
-    return ContractError("bad_tensor", f"tensor clip {what}")
+    return ContractError(ErrorCode.BAD_TENSOR, f"tensor clip {what}")
 
 
 # --- values <-> messages ------------------------------------------------------------------------
@@ -185,7 +186,9 @@ def submission_to_message(submission: Submission) -> pb.Clip:
 
 def media_from_message(media: pb.Media.ValueType) -> Media:
     if media not in (pb.CONTAINER, pb.TENSOR):
-        raise ContractError("bad_media", f"media is {media}; set CONTAINER (a video file) or TENSOR (safetensors)")
+        raise ContractError(
+            ErrorCode.BAD_MEDIA, f"media is {media}; set CONTAINER (a video file) or TENSOR (safetensors)"
+        )
     return Media[pb.Media.Name(media)]
 
 

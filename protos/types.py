@@ -13,11 +13,13 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.error_codes import ErrorCode
+
 
 class ContractError(ValueError):
     """A value breaks the contract. `code` is stable, the message names value, limit and next step."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -51,10 +53,13 @@ class Clip:
         shape = self.frames.shape
         if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise ContractError(
-                "bad_frames", f"frames must be uint8 [T,3,H,W], got {self.frames.dtype} {list(shape)}; convert them"
+                ErrorCode.BAD_FRAMES,
+                f"frames must be uint8 [T,3,H,W], got {self.frames.dtype} {list(shape)}; convert them",
             )
         if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ContractError("bad_fps", f"fps must be a positive number, got {self.fps}; give the true frame rate")
+            raise ContractError(
+                ErrorCode.BAD_FPS, f"fps must be a positive number, got {self.fps}; give the true frame rate"
+            )
 
     def __repr__(self) -> str:
         return f"Clip(frames={list(self.frames.shape)}, fps={self.fps:g})"
@@ -76,12 +81,12 @@ class Context:
     def __post_init__(self) -> None:
         for name in ("group_id", "run_id", "idempotency_key", "policy_version", "discriminator_version"):
             if len(getattr(self, name)) > 256:
-                raise ContractError("bad_context", f"{name} is over 256 characters; shorten it")
+                raise ContractError(ErrorCode.BAD_CONTEXT, f"{name} is over 256 characters; shorten it")
         if self.query_seed is not None and not 0 <= self.query_seed < 2**64:
-            raise ContractError("bad_context", f"query_seed must be in 0..2^64-1, got {self.query_seed}")
+            raise ContractError(ErrorCode.BAD_CONTEXT, f"query_seed must be in 0..2^64-1, got {self.query_seed}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise ContractError(
-                "bad_context", f"deadline_s must be a positive number of seconds, got {self.deadline_s}"
+                ErrorCode.BAD_CONTEXT, f"deadline_s must be a positive number of seconds, got {self.deadline_s}"
             )
 
 
@@ -103,7 +108,9 @@ class Logits:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.instantaneous) and math.isfinite(self.long_term)):
-            raise ContractError("non_finite", f"logits must be finite, got {self.instantaneous}, {self.long_term}")
+            raise ContractError(
+                ErrorCode.NON_FINITE, f"logits must be finite, got {self.instantaneous}, {self.long_term}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +122,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not self.min < self.max:
-            raise ContractError("bad_bounds", f"bounds need min < max, got {self.min}, {self.max}")
+            raise ContractError(ErrorCode.BAD_BOUNDS, f"bounds need min < max, got {self.min}, {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +193,18 @@ class Reward:
         for name in ("combined", "instantaneous", "long_term"):
             value = getattr(self, name)
             if not (math.isfinite(value) and self.bounds.min <= value <= self.bounds.max):
-                raise ContractError("bad_reward", f"{name} {value} is outside [{self.bounds.min}, {self.bounds.max}]")
+                raise ContractError(
+                    ErrorCode.BAD_REWARD, f"{name} {value} is outside [{self.bounds.min}, {self.bounds.max}]"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """Why there is no reward. `code` is stable, for programs; `message` names value, limit and next step."""
+    """Why there is no reward. `message` names value, limit and next step.
+
+    `code` is for programs: compare it with members of ErrorCode. It is a plain string, because a newer server may send
+    codes that this ErrorCode does not have yet.
+    """
 
     code: str
     message: str
@@ -212,7 +225,7 @@ class Outcome:
         ok = self.kind is OutcomeKind.OK
         if (self.reward is not None) != ok or (self.error is not None) == ok:
             raise ContractError(
-                "bad_outcome", f"outcome {self.kind} must hold {'a reward' if ok else 'an error'} alone"
+                ErrorCode.BAD_OUTCOME, f"outcome {self.kind} must hold {'a reward' if ok else 'an error'} alone"
             )
 
 
@@ -322,4 +335,4 @@ class RefreshResponse:
 
 
 def _bad_refresh(name: str, must_be: str) -> ContractError:
-    return ContractError("bad_refresh", f"{name} must be {must_be}")
+    return ContractError(ErrorCode.BAD_REFRESH, f"{name} must be {must_be}")

@@ -3,8 +3,9 @@
 `client.py` is the client, `errors.py` what it raises; each transport knows one wire. It needs no torch.
 """
 
-from protos.client.client import AsyncRewardClient, RewardClient, submission
+from protos.client.client import AsyncRewardClient, RewardClient
 from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
+from protos.submissions import submission
 
 __all__ = [
     "AsyncRewardClient",

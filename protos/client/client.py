@@ -15,24 +15,17 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import stamina
-from numpy.typing import NDArray
 
 from protos.client.errors import ServerBusy, ServerFailed
 from protos.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from protos.client.http_transport import AsyncHttpTransport, HttpTransport
-from protos.codec import clip_to_tensor, frames_to_tensor
+from protos.error_codes import ErrorCode
 from protos.types import (
-    Clip,
-    Context,
-    ContractError,
     Error,
-    Media,
     Model,
     Outcome,
     OutcomeKind,
@@ -45,36 +38,6 @@ TIMEOUT_S = 150.0  # above the server's own 120 s, so that it is the server that
 REFRESH_TIMEOUT_S = 600.0
 UPLOAD_BYTES_PER_S = 4 * 1024**2  # a large request gets more time
 ATTEMPTS = 6
-
-
-def submission(
-    source: str | Path | bytes | NDArray[Any],
-    *,
-    fps: float | None = None,
-    media: Media | None = None,
-    context: Context | None = None,
-) -> Submission:
-    """One clip to score: a file, the bytes of one, or frames [T,3,H,W] (uint8 0..255 or float 0..1) with `fps`.
-
-    A file is a tensor clip if its name ends in .safetensors; bytes are a container unless `media`
-    says otherwise. Raises ContractError for frames of another form, OSError for an unreadable file.
-    """
-    context = context or Context()
-    if isinstance(source, np.ndarray):
-        return Submission(payload=_tensor(source, fps), media=Media.TENSOR, context=context)
-    if isinstance(source, bytes):
-        return Submission(payload=source, media=media or Media.CONTAINER, context=context)
-    path = Path(source)
-    guessed = Media.TENSOR if path.suffix == ".safetensors" else Media.CONTAINER
-    return Submission(payload=path.read_bytes(), media=media or guessed, context=context)
-
-
-def _tensor(frames: NDArray[Any], fps: float | None) -> bytes:
-    if fps is None:
-        raise ContractError("bad_fps", "frames need their frame rate; give fps")
-    if np.issubdtype(frames.dtype, np.floating):
-        return frames_to_tensor(frames, fps)
-    return clip_to_tensor(Clip(frames=frames, fps=fps))
 
 
 class RewardClient:
@@ -237,7 +200,9 @@ def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
 def _as_asked(submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[Outcome]:
     """With the contexts that were given: the names were for our retries only."""
     if len(outcomes) != len(submissions):
-        raise ServerFailed("bad_answer", f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips")
+        raise ServerFailed(
+            ErrorCode.BAD_ANSWER, f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips"
+        )
     return [replace(each, context=clip.context) for clip, each in zip(submissions, outcomes, strict=True)]
 
 
@@ -263,7 +228,9 @@ def _left_s(deadline: float) -> float:
 
 
 def _in_order(job_ids: Sequence[str], submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> list[Outcome]:
-    late = Error(code="deadline_passed", message="no outcome came before the client's timeout; the job goes on")
+    late = Error(
+        code=ErrorCode.DEADLINE_PASSED.value, message="no outcome came before the client's timeout; the job goes on"
+    )
     return [
         outcomes.get(job_id) or Outcome(job_id=job_id, kind=OutcomeKind.TIMEOUT, error=late, context=submission.context)
         for job_id, submission in zip(job_ids, submissions, strict=True)

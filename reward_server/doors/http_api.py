@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from protos.error_codes import ErrorCode
 from protos.json_codec import result_to_json
 from protos.types import ContractError, Model, RefreshResponse
 from reward_server.doors.http_body import submissions_of
@@ -40,6 +41,7 @@ from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLar
 from reward_server.settings import Settings
 
 REQUEST_ID_HEADER = "x-request-id"
+ROUTER_CODES = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 QUIET_PATHS = ("/healthz", "/readyz", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 Wait = Annotated[
@@ -147,7 +149,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     """Every error a route raises, as {"error": {"code", "message"}} with the status of errors.DOORS."""
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        code = ROUTER_CODES.get(error.status_code, ErrorCode.BAD_REQUEST)
         text = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
         return _failure(error.status_code, code, text, dict(error.headers or {}))
     if isinstance(error, RequestValidationError):
@@ -166,7 +168,7 @@ def _response(error: RewardServerError) -> JSONResponse:
 
 
 def _failure(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+    return JSONResponse({"error": {"code": str(code), "message": message}}, status, headers)
 
 
 class RequestScope:

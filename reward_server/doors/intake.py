@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protos.error_codes import ErrorCode
 from protos.types import Context, ContractError, Media, Origin, Submission
 from reward_server.errors import BadRequest, RequestTooLarge, RewardServerError, UnsupportedMedia
 from reward_server.settings import Settings
@@ -33,7 +34,7 @@ def door_error(error: Exception) -> RewardServerError:
     if isinstance(error, RewardServerError):
         return error
     if isinstance(error, ContractError):
-        kind = UnsupportedMedia if error.code == "bad_media" else BadRequest
+        kind = UnsupportedMedia if error.code is ErrorCode.BAD_MEDIA else BadRequest
         return kind(str(error))
     log.error("a request broke", exc_info=error)
     return RewardServerError("the server failed on this request; look for its request id in the server's log")

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from protos import codec, json_codec
 from protos import reward_pb2 as pb
+from protos.client import RequestRefused
+from protos.error_codes import ErrorCode
 from protos.types import (
     Bounds,
     Clip,
@@ -45,6 +47,7 @@ from protos.types import (
     Timings,
     WindowLogits,
 )
+from reward_server import errors
 from reward_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -248,6 +251,88 @@ def test_an_outcome_that_holds_a_reward_and_an_error_cannot_come_in() -> None:
     result = json_codec.result_to_json(Outcome(job_id="a", kind=OutcomeKind.FAILED, error=Error(code="x", message="y")))
     with pytest.raises(ContractError):
         json_codec.result_from_json({**result, "outcome": "ok"})
+
+
+# --- error codes --------------------------------------------------------------------------------
+
+SERVER_CODES = {
+    "RewardServerError": "reward_server_error",
+    "InvalidClip": "invalid_clip",
+    "EmptyPayload": "empty_payload",
+    "ClipTooLarge": "clip_too_large",
+    "ClipTooShort": "clip_too_short",
+    "UnreadableClip": "unreadable_clip",
+    "DecodeTooSlow": "decode_too_slow",
+    "BadTensor": "bad_tensor",
+    "DeadlinePassed": "deadline_passed",
+    "Overloaded": "overloaded",
+    "ScoringFailed": "scoring_failed",
+    "NonFiniteLogit": "non_finite_logit",
+    "AttemptsExhausted": "attempts_exhausted",
+    "VersionNotServed": "version_not_served",
+    "VersionConflict": "version_conflict",
+    "BadRequest": "bad_request",
+    "RequestTooLarge": "request_too_large",
+    "UnsupportedMedia": "unsupported_media",
+    "UnknownJob": "unknown_job",
+    "IdempotencyConflict": "idempotency_conflict",
+    "NotReady": "not_ready",
+    "RefreshError": "refresh_error",
+    "UnknownRun": "unknown_run",
+    "TooFewClips": "too_few_clips",
+    "RefreshRunning": "refresh_running",
+    "RefreshRejected": "refresh_rejected",
+    "RefreshFailed": "refresh_failed",
+}
+
+
+OTHER_CODES = {
+    "not_found",
+    "method_not_allowed",
+    "unreachable",
+    "no_answer",
+    "bad_answer",
+    "bad_frames",
+    "bad_fps",
+    "bad_context",
+    "bad_media",
+    "bad_bounds",
+    "bad_reward",
+    "bad_outcome",
+    "bad_refresh",
+    "bad_result",
+    "bad_json",
+    "non_finite",
+}
+
+
+def server_errors() -> dict[str, type[errors.RewardServerError]]:
+    kinds = (kind for kind in vars(errors).values() if isinstance(kind, type))
+    return {kind.__name__: kind for kind in kinds if issubclass(kind, errors.RewardServerError)}
+
+
+def test_the_error_codes_are_these_and_each_is_the_name_of_its_member() -> None:
+    assert {code.value for code in ErrorCode} == {*SERVER_CODES.values(), *OTHER_CODES}
+    assert all(code.name == code.value.upper() for code in ErrorCode)
+
+
+def test_every_error_of_the_server_names_a_code_of_its_own() -> None:
+    assert {name: kind.code.value for name, kind in server_errors().items()} == SERVER_CODES
+    assert all("code" in vars(kind) for kind in server_errors().values())
+
+
+def test_renaming_an_error_changes_nothing_on_the_wire() -> None:
+    renamed = type("ClipWithTooFewFrames", errors.ClipTooShort.__bases__, dict(vars(errors.ClipTooShort)))
+    outcome = errors.error_outcome("a", renamed("3 frames"), Context())
+    assert codec.outcome_to_message(outcome).error.code == "clip_too_short"
+    assert json_codec.result_to_json(outcome)["error"]["code"] == "clip_too_short"
+
+
+def test_a_code_of_a_newer_server_passes_through() -> None:
+    told = Outcome(job_id="a", kind=OutcomeKind.INVALID, error=Error(code="clip_too_dull", message="m"))
+    assert codec.outcome_from_message(through_wire(codec.outcome_to_message(told))) == told
+    assert json_codec.result_from_json(json_codec.result_to_json(told)) == told
+    assert RequestRefused("clip_too_dull", "m").code == "clip_too_dull"
 
 
 # --- clips as tensors ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from protos.client import RewardClient
+from protos.error_codes import ErrorCode
 from protos.results import results_key
 from protos.types import Clip
 from reward_server.serving.private_redis import PrivateRedis
@@ -27,7 +28,6 @@ from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.rewards.remote import RemoteRewards
 from trainer.rewards.source import ClipGroup, NoRewards
-from trainer.train import VERSION_LOST
 
 RUN = "run-of-tests"
 PROFILE = "embedded"
@@ -222,7 +222,7 @@ def test_a_passing_failure_is_retried_as_another_job(open_rewards: Open, store: 
 def test_a_version_that_the_server_has_lost_is_known_by_its_code(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="mask")
     rewards.submit(replace(group("g"), discriminator_version="base+run.1-gone"))
-    assert rewards.collect(["g"], 3).errors == {VERSION_LOST: 3}
+    assert rewards.collect(["g"], 3).errors == {ErrorCode.VERSION_NOT_SERVED: 3}
 
 
 def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:

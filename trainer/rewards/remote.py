@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from protos.client import RequestRefused
+from protos.error_codes import ErrorCode
 from protos.results import results_key
 from protos.types import Outcome, OutcomeKind, RefreshRequest, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.OVERLOADED, OutcomeKind.FAILED}  # another attempt may end otherwise
-UNKNOWN = "unknown_job"
 
 
 class RemoteRewards:
@@ -198,7 +198,7 @@ class RemoteRewards:
 
     def _send_again(self, error: RequestRefused) -> None:
         """All that was uploaded, where the server no longer knows some of it."""
-        if error.code != UNKNOWN:
+        if error.code != ErrorCode.UNKNOWN_JOB:
             raise error
         log.warning("the server lost jobs (%s); submitting what is awaited again", error)
         self._uploads.repeat_all()

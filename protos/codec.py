@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import struct
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,9 +233,14 @@ def model_from_message(message: pb.Model) -> Model:
         preprocessing_digest=message.preprocessing_digest,
         bounds=_scalars(Bounds, message.bounds),
         weights=_scalars(Logits, message.weights),
-        limits=_scalars(Limits, message.limits),
+        limits=_limits_from_message(message.limits),
         input=_scalars(Input, message.input),
     )
+
+
+def _limits_from_message(message: pb.Limits) -> Limits:
+    names: tuple[Literal["score_timeout_s", "refresh_timeout_s"], ...] = ("score_timeout_s", "refresh_timeout_s")
+    return _scalars(Limits, message, **{n: getattr(message, n) if message.HasField(n) else None for n in names})
 
 
 def refresh_to_message(request: RefreshRequest) -> pb.RefreshRequest:

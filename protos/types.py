@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from protos.error_codes import ErrorCode
 
+SCORE_TIMEOUT_S = 120.0  # of a server that is not set otherwise; what a client assumes where the server does not tell
+REFRESH_TIMEOUT_S = 3600.0
+
 
 class ContractError(ValueError):
     """A value breaks the contract. `code` is stable, the message names value, limit and next step."""
@@ -35,6 +38,8 @@ class Media(StrEnum):
 
 
 class OutcomeKind(StrEnum):
+    """How a clip ends. OVERLOADED is reserved and never given: a full queue refuses the call, and nothing is queued."""
+
     OK = "ok"
     INVALID = "invalid"
     TIMEOUT = "timeout"
@@ -231,13 +236,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the server accepts of a clip and of a request."""
+    """What the server accepts of a clip and of a request, and how long it works on one.
+
+    The two timeouts are None where no server answers: of a pipeline in your own process, or of an older server.
+    """
 
     max_bytes: int
     max_frames: int
     max_frame_pixels: int
     max_duration_s: float
     max_clips_per_request: int
+    score_timeout_s: float | None = None
+    refresh_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@
     │  ├─ DecodeTooSlow       decoding passed its wall-time limit
     │  └─ BadTensor           a tensor clip whose declaration or values break the contract
     ├─ DeadlinePassed         outcome timeout: the submitter's deadline passed first
-    ├─ Overloaded             outcome overloaded: the queue is full, retry after `retry_after_s`
+    ├─ Overloaded             no outcome: the queue is full and refuses the call, retry after `retry_after_s`
     ├─ ScoringFailed          outcome failed: our fault
     │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
     │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
@@ -185,7 +185,6 @@ DOORS: dict[type[RewardServerError], Door] = {
 OUTCOMES: dict[type[RewardServerError], OutcomeKind] = {
     InvalidClip: OutcomeKind.INVALID,
     DeadlinePassed: OutcomeKind.TIMEOUT,
-    Overloaded: OutcomeKind.OVERLOADED,
     RewardServerError: OutcomeKind.FAILED,
 }
 

@@ -101,16 +101,15 @@ class RefreshConfig:
     max_real: int = 0  # train on the newest so many real clips that the server keeps; 0: all
     max_rollouts: int = 0
     recompute: bool = False  # have the buffer's motion seen again first, from other query points, and train on that
-    timeout_s: float = 3600.0
+    timeout_s: float = 0.0  # 0: as long as the server gives a refresh
 
     def __post_init__(self) -> None:
         _at_least(
             self, "refresh", {"steps_per_step": 0, "lr": 0, "clips_per_step": 1, "max_real": 0, "max_rollouts": 0}
         )
+        _at_least(self, "refresh", {"timeout_s": 0})
         if not 0 <= self.ema < 1:
             raise ConfigError(f"refresh.ema is {self.ema:g}; give a number from 0 to below 1")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"refresh.timeout_s is {self.timeout_s:g}; give seconds, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from reward_server.doors.http_models import (
     clips_request_body,
     failures,
 )
-from reward_server.doors.intake import ContextFields, door_error, request_id
+from reward_server.doors.intake import ContextFields, door_error, request_id, with_timeouts
 from reward_server.doors.service import Service
 from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
 from reward_server.settings import Settings
@@ -62,7 +62,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     _add_scoring(app, service, settings)
-    _add_jobs(app, service)
+    _add_jobs(app, service, settings)
     _add_refresh(app, service)
     _add_health(app, service)
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
@@ -93,7 +93,7 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
         return Jobs.model_validate({"jobs": [{"id": job_id} for job_id in job_ids]})
 
 
-def _add_jobs(app: FastAPI, service: Service) -> None:
+def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
     @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
     async def job(job_id: str, wait_s: Wait = 0) -> Job:
         """A job's state, and its result once it is done."""
@@ -107,7 +107,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
     async def model(run_id: RunId = "") -> Model:
         """What is served: profile, discriminator version, digests, bounds, limits and what it expects of a clip."""
-        return await service.model(run_id)
+        return with_timeouts(await service.model(run_id), settings)
 
 
 def _add_refresh(app: FastAPI, service: Service) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protos.error_codes import ErrorCode
-from protos.types import Context, ContractError, Media, Origin, Submission
+from protos.types import Context, ContractError, Media, Model, Origin, Submission
 from reward_server.errors import BadRequest, RequestTooLarge, RewardServerError, UnsupportedMedia
 from reward_server.settings import Settings
 
@@ -103,6 +104,14 @@ def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequ
         intake.count_clip()
         intake.count_bytes(len(submission.payload))
     return submissions
+
+
+def with_timeouts(model: Model, settings: Settings) -> Model:
+    """The model that a worker announced, with how long this door waits: clients give their calls more."""
+    limits = replace(
+        model.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s
+    )
+    return replace(model, limits=limits)
 
 
 def media_of_content_type(content_type: str) -> Media:

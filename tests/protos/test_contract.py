@@ -130,6 +130,8 @@ models = st.builds(
         max_frame_pixels=count,
         max_duration_s=number,
         max_clips_per_request=count,
+        score_timeout_s=st.none() | number,
+        refresh_timeout_s=st.none() | number,
     ),
     input=st.builds(
         Input,
@@ -199,6 +201,13 @@ def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
 def test_a_model_survives_the_wire_and_json_unchanged(model: Model) -> None:
     assert codec.model_from_message(through_wire(codec.model_to_message(model))) == model
     assert json_codec.from_json(Model, json.loads(json.dumps(json_codec.to_json(model)))) == model
+
+
+def test_a_model_of_an_older_server_has_no_timeouts() -> None:
+    limits = {"max_bytes": 1, "max_frames": 2, "max_frame_pixels": 3, "max_duration_s": 4.0, "max_clips_per_request": 5}
+    assert json_codec.from_json(Limits, limits) == Limits(**limits)  # type: ignore[arg-type]
+    message = pb.Model(limits=pb.Limits(**limits), bounds=pb.Bounds(min=-1, max=1))  # type: ignore[arg-type]
+    assert codec.model_from_message(message).limits.refresh_timeout_s is None
 
 
 @settings(max_examples=25)

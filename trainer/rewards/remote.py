@@ -33,7 +33,7 @@ from trainer.rewards.uploads import Uploads
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.OVERLOADED, OutcomeKind.FAILED}  # another attempt may end otherwise
+PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # another attempt may end otherwise
 
 
 class RemoteRewards:
@@ -92,7 +92,7 @@ class RemoteRewards:
         self._journal.forget(clip_id for key in keys for clip_id in _clip_ids(key, num_clips))
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        timeout_s = self._refresh.timeout_s
+        timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s())
         request = RefreshRequest(
             run_id=self._run_id,
             steps=steps,

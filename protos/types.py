@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 
 from protos.error_codes import ErrorCode
 
+# Bounds of a context and of a refresh. The HTTP door, its OpenAPI document and the trainer's configuration take them
+# from here, and the defaults from the fields below.
+MAX_CHARACTERS = 256  # of a name or key
+END_OF_SEEDS = 2**64  # uint64
+END_OF_COUNTS = 2**32  # uint32
+MAX_STEPS = 100_000
+MAX_CLIPS_PER_STEP = 1024
+MAX_LEARNING_RATE = 1
+
 SCORE_TIMEOUT_S = 120.0  # of a server that is not set otherwise; what a client assumes where the server does not tell
 REFRESH_TIMEOUT_S = 3600.0
 
@@ -85,9 +94,9 @@ class Context:
 
     def __post_init__(self) -> None:
         for name in ("group_id", "run_id", "idempotency_key", "policy_version", "discriminator_version"):
-            if len(getattr(self, name)) > 256:
-                raise ContractError(ErrorCode.BAD_CONTEXT, f"{name} is over 256 characters; shorten it")
-        if self.query_seed is not None and not 0 <= self.query_seed < 2**64:
+            if len(getattr(self, name)) > MAX_CHARACTERS:
+                raise ContractError(ErrorCode.BAD_CONTEXT, f"{name} is over {MAX_CHARACTERS} characters; shorten it")
+        if self.query_seed is not None and not 0 <= self.query_seed < END_OF_SEEDS:
             raise ContractError(ErrorCode.BAD_CONTEXT, f"query_seed must be in 0..2^64-1, got {self.query_seed}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise ContractError(
@@ -238,7 +247,7 @@ class Outcome:
 class Limits:
     """What the server accepts of a clip and of a request, and how long it works on one.
 
-    The two timeouts are None where no server answers: of a pipeline in your own process, or of an older server.
+    The two timeouts have no value where none is known: of a pipeline in your own process, and of an older server.
     """
 
     max_bytes: int
@@ -293,18 +302,21 @@ class RefreshRequest:
     idempotency_key: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.run_id) <= 256:
-            raise _bad_refresh("run_id", f"1 to 256 characters, got {len(self.run_id)}; name the run to refresh")
-        if len(self.idempotency_key) > 256:
-            raise _bad_refresh("idempotency_key", f"256 characters at most, got {len(self.idempotency_key)}")
-        for name, most in (("steps", 100_000), ("clips_per_step", 1024)):
+        if not 1 <= len(self.run_id) <= MAX_CHARACTERS:
+            raise _bad_refresh(
+                "run_id", f"1 to {MAX_CHARACTERS} characters, got {len(self.run_id)}; name the run to refresh"
+            )
+        if len(self.idempotency_key) > MAX_CHARACTERS:
+            told = f"{MAX_CHARACTERS} characters at most, got {len(self.idempotency_key)}"
+            raise _bad_refresh("idempotency_key", told)
+        for name, most in (("steps", MAX_STEPS), ("clips_per_step", MAX_CLIPS_PER_STEP)):
             if not 1 <= getattr(self, name) <= most:
                 raise _bad_refresh(name, f"in 1..{most}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate <= 1:
-            raise _bad_refresh("learning_rate", f"above 0 and at most 1, got {self.learning_rate}")
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
+            raise _bad_refresh("learning_rate", f"above 0 and at most {MAX_LEARNING_RATE}, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
             raise _bad_refresh("ema", f"in 0..1 and below 1, got {self.ema}")
-        for name, end in (("seed", 2**64), ("max_real", 2**32), ("max_rollouts", 2**32)):
+        for name, end in (("seed", END_OF_SEEDS), ("max_real", END_OF_COUNTS), ("max_rollouts", END_OF_COUNTS)):
             if not 0 <= getattr(self, name) < end:
                 raise _bad_refresh(name, f"in 0..{end - 1}, got {getattr(self, name)}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):

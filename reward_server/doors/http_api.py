@@ -21,16 +21,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protos.error_codes import ErrorCode
-from protos.json_codec import result_to_json
-from protos.types import ContractError, Model, RefreshResponse
+from protos.types import MAX_CHARACTERS, ContractError, Model, RefreshResponse
 from reward_server.doors.http_body import submissions_of
 from reward_server.doors.http_models import (
     RESULT_EXAMPLE,
     Job,
+    JobReference,
     Jobs,
     Live,
     ReadinessBody,
     RefreshBody,
+    Result,
     Results,
     clips_request_body,
     failures,
@@ -48,7 +49,9 @@ Wait = Annotated[
     float, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the result before answering.")
 ]
 
-RunId = Annotated[str, Query(max_length=256, description="Tell the latest discriminator version of this run.")]
+RunId = Annotated[
+    str, Query(max_length=MAX_CHARACTERS, description="Tell the latest discriminator version of this run.")
+]
 
 log = structlog.get_logger("http")
 
@@ -84,13 +87,13 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
     async def score(request: Request, context: Annotated[ContextFields, Query()]) -> Results:
         """Score clips and wait for all of them; one result each, in order, also for a clip that cannot be scored."""
         outcomes = await service.score(await submissions_of(request, context, settings))
-        return Results.model_validate({"results": [result_to_json(outcome) for outcome in outcomes]})
+        return Results(results=[Result.of(outcome) for outcome in outcomes])
 
     @app.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=body, tags=["scoring"])
     async def submit(request: Request, context: Annotated[ContextFields, Query()]) -> Jobs:
         """Queue clips; their results are fetched by job id."""
         job_ids = await service.submit(await submissions_of(request, context, settings))
-        return Jobs.model_validate({"jobs": [{"id": job_id} for job_id in job_ids]})
+        return Jobs(jobs=[JobReference(id=job_id) for job_id in job_ids])
 
 
 def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
@@ -101,8 +104,7 @@ def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
             async for _ in service.outcomes([job_id], timeout_s=wait_s):
                 pass
         view = await service.job(job_id)
-        result = result_to_json(view.outcome) if view.outcome else None
-        return Job.model_validate({"id": view.id, "state": view.state, "result": result})
+        return Job(id=view.id, state=view.state, result=view.outcome and Result.of(view.outcome))
 
     @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
     async def model(run_id: RunId = "") -> Model:

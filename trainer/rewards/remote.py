@@ -20,7 +20,7 @@ from pathlib import Path
 from protos.client import RequestRefused
 from protos.error_codes import ErrorCode
 from protos.results import results_key
-from protos.types import Outcome, OutcomeKind, RefreshRequest, RefreshResponse
+from protos.types import Outcome, OutcomeKind, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
 from trainer.objective import GroupRewards, Scored
@@ -93,19 +93,9 @@ class RemoteRewards:
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s())
-        request = RefreshRequest(
-            run_id=self._run_id,
-            steps=steps,
-            learning_rate=self._refresh.lr,
-            ema=self._refresh.ema,
-            clips_per_step=self._refresh.clips_per_step,
-            seed=seed,
-            max_real=self._refresh.max_real,
-            max_rollouts=self._refresh.max_rollouts,
-            deadline_s=timeout_s,
-        )
-        asked = hashlib.sha256(repr(replace(request, deadline_s=None)).encode()).hexdigest()[:8]
-        request = replace(request, idempotency_key=f"{key}-{asked}")  # resumed with other settings it is another order
+        request = self._refresh.request(run_id=self._run_id, steps=steps, seed=seed)
+        asked = hashlib.sha256(repr(request).encode()).hexdigest()[:8]  # resumed with other settings: another order
+        request = replace(request, idempotency_key=f"{key}-{asked}", deadline_s=timeout_s)
         response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
         log.info("%s", _told(response))
         if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):

@@ -102,7 +102,7 @@ class RefreshConfig:
     max_real: int = RefreshRequest.max_real  # train on the newest so many real clips that the server keeps; 0: all
     max_rollouts: int = RefreshRequest.max_rollouts
     recompute: bool = False  # have the buffer's motion seen again first, from other query points, and train on that
-    timeout_s: float = 0.0  # 0: as long as the server gives a refresh
+    timeout_s: float = 0.0  # 0: as long as the server allows, which is its MOTION_REWARD_REFRESH_TIMEOUT_S
 
     def __post_init__(self) -> None:
         _at_least(self, "refresh", {"steps_per_step": 0, "timeout_s": 0})

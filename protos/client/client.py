@@ -48,8 +48,8 @@ ATTEMPTS = 6
 class RewardClient:
     """Blocking; safe to share between threads.
 
-    `timeout_s` bounds one call, its retries included. Without it a call has MARGIN_S more than the server gives it,
-    which the server is asked for once; while it cannot tell (no worker lives), TIMEOUT_S.
+    `timeout_s` bounds one call, its retries included. Without it a call may take MARGIN_S longer than the server itself
+    allows; the client asks the server once. While the server cannot answer that (no worker lives), it is TIMEOUT_S.
     """
 
     def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
@@ -97,13 +97,13 @@ class RewardClient:
 
         However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
         its idempotency_key comes back with a response, the version that served still serves.
-        Without `timeout_s` it has MARGIN_S more than the server gives it.
+        Without `timeout_s` it may take MARGIN_S longer than the server allows.
         """
         timeout_s = self.refresh_timeout_s() if timeout_s is None else timeout_s
         return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     def refresh_timeout_s(self) -> float:
-        """How long a refresh may take where the caller does not say, in seconds. Raises RewardClientError leaves."""
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
         return _beyond(self.model().limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     def close(self) -> None:
@@ -178,13 +178,13 @@ class AsyncRewardClient:
 
         However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
         its idempotency_key comes back with a response, the version that served still serves.
-        Without `timeout_s` it has MARGIN_S more than the server gives it.
+        Without `timeout_s` it may take MARGIN_S longer than the server allows.
         """
         timeout_s = await self.refresh_timeout_s() if timeout_s is None else timeout_s
         return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     async def refresh_timeout_s(self) -> float:
-        """How long a refresh may take where the caller does not say, in seconds. Raises RewardClientError leaves."""
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
         return _beyond((await self.model()).limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     async def close(self) -> None:

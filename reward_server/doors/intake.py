@@ -116,7 +116,7 @@ def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequ
 
 
 def with_timeouts(model: Model, settings: Settings) -> Model:
-    """The model that a worker announced, with how long this door waits: clients give their calls more."""
+    """A worker's model with this door's own timeouts: clients allow their calls a little more."""
     limits = replace(
         model.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s
     )

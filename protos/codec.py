@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import struct
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from protos import reward_pb2 as pb
+from protos.error_codes import ErrorCode
 from protos.types import (
     Bounds,
     Clip,
@@ -153,7 +154,7 @@ def _fps(text: str | None) -> float:
 
 
 def _bad(what: str) -> ContractError:
-    return ContractError("bad_tensor", f"tensor clip {what}")
+    return ContractError(ErrorCode.BAD_TENSOR, f"tensor clip {what}")
 
 
 # --- values <-> messages ------------------------------------------------------------------------
@@ -185,7 +186,9 @@ def submission_to_message(submission: Submission) -> pb.Clip:
 
 def media_from_message(media: pb.Media.ValueType) -> Media:
     if media not in (pb.CONTAINER, pb.TENSOR):
-        raise ContractError("bad_media", f"media is {media}; set CONTAINER (a video file) or TENSOR (safetensors)")
+        raise ContractError(
+            ErrorCode.BAD_MEDIA, f"media is {media}; set CONTAINER (a video file) or TENSOR (safetensors)"
+        )
     return Media[pb.Media.Name(media)]
 
 
@@ -230,9 +233,14 @@ def model_from_message(message: pb.Model) -> Model:
         preprocessing_digest=message.preprocessing_digest,
         bounds=_scalars(Bounds, message.bounds),
         weights=_scalars(Logits, message.weights),
-        limits=_scalars(Limits, message.limits),
+        limits=_limits_from_message(message.limits),
         input=_scalars(Input, message.input),
     )
+
+
+def _limits_from_message(message: pb.Limits) -> Limits:
+    names: tuple[Literal["score_timeout_s", "refresh_timeout_s"], ...] = ("score_timeout_s", "refresh_timeout_s")
+    return _scalars(Limits, message, **{n: getattr(message, n) if message.HasField(n) else None for n in names})
 
 
 def refresh_to_message(request: RefreshRequest) -> pb.RefreshRequest:

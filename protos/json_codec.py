@@ -12,6 +12,7 @@ import typing
 from enum import Enum
 from typing import Any, TypeVar, cast
 
+from protos.error_codes import ErrorCode
 from protos.types import ContractError, Outcome
 
 V = TypeVar("V")
@@ -50,7 +51,9 @@ def result_from_json(result: dict[str, Any]) -> Outcome:
         fields = {"job_id": result["id"], "kind": result["outcome"], "reward": reward}
         return from_json(Outcome, {**fields, "error": result["error"], "context": result["context"]})
     except (KeyError, TypeError) as error:
-        raise ContractError("bad_json", f"not a result of this contract: {error!r}; update the client") from error
+        raise ContractError(
+            ErrorCode.BAD_JSON, f"not a result of this contract: {error!r}; update the client"
+        ) from error
 
 
 def from_json(kind: type[V], data: Any) -> V:
@@ -60,7 +63,7 @@ def from_json(kind: type[V], data: Any) -> V:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ContractError):
             raise
-        raise ContractError("bad_json", f"not a {kind.__name__} of this contract: {error!r}") from error
+        raise ContractError(ErrorCode.BAD_JSON, f"not a {kind.__name__} of this contract: {error!r}") from error
 
 
 def _value(kind: Any, data: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from protos import codec
 from protos import reward_pb2 as pb
+from protos.error_codes import ErrorCode
 from protos.types import ContractError, Outcome
 
 JOB, OUTCOME = "job", "outcome"  # the fields of an entry
@@ -29,5 +30,7 @@ def outcome_of(fields: Mapping[bytes, bytes]) -> Outcome:
     """
     data = fields.get(OUTCOME.encode()) if fields else None
     if not data:
-        raise ContractError("bad_result", "an entry of the results stream holds no outcome; it expired, acknowledge it")
+        raise ContractError(
+            ErrorCode.BAD_RESULT, "an entry of the results stream holds no outcome; it expired, acknowledge it"
+        )
     return codec.outcome_from_message(pb.Outcome.FromString(data))  # type: ignore[no-untyped-call]

@@ -75,7 +75,7 @@ class _OutcomeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeKi
     TIMEOUT: _OutcomeKind.ValueType  # 3
     """its deadline passed first; in Score also: not ready within the call, the job goes on"""
     OVERLOADED: _OutcomeKind.ValueType  # 4
-    """reserved: a full queue refuses the call"""
+    """reserved, never given: a full queue refuses the call"""
     FAILED: _OutcomeKind.ValueType  # 5
     """the server's fault, or a pinned version that is not kept"""
 
@@ -88,7 +88,7 @@ INVALID: OutcomeKind.ValueType  # 2
 TIMEOUT: OutcomeKind.ValueType  # 3
 """its deadline passed first; in Score also: not ready within the call, the job goes on"""
 OVERLOADED: OutcomeKind.ValueType  # 4
-"""reserved: a full queue refuses the call"""
+"""reserved, never given: a full queue refuses the call"""
 FAILED: OutcomeKind.ValueType  # 5
 """the server's fault, or a pinned version that is not kept"""
 Global___OutcomeKind: _TypeAlias = OutcomeKind  # noqa: Y015
@@ -724,11 +724,17 @@ class Limits(_message.Message):
     MAX_FRAME_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_S_FIELD_NUMBER: _builtins.int
     MAX_CLIPS_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    SCORE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    REFRESH_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     max_bytes: _builtins.int
     max_frames: _builtins.int
     max_frame_pixels: _builtins.int
     max_duration_s: _builtins.float
     max_clips_per_request: _builtins.int
+    score_timeout_s: _builtins.float
+    """how long Score waits for its clips"""
+    refresh_timeout_s: _builtins.float
+    """a refresh that takes longer is given up"""
     def __init__(
         self,
         *,
@@ -737,12 +743,21 @@ class Limits(_message.Message):
         max_frame_pixels: _builtins.int = ...,
         max_duration_s: _builtins.float = ...,
         max_clips_per_request: _builtins.int = ...,
+        score_timeout_s: _builtins.float | None = ...,
+        refresh_timeout_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_clips_per_request", b"max_clips_per_request", "max_duration_s", b"max_duration_s", "max_frame_pixels", b"max_frame_pixels", "max_frames", b"max_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "max_bytes", b"max_bytes", "max_clips_per_request", b"max_clips_per_request", "max_duration_s", b"max_duration_s", "max_frame_pixels", b"max_frame_pixels", "max_frames", b"max_frames", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__refresh_timeout_s: _TypeAlias = _typing.Literal["refresh_timeout_s"]  # noqa: Y015
+    _WhichOneofArgType__refresh_timeout_s: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s"]  # noqa: Y015
+    _WhichOneofReturnType__score_timeout_s: _TypeAlias = _typing.Literal["score_timeout_s"]  # noqa: Y015
+    _WhichOneofArgType__score_timeout_s: _TypeAlias = _typing.Literal["_score_timeout_s", b"_score_timeout_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refresh_timeout_s) -> _WhichOneofReturnType__refresh_timeout_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_timeout_s) -> _WhichOneofReturnType__score_timeout_s | None: ...
 
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from protos.codec import clip_to_tensor, frames_to_tensor
 from protos.conversions import AS_IT_IS, STACKED_PICTURES, advice, from_torch, to_range, to_tchw
+from protos.error_codes import ErrorCode
 from protos.types import Clip, Context, ContractError, Media, Submission
 
 WANTED = "it takes a file's path, its bytes, or frames: a numpy array [T,3,H,W], RGB, uint8 0..255 or float 0..1"
@@ -54,14 +55,16 @@ def submission(
 
 def _tensor(frames: NDArray[Any], fps: float | None) -> bytes:
     if fps is None:
-        raise ContractError("bad_fps", "frames need their frame rate; give fps")
+        raise ContractError(ErrorCode.BAD_FPS, "frames need their frame rate; give fps")
     if not (math.isfinite(fps) and fps > 0):
-        raise ContractError("bad_fps", f"fps must be a positive number, got {fps}; give the true frame rate")
+        raise ContractError(ErrorCode.BAD_FPS, f"fps must be a positive number, got {fps}; give the true frame rate")
     floats = np.issubdtype(frames.dtype, np.floating)
     if frames.size == 0 or to_tchw(frames.shape) != AS_IT_IS:
         raise _refused_array(frames, "a numpy array", "frames")
     if to_range(frames) != AS_IT_IS:
-        raise _refused_array(frames, "a numpy array", "frames", code="bad_tensor" if floats else "bad_frames")
+        raise _refused_array(
+            frames, "a numpy array", "frames", code=ErrorCode.BAD_TENSOR if floats else ErrorCode.BAD_FRAMES
+        )
     if floats:
         return frames_to_tensor(frames, fps)
     return clip_to_tensor(Clip(frames=frames, fps=fps))
@@ -134,7 +137,7 @@ def _refused_stack(arrays: Sequence[NDArray[Any]], what: str, line: str) -> Cont
 
 
 def _refused_array(
-    array: NDArray[Any], what: str, name: str, *, dtype: str = "", code: str = "bad_frames"
+    array: NDArray[Any], what: str, name: str, *, dtype: str = "", code: ErrorCode = ErrorCode.BAD_FRAMES
 ) -> ContractError:
     """`name` is Python for the array: a name, or the line that makes it so far."""
     layout, values = to_tchw(array.shape), to_range(array)
@@ -148,7 +151,7 @@ def _refused_array(
     return _error(what, _line(values.format(layout.format(name))), code)
 
 
-def _error(what: str, next_step: str, code: str = "bad_frames") -> ContractError:
+def _error(what: str, next_step: str, code: ErrorCode = ErrorCode.BAD_FRAMES) -> ContractError:
     return ContractError(code, f"submission() got {what}; {WANTED}; {next_step}")
 
 

@@ -13,11 +13,25 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.error_codes import ErrorCode
+
+# Bounds of a context and of a refresh. The HTTP door, its OpenAPI document and the trainer's configuration take them
+# from here, and the defaults from the fields below.
+MAX_CHARACTERS = 256  # of a name or key
+END_OF_SEEDS = 2**64  # uint64
+END_OF_COUNTS = 2**32  # uint32
+MAX_STEPS = 100_000
+MAX_CLIPS_PER_STEP = 1024
+MAX_LEARNING_RATE = 1
+
+SCORE_TIMEOUT_S = 120.0  # of a server that is not set otherwise; what a client assumes where the server does not tell
+REFRESH_TIMEOUT_S = 3600.0
+
 
 class ContractError(ValueError):
     """A value breaks the contract. `code` is stable, the message names value, limit and next step."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -33,6 +47,8 @@ class Media(StrEnum):
 
 
 class OutcomeKind(StrEnum):
+    """How a clip ends. OVERLOADED is reserved and never given: a full queue refuses the call, and nothing is queued."""
+
     OK = "ok"
     INVALID = "invalid"
     TIMEOUT = "timeout"
@@ -51,10 +67,13 @@ class Clip:
         shape = self.frames.shape
         if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise ContractError(
-                "bad_frames", f"frames must be uint8 [T,3,H,W], got {self.frames.dtype} {list(shape)}; convert them"
+                ErrorCode.BAD_FRAMES,
+                f"frames must be uint8 [T,3,H,W], got {self.frames.dtype} {list(shape)}; convert them",
             )
         if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ContractError("bad_fps", f"fps must be a positive number, got {self.fps}; give the true frame rate")
+            raise ContractError(
+                ErrorCode.BAD_FPS, f"fps must be a positive number, got {self.fps}; give the true frame rate"
+            )
 
     def __repr__(self) -> str:
         return f"Clip(frames={list(self.frames.shape)}, fps={self.fps:g})"
@@ -75,13 +94,13 @@ class Context:
 
     def __post_init__(self) -> None:
         for name in ("group_id", "run_id", "idempotency_key", "policy_version", "discriminator_version"):
-            if len(getattr(self, name)) > 256:
-                raise ContractError("bad_context", f"{name} is over 256 characters; shorten it")
-        if self.query_seed is not None and not 0 <= self.query_seed < 2**64:
-            raise ContractError("bad_context", f"query_seed must be in 0..2^64-1, got {self.query_seed}")
+            if len(getattr(self, name)) > MAX_CHARACTERS:
+                raise ContractError(ErrorCode.BAD_CONTEXT, f"{name} is over {MAX_CHARACTERS} characters; shorten it")
+        if self.query_seed is not None and not 0 <= self.query_seed < END_OF_SEEDS:
+            raise ContractError(ErrorCode.BAD_CONTEXT, f"query_seed must be in 0..2^64-1, got {self.query_seed}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise ContractError(
-                "bad_context", f"deadline_s must be a positive number of seconds, got {self.deadline_s}"
+                ErrorCode.BAD_CONTEXT, f"deadline_s must be a positive number of seconds, got {self.deadline_s}"
             )
 
 
@@ -103,7 +122,9 @@ class Logits:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.instantaneous) and math.isfinite(self.long_term)):
-            raise ContractError("non_finite", f"logits must be finite, got {self.instantaneous}, {self.long_term}")
+            raise ContractError(
+                ErrorCode.NON_FINITE, f"logits must be finite, got {self.instantaneous}, {self.long_term}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +136,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not self.min < self.max:
-            raise ContractError("bad_bounds", f"bounds need min < max, got {self.min}, {self.max}")
+            raise ContractError(ErrorCode.BAD_BOUNDS, f"bounds need min < max, got {self.min}, {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +207,18 @@ class Reward:
         for name in ("combined", "instantaneous", "long_term"):
             value = getattr(self, name)
             if not (math.isfinite(value) and self.bounds.min <= value <= self.bounds.max):
-                raise ContractError("bad_reward", f"{name} {value} is outside [{self.bounds.min}, {self.bounds.max}]")
+                raise ContractError(
+                    ErrorCode.BAD_REWARD, f"{name} {value} is outside [{self.bounds.min}, {self.bounds.max}]"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """Why there is no reward. `code` is stable, for programs; `message` names value, limit and next step."""
+    """Why there is no reward. `message` names value, limit and next step.
+
+    `code` is for programs: compare it with members of ErrorCode. It is a plain string, because a newer server may send
+    codes that this ErrorCode does not have yet.
+    """
 
     code: str
     message: str
@@ -212,19 +239,24 @@ class Outcome:
         ok = self.kind is OutcomeKind.OK
         if (self.reward is not None) != ok or (self.error is not None) == ok:
             raise ContractError(
-                "bad_outcome", f"outcome {self.kind} must hold {'a reward' if ok else 'an error'} alone"
+                ErrorCode.BAD_OUTCOME, f"outcome {self.kind} must hold {'a reward' if ok else 'an error'} alone"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the server accepts of a clip and of a request."""
+    """What the server accepts of a clip and of a request, and how long it works on one.
+
+    The two timeouts have no value where none is known: of a pipeline in your own process, and of an older server.
+    """
 
     max_bytes: int
     max_frames: int
     max_frame_pixels: int
     max_duration_s: float
     max_clips_per_request: int
+    score_timeout_s: float | None = None
+    refresh_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,18 +302,21 @@ class RefreshRequest:
     idempotency_key: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.run_id) <= 256:
-            raise _bad_refresh("run_id", f"1 to 256 characters, got {len(self.run_id)}; name the run to refresh")
-        if len(self.idempotency_key) > 256:
-            raise _bad_refresh("idempotency_key", f"256 characters at most, got {len(self.idempotency_key)}")
-        for name, most in (("steps", 100_000), ("clips_per_step", 1024)):
+        if not 1 <= len(self.run_id) <= MAX_CHARACTERS:
+            raise _bad_refresh(
+                "run_id", f"1 to {MAX_CHARACTERS} characters, got {len(self.run_id)}; name the run to refresh"
+            )
+        if len(self.idempotency_key) > MAX_CHARACTERS:
+            told = f"{MAX_CHARACTERS} characters at most, got {len(self.idempotency_key)}"
+            raise _bad_refresh("idempotency_key", told)
+        for name, most in (("steps", MAX_STEPS), ("clips_per_step", MAX_CLIPS_PER_STEP)):
             if not 1 <= getattr(self, name) <= most:
                 raise _bad_refresh(name, f"in 1..{most}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate <= 1:
-            raise _bad_refresh("learning_rate", f"above 0 and at most 1, got {self.learning_rate}")
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
+            raise _bad_refresh("learning_rate", f"above 0 and at most {MAX_LEARNING_RATE}, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
             raise _bad_refresh("ema", f"in 0..1 and below 1, got {self.ema}")
-        for name, end in (("seed", 2**64), ("max_real", 2**32), ("max_rollouts", 2**32)):
+        for name, end in (("seed", END_OF_SEEDS), ("max_real", END_OF_COUNTS), ("max_rollouts", END_OF_COUNTS)):
             if not 0 <= getattr(self, name) < end:
                 raise _bad_refresh(name, f"in 0..{end - 1}, got {getattr(self, name)}")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
@@ -322,4 +357,4 @@ class RefreshResponse:
 
 
 def _bad_refresh(name: str, must_be: str) -> ContractError:
-    return ContractError("bad_refresh", f"{name} must be {must_be}")
+    return ContractError(ErrorCode.BAD_REFRESH, f"{name} must be {must_be}")

@@ -9,7 +9,7 @@
     │  ├─ DecodeTooSlow       decoding passed its wall-time limit
     │  └─ BadTensor           a tensor clip whose declaration or values break the contract
     ├─ DeadlinePassed         outcome timeout: the submitter's deadline passed first
-    ├─ Overloaded             outcome overloaded: the queue is full, retry after `retry_after_s`
+    ├─ Overloaded             no outcome: the queue is full and refuses the call, retry after `retry_after_s`
     ├─ ScoringFailed          outcome failed: our fault
     │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
     │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
@@ -28,60 +28,60 @@
        ├─ RefreshRejected     the candidate was judged unfit
        └─ RefreshFailed       our fault
 
-`code` is the stable name programs may act on. `DOORS` is the one table from leaf to HTTP status and
-gRPC code name; `OUTCOMES` says which errors end a single clip rather than a whole request.
+Each class names its ErrorCode, which programs may act on. `DOORS` is the one table from leaf to HTTP
+status and gRPC code name; `OUTCOMES` says which errors end a single clip rather than a whole request.
 """
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+from protos.error_codes import ErrorCode
 from protos.types import Context, Error, Outcome, OutcomeKind
 
 
 class RewardServerError(Exception):
     """Base of all. The message names the value, the limit and the next step."""
 
-    @property
-    def code(self) -> str:
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+    code: ClassVar[ErrorCode] = ErrorCode.REWARD_SERVER_ERROR
 
 
 class InvalidClip(RewardServerError):
-    pass
+    code = ErrorCode.INVALID_CLIP
 
 
 class EmptyPayload(InvalidClip):
-    pass
+    code = ErrorCode.EMPTY_PAYLOAD
 
 
 class ClipTooLarge(InvalidClip):
-    pass
+    code = ErrorCode.CLIP_TOO_LARGE
 
 
 class ClipTooShort(InvalidClip):
-    pass
+    code = ErrorCode.CLIP_TOO_SHORT
 
 
 class UnreadableClip(InvalidClip):
-    pass
+    code = ErrorCode.UNREADABLE_CLIP
 
 
 class DecodeTooSlow(InvalidClip):
-    pass
+    code = ErrorCode.DECODE_TOO_SLOW
 
 
 class BadTensor(InvalidClip):
-    pass
+    code = ErrorCode.BAD_TENSOR
 
 
 class DeadlinePassed(RewardServerError):
-    pass
+    code = ErrorCode.DEADLINE_PASSED
 
 
 class Overloaded(RewardServerError):
     """Raised at admission; nothing of the request was queued."""
+
+    code = ErrorCode.OVERLOADED
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -89,71 +89,71 @@ class Overloaded(RewardServerError):
 
 
 class ScoringFailed(RewardServerError):
-    pass
+    code = ErrorCode.SCORING_FAILED
 
 
 class NonFiniteLogit(ScoringFailed):
-    pass
+    code = ErrorCode.NON_FINITE_LOGIT
 
 
 class AttemptsExhausted(ScoringFailed):
-    pass
+    code = ErrorCode.ATTEMPTS_EXHAUSTED
 
 
 class VersionNotServed(RewardServerError):
-    pass
+    code = ErrorCode.VERSION_NOT_SERVED
 
 
 class VersionConflict(RewardServerError):
-    pass
+    code = ErrorCode.VERSION_CONFLICT
 
 
 class BadRequest(RewardServerError):
-    pass
+    code = ErrorCode.BAD_REQUEST
 
 
 class RequestTooLarge(BadRequest):
-    pass
+    code = ErrorCode.REQUEST_TOO_LARGE
 
 
 class UnsupportedMedia(BadRequest):
-    pass
+    code = ErrorCode.UNSUPPORTED_MEDIA
 
 
 class UnknownJob(RewardServerError):
-    pass
+    code = ErrorCode.UNKNOWN_JOB
 
 
 class IdempotencyConflict(RewardServerError):
-    pass
+    code = ErrorCode.IDEMPOTENCY_CONFLICT
 
 
 class NotReady(RewardServerError):
-    pass
+    code = ErrorCode.NOT_READY
 
 
 class RefreshError(RewardServerError):
-    pass
+    code = ErrorCode.REFRESH_ERROR
 
 
 class UnknownRun(RefreshError):
-    pass
+    code = ErrorCode.UNKNOWN_RUN
 
 
 class TooFewClips(RefreshError):
-    pass
+    code = ErrorCode.TOO_FEW_CLIPS
 
 
 class RefreshRunning(RefreshError):
-    pass
+    code = ErrorCode.REFRESH_RUNNING
 
 
 class RefreshRejected(RefreshError):
-    pass
+    code = ErrorCode.REFRESH_REJECTED
 
 
 class RefreshFailed(RefreshError):
-    pass
+    code = ErrorCode.REFRESH_FAILED
 
 
 class Door(NamedTuple):
@@ -185,7 +185,6 @@ DOORS: dict[type[RewardServerError], Door] = {
 OUTCOMES: dict[type[RewardServerError], OutcomeKind] = {
     InvalidClip: OutcomeKind.INVALID,
     DeadlinePassed: OutcomeKind.TIMEOUT,
-    Overloaded: OutcomeKind.OVERLOADED,
     RewardServerError: OutcomeKind.FAILED,
 }
 
@@ -204,5 +203,5 @@ def error_outcome(job_id: str, error: RewardServerError, context: Context) -> Ou
     """The outcome of a clip that `error` ended."""
     # A text quotes what a client sent, lone surrogates too, which no wire can carry.
     message = str(error).encode("utf-8", "backslashreplace").decode()
-    described = Error(code=error.code, message=message)
+    described = Error(code=error.code.value, message=message)
     return Outcome(job_id=job_id, kind=outcome_kind(error), error=described, context=context)

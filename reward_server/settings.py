@@ -13,6 +13,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from protos.types import REFRESH_TIMEOUT_S, SCORE_TIMEOUT_S
+
 MIB = 1024**2
 PREFIX = "MOTION_REWARD_"
 
@@ -85,7 +87,9 @@ class Settings(BaseSettings):
     grpc_max_message_bytes: int = Field(
         4 * MIB, ge=64 * 1024, description="Bytes of one gRPC message; larger clips come through Submit in chunks."
     )
-    score_timeout_s: float = Field(120.0, gt=0, description="How long a synchronous request waits, in seconds.")
+    score_timeout_s: float = Field(
+        SCORE_TIMEOUT_S, gt=0, description="How long a synchronous request waits, in seconds."
+    )
     drain_s: float = Field(30.0, ge=0, description="How long a stopping process may finish its work, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
@@ -116,7 +120,9 @@ class Settings(BaseSettings):
         256, ge=16, description="Tracks of each that a shift profile keeps: 25 kB a track, 0.37 MB a pair."
     )
     refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
-    refresh_timeout_s: float = Field(3600.0, gt=0, description="A refresh that takes longer is given up, in seconds.")
+    refresh_timeout_s: float = Field(
+        REFRESH_TIMEOUT_S, gt=0, description="A refresh that takes longer is given up, in seconds."
+    )
     versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")
     versions_loaded: int = Field(4, ge=1, description="Of all runs, those a worker keeps in memory.")
     version_ttl_s: int = Field(604800, ge=1, description="How long a run's versions live after the last, in seconds.")

@@ -1,1 +1,4 @@
-"""The training client: SHIFT fine-tuning of image-to-video models. It uses the reward server only through `protos`."""
+"""The training client. It knows the reward server only through `protos`.
+
+It loads no discriminator: rewards and refreshes are asked of the server. Experiments stand in `experiments`.
+"""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from protos.types import ContractError, RefreshRequest
 from trainer.config_tree import built, check_keys, flat, overridden, plain, read
 from trainer.data import DataConfig
 from trainer.errors import ConfigError
@@ -95,22 +96,33 @@ class RefreshConfig:
 
     enabled: bool = True
     steps_per_step: float = 1.0  # D:G: steps of the discriminators per optimizer step of the policy
-    lr: float = 1e-5
-    ema: float = 0.99  # of the discriminators that score
-    clips_per_step: int = 8  # of each origin
-    max_real: int = 0  # train on the newest so many real clips that the server keeps; 0: all
-    max_rollouts: int = 0
+    lr: float = RefreshRequest.learning_rate
+    ema: float = RefreshRequest.ema  # of the discriminators that score
+    clips_per_step: int = RefreshRequest.clips_per_step  # of each origin
+    max_real: int = RefreshRequest.max_real  # train on the newest so many real clips that the server keeps; 0: all
+    max_rollouts: int = RefreshRequest.max_rollouts
     recompute: bool = False  # have the buffer's motion seen again first, from other query points, and train on that
-    timeout_s: float = 3600.0
+    timeout_s: float = 0.0  # 0: as long as the server allows, which is its MOTION_REWARD_REFRESH_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        _at_least(
-            self, "refresh", {"steps_per_step": 0, "lr": 0, "clips_per_step": 1, "max_real": 0, "max_rollouts": 0}
+        _at_least(self, "refresh", {"steps_per_step": 0, "timeout_s": 0})
+        try:
+            self.request(run_id="any", steps=1, seed=0)
+        except ContractError as error:
+            raise ConfigError(f"refresh: {error}") from error
+
+    def request(self, *, run_id: str, steps: int, seed: int) -> RefreshRequest:
+        """What is asked of the server. Raises ContractError for a value out of the contract's bounds."""
+        return RefreshRequest(
+            run_id=run_id,
+            steps=steps,
+            learning_rate=self.lr,
+            ema=self.ema,
+            clips_per_step=self.clips_per_step,
+            seed=seed,
+            max_real=self.max_real,
+            max_rollouts=self.max_rollouts,
         )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"refresh.ema is {self.ema:g}; give a number from 0 to below 1")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"refresh.timeout_s is {self.timeout_s:g}; give seconds, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 
+from protos.error_codes import ErrorCode
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards, VersionLost
@@ -29,8 +30,6 @@ from trainer.seeds import derived_seed, generator
 from trainer.step import every, train_step
 
 log = logging.getLogger(__name__)
-
-VERSION_LOST = "version_not_served"  # how the server says it
 
 DISCRIMINATORS = ("instantaneous", "long_term")
 # What a resumed run may have otherwise: where and how it runs, and what must be changed to get past a failure.
@@ -153,7 +152,9 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
     started = time.monotonic()
     collected = buffer.rewards()
     waited_s = time.monotonic() - started
-    if VERSION_LOST in collected.errors:  # masked, the rest of the buffer would be trained on without its rewards
+    if (
+        ErrorCode.VERSION_NOT_SERVED in collected.errors
+    ):  # masked, the rest of the buffer would be trained on without its rewards
         buffer.forget_missing()
         raise VersionLost(
             f"the server no longer has discriminator version '{progress.buffer_version}', on which buffer "

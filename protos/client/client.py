@@ -14,17 +14,22 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import stamina
 
-from protos.client.errors import ServerBusy, ServerFailed
+from protos.client.errors import RewardClientError, ServerBusy, ServerFailed
 from protos.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from protos.client.http_transport import AsyncHttpTransport, HttpTransport
+from protos.error_codes import ErrorCode
 from protos.types import (
+    REFRESH_TIMEOUT_S,
+    SCORE_TIMEOUT_S,
     Error,
+    Limits,
     Model,
     Outcome,
     OutcomeKind,
@@ -33,25 +38,31 @@ from protos.types import (
     Submission,
 )
 
-TIMEOUT_S = 150.0  # above the server's own 120 s, so that it is the server that says `timeout`
-REFRESH_TIMEOUT_S = 600.0
+MARGIN_S = 30.0  # beyond the server's own wait, so that it is the server that says `timeout`
+TIMEOUT_S = SCORE_TIMEOUT_S + MARGIN_S
+LOOK_S = 10.0  # for the server to tell how long it waits
 UPLOAD_BYTES_PER_S = 4 * 1024**2  # a large request gets more time
 ATTEMPTS = 6
 
 
 class RewardClient:
-    """Blocking; safe to share between threads. `timeout_s` bounds one call, its retries included."""
+    """Blocking; safe to share between threads.
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS) -> None:
+    `timeout_s` bounds one call, its retries included. Without it a call may take MARGIN_S longer than the server itself
+    allows; the client asks the server once. While the server cannot answer that (no worker lives), it is TIMEOUT_S.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
         kind, target = _transport_of(url, {"grpc": GrpcTransport, "http": HttpTransport})
         self._transport: GrpcTransport | HttpTransport = kind(target)
         self._timeout_s, self._attempts = timeout_s, attempts
+        self._limits: Limits | None = None
 
     def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
         if not submissions:
             return []
-        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
         if _fits_one_request(submissions, self._transport.one_request_bytes):
             outcomes = self._retrying(timeout_s)(self._transport.score, named, timeout_s)
             return _as_asked(submissions, outcomes)
@@ -63,12 +74,12 @@ class RewardClient:
         """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
         if not submissions:
             return []
-        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
         return self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
-        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        deadline = time.monotonic() + (self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
             with attempt:
@@ -78,15 +89,22 @@ class RewardClient:
 
     def model(self, run_id: str = "") -> Model:
         """What is served; with a run_id, with the latest discriminator version of that run."""
-        return self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+        timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
+        return self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
 
-    def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+    def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
         """Train the run's discriminators on its recent clips; returns once the new version serves the run.
 
         However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
         its idempotency_key comes back with a response, the version that served still serves.
+        Without `timeout_s` it may take MARGIN_S longer than the server allows.
         """
+        timeout_s = self.refresh_timeout_s() if timeout_s is None else timeout_s
         return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+
+    def refresh_timeout_s(self) -> float:
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
+        return _beyond(self.model().limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     def close(self) -> None:
         self._transport.close()
@@ -97,6 +115,15 @@ class RewardClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _call_s(self) -> float:
+        """How long a call that scores or uploads may take."""
+        if self._timeout_s is not None:
+            return self._timeout_s
+        if self._limits is None:
+            with suppress(RewardClientError):  # the call itself will say what is wrong
+                self._limits = self._transport.model("", LOOK_S).limits
+        return _beyond(self._limits.score_timeout_s if self._limits else None, SCORE_TIMEOUT_S)
+
     def _retrying(self, timeout_s: float) -> stamina.BoundRetryingCaller:
         return stamina.RetryingCaller(**_policy(self._attempts, timeout_s)).on(_retry_wait)
 
@@ -104,16 +131,17 @@ class RewardClient:
 class AsyncRewardClient:
     """The same for one event loop."""
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
         kind, target = _transport_of(url, {"grpc": AsyncGrpcTransport, "http": AsyncHttpTransport})
         self._transport: AsyncGrpcTransport | AsyncHttpTransport = kind(target)
         self._timeout_s, self._attempts = timeout_s, attempts
+        self._limits: Limits | None = None
 
     async def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """One outcome per clip, in order. Raises RewardClientError leaves."""
         if not submissions:
             return []
-        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
         if _fits_one_request(submissions, self._transport.one_request_bytes):
             outcomes = await self._retrying(timeout_s)(self._transport.score, named, timeout_s)
             return _as_asked(submissions, outcomes)
@@ -125,12 +153,12 @@ class AsyncRewardClient:
         """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
         if not submissions:
             return []
-        named, timeout_s = _each_once(submissions), _patience_s(submissions, self._timeout_s)
+        named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
         return await self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
         """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
-        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        deadline = time.monotonic() + (await self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         async for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
             with attempt:
@@ -142,15 +170,22 @@ class AsyncRewardClient:
 
     async def model(self, run_id: str = "") -> Model:
         """What is served; with a run_id, with the latest discriminator version of that run."""
-        return await self._retrying(self._timeout_s)(self._transport.model, run_id, self._timeout_s)
+        timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
+        return await self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
 
-    async def refresh(self, request: RefreshRequest, timeout_s: float = REFRESH_TIMEOUT_S) -> RefreshResponse:
+    async def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
         """Train the run's discriminators on its recent clips; returns once the new version serves the run.
 
         However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
         its idempotency_key comes back with a response, the version that served still serves.
+        Without `timeout_s` it may take MARGIN_S longer than the server allows.
         """
+        timeout_s = await self.refresh_timeout_s() if timeout_s is None else timeout_s
         return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+
+    async def refresh_timeout_s(self) -> float:
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
+        return _beyond((await self.model()).limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -163,8 +198,22 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
+    async def _call_s(self) -> float:
+        """How long a call that scores or uploads may take."""
+        if self._timeout_s is not None:
+            return self._timeout_s
+        if self._limits is None:
+            with suppress(RewardClientError):  # the call itself will say what is wrong
+                self._limits = (await self._transport.model("", LOOK_S)).limits
+        return _beyond(self._limits.score_timeout_s if self._limits else None, SCORE_TIMEOUT_S)
+
     def _retrying(self, timeout_s: float) -> stamina.BoundAsyncRetryingCaller:
         return stamina.AsyncRetryingCaller(**_policy(self._attempts, timeout_s)).on(_retry_wait)
+
+
+def _beyond(server_s: float | None, default_s: float) -> float:
+    """More than the server's own wait, or than the default where it does not tell."""
+    return (default_s if server_s is None else server_s) + MARGIN_S
 
 
 def _transport_of(url: str, kinds: dict[str, Any]) -> tuple[Any, str]:
@@ -199,7 +248,9 @@ def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
 def _as_asked(submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[Outcome]:
     """With the contexts that were given: the names were for our retries only."""
     if len(outcomes) != len(submissions):
-        raise ServerFailed("bad_answer", f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips")
+        raise ServerFailed(
+            ErrorCode.BAD_ANSWER, f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips"
+        )
     return [replace(each, context=clip.context) for clip, each in zip(submissions, outcomes, strict=True)]
 
 
@@ -225,7 +276,9 @@ def _left_s(deadline: float) -> float:
 
 
 def _in_order(job_ids: Sequence[str], submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> list[Outcome]:
-    late = Error(code="deadline_passed", message="no outcome came before the client's timeout; the job goes on")
+    late = Error(
+        code=ErrorCode.DEADLINE_PASSED.value, message="no outcome came before the client's timeout; the job goes on"
+    )
     return [
         outcomes.get(job_id) or Outcome(job_id=job_id, kind=OutcomeKind.TIMEOUT, error=late, context=submission.context)
         for job_id, submission in zip(job_ids, submissions, strict=True)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 
 class RewardClientError(Exception):
-    """`code` is the stable name the server gave, or one of ours: unreachable, no_answer."""
+    """`code` is what the server gave, or one of the client's own: compare it with members of ErrorCode.
+
+    It is a plain string, because a newer server may send codes that this ErrorCode does not have yet.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
-        self.code = code
+        self.code = str(code)
 
 
 class RequestRefused(RewardClientError):

@@ -18,6 +18,7 @@ from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
 from protos.client.proxies import grpc_options
+from protos.error_codes import ErrorCode
 from protos.types import ContractError, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 CHUNK_BYTES = 1024**2
@@ -145,7 +146,7 @@ def _translated(target: str) -> Iterator[None]:
     except grpc.RpcError as error:
         raise _client_error(error, target) from error
     except ContractError as error:
-        raise ServerFailed("bad_answer", f"{target}: the answer breaks the contract: {error}") from error
+        raise ServerFailed(ErrorCode.BAD_ANSWER, f"{target}: the answer breaks the contract: {error}") from error
 
 
 @contextmanager
@@ -164,9 +165,9 @@ def _client_error(error: Any, target: str) -> RewardClientError:
     trailing = dict(error.trailing_metadata() or ())
     code = str(trailing.get("error-code", status.name.lower()))
     if status is grpc.StatusCode.UNAVAILABLE:
-        return ServerBusy(code if "error-code" in trailing else "unreachable", f"{target}: {message}")
+        return ServerBusy(code if "error-code" in trailing else ErrorCode.UNREACHABLE, f"{target}: {message}")
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "error-code" in trailing:  # else: gRPC's own message cap
         return ServerBusy(code, message, retry_after_s=float(trailing.get("retry-after-s", 0)) or None)
     if status in SILENT:
-        return ServerSilent("no_answer", f"{target}: {message}")
+        return ServerSilent(ErrorCode.NO_ANSWER, f"{target}: {message}")
     return (ServerFailed if status in FAILED else RequestRefused)(code, message)

@@ -13,6 +13,7 @@ import httpx
 
 from protos.client.errors import RequestRefused, ServerBusy, ServerFailed, ServerSilent
 from protos.client.proxies import http_options
+from protos.error_codes import ErrorCode
 from protos.json_codec import from_json, result_from_json, to_json
 from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
@@ -166,8 +167,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise ServerSilent("no_answer", f"{error.request.url}: no answer in time") from error
+        raise ServerSilent(ErrorCode.NO_ANSWER, f"{error.request.url}: no answer in time") from error
     except httpx.TransportError as error:
-        raise ServerBusy("unreachable", f"{error.request.url}: {error}") from error
+        raise ServerBusy(ErrorCode.UNREACHABLE, f"{error.request.url}: {error}") from error
     except (httpx.DecodingError, ValueError, KeyError, TypeError) as error:
-        raise ServerFailed("bad_answer", f"the answer is not in the contract's form: {error!r}") from error
+        raise ServerFailed(ErrorCode.BAD_ANSWER, f"the answer is not in the contract's form: {error!r}") from error

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from protos.client import submission
 from protos.codec import clip_to_tensor
+from protos.submissions import submission
 from protos.types import Clip, Context, Media, Submission
 from reward_server.data.manifest import NAME, Entry, Split, clips_of
 from reward_server.data.source_frames import read_source

@@ -22,7 +22,7 @@ from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.types import Context, ContractError, Media, Submission
-from reward_server.doors.intake import Intake, check_request, door_error, request_id
+from reward_server.doors.intake import Intake, check_request, door_error, request_id, with_timeouts
 from reward_server.doors.service import Service
 from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
 from reward_server.queue.redis_link import end_task
@@ -124,7 +124,8 @@ class RewardServicer(rpc.MotionRewardServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Call) -> pb.Model:
         async with _Scope(context, "GetModel"):
-            return codec.model_to_message(await self._service.model(request.run_id))
+            model = with_timeouts(await self._service.model(request.run_id), self._settings)
+            return codec.model_to_message(model)
 
     async def Refresh(self, request: pb.RefreshRequest, context: Call) -> pb.RefreshResponse:
         async with _Scope(context, "Refresh"):
@@ -256,7 +257,7 @@ class _Scope:
 
 
 async def _end(context: Call, error: RewardServerError) -> NoReturn:
-    trailing = [("error-code", error.code)]
+    trailing = [("error-code", error.code.value)]
     if isinstance(error, Overloaded):
         trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))
     await context.abort(grpc.StatusCode[door(error).grpc], str(error)[:TOLD_CHARACTERS], tuple(trailing))

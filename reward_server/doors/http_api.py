@@ -20,33 +20,38 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from protos.json_codec import result_to_json
-from protos.types import ContractError, Model, RefreshResponse
+from protos.error_codes import ErrorCode
+from protos.types import MAX_CHARACTERS, ContractError, Model, RefreshResponse
 from reward_server.doors.http_body import submissions_of
 from reward_server.doors.http_models import (
     RESULT_EXAMPLE,
     Job,
+    JobReference,
     Jobs,
     Live,
     ReadinessBody,
     RefreshBody,
+    Result,
     Results,
     clips_request_body,
     failures,
 )
-from reward_server.doors.intake import ContextFields, door_error, request_id
+from reward_server.doors.intake import ContextFields, door_error, request_id, with_timeouts
 from reward_server.doors.service import Service
 from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
 from reward_server.settings import Settings
 
 REQUEST_ID_HEADER = "x-request-id"
+ROUTER_CODES = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 QUIET_PATHS = ("/healthz", "/readyz", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 Wait = Annotated[
     float, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the result before answering.")
 ]
 
-RunId = Annotated[str, Query(max_length=256, description="Tell the latest discriminator version of this run.")]
+RunId = Annotated[
+    str, Query(max_length=MAX_CHARACTERS, description="Tell the latest discriminator version of this run.")
+]
 
 log = structlog.get_logger("http")
 
@@ -60,7 +65,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     _add_scoring(app, service, settings)
-    _add_jobs(app, service)
+    _add_jobs(app, service, settings)
     _add_refresh(app, service)
     _add_health(app, service)
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
@@ -82,16 +87,16 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
     async def score(request: Request, context: Annotated[ContextFields, Query()]) -> Results:
         """Score clips and wait for all of them; one result each, in order, also for a clip that cannot be scored."""
         outcomes = await service.score(await submissions_of(request, context, settings))
-        return Results.model_validate({"results": [result_to_json(outcome) for outcome in outcomes]})
+        return Results(results=[Result.of(outcome) for outcome in outcomes])
 
     @app.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=body, tags=["scoring"])
     async def submit(request: Request, context: Annotated[ContextFields, Query()]) -> Jobs:
         """Queue clips; their results are fetched by job id."""
         job_ids = await service.submit(await submissions_of(request, context, settings))
-        return Jobs.model_validate({"jobs": [{"id": job_id} for job_id in job_ids]})
+        return Jobs(jobs=[JobReference(id=job_id) for job_id in job_ids])
 
 
-def _add_jobs(app: FastAPI, service: Service) -> None:
+def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
     @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
     async def job(job_id: str, wait_s: Wait = 0) -> Job:
         """A job's state, and its result once it is done."""
@@ -99,13 +104,12 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
             async for _ in service.outcomes([job_id], timeout_s=wait_s):
                 pass
         view = await service.job(job_id)
-        result = result_to_json(view.outcome) if view.outcome else None
-        return Job.model_validate({"id": view.id, "state": view.state, "result": result})
+        return Job(id=view.id, state=view.state, result=view.outcome and Result.of(view.outcome))
 
     @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
     async def model(run_id: RunId = "") -> Model:
         """What is served: profile, discriminator version, digests, bounds, limits and what it expects of a clip."""
-        return await service.model(run_id)
+        return with_timeouts(await service.model(run_id), settings)
 
 
 def _add_refresh(app: FastAPI, service: Service) -> None:
@@ -147,7 +151,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     """Every error a route raises, as {"error": {"code", "message"}} with the status of errors.DOORS."""
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        code = ROUTER_CODES.get(error.status_code, ErrorCode.BAD_REQUEST)
         text = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
         return _failure(error.status_code, code, text, dict(error.headers or {}))
     if isinstance(error, RequestValidationError):
@@ -166,7 +170,7 @@ def _response(error: RewardServerError) -> JSONResponse:
 
 
 def _failure(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+    return JSONResponse({"error": {"code": str(code), "message": message}}, status, headers)
 
 
 class RequestScope:

@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from protos.types import Context, Media, Submission
-from reward_server.doors.intake import ContextFields, check_request, context_from_fields, media_of_content_type
+from reward_server.doors.intake import ContextFields, check_request, checked_fields, context_of, media_of_content_type
 from reward_server.errors import BadRequest, RequestTooLarge
 from reward_server.settings import MIB, Settings
 
@@ -32,9 +32,9 @@ async def submissions_of(request: Request, shared: ContextFields, settings: Sett
     try:
         async with asyncio.timeout(settings.score_timeout_s):
             if content_type.lower().startswith("multipart/form-data"):
-                submissions = await _from_multipart(request, _given(shared), settings)
+                submissions = await _from_multipart(request, shared, settings)
             else:
-                submissions = [await _from_bare_body(request, content_type, _given(shared), settings)]
+                submissions = [await _from_bare_body(request, content_type, shared, settings)]
     except TimeoutError as error:
         raise BadRequest(f"the body did not arrive within {settings.score_timeout_s:g} s") from error
     except ClientDisconnect as error:
@@ -43,15 +43,13 @@ async def submissions_of(request: Request, shared: ContextFields, settings: Sett
     return submissions
 
 
-async def _from_bare_body(
-    request: Request, content_type: str, shared: dict[str, Any], settings: Settings
-) -> Submission:
+async def _from_bare_body(request: Request, content_type: str, shared: ContextFields, settings: Settings) -> Submission:
     media = media_of_content_type(content_type)
     payload = b"".join([chunk async for chunk in _counted(request, settings.max_request_bytes)])
-    return Submission(payload=payload, media=media, context=context_from_fields(shared))
+    return Submission(payload=payload, media=media, context=context_of(shared))
 
 
-async def _from_multipart(request: Request, shared: dict[str, Any], settings: Settings) -> list[Submission]:
+async def _from_multipart(request: Request, shared: ContextFields, settings: Settings) -> list[Submission]:
     stream = _counted(request, settings.max_request_bytes + ENVELOPE_BYTES)
     parser = _Multipart(
         request.headers, stream, max_files=settings.max_clips_per_request, max_fields=MAX_FIELDS, max_part_size=MIB
@@ -112,23 +110,23 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         raise refusal
 
 
-def _contexts(form: FormData, shared: dict[str, Any], num_clips: int) -> list[Context]:
+def _contexts(form: FormData, shared: ContextFields, num_clips: int) -> list[Context]:
     """One per clip: the JSON field `context` (an object for all, or a list) over single fields over `shared`."""
     fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
     if misplaced := CLIP_FIELDS.keys() & fields.keys():
         name = misplaced.pop()
         raise BadRequest(f"field '{name}' is text; send it as a file, for instance curl -F {name}=@FILE")
     written = fields.pop("context", "")
-    shared = {**shared, **{name: value for name, value in fields.items() if value}}  # a form leaves fields empty
+    single = checked_fields({name: value for name, value in fields.items() if value})  # a form leaves fields empty
     if not written:
-        return [context_from_fields(shared)] * num_clips
+        return [context_of(shared, single)] * num_clips
     given = _parsed(written)
     each = given if isinstance(given, list) else [given] * num_clips
     if len(each) != num_clips:
         raise BadRequest(f"`context` lists {len(each)} contexts for {num_clips} clips; give one, or one per clip")
     if not all(isinstance(context, dict) for context in each):
         raise BadRequest("`context` must be a JSON object, or a list of objects")
-    return [context_from_fields({**shared, **context}) for context in each]
+    return [context_of(shared, single, checked_fields(context)) for context in each]
 
 
 def _parsed(text: str) -> Any:
@@ -136,10 +134,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"`context` is not JSON: {error}") from error
-
-
-def _given(fields: ContextFields) -> dict[str, Any]:
-    return fields.model_dump(exclude_unset=True)
 
 
 def _media_of_field(name: str) -> Media:

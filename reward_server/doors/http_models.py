@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from protos.types import Context, Error, OutcomeKind, Provenance, RefreshRequest, Reward
+from protos.types import (
+    END_OF_COUNTS,
+    MAX_CHARACTERS,
+    MAX_CLIPS_PER_STEP,
+    MAX_LEARNING_RATE,
+    MAX_STEPS,
+    Context,
+    Error,
+    Outcome,
+    OutcomeKind,
+    Provenance,
+    RefreshRequest,
+    Reward,
+)
 from reward_server.doors.intake import ContextFields
 from reward_server.queue.door_queue import JobState
 
@@ -36,6 +49,18 @@ class Result(BaseModel):
     provenance: Provenance | None
     error: Error | None
     context: Context
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        reward = outcome.reward
+        return cls(
+            id=outcome.job_id,
+            outcome=outcome.kind,
+            reward=reward and RewardBody(**{name: getattr(reward, name) for name in RewardBody.model_fields}),
+            provenance=reward and reward.provenance,
+            error=outcome.error,
+            context=outcome.context,
+        )
 
 
 class Results(BaseModel):
@@ -84,20 +109,38 @@ class RefreshBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run_id: str = Field(min_length=1, max_length=256)
-    steps: int = Field(ge=1, le=100_000, description="Optimizer steps of each discriminator.")
-    learning_rate: float = Field(1e-5, gt=0, le=1)
-    ema: float = Field(0.99, ge=0, lt=1, description="Decay of the average that judges, per step.")
-    clips_per_step: int = Field(8, ge=1, le=1024, description="Clips of each origin in a step.")
-    # FastAPI writes bounds as floats, and 2^64 read back from one is another number.
-    seed: int = Field(0, ge=0, lt=10**19, description="Same clips, same seed: same weights.")
-    max_real: int = Field(0, ge=0, lt=2**32, description="Train on the newest so many real clips; 0: on all kept.")
-    max_rollouts: int = Field(0, ge=0, lt=2**32, description="And on the newest so many rollouts; 0: on all kept.")
-    deadline_s: float | None = Field(None, gt=0, description="Seconds after which nothing is published.")
-    idempotency_key: str = Field("", max_length=256, description="Same key and run: the same refresh, once.")
+    run_id: str = Field(min_length=1, max_length=MAX_CHARACTERS)
+    steps: int = Field(ge=1, le=MAX_STEPS, description="Optimizer steps of each discriminator.")
+    learning_rate: float = Field(RefreshRequest.learning_rate, gt=0, le=MAX_LEARNING_RATE)
+    ema: float = Field(RefreshRequest.ema, ge=0, lt=1, description="Decay of the average that judges, per step.")
+    clips_per_step: int = Field(
+        RefreshRequest.clips_per_step, ge=1, le=MAX_CLIPS_PER_STEP, description="Clips of each origin in a step."
+    )
+    # END_OF_SEEDS is 2^64, but FastAPI writes bounds as floats, and 2^64 read back from one is another number.
+    seed: int = Field(RefreshRequest.seed, ge=0, lt=10**19, description="Same clips, same seed: same weights.")
+    max_real: int = Field(
+        RefreshRequest.max_real,
+        ge=0,
+        lt=END_OF_COUNTS,
+        description="Train on the newest so many real clips; 0: on all kept.",
+    )
+    max_rollouts: int = Field(
+        RefreshRequest.max_rollouts,
+        ge=0,
+        lt=END_OF_COUNTS,
+        description="And on the newest so many rollouts; 0: on all kept.",
+    )
+    deadline_s: float | None = Field(
+        RefreshRequest.deadline_s, gt=0, description="Seconds after which nothing is published."
+    )
+    idempotency_key: str = Field(
+        RefreshRequest.idempotency_key,
+        max_length=MAX_CHARACTERS,
+        description="Same key and run: the same refresh, once.",
+    )
 
     def value(self) -> RefreshRequest:
-        return RefreshRequest(**self.model_dump())
+        return RefreshRequest(**dict(self))
 
 
 FAILURES = {

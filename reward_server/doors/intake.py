@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protos.types import Context, ContractError, Media, Origin, Submission
+from protos.error_codes import ErrorCode
+from protos.types import END_OF_SEEDS, MAX_CHARACTERS, Context, ContractError, Media, Model, Origin, Submission
 from reward_server.errors import BadRequest, RequestTooLarge, RewardServerError, UnsupportedMedia
 from reward_server.settings import Settings
 
@@ -33,7 +35,7 @@ def door_error(error: Exception) -> RewardServerError:
     if isinstance(error, RewardServerError):
         return error
     if isinstance(error, ContractError):
-        kind = UnsupportedMedia if error.code == "bad_media" else BadRequest
+        kind = UnsupportedMedia if error.code is ErrorCode.BAD_MEDIA else BadRequest
         return kind(str(error))
     log.error("a request broke", exc_info=error)
     return RewardServerError("the server failed on this request; look for its request id in the server's log")
@@ -44,27 +46,36 @@ class ContextFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    group_id: Annotated[str, Field(max_length=256, description="Clips compared with each other share it.")] = ""
-    run_id: Annotated[str, Field(max_length=256, description="Training run the clip belongs to.")] = ""
+    group_id: Annotated[
+        str, Field(max_length=MAX_CHARACTERS, description="Clips compared with each other share it.")
+    ] = ""
+    run_id: Annotated[str, Field(max_length=MAX_CHARACTERS, description="Training run the clip belongs to.")] = ""
     origin: Annotated[Origin | None, Field(description="Camera footage or a model's rollout.")] = None
-    query_seed: Annotated[int | None, Field(ge=0, lt=2**64, description="Seed of the query points.")] = None
+    query_seed: Annotated[int | None, Field(ge=0, lt=END_OF_SEEDS, description="Seed of the query points.")] = None
     deadline_s: Annotated[
         float | None, Field(gt=0, allow_inf_nan=False, description="Seconds after which the result is worthless.")
     ] = None
     idempotency_key: Annotated[
-        str, Field(max_length=256, description="Same key and submission: the same job; another: an error.")
+        str, Field(max_length=MAX_CHARACTERS, description="Same key and submission: the same job; another: an error.")
     ] = ""
-    policy_version: Annotated[str, Field(max_length=256, description="Carried through unchanged.")] = ""
-    discriminator_version: Annotated[str, Field(max_length=256, description="Pin: this version or an error.")] = ""
+    policy_version: Annotated[str, Field(max_length=MAX_CHARACTERS, description="Carried through unchanged.")] = ""
+    discriminator_version: Annotated[
+        str, Field(max_length=MAX_CHARACTERS, description="Pin: this version or an error.")
+    ] = ""
 
 
-def context_from_fields(fields: Mapping[str, Any]) -> Context:
+def checked_fields(fields: Mapping[str, Any]) -> ContextFields:
     """Raises BadRequest naming every field that is unknown or out of range."""
     try:
-        return Context(**ContextFields.model_validate(fields).model_dump())
+        return ContextFields.model_validate(fields)
     except ValidationError as error:
         causes = (f"{'.'.join(map(str, e['loc'])) or 'context'}: {e['msg']}" for e in error.errors())
         raise BadRequest(f"bad context: {'; '.join(causes)}") from error
+
+
+def context_of(*layers: ContextFields) -> Context:
+    """The context in which a later layer's fields, where they were given, go before an earlier one's."""
+    return Context(**{name: getattr(layer, name) for layer in layers for name in layer.model_fields_set})
 
 
 class Intake:
@@ -102,6 +113,14 @@ def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequ
         intake.count_clip()
         intake.count_bytes(len(submission.payload))
     return submissions
+
+
+def with_timeouts(model: Model, settings: Settings) -> Model:
+    """A worker's model with this door's own timeouts: clients allow their calls a little more."""
+    limits = replace(
+        model.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s
+    )
+    return replace(model, limits=limits)
 
 
 def media_of_content_type(content_type: str) -> Media:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from protos.client import submission
 from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
+from protos.submissions import submission
 from protos.types import Context, Error, Outcome, OutcomeKind, Submission
 from reward_server.data.shots import find_files
 from reward_server.errors import ClipTooLarge, error_outcome

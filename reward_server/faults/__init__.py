@@ -17,7 +17,7 @@ from protos.types import Clip
 from reward_server.faults import spatial, temporal
 from reward_server.faults.interpolation import time_remap
 
-__all__ = ["NAMES", "STRENGTHS", "with_fault", "time_remap"]
+__all__ = ["NAMES", "STRENGTHS", "time_remap", "with_fault"]
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 MIN_FRAMES = 4  # fewer cannot hold a stretch, a jump and a shuffle

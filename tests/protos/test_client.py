@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from protos.client import (
     ServerSilent,
     submission,
 )
+from protos.client.client import TIMEOUT_S
 from protos.client.grpc_transport import SCORE_BYTES
-from protos.types import Context, ContractError, Media, Model, Outcome, OutcomeKind, Submission
+from protos.error_codes import ErrorCode
+from protos.types import Context, ContractError, Media, Model, Outcome, OutcomeKind, RefreshRequest, Submission
 from reward_server.pipeline import Pipeline
 from tests import media
 from tests.conftest import MakeSettings
@@ -155,10 +158,12 @@ async def test_no_clips_are_no_outcomes(doors: Doors) -> None:
 
 
 async def test_the_model_is_the_pipelines_own(doors: Doors, small_pipeline: Pipeline) -> None:
+    settings, own = doors.settings, small_pipeline.model
+    waits = replace(own.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s)
     for url in doors.urls:
         async with AsyncRewardClient(url) as client:
-            assert await client.model() == small_pipeline.model
-        assert await asyncio.to_thread(model_blocking, url) == small_pipeline.model
+            assert await client.model() == replace(own, limits=waits)
+        assert await asyncio.to_thread(model_blocking, url) == replace(own, limits=waits)
 
 
 def model_blocking(url: str) -> Model:
@@ -305,6 +310,63 @@ async def test_what_no_worker_scores_in_time_is_a_timeout_and_never_a_number(mak
                 outcomes = await client.score(clips)
             assert [outcome.kind for outcome in outcomes] == [OutcomeKind.TIMEOUT] * len(clips)
             assert {outcome.error.code for outcome in outcomes if outcome.error} == {"deadline_passed"}
+
+
+class Waits:
+    """A transport that only notes how long it may take; it asks for the model over the real one."""
+
+    one_request_bytes = None
+
+    def __init__(self, real: Any, seen: list[float]) -> None:
+        self._real, self._seen = real, seen
+        self.model, self.close = real.model, real.close
+
+    def score(self, _: object, timeout_s: float) -> Any:
+        self._seen.append(round(timeout_s, 1))
+        raise ServerFailed(ErrorCode.BAD_ANSWER, "noted")
+
+    submit = refresh = score
+
+
+async def ask_for_everything(url: str, **options: Any) -> list[float]:
+    """How long the clients, blocking and async, allow score, submit and refresh."""
+    seen: list[float] = []
+    blocking, client = RewardClient(url, **options), AsyncRewardClient(url, **options)
+    blocking._transport, client._transport = Waits(blocking._transport, seen), Waits(client._transport, seen)  # type: ignore[assignment]
+    for call, given in (("score", [clip()]), ("submit", [clip()]), ("refresh", RefreshRequest(run_id="r", steps=1))):
+        with pytest.raises(ServerFailed, match="noted"):
+            await asyncio.to_thread(getattr(blocking, call), given)
+        with pytest.raises(ServerFailed, match="noted"):
+            await getattr(client, call)(given)
+    blocking.close()
+    await client.close()
+    return seen
+
+
+async def test_a_client_waits_longer_than_the_server_unless_its_caller_says_so(
+    make_settings: MakeSettings, small_pipeline: Pipeline
+) -> None:
+    settings = make_settings(score_timeout_s=500.0, refresh_timeout_s=7000.0, lease_s=5.0)
+    async with open_doors(settings) as doors, working(doors, small_pipeline):
+        for url in doors.urls:
+            assert await ask_for_everything(url) == [530.0] * 4 + [7030.0] * 2
+            assert await ask_for_everything(url, timeout_s=9.0) == [9.0] * 4 + [7030.0] * 2
+            async with AsyncRewardClient(url) as client:
+                client._transport = Waits(client._transport, seen := [])  # type: ignore[assignment]
+                with pytest.raises(ServerFailed, match="noted"):
+                    await client.refresh(RefreshRequest(run_id="r", steps=1), 3.0)
+            assert seen == [3.0]
+
+
+async def test_where_the_server_does_not_tell_a_client_goes_by_its_default(make_settings: MakeSettings) -> None:
+    async with open_doors(make_settings()) as doors:  # no worker lives: there is no model to ask for
+        assert doors.settings.score_timeout_s < TIMEOUT_S
+        for url in doors.urls:
+            async with AsyncRewardClient(url) as client:
+                client._transport = Waits(client._transport, seen := [])  # type: ignore[assignment]
+                with pytest.raises(ServerFailed, match="noted"):
+                    await client.score([clip()])
+                assert seen == [TIMEOUT_S]
 
 
 async def test_awaiting_survives_a_restart_of_the_doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> None:

@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import hypothesis
@@ -16,12 +15,8 @@ import pytest
 import schemathesis
 from pydantic import SecretStr
 
-from reward_server.doors.http_api import create_app
-from reward_server.doors.metrics import Metrics
-from reward_server.doors.service import Service
+from reward_server.doors.openapi import document, text
 from reward_server.pipeline import Pipeline
-from reward_server.queue.door_queue import DoorQueue
-from reward_server.queue.redis_link import connect
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.settings import Settings
 from tests.running import open_doors, working
@@ -54,13 +49,6 @@ def http_url(
     thread.join()
 
 
-def document() -> dict[str, Any]:
-    """As served; making it needs no Redis."""
-    settings = Settings(redis_url=SecretStr("redis://127.0.0.1:1"))
-    service = Service(DoorQueue(connect(settings), settings), settings, Metrics())
-    return create_app(service, settings).openapi()
-
-
 schemathesis.serializer.alias(["video/mp4", "application/vnd.safetensors"], "application/octet-stream")
 schema = schemathesis.openapi.from_dict(document())
 
@@ -79,6 +67,11 @@ def test_the_pages_of_the_documentation_need_no_other_host(page: str, http_url: 
     for part in parts:
         assert part.startswith("/"), f"{page} takes {part} from elsewhere"
         assert httpx.get(f"{http_url}{part}").status_code == 200
+
+
+def test_the_committed_document_is_what_the_door_describes() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "openapi.json"
+    assert committed.read_text() == text(), "run: python -m reward_server.doors.openapi > docs/openapi.json"
 
 
 def test_the_document_served_is_the_one_tested_and_names_every_route(http_url: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from protos.client import RewardClient
+from protos.error_codes import ErrorCode
 from protos.types import Clip
 from reward_server.serving.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
@@ -33,7 +34,7 @@ from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
-from trainer.train import VERSION_LOST, batches, due, run_training, train
+from trainer.train import batches, due, run_training, train
 
 QUIET = ("logs.samples_every_buffers=0",)
 WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", *QUIET)
@@ -381,7 +382,7 @@ def test_lost_discriminators_end_the_run(svd: Path, clips: Path, tmp_path: Path)
         forgotten: Sequence[str] = ()
 
         def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
-            return replace(super().collect(keys, num_clips), errors={VERSION_LOST: 1})
+            return replace(super().collect(keys, num_clips), errors={ErrorCode.VERSION_NOT_SERVED: 1})
 
         def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
             self.forgotten = keys

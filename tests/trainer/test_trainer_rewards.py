@@ -16,8 +16,9 @@ import pytest
 import redis
 
 from protos.client import RewardClient
+from protos.error_codes import ErrorCode
 from protos.results import results_key
-from protos.types import Clip
+from protos.types import Clip, RefreshRequest
 from reward_server.serving.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
@@ -27,7 +28,6 @@ from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.rewards.remote import RemoteRewards
 from trainer.rewards.source import ClipGroup, NoRewards
-from trainer.train import VERSION_LOST
 
 RUN = "run-of-tests"
 PROFILE = "embedded"
@@ -222,7 +222,7 @@ def test_a_passing_failure_is_retried_as_another_job(open_rewards: Open, store: 
 def test_a_version_that_the_server_has_lost_is_known_by_its_code(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="mask")
     rewards.submit(replace(group("g"), discriminator_version="base+run.1-gone"))
-    assert rewards.collect(["g"], 3).errors == {VERSION_LOST: 3}
+    assert rewards.collect(["g"], 3).errors == {ErrorCode.VERSION_NOT_SERVED: 3}
 
 
 def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:
@@ -324,10 +324,13 @@ def test_a_refresh_with_other_settings_is_another_order_and_may_take_its_time(
 ) -> None:
     orders: list[tuple[str, float]] = []
 
-    def ask(call: Callable[[object], object], *, takes_s: float) -> object:
-        asked = SimpleNamespace(refresh=lambda request, _: orders.append((request.idempotency_key, takes_s)))
-        call(asked)
-        raise RewardsSilent
+    def ask(call: Callable[[object], object], *, takes_s: float = 0.0) -> object:
+        def refresh(request: RefreshRequest, timeout_s: float) -> object:
+            assert timeout_s == takes_s == request.deadline_s
+            orders.append((request.idempotency_key, takes_s))
+            raise RewardsSilent
+
+        return call(SimpleNamespace(refresh=refresh, refresh_timeout_s=lambda: 3630.0))
 
     rewards = open_rewards()
     monkeypatch.setattr(rewards._server, "ask", ask)
@@ -339,7 +342,7 @@ def test_a_refresh_with_other_settings_is_another_order_and_may_take_its_time(
     (first, first_s), (patient, patient_s), (other, _) = orders
     assert first == patient != other
     assert first.startswith("run/refresh/0-")
-    assert (first_s, patient_s) == (given.timeout_s, 9.0)
+    assert (first_s, patient_s) == (3630.0, 9.0)
 
 
 def test_a_refresh_on_less_than_was_scored_is_told(
@@ -352,6 +355,7 @@ def test_a_refresh_on_less_than_was_scored_is_told(
     answer = SimpleNamespace(discriminator_version="v", steps=1, num_real=1, num_held_out=0, seconds=1.0)
     answer.instantaneous = answer.long_term = auc
     monkeypatch.setattr(rewards._server, "ask", lambda *_, **__: answer)
+    rewards._refresh = RefreshConfig(timeout_s=60.0)
     for answer.num_rollouts in (2, 1):
         assert rewards.refresh(1, seed=0, key="k") == "v"
     (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")

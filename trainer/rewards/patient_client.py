@@ -14,14 +14,12 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-CALL_TIMEOUT_S = 120.0
-
 
 class PatientClient:
     """May be asked from several threads; once closed it asks no more."""
 
     def __init__(self, server: str, *, max_outage_s: float) -> None:
-        self.client = RewardClient(server, timeout_s=CALL_TIMEOUT_S, attempts=1)
+        self.client = RewardClient(server, attempts=1)
         self._max_outage_s = max_outage_s
         self._closing = False
 

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from protos.client import RequestRefused
+from protos.error_codes import ErrorCode
 from protos.results import results_key
-from protos.types import Outcome, OutcomeKind, RefreshRequest, RefreshResponse
+from protos.types import Outcome, OutcomeKind, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
 from trainer.objective import GroupRewards, Scored
@@ -32,8 +33,7 @@ from trainer.rewards.uploads import Uploads
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.OVERLOADED, OutcomeKind.FAILED}  # another attempt may end otherwise
-UNKNOWN = "unknown_job"
+PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # another attempt may end otherwise
 
 
 class RemoteRewards:
@@ -92,20 +92,10 @@ class RemoteRewards:
         self._journal.forget(clip_id for key in keys for clip_id in _clip_ids(key, num_clips))
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        timeout_s = self._refresh.timeout_s
-        request = RefreshRequest(
-            run_id=self._run_id,
-            steps=steps,
-            learning_rate=self._refresh.lr,
-            ema=self._refresh.ema,
-            clips_per_step=self._refresh.clips_per_step,
-            seed=seed,
-            max_real=self._refresh.max_real,
-            max_rollouts=self._refresh.max_rollouts,
-            deadline_s=timeout_s,
-        )
-        asked = hashlib.sha256(repr(replace(request, deadline_s=None)).encode()).hexdigest()[:8]
-        request = replace(request, idempotency_key=f"{key}-{asked}")  # resumed with other settings it is another order
+        timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s())
+        request = self._refresh.request(run_id=self._run_id, steps=steps, seed=seed)
+        asked = hashlib.sha256(repr(request).encode()).hexdigest()[:8]  # resumed with other settings: another order
+        request = replace(request, idempotency_key=f"{key}-{asked}", deadline_s=timeout_s)
         response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
         log.info("%s", _told(response))
         if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):
@@ -198,7 +188,7 @@ class RemoteRewards:
 
     def _send_again(self, error: RequestRefused) -> None:
         """All that was uploaded, where the server no longer knows some of it."""
-        if error.code != UNKNOWN:
+        if error.code != ErrorCode.UNKNOWN_JOB:
             raise error
         log.warning("the server lost jobs (%s); submitting what is awaited again", error)
         self._uploads.repeat_all()

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from protos.client import RequestRefused
 from protos.codec import clip_to_tensor
+from protos.error_codes import ErrorCode
 from protos.types import Clip, Context, Media, Origin, Outcome, Submission
 from trainer.rewards.patient_client import PatientClient
 from trainer.rewards.source import ClipGroup
-
-CONFLICT = "idempotency_conflict"
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Uploads:
             try:
                 waiting.job_id = upload.result()
             except RequestRefused as error:
-                if error.code != CONFLICT:
+                if error.code != ErrorCode.IDEMPOTENCY_CONFLICT:
                     raise
                 self.retry(clip_id)  # decoded again after a restart, with other bits: another job
 

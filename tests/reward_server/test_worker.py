@@ -24,10 +24,10 @@ from protos.types import Media, Outcome, OutcomeKind, Submission
 from reward_server.errors import NotReady
 from reward_server.queue.jobs import JobQueue, JobState
 from reward_server.queue.redis_link import connect
+from reward_server.scorer import Scored
 from reward_server.serving.private_redis import WHEELS, PrivateRedis, redis_binary
 from reward_server.serving.serve import Stop
 from reward_server.settings import Settings
-from reward_server.worker.hand import Scored
 from reward_server.worker.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
 from tests.pixel_scorer import MODEL, PixelScorer, moving

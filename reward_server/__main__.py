@@ -64,7 +64,7 @@ def serve(
     workers: Workers = 1,
     log_level: LogLevel = None,
 ) -> None:
-    """Serve rewards over HTTP and gRPC, with worker processes that score. Without --redis-url, start a private Redis."""
+    """Serve rewards over HTTP and gRPC and run worker processes. Without --redis-url, start a private Redis."""
     settings = settings_of(
         http=http, grpc=grpc, profile=profile, checkpoint=checkpoint, redis_url=redis_url, data_dir=data_dir,
         log_level=log_level,

@@ -136,6 +136,6 @@ def _sample(name: str, values: ArrayLike) -> Floats:
     if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
         bad = int((~np.isfinite(sample)).sum())
         raise ValueError(
-            f"{name} must be a non-empty row of finite numbers, got shape {list(sample.shape)} with {bad} non-finite values"
+            f"{name} must be a non-empty row of finite numbers, got shape {list(sample.shape)}, {bad} not finite"
         )
     return sample

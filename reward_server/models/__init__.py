@@ -1,1 +1,4 @@
-"""Weights of the frozen networks, which are not ours to ship: fetched, converted, pinned by their digests."""
+"""Fetches, converts and stores the weights of the frozen networks, pinned by their sha256; they are not shipped.
+
+The networks themselves are in `estimators`. The weights of the discriminators are in `profiles/discriminators.py`.
+"""

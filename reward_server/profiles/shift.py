@@ -164,7 +164,7 @@ class ShiftProfile:
 
     @property
     def discriminator_compute(self) -> Compute:
-        """As for the frozen networks, but with its own precision: most of bf16's error comes from the discriminators."""
+        """As for the frozen networks, but in its own precision: most of bf16's error comes from the discriminators."""
         return dataclasses.replace(self.networks.compute, precision=self.discriminator_precision)
 
     @property

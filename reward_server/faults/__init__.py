@@ -56,6 +56,6 @@ def with_fault(clip: Clip, name: str, strength: float, seed: int) -> Clip:
     num_frames, _, height, width = clip.frames.shape
     if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
         raise ValueError(
-            f"{clip} is too small for a fault; give at least {MIN_FRAMES} frames with sides of at least {MIN_SIDE_PX} px"
+            f"{clip} is too small for a fault; give {MIN_FRAMES} frames or more, with sides of {MIN_SIDE_PX} px or more"
         )
     return FAULTS[name](clip, float(strength), np.random.default_rng([seed, zlib.crc32(name.encode())]))

@@ -57,7 +57,7 @@ def _check_kernels(whole: Mapping[str, Tensor], path: Path) -> None:
     for name, shape in KERNELS.items():
         if name not in whole or not torch.equal(whole[name].float(), torch.tensor([-1.0, 0.0, 1.0]).view(shape)):
             raise BadRequest(
-                f"{path}: {name} is not the kernel [-1, 0, 1] of shape {list(shape)} that residuals here are made with; "
+                f"{path}: {name} is not the kernel [-1, 0, 1] of shape {list(shape)} used for residuals here; "
                 "give the instantaneous checkpoint of SHIFT's reference code, its ViT variant"
             )
 

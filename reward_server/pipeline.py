@@ -40,7 +40,7 @@ from protos.types import (
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.motion import Motion
-from reward_server.networks.prepacked import Compute
+from reward_server.networks.prepacked import Compute, passes
 from reward_server.profiles import Profile, load_profile
 from reward_server.profiles.discriminators import (
     Discriminators,
@@ -147,7 +147,8 @@ class Pipeline:
         motion_ms = _ms_since(started)
         started = time.perf_counter()
         discriminators = prepared[0].discriminators
-        logits = torch.cat([self._logits(discriminators, chunk) for chunk in self._chunks(motions)])
+        size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))  # bounds the discriminators' memory
+        logits = torch.cat([self._logits(discriminators, motions[part]) for part in passes(len(motions), size)])
         timings = Timings(motion_ms=motion_ms, discriminator_ms=_ms_since(started))
         ends = list(accumulate(len(item.decoded.windows) for item in prepared))
         spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -203,11 +204,6 @@ class Pipeline:
         motion = motions[item.query_seed % len(motions)]
         pairs, tracks = settings.feature_pairs, settings.feature_tracks
         return pack_clip(motion, num_pairs=pairs, num_tracks=tracks, group_id=context.group_id)
-
-    def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
-        """Split windows into passes of at most `pass_cost` pixels, to bound the discriminators' memory."""
-        size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))
-        return (motions[start : start + size] for start in range(0, len(motions), size))
 
     def _logits(self, discriminators: Discriminators, motions: Sequence[Motion]) -> Tensor:
         maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])

@@ -73,9 +73,8 @@ class ResidualViT(nn.Module):
         if self.config.compressed:
             residual = pairs[:, 0].asinh()
             pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
-        features = (
-            self._in_passes(pairs, self.compute) if self.compute and not self._trains(pairs) else self.backbone(pairs)
-        )
+        trains = self.training or needs_grad(pairs, self.head.weight)
+        features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
         return features.view(*maps_BP2HW.shape[:2], -1)
 
     def train(self, mode: bool = True) -> Self:
@@ -87,9 +86,6 @@ class ResidualViT(nn.Module):
         for block in blocks:
             block.attn.fused_attn = not (mode and many)
         return self
-
-    def _trains(self, pairs: Tensor) -> bool:
-        return self.training or needs_grad(pairs, self.head.weight)
 
     def _in_passes(self, pairs: Tensor, compute: Compute) -> Tensor:
         """Class-token features [P,C] of maps [P,2 or 3,H,W], computed in passes."""

@@ -45,7 +45,8 @@ def shares(path: Path, figures: Sequence[Figures]) -> None:
     figure = Figure(figsize=(13, 1.5 + 0.4 * len(names)), layout="constrained")
     for panel, reward_name in zip(figure.subplots(1, len(REWARDS), sharey=True), REWARDS, strict=True):
         rows = [row for row in figures if row.reward_name == reward_name]
-        percents = np.array([[_percent(share.fraction) for share in row.by_strength] for row in rows])
+        fractions = [[share.fraction for share in row.by_strength] for row in rows]
+        percents = 100 * np.array(fractions, dtype=np.float64)  # None, an absent fraction, becomes NaN
         drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
         for (y, x), value in np.ndenumerate(percents):
             panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
@@ -97,10 +98,6 @@ def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
         low, high = np.nanpercentile(rewards_CR, [10, 90], axis=0)
     panel.plot(strengths, middle, color=COLOURS[reward_name], marker=".", label=reward_name.replace("_", " "))
     panel.fill_between(strengths, low, high, color=COLOURS[reward_name], alpha=0.12, linewidth=0)
-
-
-def _percent(fraction: float | None) -> float:
-    return np.nan if fraction is None else 100 * fraction
 
 
 def _save(figure: Figure, path: Path) -> None:

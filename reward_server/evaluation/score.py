@@ -82,7 +82,11 @@ def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOut
             outcomes = scorer.score(submissions) if submissions else []
         except RewardClientError as error:
             gone = None if isinstance(error, (RequestRefused, ServerFailed)) else error
-            outcomes = [_unanswered(error, clip.context) for clip in submissions]
+            described = Error(code=error.code, message=str(error))
+            outcomes = [
+                Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=clip.context)
+                for clip in submissions
+            ]
         answers = iter(outcomes)
         for path, item in batch:
             yield FileOutcome(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
@@ -96,11 +100,6 @@ def _read(path: Path, max_bytes: int) -> Submission | Outcome:
         return submission(path)
     except OSError as error:
         return failed_outcome(error)
-
-
-def _unanswered(error: RewardClientError, context: Context) -> Outcome:
-    described = Error(code=error.code, message=str(error))
-    return Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=context)
 
 
 def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class ShiftProfile:
         frames = sent(torch.from_numpy(clip.frames), self.networks.device)
         tracking = self._tracking(frames, random_queries(query_seed, num_tracks, *frames.shape[2:]))
         tokens_TND = tracking.tokens[0].transpose(0, 1) - self._time(len(frames))[:, None]
-        resized = self._resized(frames)[None]
+        size = (self.height_px, self.width_px)
+        resized = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False)[None]
         estimate = self.networks.flow_net(resized)
         return NetworkMotion(
             tracks=tracking.tracks[0],
@@ -182,10 +183,6 @@ class ShiftProfile:
         queries = F.pad(xy, (1, 0))[None]  # all in frame 0
         tracking: Tracking = self.networks.tracker(frames_T3HW[None], queries, tokens_only=True)
         return tracking
-
-    def _resized(self, frames_T3HW: Tensor) -> Tensor:
-        size = (self.height_px, self.width_px)
-        return F.interpolate(frames_T3HW.float(), size, mode="bilinear", align_corners=False)
 
     def _time(self, num_frames: int) -> Tensor:
         """The checkpoint's time embedding [T,D]."""

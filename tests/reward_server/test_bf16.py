@@ -1,4 +1,4 @@
-"""Discriminators train in bf16 where the hardware has it, and nowhere else: torch would emulate it, many times slower."""
+"""Tests that discriminators train in bf16 only if the hardware supports it. Emulated bf16 is many times slower."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def asked_anew() -> Iterator[None]:
         ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
     ],
 )
-def test_a_head_computes_in_bf16_where_the_cpu_has_it(
+def test_training_computes_in_bf16_if_the_cpu_has_it(
     capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)

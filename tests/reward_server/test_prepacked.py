@@ -1,4 +1,4 @@
-"""Packed layers: the numbers of torch's, new weights after every kind of change, and the plain path where they fail."""
+"""Tests packed layers: same results as torch's, repacking after any change of weights, and the plain fallback."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 def test_networks_are_their_plain_selves(
     index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it is computed, on whatever CPU and in however many passes."""
+    """Results do not depend on packing, on the CPU or on the number of passes."""
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     network, inputs = networks()[index]
     set_compute(network, None)
@@ -213,7 +213,7 @@ def test_plain_products_take_no_second_copy_where_they_are_fast(monkeypatch: pyt
 
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_networks_keep_no_second_copy_of_their_weights_between_calls(index: int, precision: Precision) -> None:
+def test_networks_free_converted_weights_between_calls(index: int, precision: Precision) -> None:
     network, inputs = networks()[index]
     set_compute(network, Compute(precision=precision))
     ready = {part: 0 for part in network.modules() if isinstance(part, (Linear, Conv2d))}
@@ -226,7 +226,7 @@ def test_networks_keep_no_second_copy_of_their_weights_between_calls(index: int,
 
 
 def counter(ready: dict[nn.Module, int]) -> Callable[..., None]:
-    """A hook that counts the calls after which a layer has its weights ready."""
+    """A hook that counts the calls after which a layer holds converted weights."""
 
     def count(part: nn.Module, *_: object) -> None:
         ready[part] += part._ready is not None
@@ -241,7 +241,7 @@ def test_operators_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("asked_anew")
-def test_operators_that_a_cpu_lacks_in_one_precision_are_used_in_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_is_used_only_in_precisions_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
     known = prepacked._linears
 
     def lacking(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -266,7 +266,7 @@ def test_passes_cover_everything_once(num: int, size: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"memory_mib": 0}])
 def test_impossible_ways_to_compute_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="need precision fp32 or bf16"):
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16"):
         Compute(**wrong)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""float32 convolutions are float32 while the `shift` profile and the discriminators compute, and nobody else is bound by it."""
+"""Tests that cuDNN convolves in full float32 while `shift` and the discriminators compute, and only then."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.frozen import small_profile
 
 @pytest.fixture(params=[True, False])
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """What the process has chosen."""
+    """The process's own choice of TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param)
     yield request.param
     assert torch.backends.cudnn.allow_tf32 == request.param
 
 
-def test_threads_that_leave_at_different_times_leave_the_choice_as_it_was(chosen: bool) -> None:
-    """The first to enter is the first to leave, while the other is still inside."""
+def test_the_last_thread_out_restores_the_choice(chosen: bool) -> None:
+    """The first thread to enter leaves first, while the other is still inside."""
     both_inside, first_left = Barrier(2, timeout=5), Barrier(2, timeout=5)
 
     def stay(leaves_first: bool) -> bool:

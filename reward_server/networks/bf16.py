@@ -1,4 +1,4 @@
-"""Tells whether a device computes in bf16 natively. Otherwise torch emulates it, many times slower than fp32."""
+"""Tells whether a device supports bf16 natively. If it does not, torch emulates bf16, many times slower than fp32."""
 
 from __future__ import annotations
 

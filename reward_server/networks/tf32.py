@@ -1,7 +1,7 @@
 """Keeps float32 convolutions exact on a GPU. By default torch lets cuDNN round their inputs to 11 bits (TF32).
 
 On an H200 that moves tracks by 0.03 px and the reward's tokens by 0.02, which is thirty times the tolerance for parity
-with the official networks. Matrix products need nothing, because torch computes them in full float32 by default.
+with the official networks. Matrix products need no such care, because torch computes them in full float32 by default.
 """
 
 from __future__ import annotations

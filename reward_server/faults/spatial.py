@@ -60,9 +60,9 @@ def swimming(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Show patches displaced for a few frames. With strength, jumps get more (1 to NUM_JUMPS) and longer.
+    """Show patches, hard rectangles or soft ellipses, displaced for a few frames.
 
-    Patches are hard rectangles or soft ellipses.
+    A stronger fault has more jumps (1 to NUM_JUMPS), and they go farther.
     """
     num_frames = len(clip.frames)
     frames = clip.frames.copy()

@@ -126,7 +126,7 @@ def test_groups_are_held_out_whole() -> None:
 
 
 @pytest.mark.parametrize("group", ["", "the-same"])
-def test_where_groups_are_too_few_single_clips_are_held_out(group: str) -> None:
+def test_with_few_groups_single_clips_are_held_out(group: str) -> None:
     both = clips(Origin.REAL, range(2), group=group), clips(Origin.ROLLOUT, range(2), group=group)
     train, held_out = Buffers.of(*both, at_least=2).split(seed=0)
     assert [len(part) for part in (train.real, train.rollouts, held_out.real, held_out.rollouts)] == [1, 1, 1, 1]

@@ -189,7 +189,7 @@ def test_a_wrong_use_is_exit_code_2_and_names_what_is_wrong(
     assert "reward_max" in capsys.readouterr().err
 
 
-def test_what_the_user_can_mend_is_one_line_and_exit_code_1(
+def test_expected_errors_are_one_line_and_exit_code_1(
     clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_with(monkeypatch, "score", str(clips), "--checkpoint", "no/discriminators.safetensors") == 1

@@ -98,7 +98,7 @@ def test_bf16_is_compiled_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_a_changed_parameter_counts_at_once(mode: str) -> None:
+def test_a_changed_parameter_takes_effect_at_once(mode: str) -> None:
     block, x = SelfBlock(TRACKS).requires_grad_(False), torch.randn(3, 5, 32)
     before = outputs(block, (x,), Compute(compile=mode))[0]  # type: ignore[arg-type]
     kept = before.clone()
@@ -110,7 +110,7 @@ def test_a_changed_parameter_counts_at_once(mode: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_that_is_gone_takes_no_compilation_with_it() -> None:
+def test_dropping_a_network_keeps_the_compilation() -> None:
     """Discriminator versions are loaded and dropped all the time."""
     block, x = SelfBlock(TRACKS), torch.randn(3, 5, 32)
     assert_plain(block, (x,))
@@ -142,7 +142,7 @@ def test_compiles_only_with_a_mode_and_without_gradients() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_compiles_the_profile_is_not_ready() -> None:
+def test_a_profile_is_not_ready_if_compiling_fails() -> None:
     check_compiles("none", "nowhere")
     check_compiles("default", "cpu")
     torch.compiler.reset()

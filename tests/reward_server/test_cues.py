@@ -51,7 +51,7 @@ def test_a_rigid_drift_has_no_motion_relative_to_neighbours() -> None:
     torch.testing.assert_close(moving[1:-1, :, 2:4], torch.zeros(3, 64, 2), atol=1e-3, rtol=0)
 
 
-def test_a_track_that_parts_from_its_neighbours_shows() -> None:
+def test_a_track_that_leaves_its_neighbours_stands_out() -> None:
     tracks = grid(3, (1.0, 0.0))
     tracks[2, 27] += torch.tensor([0.0, 4.0])
     relative = kinematics(tracks)[2, :, 4:6].sinh() * 0.1

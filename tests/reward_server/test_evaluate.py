@@ -203,7 +203,7 @@ def test_the_protocol_makes_sharpness_alike():
 @pytest.mark.parametrize(
     ("fps", "frames", "error"), [(10, 64, InvalidClip), (12, 64, InvalidClip), (16, 20, ClipTooShort)]
 )
-def test_what_cannot_be_brought_to_the_protocol_is_refused(fps, frames, error):
+def test_clips_that_do_not_fit_the_protocol_are_refused(fps, frames, error):
     """10 and 12 fps cannot be thinned to 8 fps within 15 %, and 1.25 seconds are too short for two seconds."""
     with pytest.raises(error):
         under_protocol(texture(frames, 96, 96), fps)

@@ -117,7 +117,7 @@ def test_small_odd_and_long_clips(name, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_borders_do_not_betray_the_fault(name):
+def test_borders_do_not_reveal_the_fault(name):
     white = Clip(frames=np.full((T, 3, H, W), 255, np.uint8), fps=FPS)
     assert (with_fault(white, name, 1.0, seed=1).frames == 255).all()
 

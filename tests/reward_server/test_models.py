@@ -112,7 +112,7 @@ def test_a_converted_file_that_changed_is_not_loaded(folder: Path, tmp_path: Pat
         load_network(SeaRaft(), "sea_raft", models)
 
 
-def test_a_source_that_changed_is_not_taken_unless_told_to(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_source_is_refused_without_replace(folder: Path, tmp_path: Path) -> None:
     models = copied(folder, tmp_path / "models")
     before = sha256_of(models / "sea_raft.safetensors")
     torch.save(random_sea_raft(seed=1).state_dict(), tmp_path / "other.pth")
@@ -126,7 +126,7 @@ def test_a_source_that_changed_is_not_taken_unless_told_to(folder: Path, tmp_pat
     assert same(flow_net, random_sea_raft(seed=1).state_dict())
 
 
-def test_what_is_there_needs_no_hub_and_licences_are_told(folder: Path) -> None:
+def test_stored_weights_need_no_download_and_print_licences(folder: Path) -> None:
     said: list[str] = []
     pull(folder, {}, tell=said.append)
     text = "\n".join(said)
@@ -169,7 +169,7 @@ class Sly:
         ({"discriminator_state_dict": {"norm.weight": torch.ones(3)}}, r"lacks 472 entries .*has unknown 1"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_by_name(content: object, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -275,7 +275,7 @@ def test_a_failed_download_names_files_page_and_command(tmp_path: Path) -> None:
     assert "Traceback" not in pulled.stderr
 
 
-def test_a_profile_without_anything_to_pull_is_a_wrong_use(tmp_path: Path) -> None:
+def test_pull_refuses_a_profile_without_frozen_networks(tmp_path: Path) -> None:
     pulled = run("models", "pull", "embedded", home=tmp_path)
     assert pulled.returncode == 2
     assert "has nothing to pull" in pulled.stderr

@@ -96,7 +96,7 @@ def test_only_clips_of_a_group_share_query_points() -> None:
     assert query_seed(tensor(group_id="g", query_seed=5)) == 5
 
 
-def test_one_bad_clip_hurts_no_other(pipeline: Pipeline) -> None:
+def test_a_bad_clip_does_not_affect_others(pipeline: Pipeline) -> None:
     broken = Submission(payload=b"not a video", media=Media.CONTAINER)
     outcomes = pipeline.score_submissions([broken, tensor(), tensor(frames=3)])
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.INVALID, OutcomeKind.OK, OutcomeKind.INVALID]
@@ -124,7 +124,7 @@ def test_a_non_finite_logit_is_a_failure_never_a_number() -> None:
     assert outcome.error.code == NonFiniteLogit("").code
 
 
-def test_discriminators_of_other_motion_features_never_serve() -> None:
+def test_discriminators_for_other_features_are_refused() -> None:
     other = EmbeddedProfile(correlation_scales=2)
     with pytest.raises(NotReady, match="motion-reward pretrain"):
         load_discriminators(other)
@@ -135,6 +135,6 @@ def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path: object)
         Pipeline.load(Settings(checkpoint=f"{tmp_path}/none.safetensors"))  # type: ignore[arg-type]
 
 
-def test_logits_refuse_what_is_not_finite() -> None:
+def test_logits_refuse_non_finite_values() -> None:
     with pytest.raises(ValueError, match="finite"):
         Logits(instantaneous=math.inf, long_term=0.0)

@@ -52,7 +52,7 @@ def linear(compute: Compute | None) -> Linear:
 
 @pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("compute", [None, *WAYS])
-def test_a_linear_layer_is_torchs(compute: Compute | None, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_layer_equals_torchs(compute: Compute | None, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     layer, x, plus = linear(compute), torch.randn(2, 5, 24), torch.randn(2, 5, 16)
     y = F.linear(x, layer.weight, layer.bias)
@@ -64,7 +64,7 @@ def test_a_linear_layer_is_torchs(compute: Compute | None, intel: bool, monkeypa
 
 @pytest.mark.parametrize("compute", [None, *WAYS])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_is_torchs(compute: Compute | None, stride: int) -> None:
+def test_a_convolution_equals_torchs(compute: Compute | None, stride: int) -> None:
     layer, norm = Conv2d(6, 8, 3, stride=stride, padding=1), nn.BatchNorm2d(8).eval()
     assert norm.running_mean is not None
     norm.running_mean.normal_()
@@ -106,7 +106,7 @@ def stepped(layer: Linear) -> None:
 
 @pytest.mark.parametrize("change", [changed_in_place, loaded, assigned, stepped])
 @pytest.mark.parametrize("compute", [*WAYS, Compute(precision="bf16")])
-def test_a_changed_parameter_counts_at_once(change: object, compute: Compute) -> None:
+def test_a_changed_parameter_takes_effect_at_once(change: object, compute: Compute) -> None:
     layer, x = linear(compute), torch.randn(4, 24)
     before = layer(x)
     change(layer)  # type: ignore[operator]
@@ -115,7 +115,7 @@ def test_a_changed_parameter_counts_at_once(change: object, compute: Compute) ->
     assert not torch.allclose(layer(x).float(), before.float(), atol=0.1)
 
 
-def test_weights_of_inference_mode_are_never_kept() -> None:
+def test_inference_tensors_are_never_cached() -> None:
     with torch.inference_mode():
         layer, x = linear(Compute()), torch.randn(4, 24)
         layer(x)
@@ -160,9 +160,7 @@ def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("compute", [*WAYS, Compute(memory_mib=1), Compute(memory_mib=4096)])
 @pytest.mark.parametrize("intel", [True, False])
-def test_networks_are_their_plain_selves(
-    index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_equal_plain_torch(index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results do not depend on packing, on the CPU or on the number of passes."""
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     network, inputs = networks()[index]
@@ -265,7 +263,7 @@ def test_passes_cover_everything_once(num: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"memory_mib": 0}])
-def test_impossible_ways_to_compute_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_compute_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="precision must be fp32 or bf16"):
         Compute(**wrong)  # type: ignore[arg-type]
 

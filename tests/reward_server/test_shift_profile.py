@@ -85,7 +85,7 @@ def test_flow_resizes_a_clip_to_the_discriminators_size(profile: ShiftProfile) -
     torch.testing.assert_close(motion.flow, profile.networks.flow_net(frames[None]).flow[0])
 
 
-def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_and_rates_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
     shift, wan = (load_shift(name, Path(), device="cpu", compute=Compute()) for name in ("shift", "shift-wan"))
     assert (shift.sampling.fps, shift.sampling.window_frames, shift.num_tracks) == (14.0, 24, 1024)
@@ -106,9 +106,7 @@ def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.Monke
     assert len({shift.preprocessing_digest, wan.preprocessing_digest, profile.preprocessing_digest}) == 3
 
 
-def test_bf16_that_the_device_would_emulate_is_warned_of(
-    profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_emulated_bf16_gives_a_warning(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
     monkeypatch.setattr("reward_server.profiles.shift.has_bf16", lambda _: False)
     with structlog.testing.capture_logs() as logs:
@@ -365,7 +363,7 @@ def reference(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -
     return {"models": folder, "instantaneous": folder / "ic.pth", "long_term": folder / "lc.pth"}
 
 
-def test_reference_discriminators_come_in_to_the_bit(
+def test_reference_discriminators_are_imported_bit_for_bit(
     profile: ShiftProfile, reference: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "discriminators.safetensors"

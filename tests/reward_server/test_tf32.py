@@ -42,7 +42,7 @@ def test_the_last_thread_out_restores_the_choice(chosen: bool) -> None:
         assert list(pool.map(stay, [True, False])) == [False, False]
 
 
-def test_an_error_ends_it_too(chosen: bool) -> None:
+def test_an_error_restores_the_choice(chosen: bool) -> None:
     with pytest.raises(RuntimeError, match="of the networks"), exact_convolutions:
         raise RuntimeError("of the networks")
 
@@ -51,7 +51,7 @@ def noted(seen: list[bool]) -> Callable[..., None]:
     return lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
 
 
-def test_motion_and_logits_are_computed_inside(chosen: bool) -> None:
+def test_motion_and_logits_use_exact_convolutions(chosen: bool) -> None:
     profile, seen = small_profile(), list[bool]()
     discriminators = Discriminators(
         instantaneous=torch.nn.Identity(), long_term=torch.nn.Identity(), version="", digest=""

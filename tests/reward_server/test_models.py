@@ -163,8 +163,8 @@ class Sly:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a checkpoint", "no checkpoint of plain tensors"),
-        ({"state": Sly()}, "no checkpoint of plain tensors"),
+        (b"not a checkpoint", "not a checkpoint of plain tensors"),
+        ({"state": Sly()}, "not a checkpoint of plain tensors"),
         ({"step": 3}, "holds no state dict"),
         ({"discriminator_state_dict": {"norm.weight": torch.ones(3)}}, r"lacks 472 entries .*has unknown 1"),
     ],
@@ -278,4 +278,4 @@ def test_a_failed_download_names_files_page_and_command(tmp_path: Path) -> None:
 def test_pull_refuses_a_profile_without_frozen_networks(tmp_path: Path) -> None:
     pulled = run("models", "pull", "embedded", home=tmp_path)
     assert pulled.returncode == 2
-    assert "has nothing to pull" in pulled.stderr
+    assert "has no frozen networks to pull" in pulled.stderr

@@ -1,7 +1,7 @@
-"""The command line: `motion-reward COMMAND`, also `python -m reward_server COMMAND`.
+"""Defines the command line: `motion-reward COMMAND`, or `python -m reward_server COMMAND`.
 
-Every command is a few lines that hand over to a module, imported only then: the doors start without
-torch, and `--help` without anything. Options override the environment's MOTION_REWARD_* settings.
+Each command calls one function of another module and imports that module only when it runs. So the server
+starts without torch, and `--help` imports no other module. Options override the MOTION_REWARD_* environment variables.
 """
 
 from __future__ import annotations
@@ -16,48 +16,55 @@ from reward_server.errors import BadRequest, RewardServerError
 from reward_server.settings import Settings
 
 app = typer.Typer(help="Motion-realism rewards for video clips.", no_args_is_help=True, add_completion=False)
-models = typer.Typer(help="Weights of the shift profiles' frozen networks, which are not ours to ship.")
+models = typer.Typer(help="Weights of the frozen networks of shift and shift-wan; they are not shipped.")
 app.add_typer(models, name="models", no_args_is_help=True)
 
 Profile = Annotated[
     str | None,
     typer.Option(
-        help="What scores: embedded needs no GPU and no download; shift (24 frames of 320x576 at 14 fps) and "
-        "shift-wan (49 of 480x832 at 24 fps) are the paper's system, see `models pull` and `pretrain`."
+        help="How clips are scored. embedded needs no GPU and no download. shift (24 frames of 320x576 at 14 fps) and "
+        "shift-wan (49 frames of 480x832 at 24 fps) are the SHIFT paper's system; they need `models pull` and "
+        "`pretrain` first."
     ),
 ]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
-        help="Weights of the discriminators; none: those the profile ships, or PROFILE-discriminators of models."
+        help="Discriminator weights, a .safetensors file (default: those shipped with the profile, or "
+        "PROFILE-discriminators.safetensors in the models folder)."
     ),
 ]
 ModelsFolder = Annotated[
-    Path | None, typer.Option(help="Folder of frozen networks' weights; none: `models` in the data folder.")
+    Path | None, typer.Option(help="Folder with the frozen networks' weights (default: `models` in the data folder).")
 ]
-Server = Annotated[str | None, typer.Option(help="Score at grpc://HOST:PORT or http://HOST:PORT, not in this process.")]
+Server = Annotated[
+    str | None,
+    typer.Option(help="Score on the server at grpc://HOST:PORT or http://HOST:PORT (default: in this process)."),
+]
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
-Workers = Annotated[int, typer.Option(min=0, help="Worker processes to keep alive.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, faults and resampling.")]
-JsonFile = Annotated[Path | None, typer.Option(help="Write JSON here, a record per clip included.")]
-CsvFile = Annotated[Path | None, typer.Option(help="Write CSV here, a line per clip.")]
+Workers = Annotated[int, typer.Option(min=0, help="Number of worker processes; one that dies is replaced.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, faults and bootstrap resampling.")]
+JsonFile = Annotated[Path | None, typer.Option(help="Write a JSON report here, with one record per clip.")]
+CsvFile = Annotated[Path | None, typer.Option(help="Write a CSV file here, with one line per clip.")]
 PlotFolder = Annotated[Path | None, typer.Option(help="Write plots into this folder.")]
-LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+LogLevel = Annotated[str | None, typer.Option(help="Lowest level to log: debug, info, warning or error.")]
 
 
 @app.command()
 def serve(
     *,
-    http: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP door [127.0.0.1:8000].")] = None,
-    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the gRPC door [127.0.0.1:50051].")] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT to serve HTTP on (default: 127.0.0.1:8000).")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT to serve gRPC on (default: 127.0.0.1:50051).")] = None,
     profile: Profile = None,
     checkpoint: Checkpoint = None,
     redis_url: RedisUrl = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the private Redis lives if no URL is given.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the private Redis that is started without --redis-url.")
+    ] = None,
     workers: Workers = 1,
     log_level: LogLevel = None,
 ) -> None:
-    """Serve both doors with workers of their own; starts a private Redis unless --redis-url is given."""
+    """Serve rewards over HTTP and gRPC and run worker processes. Without --redis-url, start a private Redis."""
     settings = settings_of(
         http=http, grpc=grpc, profile=profile, checkpoint=checkpoint, redis_url=redis_url, data_dir=data_dir,
         log_level=log_level,
@@ -73,11 +80,11 @@ def worker(
     redis_url: RedisUrl = None,
     profile: Profile = None,
     checkpoint: Checkpoint = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes to keep alive.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes; one that dies is replaced.")] = 1,
     log_level: LogLevel = None,
     end_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Score the jobs of a queue, without doors."""
+    """Run only workers: score the jobs that wait in the queue."""
     settings = settings_of(redis_url=redis_url, profile=profile, checkpoint=checkpoint, log_level=log_level)
     from reward_server.serving.serve import run_workers  # noqa: PLC0415
 
@@ -86,15 +93,15 @@ def worker(
 
 @app.command()
 def score(
-    paths: Annotated[list[str], typer.Argument(help="Clip files, folders (searched at any depth) or quoted patterns.")],
+    paths: Annotated[list[str], typer.Argument(help="Clip files, folders (searched recursively) or quoted globs.")],
     *,
     server: Server = None,
-    json: Annotated[Path | None, typer.Option(help="Write JSON here; - for the standard output.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write JSON here; - means standard output.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write CSV here.")] = None,
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Score clips. A file that cannot be scored is a row with its error and makes the exit code 1."""
+    """Score clips. A file that cannot be scored is listed with its error, and the exit code is then 1."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import score as score_files  # noqa: PLC0415
 
@@ -104,26 +111,31 @@ def score(
 @app.command()
 def pretrain(
     *,
-    real: Annotated[list[Path], typer.Option(help="Folder of real clips, or of a manifest.jsonl; may be repeated.")],
+    real: Annotated[
+        list[Path], typer.Option(help="Folder of real clips, or folder with a manifest.jsonl; may be repeated.")
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
     generated: Annotated[
-        Path | None, typer.Option(help="Folder of your model's clips; none: faults made here.")
+        Path | None,
+        typer.Option(help="Folder of clips that your model generated (default: real clips with motion faults)."),
     ] = None,
     profile: Profile = None,
-    work: Annotated[Path, typer.Option(help="Features, logs and state of the run; the same folder resumes it.")] = Path(
-        "runs/pretrain"
-    ),
+    work: Annotated[
+        Path, typer.Option(help="Folder for features, logs and training state; the same folder resumes the run.")
+    ] = Path("runs/pretrain"),
     steps: Annotated[
         int,
-        typer.Option(min=1, help="Optimizer steps at most; of embedded's instantaneous discriminator half of them."),
+        typer.Option(
+            min=1, help="Maximum number of optimizer steps; embedded's instantaneous discriminator takes half of it."
+        ),
     ] = 3600,
     seed: Annotated[int, typer.Option(min=0, help="Seed of views, faults, batches and dropout.")] = 0,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="A fault not to train on, to see how the discriminators take what is new to them."),
+        typer.Option(help="A fault to leave out of training, to test the discriminators on an unseen one."),
     ] = None,
 ) -> None:
-    """Train the discriminators on real clips against generated ones, or against motion faults of the real ones."""
+    """Train the discriminators on real clips against generated ones, or against the same clips with motion faults."""
     settings = settings_of(profile=profile)
     from reward_server.pipeline import compute_of  # noqa: PLC0415
     from reward_server.training import pretrain as pretraining  # noqa: PLC0415
@@ -142,17 +154,20 @@ def pretrain(
         left_out=leave_out or (),
     )
     typer.echo(
-        f"wrote {out}; mean of held-out AUC and pairs: "
+        f"wrote {out}; mean of held-out AUC and share of pairs ordered right: "
         + ", ".join(f"{name} {mean:.3f}" for name, mean in figures.items())
     )
 
 
 @app.command()
 def sanity(
-    paths: Annotated[list[str], typer.Argument(help="Real clips: files, folders (of a manifest: held out), patterns.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Real clips: files, folders or quoted globs. With a manifest.jsonl, its held-out clips."),
+    ],
     *,
     server: Server = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows per clip at most, evenly placed.")] = 1,
+    windows: Annotated[int, typer.Option(min=1, help="Maximum number of windows per clip, evenly spaced.")] = 1,
     seed: Seed = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
@@ -160,7 +175,7 @@ def sanity(
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Fault real clips in every way and strength, and see whether the reward falls. One JSON line ends the output."""
+    """Check that motion faults lower the reward, for every fault and strength. The last output line is JSON."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import sanity as ladder  # noqa: PLC0415
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
@@ -172,10 +187,10 @@ def sanity(
 @app.command()
 def evaluate(
     *,
-    real: Annotated[list[str], typer.Option(help="Real clips: a folder, file or pattern; may be repeated.")],
-    generated: Annotated[list[str], typer.Option(help="Generated clips, likewise.")],
+    real: Annotated[list[str], typer.Option(help="Real clips: a folder, file or quoted glob; may be repeated.")],
+    generated: Annotated[list[str], typer.Option(help="Generated clips, given in the same way.")],
     matched: Annotated[
-        bool, typer.Option(help="Give both sets the same rate, length, size, sharpness, codec.")
+        bool, typer.Option(help="First bring both sets to the same rate, length, size, sharpness and codec.")
     ] = False,
     server: Server = None,
     seed: Seed = 0,
@@ -185,7 +200,7 @@ def evaluate(
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """AUC of real against generated clips, beside what plain statistics reach. One JSON line ends the output."""
+    """Compute the AUC of real against generated clips, for rewards and plain statistics. The last line is JSON."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import evaluate as evaluation  # noqa: PLC0415
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
@@ -199,12 +214,12 @@ def evaluate(
 @app.command()
 def bench(
     *,
-    quick: Annotated[bool, typer.Option(help="One clip size, fewer clips and rounds.")] = False,
+    quick: Annotated[bool, typer.Option(help="Use one clip size, fewer clips and fewer rounds.")] = False,
     json: JsonFile = None,
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Measure throughput, latency by stage and memory, in-process and served. One JSON line ends the output."""
+    """Measure throughput, latency by stage and memory, in-process and served. The last output line is JSON."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import bench as benchmark  # noqa: PLC0415
 
@@ -213,24 +228,31 @@ def bench(
 
 @models.command("pull")
 def pull_models(
-    profile: Annotated[str, typer.Argument(help="shift; shift-wan runs on the same networks.")],
+    profile: Annotated[str, typer.Argument(help="shift or shift-wan; both use the same networks.")],
     *,
     cotracker: Annotated[
-        Path | None, typer.Option(help="CoTracker3's scaled_offline.pth (or .safetensors) at hand; none: the hub's.")
+        Path | None,
+        typer.Option(
+            help="Local copy of CoTracker3's scaled_offline.pth, or its .safetensors (default: download from Hugging "
+            "Face)."
+        ),
     ] = None,
     sea_raft: Annotated[
         Path | None,
         typer.Option(
-            help="SEA-RAFT's Tartan-C-T-TSKH-spring540x960-M (.pth or .safetensors) at hand, or an instantaneous "
-            "checkpoint of SHIFT's reference code, which holds its own; none: the hub's."
+            help="Local copy of SEA-RAFT's Tartan-C-T-TSKH-spring540x960-M (.pth or .safetensors), or an instantaneous "
+            "checkpoint of SHIFT's reference code, which contains a SEA-RAFT (default: download from Hugging Face)."
         ),
     ] = None,
-    replace: Annotated[bool, typer.Option(help="Take other weights than those pulled before.")] = False,
+    replace: Annotated[bool, typer.Option(help="Replace weights that were pulled before.")] = False,
     models_dir: ModelsFolder = None,
 ) -> None:
-    """Fetch the frozen networks, convert them to safetensors and pin their sha256; prints their licences."""
+    """Fetch the frozen networks, convert them to safetensors and pin their sha256. Print their licences."""
     if profile not in ("shift", "shift-wan"):
-        raise BadRequest(f"profile '{profile}' has nothing to pull; `motion-reward models pull shift` does")
+        raise BadRequest(
+            f"profile '{profile}' has no frozen networks to pull; shift and shift-wan do: "
+            "run `motion-reward models pull shift`"
+        )
     settings = settings_of(models_dir=models_dir)
     from reward_server.models.pull import pull  # noqa: PLC0415
 
@@ -239,7 +261,7 @@ def pull_models(
 
 @models.command("list")
 def list_models(*, models_dir: ModelsFolder = None) -> None:
-    """Show what is in the models folder, and whether it is still what was pulled."""
+    """List the models folder, and check that each file is still the one that was pulled."""
     settings = settings_of(models_dir=models_dir)
     from rich.console import Console  # noqa: PLC0415
 
@@ -256,14 +278,16 @@ def list_models(*, models_dir: ModelsFolder = None) -> None:
 def import_reference_discriminators(
     *,
     instantaneous: Annotated[Path, typer.Option(help="Instantaneous checkpoint of SHIFT's reference code.")],
-    long_term: Annotated[Path, typer.Option(help="Long-term checkpoint of it.")],
-    out: Annotated[Path | None, typer.Option(help="Checkpoint to write; none: where --profile looks for it.")] = None,
+    long_term: Annotated[Path, typer.Option(help="Long-term checkpoint of SHIFT's reference code.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Checkpoint to write (default: where the profile looks for it).")
+    ] = None,
     profile: Annotated[
-        str, typer.Option(help="shift or shift-wan: the size the discriminators were trained at.")
+        str, typer.Option(help="shift or shift-wan: the frame size at which the discriminators were trained.")
     ] = "shift",
     models_dir: ModelsFolder = None,
 ) -> None:
-    """Turn discriminators trained with SHIFT's reference code into a checkpoint of ours, in full precision."""
+    """Convert discriminators trained with SHIFT's reference code to this server's format, in full precision."""
     settings = settings_of(profile=profile, models_dir=models_dir)
     from reward_server.profiles import load_profile  # noqa: PLC0415
     from reward_server.profiles.discriminators import discriminators_file  # noqa: PLC0415
@@ -282,7 +306,7 @@ def import_reference_discriminators(
 
 
 def settings_of(**options: Any) -> Settings:
-    """The environment's settings under the options that were given. Exits with 2 naming what is wrong."""
+    """Settings from the environment, overridden by the options that are not None. A wrong value exits with code 2."""
     from pydantic import ValidationError  # noqa: PLC0415
 
     try:
@@ -293,7 +317,7 @@ def settings_of(**options: Any) -> Settings:
 
 
 def main() -> None:
-    """What the user can mend is one line on the standard error: exit code 2 for a wrong use, else 1."""
+    """Run the command line. An expected error prints one line to stderr and exits with 2 (wrong usage) or 1 (other)."""
     from protos.client.errors import RewardClientError  # noqa: PLC0415
     from reward_server import log  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""Logs: for people on a terminal, JSON lines otherwise; request_id and job_id come along from the context.
+"""Configures logging: readable lines on a terminal, JSON lines otherwise.
 
-Bind them with `structlog.contextvars.bound_contextvars(request_id=...)`. The standard library's loggers
-(uvicorn, grpc, redis) go the same way.
+Bind request_id and job_id with `structlog.contextvars.bound_contextvars(request_id=...)`; every line logged in
+that context then carries them. Lines from standard-library loggers (uvicorn, grpc, redis) take the same format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from structlog.typing import Processor
 
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
-    """Send every log line at or above `level` ("debug" .. "error") to `stream`, stderr by default."""
+    """Send log lines at or above `level` ("debug", "info", "warning" or "error") to `stream`, by default stderr."""
     target = stream or sys.stderr
     people = target.isatty()
     shared: list[Processor] = [
@@ -33,15 +33,9 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    _send_to(target, level, shared, _for_people() if people else _for_programs())
-
-
-def _for_people() -> list[Processor]:
-    return [structlog.dev.ConsoleRenderer()]
-
-
-def _for_programs() -> list[Processor]:
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    for_people: list[Processor] = [structlog.dev.ConsoleRenderer()]
+    for_programs: list[Processor] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    _send_to(target, level, shared, for_people if people else for_programs)
 
 
 def _send_to(target: TextIO, level: str, shared: list[Processor], last: list[Processor]) -> None:

@@ -1,10 +1,12 @@
-"""Motion state of a clip, and the formulas that make it; no weights, shared by every profile.
+"""Defines the motion state of a clip, `Motion`, and the formulas that compute its parts.
 
-A profile's estimators turn a decoded clip into one `Motion`; the discriminators read nothing else.
-Formulas follow SHIFT (arXiv 2603.17426): residual map of the instantaneous reward, displacement
-features of the long-term one. Torch throughout, so that the same code serves CPU and device.
+Every profile uses this module; it holds no weights. A profile's estimators turn a decoded clip into one
+`Motion`, which is all that the discriminators read. The formulas follow SHIFT (arXiv 2603.17426): the residual
+map for the instantaneous reward, the displacement features for the long-term reward. Everything is written in
+torch, so the same code runs on CPU and GPU.
 
-Legend: B clips, T frames, P = T-1 pairs, N points, H, W pixels, S scales, K correlation window.
+Legend: B clips, T frames, P = T-1 frame pairs, N points, H, W frame size in pixels, S scales, K side of a
+correlation map.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ DISPLACEMENT_FEATURES = 4 * (1 + 2 * NUM_OCTAVES)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Motion:
-    """What a profile's estimators saw in one clip. Pixels are those of the frames the profile works on.
+    """The motion of one clip as a profile's estimators measured it, in pixels of the frames the profile works on.
 
-    tracks          [T,N,2] float32, (x, y) px; row 0 is the queries
+    tracks          [T,N,2] float32, (x, y) px; tracks[0] holds the query points
     visibility      [T,N]   float32 0..1, 1 while the point is followed
-    confidence      [T,N]   float32 0..1, how far the position can be trusted
-    correlation     [T,N,S,K,K] float32 -1..1, the query's patch against its neighbourhood at the tracked place;
-                    first window axis is the offset in y, second in x; the centre is offset 0
+    confidence      [T,N]   float32 0..1, how reliable the position is
+    correlation     [T,N,S,K,K] float32 -1..1, the query's patch against the neighbourhood of the tracked position;
+                    the first K is the offset in y, the second the offset in x, and the centre is offset 0
     flow            [P,2,H,W] float32, (u, v) px from frame t to t+1
     residual        [P,H,W] float32, gray levels, see `residual_map`
     flow_confidence [P,H,W] float32 0..1
     fps             frames per second of the T frames
+
+    Raises ValueError for a tensor of another shape or dtype, and for an fps that is not a positive number.
     """
 
     tracks: Tensor
@@ -73,12 +77,12 @@ class Motion:
 
     @property
     def maps(self) -> Tensor:
-        """[P,2,H,W]: residual and flow confidence, what the instantaneous discriminator reads."""
+        """Input of the instantaneous discriminator [P,2,H,W]: residual and flow confidence."""
         return torch.stack([self.residual, self.flow_confidence], dim=1)
 
     @property
     def state(self) -> Tensor:
-        """[T,N,2]: visibility and confidence as the profile's tokens hold them."""
+        """Visibility and confidence [T,N,2] in the form that the profile's track tokens contain."""
         return torch.stack([self.visibility, self.confidence], dim=-1)
 
     def __repr__(self) -> str:
@@ -88,10 +92,12 @@ class Motion:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class NetworkMotion(Motion):
-    """Motion that frozen networks saw; `correlation` is their embedding [T,N,C] and `tracks` are in their pixels.
+    """Motion measured by frozen networks.
 
-    logits  [T,N,2] float32, visibility and confidence before the sigmoid, as the tokens hold them: the sigmoid
-            of a sure one could not be undone
+    `correlation` is an embedding [T,N,C] here. `tracks` are in pixels of the frames as the tracker resizes them.
+
+    logits  [T,N,2] float32, visibility and confidence before the sigmoid, as the track tokens contain them. They
+            are kept because the sigmoid of a large logit rounds to 1 and cannot be inverted.
     """
 
     logits: Tensor
@@ -108,10 +114,11 @@ class NetworkMotion(Motion):
 
 
 def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:
-    """`num` distinct pixels of a height x width frame, [N,2] (x, y), the same on every machine and NumPy version.
+    """Draw `num` distinct pixels of a height x width frame as query points [num,2] (x, y).
 
-    Built on PCG64's raw words, which NumPy keeps stable, and not on `Generator.choice`, which it does not.
-    The first n of a longer draw are the draw of n. Raises ValueError if the frame has fewer pixels.
+    A seed gives the same points on every machine and NumPy version: they come from PCG64's raw words, which NumPy
+    keeps stable, and not from `Generator.choice`, which may change. The first n points of a longer draw are the
+    draw of n points. Raises ValueError unless `num` is in 1..height*width.
     """
     if not 1 <= num <= height * width:
         raise ValueError(f"num must be in 1..{height * width} for a {height}x{width} frame, got {num}")
@@ -122,10 +129,12 @@ def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.i
 
 
 def displacement_features(tracks: Tensor, scale: tuple[float, float]) -> Tensor:
-    """Drift of each track as sines: [B,T,N,2] px -> [B,T,N,84], in CoTracker3's order.
+    """Encode each track's displacements as sines: tracks c [B,T,N,2] px -> features [B,T,N,84], in CoTracker3's order.
 
-    p = (forward x, y, backward x, y) / scale, forward c[t]-c[t+1] (0 at the last frame), backward c[t]-c[t-1]
-    (0 at the first); features are [p | sin(2^k p), k = 0..9, k-major | sin(2^k p + pi/2), same order].
+    With p = (forward x, forward y, backward x, backward y) / scale, where forward is c[t] - c[t+1] (0 at the last
+    frame) and backward is c[t] - c[t-1] (0 at the first frame), the features are [p | sin(2^k p) | sin(2^k p + pi/2)]
+    for k = 0..9; k is the slower index. `scale` is (x, y) in pixels. Source: CoTracker3 (arXiv 2410.11831).
+    Raises ValueError for tracks of another shape.
     """
     if tracks.ndim != 4 or tracks.shape[-1] != 2:
         raise ValueError(f"tracks must be [B,T,N,2], got {list(tracks.shape)}")
@@ -139,21 +148,24 @@ def displacement_features(tracks: Tensor, scale: tuple[float, float]) -> Tensor:
 
 
 def gray_levels(frames: Tensor) -> Tensor:
-    """Luma 0..255 of RGB frames 0..255: [...,3,H,W] -> [...,H,W]."""
+    """Convert RGB frames to luma, both 0..255: [...,3,H,W] -> [...,H,W]."""
     red, green, blue = frames.unbind(-3)
     return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
 
 def residual_map(frames: Tensor, flow: Tensor) -> Tensor:
-    """Brightness-constancy residual I_x u + I_y v + I_t: [B,T,3,H,W] 0..255, [B,T-1,2,H,W] -> [B,T-1,H,W].
+    """Brightness-constancy residual I_x u + I_y v + I_t of every frame pair, in gray levels (SHIFT, arXiv 2603.17426).
 
-    (u, v) is the flow divided by its own root-mean-square magnitude per pair (+ 1e-6). I_x, I_y are those of the
-    pair's first frame under the kernel [-1, 0, 1], without the usual 1/2, and zero on the border columns, rows;
-    I_t is zero on all four borders. A texture moving by (s, 0) px thus leaves (2 - s) dI/dx: zero at 2 px a frame.
+    Takes frames [B,T,3,H,W] 0..255 and flow [B,T-1,2,H,W] px; returns [B,T-1,H,W].
+    (u, v) is the flow of a pair divided by its root-mean-square magnitude plus 1e-6. I_x and I_y are derivatives of
+    the pair's first frame under the kernel [-1, 0, 1], without the usual factor 1/2; I_x is zero on the border
+    columns, I_y on the border rows. I_t is the second frame minus the first, and zero on all four borders.
+    A texture that moves by (s, 0) px per frame therefore leaves (2 - s) dI/dx, which is zero at 2 px per frame.
+    Raises ValueError for other shapes.
     """
     batch, num_frames, channels, height, width = frames.shape
     if channels != 3 or flow.shape != (batch, num_frames - 1, 2, height, width):
-        raise ValueError(f"need frames [B,T,3,H,W] and flow [B,T-1,2,H,W], got {[*frames.shape]}, {[*flow.shape]}")
+        raise ValueError(f"need frames [B,T,3,H,W] and flow [B,T-1,2,H,W], got {[*frames.shape]} and {[*flow.shape]}")
     gray = gray_levels(frames)
     first, second = gray[:, :-1], gray[:, 1:]
     rms = flow.square().sum(2).mean((-2, -1)).sqrt() + 1e-6
@@ -166,10 +178,11 @@ def residual_map(frames: Tensor, flow: Tensor) -> Tensor:
 
 
 def mixture_confidence(info: Tensor, var_min: float, var_max: float) -> Tensor:
-    """Confidence of a flow from SEA-RAFT's mixture discriminator: [...,4,H,W] -> [...,H,W] in [1e-6, 1].
+    """Confidence of a flow field from SEA-RAFT's mixture output: info [...,4,H,W] -> [...,H,W] in [1e-6, 1].
 
-    Channels are two weight logits and two log-scales, the first clamped to [0, var_max], the second to [var_min, 0].
-    Uncertainty is the expected scale; confidence is exp(-uncertainty / its lower median over the map).
+    The four channels are two mixture logits and two log-scales. The first log-scale is clamped to [0, var_max], the
+    second to [var_min, 0]. Uncertainty is the expected scale under the mixture. Confidence is exp(-uncertainty / m),
+    where m is the lower median of the uncertainty over the map. Raises ValueError for another shape.
     """
     if info.ndim < 3 or info.shape[-3] != 4:
         raise ValueError(f"info must be [...,4,H,W], got {list(info.shape)}")
@@ -177,5 +190,5 @@ def mixture_confidence(info: Tensor, var_min: float, var_max: float) -> Tensor:
     wide = info[..., 2, :, :].clamp(0.0, var_max).exp()
     narrow = info[..., 3, :, :].clamp(var_min, 0.0).exp()
     uncertainty = weights[..., 0, :, :] * wide + weights[..., 1, :, :] * narrow
-    median = uncertainty.flatten(-2).median(-1).values.clamp(min=1e-6)  # torch takes the lower of two middles
+    median = uncertainty.flatten(-2).median(-1).values.clamp(min=1e-6)  # torch returns the lower of two middle values
     return (-uncertainty / median[..., None, None]).exp().clamp(1e-6, 1.0)

@@ -1,9 +1,9 @@
-"""The whole of scoring on one page: clips -> motion -> discriminators -> clipped logits -> rewards.
+"""Scores clips: clips -> motion -> discriminators -> clipped logits -> rewards.
 
-`prepare` is the part that needs no model (decoding), safe to call from many threads; `score` takes
-a batch of prepared clips of one shape. A worker runs the two as stages; `score_submissions` does
-both for people who score inside their own process. Results do not depend on what else is in the
-batch beyond 1e-4 in the logits (matrix products of another size round differently).
+`prepare` decodes a clip; it needs no model and may be called from many threads. `score` takes a batch of prepared
+clips of one shape. A worker runs these two as separate stages. `score_submissions` runs both, for scoring inside
+your own process. The other clips of a batch change a logit by at most 1e-4, because matrix products of another
+size round differently.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from protos.types import (
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.motion import Motion
-from reward_server.networks.prepacked import Compute
+from reward_server.networks.prepacked import Compute, passes
 from reward_server.profiles import Profile, load_profile
 from reward_server.profiles.discriminators import (
     Discriminators,
@@ -55,29 +55,29 @@ from reward_server.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedClip:
-    """A decoded clip waiting for its batch."""
+    """A decoded clip that waits for its batch."""
 
     decoded: DecodedClip
     context: Context
-    discriminators: Discriminators  # the version that will judge it
+    discriminators: Discriminators  # the version that will score the clip
     query_seed: int
     decode_ms: float
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Frames, height and width of its windows: clips of one shape share a batch."""
+        """Frames, height and width of the clip's windows. Clips of one shape share a batch."""
         frames, _, height, width = self.decoded.windows[0].clip.frames.shape
         return frames, height, width
 
     @property
     def cost(self) -> float:
-        """Pixels of all its windows."""
+        """Pixels (frames x height x width) of all the clip's windows."""
         frames, height, width = self.shape
         return float(len(self.decoded.windows) * frames * height * width)
 
 
 def compute_of(settings: Settings) -> Compute:
-    """How the settings want frozen networks to compute."""
+    """How frozen networks compute under these settings."""
     return Compute(precision=settings.precision, memory_mib=settings.pass_memory_mib, compile=settings.compile)
 
 
@@ -94,7 +94,8 @@ class Pipeline:
 
     @classmethod
     def load(cls, settings: Settings) -> Pipeline:
-        """Load the profile's frozen networks, if it has any, and its discriminators. Raises NotReady if there are none."""
+        """Load the profile's discriminators and, if it has any, its frozen networks. Raises NotReady if weights are
+        missing or do not fit."""
         profile = load_profile(
             settings.profile,
             settings.models_folder,
@@ -106,22 +107,23 @@ class Pipeline:
         return cls(profile, load_discriminators(profile, discriminators, device=settings.device), settings)
 
     def discriminators_of(self, data: bytes) -> Discriminators:
-        """The discriminators in a file's bytes, ready to judge. Raises NotReady when they do not fit the profile."""
+        """Load discriminators from the bytes of a checkpoint file. Raises NotReady if they do not fit the profile."""
         return read_discriminators(
             self.profile, data, source="this discriminator version", device=self._settings.device
         )
 
     def prepare(self, submission: Submission, discriminators: Discriminators | None = None) -> PreparedClip:
-        """Decode and sample one clip, to be judged by `discriminators`, by default the loaded ones. Thread-safe.
+        """Decode and sample one clip. `discriminators` will score it; the default is the loaded ones. Thread-safe.
 
-        Raises InvalidClip leaves, and VersionNotServed if the clip is pinned to other discriminators.
+        Raises a subclass of InvalidClip if the clip cannot be scored, and VersionNotServed if it is pinned to another
+        discriminator version.
         """
         discriminators = discriminators or self.discriminators
         wanted = submission.context.discriminator_version
         if wanted and wanted != discriminators.version:
             raise VersionNotServed(
-                f"discriminator version '{wanted}' is not served, '{discriminators.version}' is; "
-                "pin that one, or leave the pin out"
+                f"discriminator version '{wanted}' is not served here, only '{discriminators.version}'; "
+                "pin that version, or pin none"
             )
         started = time.perf_counter()
         decoded = decode(submission, self._sampling, self.model.limits, self._settings.max_decode_s)
@@ -134,14 +136,19 @@ class Pipeline:
         )
 
     def score(self, prepared: Sequence[PreparedClip]) -> list[Scored]:
-        """Score a batch of one shape and one version, in order; one clip's fault is its own result alone."""
+        """Score prepared clips of one shape and one discriminator version, in order.
+
+        Returns one result per clip. A clip with a logit that is not finite gets an error as its result; the other
+        clips are unaffected.
+        """
         started = time.perf_counter()
         clips = [(window.clip, item.query_seed) for item in prepared for window in item.decoded.windows]
         motions = self._motions(clips)
         motion_ms = _ms_since(started)
         started = time.perf_counter()
         discriminators = prepared[0].discriminators
-        logits = torch.cat([self._logits(discriminators, chunk) for chunk in self._chunks(motions)])
+        size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))  # bounds the discriminators' memory
+        logits = torch.cat([self._logits(discriminators, motions[part]) for part in passes(len(motions), size)])
         timings = Timings(motion_ms=motion_ms, discriminator_ms=_ms_since(started))
         ends = list(accumulate(len(item.decoded.windows) for item in prepared))
         spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -154,7 +161,10 @@ class Pipeline:
         ]
 
     def score_submissions(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """Score clips in this process: one outcome each, in order. Job ids are positions."""
+        """Score clips in this process. Returns one outcome per clip, in order; its job_id is the clip's position.
+
+        An error of the clip itself becomes its outcome; it is not raised.
+        """
         prepared = list(self._pool.map(self._try_prepare, submissions))
         results: dict[int, Reward | RewardServerError] = {}
         buckets: dict[tuple[int, ...], list[tuple[int, PreparedClip]]] = defaultdict(list)
@@ -176,7 +186,7 @@ class Pipeline:
             return error
 
     def _motions(self, clips: Sequence[tuple[Clip, int]]) -> list[Motion]:
-        """Of clips with their query seeds, in order."""
+        """Motion of each (clip, query seed), in order."""
 
         def one(pair: tuple[Clip, int]) -> Motion:
             return self.profile.motion(pair[0], query_seed=pair[1], num_tracks=self.model.input.num_tracks)
@@ -184,18 +194,16 @@ class Pipeline:
         return list(self._pool.map(one, clips) if self.profile.parallel_clips else map(one, clips))
 
     def _features(self, item: PreparedClip, motions: Sequence[Motion]) -> bytes:
-        """What a refresh of the clip's run may train on: one window, the same for all clips of a query seed."""
+        """Packed motion that a refresh of the clip's run may train on; empty if the clip names no run or origin.
+
+        One window is packed; which one depends on the query seed, so the clips of a group give the same window.
+        """
         context, settings = item.context, self._settings
         if not (context.run_id and context.origin and settings.feature_max_clips):
             return b""
         motion = motions[item.query_seed % len(motions)]
         pairs, tracks = settings.feature_pairs, settings.feature_tracks
         return pack_clip(motion, num_pairs=pairs, num_tracks=tracks, group_id=context.group_id)
-
-    def _chunks(self, motions: Sequence[Motion]) -> Iterable[Sequence[Motion]]:
-        """As many windows at once as `pass_cost` allows, to bound the discriminators' memory."""
-        size = max(1, int(self._settings.pass_cost / motions[0].residual.numel()))
-        return (motions[start : start + size] for start in range(0, len(motions), size))
 
     def _logits(self, discriminators: Discriminators, motions: Sequence[Motion]) -> Tensor:
         maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])
@@ -211,7 +219,9 @@ class Pipeline:
         self, item: PreparedClip, logits_W2: Tensor, motions: Sequence[Motion], timings: Timings
     ) -> Reward | RewardServerError:
         if not bool(torch.isfinite(logits_W2).all()):
-            return NonFiniteLogit("a discriminator returned NaN or infinity; report the clip and the version")
+            return NonFiniteLogit(
+                "a discriminator returned NaN or infinity; report the clip and the discriminator version"
+            )
         raw = _logits(logits_W2.mean(dim=0))
         low, high = self._bounds.min, self._bounds.max
         clipped = Logits(
@@ -235,7 +245,7 @@ class Pipeline:
         weights = self.model.weights
         total = weights.instantaneous * logits.instantaneous + weights.long_term * logits.long_term
         mean = total / (weights.instantaneous + weights.long_term)
-        return min(max(mean, self._bounds.min), self._bounds.max)  # of two equal bounds it may round past them
+        return min(max(mean, self._bounds.min), self._bounds.max)  # rounding may take the mean past a bound
 
     def _provenance(self, item: PreparedClip, motions: Sequence[Motion], timings: Timings) -> Provenance:
         frames, height, width = item.shape
@@ -258,7 +268,11 @@ class Pipeline:
 
 
 def query_seed(submission: Submission) -> int:
-    """The given seed; else one that the clips of a group share; else one that depends on the bytes alone."""
+    """Seed of a clip's query points.
+
+    This is the context's seed if it has one. Otherwise the clips of a group share a seed, and a clip without a
+    group gets a seed from its bytes.
+    """
     context = submission.context
     if context.query_seed is not None:
         return context.query_seed
@@ -267,7 +281,7 @@ def query_seed(submission: Submission) -> int:
 
 
 def outcome(job_id: str, result: Reward | RewardServerError, context: Context) -> Outcome:
-    """A scored clip's outcome."""
+    """Turn the result of scoring, a reward or an error, into an outcome."""
     if isinstance(result, Reward):
         return Outcome(job_id=job_id, kind=OutcomeKind.OK, reward=result, context=context)
     return error_outcome(job_id, result, context)
@@ -276,7 +290,7 @@ def outcome(job_id: str, result: Reward | RewardServerError, context: Context) -
 def batches_by_cost(
     bucket: Sequence[tuple[int, PreparedClip]], max_cost: float
 ) -> Iterable[Sequence[tuple[int, PreparedClip]]]:
-    """Consecutive batches of at most `max_cost` pixels, or of one clip that alone costs more."""
+    """Split (position, clip) pairs into consecutive batches of at most `max_cost` pixels; a larger clip goes alone."""
     batch: list[tuple[int, PreparedClip]] = []
     for item in bucket:
         if batch and sum(other.cost for _, other in [*batch, item]) > max_cost:
@@ -289,7 +303,9 @@ def batches_by_cost(
 
 def _describe(profile: Profile, discriminators: Discriminators, sampling: Sampling, settings: Settings) -> Model:
     if settings.weight_instantaneous + settings.weight_long_term <= 0:
-        raise ScoringFailed("both discriminator weights are 0; set weight_instantaneous or weight_long_term above 0")
+        raise ScoringFailed(
+            "weight_instantaneous and weight_long_term are both 0, so there is no reward; set one of them above 0"
+        )
     return Model(
         profile=profile.name,
         discriminator_version=discriminators.version,

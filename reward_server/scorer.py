@@ -1,6 +1,6 @@
-"""What scores clips, as a worker and a refresh see it: `Scorer`, and the values that pass through it.
+"""Defines `Scorer`, the interface through which a worker and a refresh score clips, and the values it exchanges.
 
-`pipeline.Pipeline` is the real one. This module loads no torch and no Redis, so both sides may import it.
+`pipeline.Pipeline` implements it. This module imports neither torch nor Redis, so any module may import it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from reward_server.errors import RewardServerError
 
 
 class Prepared(Protocol):
-    """A decoded clip: those of one `shape` share a batch, `cost` (pixels) adds up to settings.batch_cost."""
+    """A decoded clip. Clips of one `shape` share a batch; `cost` in pixels counts towards settings.batch_cost."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -24,14 +24,14 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What became of one clip of a batch, and its packed motion where a refresh may want it."""
+    """The result of one clip: its reward or error, and its packed motion if a refresh may train on it."""
 
     result: Reward | RewardServerError
     features: bytes = field(default=b"", repr=False)
 
 
 class Scorer(Protocol):
-    """What a worker needs of pipeline.Pipeline. `prepare` is called from several threads, `score` from one."""
+    """What a worker needs from pipeline.Pipeline. `prepare` is called from several threads, `score` from one."""
 
     @property
     def model(self) -> Model: ...
@@ -39,10 +39,13 @@ class Scorer(Protocol):
     def profile(self) -> Any: ...
     @property
     def discriminators(self) -> Any:
-        """The discriminators of `model`; `discriminators_of` makes those of another version from their file's bytes."""
+        """The loaded discriminators, whose version `model` names."""
 
-    def discriminators_of(self, data: bytes) -> Any: ...
+    def discriminators_of(self, data: bytes) -> Any:
+        """Load the discriminators of another version from the bytes of their checkpoint file."""
+
     def prepare(self, submission: Submission, discriminators: Any = None) -> Any:
-        """To be judged by `discriminators`, by default its own."""
+        """Decode one clip. `discriminators` will score it; the default is the loaded ones."""
 
-    def score(self, prepared: Sequence[Any]) -> Sequence[Scored]: ...
+    def score(self, prepared: Sequence[Any]) -> Sequence[Scored]:
+        """Score prepared clips of one shape and one discriminator version, in order."""

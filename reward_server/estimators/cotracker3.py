@@ -1,12 +1,12 @@
-"""CoTracker3 offline: tracks of query points through a clip, and the tokens the long-term discriminator reads; frozen.
+"""Tracks query points through a clip with CoTracker3 offline, frozen, and returns the tokens of its last iteration.
 
-From CoTracker3 (arXiv 2410.11831): a feature net per frame, a feature pyramid, correlation of the
-7x7 neighbourhoods of query and track, and a transformer that refines position, visibility and
-confidence a few times. Parameter names, misspellings included, are those of the published
-checkpoint, so it loads strictly. Clips of any length; clips of a batch are independent.
+The long-term discriminator reads these tokens. The network follows CoTracker3 (arXiv 2410.11831): a feature net per
+frame, a feature pyramid, correlation of the 7x7 neighbourhoods of query and track, and a transformer that refines
+position, visibility and confidence in a few iterations. Parameter names, misspellings included, are those of the
+published checkpoint, so it loads strictly. Clips may have any length; clips of a batch are independent.
 
-Shapes: B clips, T frames, N tracks, C channels, D token size, H, W pixels of the input, h, w cells of a
-pyramid level. "Model pixels" are those of the 384x512 frames the networks see.
+Shapes: B clips, T frames, N tracks, C channels, D token size, H, W input size in pixels, h, w size of a pyramid
+level in cells. "Model pixels" are pixels of the 384x512 frames that the networks see.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ SUPPORT_SIDE = 6
 
 @dataclass(frozen=True, kw_only=True)
 class CoTracker3Config:
-    """Sizes; the defaults are the published checkpoint's.
+    """Sizes of the network; the defaults are the published checkpoint's.
 
-    The two `per_pass` are how many frames the feature net sees, and of how many tracks features are gathered, at
-    once on a CPU, where small is fast. All other passes follow the `Compute`'s memory.
+    On a CPU, small passes are fast: the feature net takes `frames_per_pass` frames at once, and features are gathered
+    for `tracks_per_pass` tracks at once. All other passes are sized by the memory that `Compute` allows.
+    Raises ValueError for frames that are too small, no iteration, or another token size.
     """
 
     height_px: int = 384
@@ -59,13 +60,13 @@ class CoTracker3Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Tracks and what the long-term discriminator reads of them; one clip's has no B.
+    """Tracks and the tokens that the long-term discriminator reads. The tracking of a single clip has no B.
 
     tracks      [B,T,N,2]    float32, (x, y) model pixels
     visibility  [B,T,N]      float32 0..1
     confidence  [B,T,N]      float32 0..1
-    tokens      [B,N,T,1110] float32, what the last iteration read: the state before the last update. After a
-                `tokens_only` run the other three are that state too, since the last update was left out.
+    tokens      [B,N,T,1110] float32, the input of the last iteration, so they encode the state before the last
+                update. With `tokens_only` the last update is left out, and the other three hold that state too.
     """
 
     tracks: Tensor
@@ -92,10 +93,11 @@ class CoTracker3(nn.Module):
     def forward(
         self, frames_BT3HW: Tensor, queries_BN3: Tensor, *, tokens_only: bool = False, keep_support: bool = False
     ) -> Tracking:
-        """Track `queries` (frame, x, y in input pixels) through `frames` (RGB 0..255, uint8 or float).
+        """Track queries [B,N,3] (frame, x, y in input pixels) through frames [B,T,3,H,W] (RGB 0..255, uint8 or float).
 
-        Queries are best left on the CPU: to look at them there does not wait for the device.
-        `tokens_only` leaves out the last update; `keep_support` keeps the support grid's tracks, at the end.
+        Leave the queries on the CPU: checking them there does not wait for the device. `tokens_only` leaves out the
+        last update. `keep_support` appends the support grid's 36 tracks to the result.
+        Raises ValueError for other shapes and for a query frame outside the clip.
         """
         _check(frames_BT3HW, queries_BN3)
         height, width = frames_BT3HW.shape[-2:]
@@ -108,28 +110,28 @@ class CoTracker3(nn.Module):
         return Tracking(**{name: _stacked([getattr(clip, name) for clip in clips]) for name in names})
 
     def model_queries(self, queries_N3: Tensor, height: int, width: int) -> Tensor:
-        """Queries in model pixels, with the support grid of frame 0 appended: [N+36,3]."""
+        """Scale queries from input pixels to model pixels and append the support grid of frame 0: [N,3] -> [N+36,3]."""
         config = self.config
         scale = [1, (config.width_px - 1) / max(width - 1, 1), (config.height_px - 1) / max(height - 1, 1)]
         queries = queries_N3.float() * queries_N3.new_tensor(scale, dtype=torch.float32)
         return torch.cat([queries, support_grid(config.height_px, config.width_px).to(queries)])
 
     def encode(self, frames_T3HW: Tensor) -> Pyramid:
-        """The feature pyramid of a clip; it serves any number of query sets."""
+        """Compute the feature pyramid of a clip [T,3,H,W]. It can be used for any number of query sets."""
         config = self.config
         size = (config.height_px // STRIDE_PX, config.width_px // STRIDE_PX)
         level = torch.empty(len(frames_T3HW), *size, FEATURE_DIM, device=frames_T3HW.device)
-        bytes_each = 4 * 128 * config.height_px * config.width_px  # of a frame inside the feature net, about
+        bytes_each = 4 * 128 * config.height_px * config.width_px  # about what a frame takes inside the feature net
         num = per_pass(self.compute, frames_T3HW.device, config.frames_per_pass, bytes_each)
         for part in passes(len(frames_T3HW), num):
             level[part] = self._features(frames_T3HW[part]).permute(0, 2, 3, 1)
-        levels = [level.permute(0, 3, 1, 2)]  # channels-last, as every coarser level
+        levels = [level.permute(0, 3, 1, 2)]  # channels-last, like every coarser level
         for _ in range(NUM_LEVELS - 1):
             levels.append(F.avg_pool2d(levels[-1], 2))
         return tuple(level_TCHW.permute(0, 2, 3, 1).contiguous() for level_TCHW in levels)
 
     def resized(self, frames_T3HW: Tensor) -> Tensor:
-        """Frames in model pixels, still 0..255, float32."""
+        """Resize frames to model pixels: [T,3,H,W] -> float32 [T,3,384,512], still 0..255."""
         size = (self.config.height_px, self.config.width_px)
         return F.interpolate(frames_T3HW.float(), size, mode="bilinear", align_corners=True)
 
@@ -141,10 +143,13 @@ class CoTracker3(nn.Module):
     def track(
         self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
     ) -> Tracking:
-        """Tracks of one clip (no B) from its pyramid and queries in model pixels, of the first `num_kept` queries."""
+        """Track one clip, given its pyramid and queries [N,3] in model pixels. The result has no B.
+
+        Only the tracks of the first `num_kept` queries are returned; by default all are.
+        """
         steps = self.refinements(pyramid, queries_N3, num_kept, tokens_only=tokens_only)
         for _ in range(self.config.iters):
-            refined = None  # tokens take 100 MiB and more: the earlier are freed before the next are made
+            refined = None  # tokens take 100 MiB or more, so the previous ones are freed before the next are made
             refined = next(steps)
         assert refined is not None
         tokens, state = refined
@@ -159,10 +164,10 @@ class CoTracker3(nn.Module):
     def refinements(
         self, pyramid: Pyramid, queries_N3: Tensor, num_kept: int | None = None, *, tokens_only: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """After each iteration: the tokens [N,T,D] it read and the state [N,T,4] it left.
+        """Yield, for each iteration, the tokens [N,T,D] it read and the state [N,T,4] after it.
 
-        The state is (x, y) in level-0 cells, then logits of visibility and confidence. With
-        `tokens_only`, the last iteration reads the tokens of the first `num_kept` queries and updates nothing.
+        The state is (x, y) in level-0 cells, then the logits of visibility and confidence. With `tokens_only`, the
+        last iteration computes only the tokens of the first `num_kept` queries and leaves the state as it was.
         """
         state = F.pad(queries_N3[:, 1:] / STRIDE_PX, (0, 2))[:, None].repeat(1, len(pyramid[0]), 1)
         for iteration in range(self.config.iters):
@@ -175,10 +180,10 @@ class CoTracker3(nn.Module):
             del tokens
 
     def tokens(self, pyramid: Pyramid, queries_N3: Tensor, state_NT4: Tensor) -> Tensor:
-        """What the transformer reads of each track and frame: [N,T,D], in passes over tracks.
+        """Compute the transformer's input tokens [N,T,D], in passes over tracks.
 
-        There may be more queries than tracks; the first N count. Their own features are gathered anew in every
-        pass: that takes 1/T of the time of the tracks' and saves keeping 100 MiB.
+        If there are more queries than tracks, the first N are used. The features around the queries are gathered again
+        in every iteration. That takes 1/T of the time spent on the tracks' features and saves 100 MiB.
         """
         tokens = state_NT4.new_empty(*state_NT4.shape[:2], TOKEN_DIM)
         tokens[..., :2] = state_NT4[..., 2:]
@@ -192,10 +197,10 @@ class CoTracker3(nn.Module):
         return tokens.add_(resampled(self.time_emb, state_NT4.shape[1]))
 
     def _matches(self, pyramid: Pyramid, queries_N3: Tensor, centres_NT2: Tensor) -> Iterator[Tensor]:
-        """Per level, the features [N,T,256] of the correlations around every centre."""
+        """Yield, for each pyramid level, the correlation features [N,T,256] around every centre."""
         support = support_features(pyramid, queries_N3[:, 1:] / STRIDE_PX, queries_N3[:, 0].long())
         volume_NTV = centres_NT2.new_empty(*centres_NT2.shape[:2], WINDOW**4)
-        bytes_each = 4 * centres_NT2.shape[1] * 64 * 3 * FEATURE_DIM  # of a track: gathered cells and products
+        bytes_each = 4 * centres_NT2.shape[1] * 64 * 3 * FEATURE_DIM  # per track: gathered cells and products
         num = per_pass(self.compute, centres_NT2.device, self.config.tracks_per_pass, bytes_each)
         for level, (features, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
             for part in passes(len(centres_NT2), num):
@@ -213,7 +218,10 @@ class CoTracker3(nn.Module):
 
 
 class UpdateFormer(TrackTransformer):
-    """The track transformer with linear heads: tokens [B,N,T,D] -> (dx, dy, d visibility, d confidence) [B,N,T,4]."""
+    """The track transformer with two linear output layers: tokens [B,N,T,D] -> updates [B,N,T,4].
+
+    An update is (dx, dy) in level-0 cells, then the changes of the visibility and confidence logits.
+    """
 
     def __init__(self, config: TrackViTConfig) -> None:
         super().__init__(config)
@@ -227,7 +235,7 @@ class UpdateFormer(TrackTransformer):
 
 
 def support_grid(height: int, width: int) -> Tensor:
-    """6x6 extra queries (frame 0, x, y) [36,3] in model pixels, a 64th of the width from the borders, row by row."""
+    """6x6 extra queries [36,3] (frame 0, x, y) in model pixels, row by row, 1/64 of the width away from the borders."""
     margin = width / 64
     y = torch.linspace(margin, height - margin, SUPPORT_SIDE)
     x = torch.linspace(margin, width - margin, SUPPORT_SIDE)
@@ -236,14 +244,14 @@ def support_grid(height: int, width: int) -> Tensor:
 
 
 def time_embedding(num_frames: int, dim: int) -> Tensor:
-    """Sines, then cosines, of t * 10000^(-k/(dim/2)): [1,T,dim]."""
+    """Time embedding [1,T,dim]: the sines of t * 10000^(-k/(dim/2)) for k = 0..dim/2-1, then the cosines."""
     rates = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     phase = torch.arange(num_frames, dtype=torch.float64)[:, None] * rates
     return torch.cat([phase.sin(), phase.cos()], dim=1).float()[None]
 
 
 def resampled(time_1SD: Tensor, num_frames: int) -> Tensor:
-    """The time embedding stretched linearly to `num_frames`: [T,D]."""
+    """Interpolate a time embedding [1,S,D] linearly to `num_frames`: [T,D]."""
     if num_frames == time_1SD.shape[1]:
         return time_1SD[0]
     stretched = F.interpolate(time_1SD.float().transpose(1, 2), num_frames, mode="linear", align_corners=False)
@@ -251,7 +259,7 @@ def resampled(time_1SD: Tensor, num_frames: int) -> Tensor:
 
 
 def _stacked(clips: list[Tensor]) -> Tensor:
-    """With B in front; one clip is not copied, as tokens take 100 MiB and more."""
+    """Stack along a new first axis B. A single clip is not copied, because tokens take 100 MiB or more."""
     return torch.stack(clips) if len(clips) > 1 else clips[0][None]
 
 

@@ -1,10 +1,10 @@
-"""CoTracker3's feature net: a small ResNet whose four stages are resized to a quarter and fused; frozen.
+"""Computes CoTracker3's frame features (arXiv 2410.11831): a small frozen ResNet that fuses its four stages.
 
-Formulas of CoTracker3 (arXiv 2410.11831). Parameter names are those of the published checkpoint's `fnet`.
+Every stage is resized to a quarter of the frame's size before it is fused. Parameter names are those of the
+published checkpoint's `fnet`. Tensors are channels-last. On a CPU it is fastest with one frame at a time, because
+an instance norm is then a single pass.
 
-Works in channels-last, and best on one frame at a time: an instance norm is then one pass.
-
-Shapes: T frames, C channels, H, W pixels.
+Shapes: B images, T frames, C channels, H, W frame size in pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STRIDE_PX = 4
 
 
 class FeatureNet(nn.Module):
-    """Frames [T,3,H,W] in -1..1 -> features [T,128,H/4,W/4], each frame by itself."""
+    """Maps frames [T,3,H,W] in -1..1 to features [T,128,H/4,W/4]; frames are independent of each other."""
 
     compute: Compute | None = None
 
@@ -47,7 +47,7 @@ class FeatureNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm; both ReLUs come before the addition, and one after."""
+    """Two 3x3 convolutions, each with instance norm and ReLU, then the addition of the input and another ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -63,9 +63,10 @@ class ResidualBlock(nn.Module):
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Instance norm, eps 1e-5, with sums in float32; on a CPU and one frame it is BatchNorm, several times faster.
+    """Instance norm of x [B,C,H,W] with eps 1e-5 and sums in float32, by the fastest operator for the device.
 
-    BatchNorm's own float32 sums run over the whole map and lose two digits: here they are taken by rows first.
+    One frame on a CPU goes through BatchNorm, which is several times faster. In float32 the mean and variance are
+    computed here, row by row first: BatchNorm sums over the whole map and loses two digits.
     """
     if x.device.type != "cpu":
         return standardised(x)
@@ -80,7 +81,10 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def standardised(x: Tensor) -> Tensor:
-    """The same, laid out as `x` on every device; on a GPU group norm would undo channels-last."""
+    """Instance norm of x [B,C,H,W] with eps 1e-5 that keeps the memory layout of `x`. Sums are in float32.
+
+    It is used on a GPU, where group norm would undo channels-last.
+    """
     exact = x.float()
     variance, mean = torch.var_mean(exact, (2, 3), correction=0, keepdim=True)
     return ((exact - mean) * torch.rsqrt(variance + 1e-5)).to(x.dtype)

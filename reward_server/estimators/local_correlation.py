@@ -1,9 +1,9 @@
-"""Correlation of a track's neighbourhood with its query's, over a feature pyramid (CoTracker3, arXiv 2410.11831).
+"""Correlates a track's neighbourhood with its query's over a feature pyramid (CoTracker3, arXiv 2410.11831).
 
-A neighbourhood is 7x7 bilinear samples at integer offsets; its first axis is the offset in x, its second
-in y. Coordinates are in cells, integers are cell centres, and samples outside repeat the border.
+A neighbourhood is 7x7 bilinear samples at integer offsets. Its first axis is the offset in x, its second the offset
+in y. Coordinates are in cells; integers are cell centres. Samples outside the frame repeat the border.
 
-Shapes: T frames, N tracks, C channels, h, w cells of a level.
+Shapes: T frames, N tracks, C channels, K = 49 samples of a neighbourhood, h, w size of a level in cells.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Pyramid = tuple[Tensor, ...]  # level l: features [T,h,w,C], each half the size 
 
 
 def support_features(pyramid: Pyramid, centres_N2: Tensor, frames_N: Tensor) -> list[Tensor]:
-    """Per level, the query's neighbourhood in its own frame, [N,C,49]; centres in level-0 cells, computed once."""
+    """Neighbourhood of each query in its own frame, [N,C,49] per level.
+
+    `centres_N2` are the queries (x, y) in level-0 cells, `frames_N` their frames.
+    """
     levels = []
     for level, features_ThwC in enumerate(pyramid):
         samples_N77C = _mixed(*_patch(features_ThwC, centres_N2 / 2**level, frames_N))
@@ -29,16 +32,17 @@ def support_features(pyramid: Pyramid, centres_N2: Tensor, frames_N: Tensor) -> 
 
 
 def correlations(pyramid: Pyramid, support: list[Tensor], centres_NT2: Tensor) -> Iterator[Tensor]:
-    """Per level, `correlation` around centres in level-0 cells: [N,T,2401]."""
+    """Yield `correlation` [N,T,2401] for each level. `centres_NT2` are in level-0 cells."""
     for level, (features_ThwC, support_NCK) in enumerate(zip(pyramid, support, strict=True)):
         yield correlation(features_ThwC, support_NCK, centres_NT2 / 2**level)
 
 
 def correlation(features_ThwC: Tensor, support_NCK: Tensor, centres_NT2: Tensor) -> Tensor:
-    """Dot products of the track's neighbourhood with its query's, at one level: [N,T,2401], query index fastest.
+    """Dot products of each track's neighbourhood with its query's, at one level: [N,T,2401], query index fastest.
 
-    All 49 samples of a neighbourhood share one fractional offset: the products of the 8x8 cells around
-    it are taken first and mixed after, which is the same by linearity and needs no sampling of features.
+    `centres_NT2` are in cells of this level. All 49 samples of a neighbourhood share one fractional offset. So the
+    dot products are computed for the 8x8 cells around it and interpolated afterwards. By linearity the result is
+    the same, and no features need to be sampled.
     """
     frames_T = torch.arange(centres_NT2.shape[1], device=centres_NT2.device)
     cells, fraction = _patch(features_ThwC, centres_NT2, frames_T)
@@ -47,7 +51,10 @@ def correlation(features_ThwC: Tensor, support_NCK: Tensor, centres_NT2: Tensor)
 
 
 def _patch(features_ThwC: Tensor, centres: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The 8x8 cells [...,8,8,C] (x first) that 7x7 samples around `centres` [...,2] touch, and the fraction [...,2]."""
+    """Gather the 8x8 cells [...,8,8,C] (x first) that the 7x7 samples around `centres` [...,2] touch.
+
+    Also returns the fractional offset [...,2] of the samples.
+    """
     _, height, width, channels = features_ThwC.shape
     corner = centres.floor()
     steps = torch.arange(-RADIUS, RADIUS + 2, device=centres.device)
@@ -59,7 +66,7 @@ def _patch(features_ThwC: Tensor, centres: Tensor, frames: Tensor) -> tuple[Tens
 
 
 def _mixed(cells: Tensor, fraction: Tensor) -> Tensor:
-    """Linear mix of neighbours along x, then y: [...,8,8,K] and fractions [...,2] -> [...,7,7,K]."""
+    """Interpolate bilinearly, along x and then y: [...,8,8,K] and fractions [...,2] -> [...,7,7,K]."""
     x, y = (fraction[..., axis, None, None, None].to(cells.dtype) for axis in (0, 1))
     cells = torch.lerp(cells[..., :-1, :, :], cells[..., 1:, :, :], x)
     return torch.lerp(cells[..., :-1, :], cells[..., 1:, :], y)

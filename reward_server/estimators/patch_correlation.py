@@ -1,9 +1,9 @@
-"""Correlation maps of tracks: does the tracked place still look like the query, and where nearby more so?
+"""Computes correlation maps of tracks: how much the surroundings of a tracked position look like the query's patch.
 
-Part of the classical motion state, beside drift, visibility and confidence. Vectorised over points,
-which are the last and longest axis throughout, so that every product is one long vector operation.
+They are part of the classical motion state, besides positions, visibility and confidence. Points are the last and
+longest axis throughout, so that every product is one long vector operation.
 
-Legend: T frames, N points, H, W pixels, S scales, K offsets per axis, R side of a patch, px.
+Legend: T frames, N points, H, W frame size in pixels, S scales, K offsets per axis, R side of a patch in pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ Floats = NDArray[np.float32]
 
 
 def correlation_maps(gray: Floats, places: Floats, *, scales: int, window: int, patch: int, floor: float) -> Floats:
-    """Maps [T,N,S,K,K] in -1..1 of the query's patch (first frame) against the surroundings of its tracked places.
+    """Correlate each query's patch, taken in the first frame, with the surroundings of its tracked positions.
 
-    gray [T,H,W], places [T,N,2] (x, y) px. Normalised cross-correlation of R x R patches, bilinear at sub-pixel
-    places, at every level of an image pyramid, offsets in pixels of the level, y then x. `floor`, in squared gray
-    levels, is added to both variances: 0 without contrast, near 1 for equal patches of a contrast far above it.
+    gray is [T,H,W], places [T,N,2] (x, y) px, the result [T,N,S,K,K] in -1..1. It is the normalised cross-correlation
+    of R x R patches (R = `patch`) at every level of an image pyramid (`scales` levels). Patches are sampled
+    bilinearly. The K = `window` offsets per axis are in pixels of the level, y then x. `floor`, in squared gray
+    levels, is added to both variances. So the value is 0 without contrast, and near 1 for equal patches whose
+    contrast is far above the floor.
     """
     maps = []
     for level in range(scales):
@@ -31,7 +33,7 @@ def correlation_maps(gray: Floats, places: Floats, *, scales: int, window: int, 
 
 
 def _level_maps(gray: Floats, places: Floats, window: int, patch: int, floor: float) -> Floats:
-    """[T,K,K,N] of one pyramid level; frame by frame, as a frame's windows then stay in the cache."""
+    """Maps [T,K,K,N] of one pyramid level. Frames are processed one by one, so that a frame's windows stay in cache."""
     margin = window // 2
     query = windows(gray[0], places[0], patch + 2 * margin)[margin : margin + patch, margin : margin + patch]
     query = query - query.mean((0, 1))
@@ -40,9 +42,10 @@ def _level_maps(gray: Floats, places: Floats, window: int, patch: int, floor: fl
 
 
 def windows(gray: Floats, places: Floats, side: int) -> Floats:
-    """Windows of odd `side` px centred on sub-pixel places: [H,W], [N,2] -> [side,side,N], clamped at the border.
+    """Sample windows of odd `side` px centred on sub-pixel places: [H,W], [N,2] -> [side,side,N], clamped to the frame.
 
-    All samples of a window share one fraction, so one gather of (side+1)^2 whole pixels and two blends make it.
+    All samples of a window share one fractional offset. So each window takes one gather of (side+1)^2 whole pixels
+    and two blends.
     """
     height, width = gray.shape
     corner = np.floor(places)
@@ -56,9 +59,9 @@ def windows(gray: Floats, places: Floats, side: int) -> Floats:
 
 
 def resemblance(first: Floats, second: Floats, floor: float) -> Floats:
-    """Likeness [N] in -1..1 of [R,R,N] patches in structure and contrast: (2 cov + floor) / (var + var + floor).
+    """Similarity [N] in -1..1 of patches [R,R,N] in structure and contrast: (2 cov + floor) / (var1 + var2 + floor).
 
-    Unlike a correlation it is 1 for two flat patches: there is nothing that tells them apart.
+    Unlike a correlation it is 1 for two flat patches, because nothing distinguishes them.
     """
     first, second = first - first.mean((0, 1)), second - second.mean((0, 1))
     energy = (np.square(first) + np.square(second)).mean((0, 1))
@@ -66,9 +69,9 @@ def resemblance(first: Floats, second: Floats, floor: float) -> Floats:
 
 
 def _normalised(query: Floats, around: Floats, floor: float) -> Floats:
-    """Correlate [R,R,N] zero-mean patches with every R x R patch of their [R+K-1,R+K-1,N] surroundings -> [K,K,N]."""
+    """Correlate zero-mean patches [R,R,N] with every R x R patch of their surroundings [R+K-1,R+K-1,N] -> [K,K,N]."""
     side, area = len(query), len(query) ** 2
-    around = around - around.mean((0, 1))  # variance as a mean of squares needs small values in float32
+    around = around - around.mean((0, 1))  # the mean of squares below is only accurate in float32 for small values
     patches = np.lib.stride_tricks.sliding_window_view(around, (side, side), (0, 1))
     covariance = np.einsum("yxnij,ijn->yxn", patches, query) / area
     variance = _box_sum(np.square(around), side) / area - np.square(_box_sum(around, side) / area)
@@ -77,7 +80,7 @@ def _normalised(query: Floats, around: Floats, floor: float) -> Floats:
 
 
 def _box_sum(values: Floats, side: int) -> Floats:
-    """Sums over side x side boxes of the first two axes: [R+K-1,R+K-1,N] -> [K,K,N]."""
+    """Sum over side x side boxes of the first two axes: [R+K-1,R+K-1,N] -> [K,K,N]."""
     count = len(values) - side + 1
     rows = np.sum([values[i : i + count] for i in range(side)], axis=0)
     return np.asarray(np.sum([rows[:, i : i + count] for i in range(side)], axis=0))

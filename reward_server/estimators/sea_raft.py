@@ -1,11 +1,11 @@
-"""SEA-RAFT-M: optical flow and its mixture parameters between consecutive frames; frozen.
+"""Estimates optical flow and its mixture parameters between consecutive frames with SEA-RAFT-M, frozen.
 
-From SEA-RAFT (arXiv 2405.14793): two ResNet encoders, an all-pairs correlation pyramid, four
-recurrent refinements, convex upsampling. Feeds `motion.residual_map` and `motion.mixture_confidence`.
-Parameter names are those of the published checkpoints, so they load strictly. BatchNorm always uses
-its running statistics and is folded into the convolution before it; `.train()` changes nothing.
+The network follows SEA-RAFT (arXiv 2405.14793): two ResNet encoders, an all-pairs correlation pyramid, four recurrent
+refinements and convex upsampling. `motion.residual_map` and `motion.mixture_confidence` use its output. Parameter
+names are those of the published checkpoints, so they load strictly. BatchNorm always uses its running statistics
+and is folded into the convolution before it; `.train()` does not change that.
 
-Shapes: B clips, T frames, P = T-1 pairs, C channels, H, W pixels, h = H/8, w = W/8, Q = h*w.
+Shapes: B clips, T frames, P = T-1 frame pairs, C channels, H, W frame size in pixels, h = H/8, w = W/8, Q = h*w.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from reward_server.networks.prepacked import CHANNELS_LAST, Compute, Conv2d, Lin
 STRIDE_PX = 8
 RADIUS = 4
 NUM_LEVELS = 4
-MIN_SIDE_PX = 64  # the coarsest correlation level still has one cell
+MIN_SIDE_PX = 64  # at this side the coarsest correlation level has one cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeaRaftConfig:
-    """`iters` refinements; `pairs_per_pass` go at once on a CPU (1 is best), elsewhere what the memory allows."""
+    """Number of refinements (`iters`), and frame pairs per pass on a CPU, where 1 is fastest.
+
+    On other devices the memory that `Compute` allows sets the number of pairs per pass.
+    """
 
     iters: int = 4
     pairs_per_pass: int = 1
@@ -36,7 +39,11 @@ class SeaRaftConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowInfo:
-    """flow [B,P,2,H,W]: (u, v) in pixels from frame t to t+1; info [B,P,4,H,W]: two mixture logits, two raw log b."""
+    """Flow and mixture parameters of every frame pair.
+
+    flow  [B,P,2,H,W] (u, v) in pixels from frame t to t+1
+    info  [B,P,4,H,W] two mixture logits, then two log-scales, not clamped
+    """
 
     flow: Tensor
     info: Tensor
@@ -62,7 +69,11 @@ class SeaRaft(nn.Module):
 
     @releasing
     def forward(self, frames_BT3HW: Tensor, iters: int | None = None) -> FlowInfo:
-        """Frames RGB 0..255, uint8 or float, each side at least 64 px; T = 1 gives no pairs."""
+        """Estimate flow between the frames [B,T,3,H,W] (RGB 0..255, uint8 or float). T = 1 gives no pairs.
+
+        `iters` overrides the configured number of refinements. Raises ValueError for other shapes and for sides under
+        64 px.
+        """
         if frames_BT3HW.dim() != 5 or frames_BT3HW.shape[2] != 3 or min(frames_BT3HW.shape[-2:]) < MIN_SIDE_PX:
             raise ValueError(f"frames must be [B,T,3,H,W], H and W >= {MIN_SIDE_PX}, got {list(frames_BT3HW.shape)}")
         iters = self.config.iters if iters is None else iters
@@ -71,12 +82,12 @@ class SeaRaft(nn.Module):
         return FlowInfo(flow=pairs_BP6HW[:, :, :2], info=pairs_BP6HW[:, :, 2:])
 
     def _clip(self, clip_T3HW: Tensor, iters: int) -> Tensor:
-        """Flow and info [P,6,H,W] of one clip; every frame passes the feature net once."""
+        """Flow and info [P,6,H,W] of one clip. Every frame goes through the feature net once."""
         height, width = clip_T3HW.shape[-2:]
         left, right, top, bottom = margins = _margins(height, width)
         frames = F.pad(self.normalised(clip_T3HW), margins, mode="replicate").contiguous(memory_format=CHANNELS_LAST)
         num_cells = frames.shape[-2] * frames.shape[-1] // STRIDE_PX**2
-        bytes_each = 4 * num_cells * (2 * num_cells + 8192)  # of a pair: its correlations and the encoders' features
+        bytes_each = 4 * num_cells * (2 * num_cells + 8192)  # per pair: its correlations and the encoders' features
         size = per_pass(self.compute, frames.device, self.config.pairs_per_pass, bytes_each)
         features = torch.cat([self.fnet(chunk) for chunk in torch.split(frames, size)])
         starts = range(0, len(frames) - 1, size)
@@ -85,23 +96,26 @@ class SeaRaft(nn.Module):
         return padded[..., top : padded.shape[-2] - bottom, left : padded.shape[-1] - right]
 
     def normalised(self, clip_T3HW: Tensor) -> Tensor:
-        """Frames in -1..1, as the encoders take them."""
+        """Scale frames from 0..255 to -1..1, the encoders' input range."""
         return clip_T3HW.float() * (2 / 255) - 1
 
     def _pairs(self, frames: Tensor, features: Tensor, iters: int) -> Tensor:
-        """Flow and info [P,6,H,W] between the P+1 frames of one pass; only the last estimate is upsampled."""
+        """Flow and info [P,6,H,W] between the P+1 frames of one pass. Only the last estimate is upsampled."""
         for refined in self.refinements(frames, features, iters):
             net, flow8, info = refined
         return self._upsampled(net, torch.cat([STRIDE_PX * flow8, info], dim=1))
 
     def refinements(self, frames: Tensor, features: Tensor, iters: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Before any and after each iteration: hidden state [P,128,h,w], flow [P,2,h,w] in cells, info [P,4,h,w]."""
+        """Yield the estimate before the first iteration, and the estimate after each iteration.
+
+        An estimate is the hidden state [P,128,h,w], the flow [P,2,h,w] in cells and the info [P,4,h,w].
+        """
         features = features.float()
         halves = self.init_conv(self.cnet(torch.cat([frames[:-1], frames[1:]], dim=1))).chunk(2, dim=1)
         net, context = (half.contiguous(memory_format=CHANNELS_LAST) for half in halves)
         volumes = correlation_pyramid(features[:-1], features[1:])
         flow8, info = self.flow_head(net).split([2, 4], dim=1)
-        flow8 = flow8.contiguous(memory_format=CHANNELS_LAST)  # as later ones are: one compilation serves all
+        flow8 = flow8.contiguous(memory_format=CHANNELS_LAST)  # later flows are too, so one compilation serves all
         yield net, flow8, info
         for _ in range(iters):
             net, flow8, info = self._refined(net, context, flow8, *volumes)
@@ -120,7 +134,7 @@ class SeaRaft(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames [P,C,H,W] -> features [P,256,h,w]: the first three stages of a ResNet-34."""
+    """The first three stages of a ResNet-34: frames [P,C,H,W] -> features [P,256,h,w]."""
 
     compute: Compute | None = None
 
@@ -140,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a shortcut, which is projected where the shape changes."""
+    """Two 3x3 convolutions with BatchNorm and a shortcut; the shortcut is projected if the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -150,7 +164,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1:
-            self.bn3 = nn.BatchNorm2d(channels)  # one module under two names, as the checkpoints list it
+            self.bn3 = nn.BatchNorm2d(channels)  # one module under two names, as in the checkpoints
             self.downsample = nn.Sequential(Conv2d(in_channels, channels, 1, stride=stride), self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,7 +175,7 @@ class Block(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """One refinement of the hidden state `net` [P,128,h,w]."""
+    """Refines the hidden state `net` [P,128,h,w] once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +190,8 @@ class UpdateBlock(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Correlation [P,324,h,w] and flow [P,2,h,w] -> motion features [P,128,h,w]; the last two are the flow."""
+    """Maps correlation [P,324,h,w] and flow [P,2,h,w] to motion features [P,128,h,w]; the last two channels are the
+    flow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +209,7 @@ class MotionEncoder(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt residual at 384 channels, then a projection to the hidden state's 128."""
+    """A ConvNeXt residual block at 384 channels, then a projection to the hidden state's 128 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +228,10 @@ class ConvNextBlock(nn.Module):
 
 
 def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]:
-    """Scaled dot products of every cell of `first` with every cell of `second`: level l is [P,Q,h/2^l,w/2^l]."""
+    """Scaled dot products of every cell of the first features [P,C,h,w] with every cell of the second.
+
+    Returns the levels of a pyramid over the second features: level l is [P,Q,h/2^l,w/2^l].
+    """
     queries_PQC = first_PCHW.flatten(2).transpose(1, 2) * first_PCHW.shape[1] ** -0.5
     volumes = []
     for level in range(NUM_LEVELS):
@@ -225,7 +243,10 @@ def correlation_pyramid(first_PCHW: Tensor, second_PCHW: Tensor) -> list[Tensor]
 
 
 def lookup(volumes: Sequence[Tensor], flow_P2HW: Tensor) -> Tensor:
-    """Correlation around each cell's match, [P,324,h,w]: level slowest, then x offset, then y offset."""
+    """Look up the correlation around the cell to which the flow points: [P,324,h,w].
+
+    `flow_P2HW` [P,2,h,w] is in cells. The 324 channels are ordered by level, then x offset, then y offset.
+    """
     height, width = flow_P2HW.shape[2:]
     y, x = torch.meshgrid(
         torch.arange(height, device=flow_P2HW.device), torch.arange(width, device=flow_P2HW.device), indexing="ij"
@@ -237,9 +258,9 @@ def lookup(volumes: Sequence[Tensor], flow_P2HW: Tensor) -> Tensor:
 
 
 def _window(volume_PQHW: Tensor, centre_PQ2: Tensor) -> Tensor:
-    """Bilinear samples [P,Q,9,9] at integer offsets (x first) from the centre, zero outside the map.
+    """Bilinear samples [P,Q,9,9] at integer offsets (x first) from the centre; 0 outside the map.
 
-    All share one fraction, so a 10x10 patch is gathered once and mixed along x, then y.
+    All samples share one fractional offset. So a 10x10 patch is gathered once and interpolated along x, then y.
     """
     height, width = volume_PQHW.shape[2:]
     corner = centre_PQ2.floor()
@@ -255,7 +276,10 @@ def _window(volume_PQHW: Tensor, centre_PQ2: Tensor) -> Tensor:
 
 
 def upsampled(values_PCHW: Tensor, mask_logits: Tensor) -> Tensor:
-    """Convex upsampling x8: each pixel mixes the 3x3 cells around its own by mask_logits [P,576,h,w]."""
+    """Upsample [P,C,h,w] by 8 to [P,C,H,W]: each pixel is a convex combination of the 3x3 cells around its own cell.
+
+    The weights are the softmax of `mask_logits` [P,576,h,w].
+    """
     num_pairs, channels, height, width = values_PCHW.shape
     mask = mask_logits.reshape(num_pairs, 1, 9, STRIDE_PX, STRIDE_PX, height, width).softmax(dim=2)
     cells = F.unfold(values_PCHW, 3, padding=1).view(num_pairs, channels, 9, 1, 1, height, width)
@@ -264,6 +288,6 @@ def upsampled(values_PCHW: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def _margins(height: int, width: int) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) pixels of replicate padding to multiples of 8."""
+    """Padding (left, right, top, bottom) in pixels that brings both sides to multiples of 8."""
     pad_y, pad_x = -height % STRIDE_PX, -width % STRIDE_PX
     return pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2

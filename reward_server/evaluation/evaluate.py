@@ -1,8 +1,8 @@
-"""Does the reward tell real clips from generated ones, and better than the amount of motion does?
+"""Implements `motion-reward evaluate`: measures how well the rewards separate real clips from generated ones.
 
-`motion-reward evaluate`: AUC per reward with confidence intervals over clips, average rewards and saturation of
-both sets, and beside them the floors: how far a few plain statistics of the same clips get. A reward that does
-not beat the floors may have learnt no more than "generated clips move less".
+It reports the AUC of each reward with confidence intervals over clips, and the average rewards and saturation of both
+sets. The same figures are computed for floors, which are a few plain statistics of the clips. A reward that does not
+beat the floors may have learnt only that generated clips move less.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BATCH = 8  # clips handed to the scorer at once
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One clip of one set: what became of it, and its plain statistics (none where it does not decode)."""
+    """One clip of one set with its outcome and its plain statistics, which are empty if it does not decode."""
 
     side: str
     clip: str
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How well one number tells the sets apart: AUC of real above generated, None where a set is empty."""
+    """How well one number separates the sets: the AUC of real above generated, None if a set is empty."""
 
     name: str
     auc: float | None
@@ -64,7 +64,7 @@ class Separation:
 
     @property
     def either_way(self) -> float | None:
-        """The AUC with its better sign: what a floor would reach with the direction known."""
+        """The AUC with the better sign: max(AUC, 1 - AUC). A floor reaches it if its direction is known."""
         return None if self.auc is None else max(self.auc, 1 - self.auc)
 
     def as_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Separation:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """One reward over one set; `saturated` is the share of scored clips with any discriminator at its bound."""
+    """One reward over one set. `saturated` is the share of scored clips with a logit clipped to a bound."""
 
     side: str
     reward_name: str
@@ -96,7 +96,10 @@ def run(
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
-    """The command: print the figures, write what was asked for. Returns 1 if a clip has no reward, else 0."""
+    """Run the command: score all clips, print the figures and write `outputs`.
+
+    Returns 1 if a clip has no reward, else 0. Raises BadRequest if a path names no clips.
+    """
     console = console or Console()
     protocol = Protocol() if matched else None
     shots = [(REAL, shot) for shot in find_shots(real)] + [(GENERATED, shot) for shot in find_shots(generated)]
@@ -134,7 +137,7 @@ def judge(
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[Case]:
-    """One case per clip, in order; every clip is scored with the same query seed, as it is or under `protocol`."""
+    """Score every clip with the same query seed, unchanged or under `protocol`. Yields one case per clip, in order."""
     for start in range(0, len(shots), BATCH):
         ready = [
             (side, shot, _submission(shot, scorer, settings, protocol, seed))
@@ -165,7 +168,7 @@ def _submission(
 
 
 def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
-    """Of the first window that the decoder makes of it; none where it does not decode (its outcome says why)."""
+    """Plain statistics of the clip's first window; empty if it does not decode (its outcome then says why)."""
     try:
         decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)
     except RewardServerError:
@@ -177,13 +180,13 @@ def _statistics(submission: Submission, scorer: RewardSource, settings: Settings
 
 
 def separations(cases: Sequence[Case], seed: int = 0) -> list[Separation]:
-    """One per reward, then one per floor; clips without the number are left out of it and counted elsewhere."""
+    """The separation by each reward, then by each floor. Clips without the number in question are left out."""
     real, generated = columns(cases, REAL), columns(cases, GENERATED)
     return [_separation(name, real[name], generated[name], seed) for name in (*REWARDS, *FLOORS)]
 
 
 def columns(cases: Sequence[Case], side: str) -> dict[str, Floats]:
-    """Every reward and every floor's values of one set, absent ones left out."""
+    """The values of each reward and each floor over one set, without absent ones."""
     mine = [case for case in cases if case.side == side]
     rewards = np.array([rewards_of(case.outcome) for case in mine]).reshape(-1, len(REWARDS))
     discriminators = dict(zip(REWARDS, rewards[~np.isnan(rewards).any(axis=1)].T, strict=True))
@@ -204,7 +207,7 @@ def _separation(name: str, real: Floats, generated: Floats, seed: int) -> Separa
 
 
 def side_averages(cases: Sequence[Case]) -> list[Average]:
-    """Per set and reward: count, mean, standard deviation, median, and the set's saturation."""
+    """Average each reward over each set: count, mean, standard deviation, median and the set's saturation."""
     return [
         _average(side, reward_name, columns(cases, side)[reward_name], [c for c in cases if c.side == side])
         for side in (REAL, GENERATED)
@@ -231,14 +234,14 @@ CSV_COLUMNS = ("set", "clip", *OUTCOME_COLUMNS, *FLOORS)
 
 
 def case_row(case: Case) -> dict[str, object]:
-    """One line of the CSV, one entry of the JSON's `clips`."""
+    """One clip as a line of the CSV and an entry of `clips` in the JSON."""
     floors = {name: case.statistics.get(name) for name in FLOORS}
     return {"set": case.side, "clip": case.clip, **outcome_row(case.outcome), **floors}
 
 
 def separation_table(figures: Sequence[Separation]) -> Table:
-    """AUC of every reward and floor; `either way` is what a floor reaches with its better sign."""
-    title = "AUC: chance that a random real clip lies above a random generated one"
+    """A table of the AUC of every reward and floor. `either way` is the AUC with the better sign."""
+    title = "AUC: probability that a random real clip lies above a random generated one"
     columns = ("AUC", "bootstrap 95%", "DeLong 95%", "either way", "real", "generated")
     table = report.figure_table(title, ("by",), columns)
     for row in figures:
@@ -260,7 +263,7 @@ def average_table(averages: Sequence[Average]) -> Table:
 
 
 def draw(folder: Path, cases: Sequence[Case]) -> None:
-    """histograms.png and roc.png, of every reward and floor that both sets have."""
+    """Draw histograms.png and roc.png of every reward and floor that has values in both sets."""
     sides = [columns(cases, side) for side in (REAL, GENERATED)]
     both = [name for name in (*REWARDS, *FLOORS) if all(side[name].size for side in sides)]
     if both:

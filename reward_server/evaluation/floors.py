@@ -1,6 +1,7 @@
-"""Plain statistics of a clip that know nothing of realism: what a reward must beat to have learnt anything.
+"""Computes the floors of `motion-reward evaluate`: plain statistics of a clip that do not measure realism.
 
-Used by `motion-reward evaluate`, on the first window that the decoder makes of each clip.
+A reward that separates real from generated clips no better than these has learnt nothing about realism. They are
+computed on the first window that the decoder makes of each clip.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ NUM_TRACKS = 256
 
 
 def plain_statistics(clip: Clip, seed: int) -> dict[str, float]:
-    """Numbers that know nothing of realism, FLOORS by name; a statistic that does not exist is left out.
+    """Compute the plain statistics of a clip, by name (FLOORS).
 
-    flow_magnitude    mean length of the DIS flow, short sides of the frame per second
-    frame_difference  mean absolute change of the grey level from frame to frame, 0..255
-    track_roughness   mean length of the tracks' second differences where visible, px per frame^2
-    sharpness         mean absolute Laplacian, grey levels: no motion at all, it shows how alike the sets look
+    flow_magnitude    mean length of the DIS flow, in short sides of the frame per second
+    frame_difference  mean absolute change of the gray level between frames, 0..255
+    track_roughness   mean length of the visible tracks' second differences, px per frame^2; left out if none is visible
+    sharpness         mean absolute Laplacian, in gray levels; it measures no motion, but how alike the sets look
     """
     _, _, height, width = clip.frames.shape
     gray = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in clip.frames.transpose(0, 2, 3, 1)])

@@ -1,8 +1,8 @@
-"""The matched protocol: real and generated clips made alike in everything but their motion, then compared.
+"""Implements the matched protocol, which makes real and generated clips alike in everything but their motion.
 
-Generated clips differ from real ones in rate, length, size, sharpness and codec before they differ in motion,
-and any of these alone tells the sets apart. `match` gives every clip the same. A clip with a cut in its first
-two seconds is not fit for it: cutting is the caller's job.
+Generated clips also differ from real clips in rate, length, size, sharpness and codec, and any one of these separates
+the sets. `matched_submission` brings every clip to the same values. Clips must not have a cut in their first two
+seconds; the caller has to remove cuts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What every clip is brought to."""
+    """The values to which every clip is brought."""
 
     fps: float = 8.0
-    fps_tolerance: float = 0.15  # a frame is never repeated or blended, so the true rate may be this far off
+    fps_tolerance: float = 0.15  # largest relative error of the rate; frames are never repeated or blended to meet it
     frames: int = 16
-    side_px: int = 192  # of the square cut from the centre; 192 x 192 is the embedded profile's area
-    detail_px: int = 128  # side that still carries all detail: nothing finer survives in either set
-    crf: int = 18  # of the h264 re-encoding
-    source_area_px: int = 512 * 512  # decoded at about this size before the crop
+    side_px: int = 192  # side of the square cut from the centre; 192 x 192 is the embedded profile's area
+    detail_px: int = 128  # the square is shrunk to this side first, so that finer detail is lost in both sets
+    crf: int = 18  # quality of the h264 encoding
+    source_area_px: int = 512 * 512  # clips are decoded at about this size before the crop
 
     @property
     def sampling(self) -> Sampling:
@@ -47,19 +47,20 @@ class Protocol:
 def matched_submission(
     submission: Submission, protocol: Protocol, limits: Limits, max_decode_s: float, context: Context
 ) -> Submission:
-    """The clip under the protocol, as mp4 bytes. Raises InvalidClip where it cannot be brought to it."""
+    """Bring a clip to the protocol. Returns a submission of mp4 bytes; raises InvalidClip if that is not possible."""
     decoded = decode(submission, protocol.sampling, limits, max_decode_s)
     if abs(decoded.fps_used / protocol.fps - 1) > protocol.fps_tolerance:
         raise InvalidClip(
-            f"every n-th frame of this clip is {decoded.fps_used:.2f} a second, over {protocol.fps_tolerance:.0%} from "
-            f"the protocol's {protocol.fps:g}; leave it out, or give it at a multiple of {protocol.fps:g}"
+            f"taking every n-th frame of this clip gives {decoded.fps_used:.2f} fps, more than "
+            f"{protocol.fps_tolerance:.0%} away from the protocol's {protocol.fps:g} fps; leave the clip out, or give "
+            f"it at a multiple of {protocol.fps:g} fps"
         )
     clip = match(decoded.windows[0].clip, protocol)
     return Submission(payload=encode_h264(clip, crf=protocol.crf), media=Media.CONTAINER, context=context)
 
 
 def match(clip: Clip, protocol: Protocol) -> Clip:
-    """Centre square, the same sharpness and size, said to be at the protocol's rate."""
+    """Cut out the centre square of every frame, with the protocol's sharpness and size, and set the protocol's fps."""
     frames = [_soft_square(image, protocol) for image in clip.frames.transpose(0, 2, 3, 1)]
     return Clip(frames=np.stack(frames).transpose(0, 3, 1, 2), fps=protocol.fps)
 

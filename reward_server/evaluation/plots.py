@@ -1,6 +1,6 @@
-"""The pictures of `sanity` and `evaluate`, drawn with matplotlib's Agg canvas: no display, no global figure.
+"""Draws the plots of `sanity` and `evaluate` with matplotlib's Agg canvas, without a display or a global figure.
 
-Legend: C ladders, D faults, R rungs (real, then STRENGTHS), 3 discriminators in the order of REWARDS.
+Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_BINS = 24
 
 
 def ladder(path: Path, rewards_CDR3: Floats) -> None:
-    """Reward against strength, one panel per fault: mean over ladders, and the 10th to 90th percentile."""
+    """Plot reward against strength, one panel per fault: mean over ladders, and the 10th to 90th percentile."""
     rows = -(-len(NAMES) // 4)
     figure = Figure(figsize=(14, 3 * rows), layout="constrained")
     panels = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
@@ -40,12 +40,13 @@ def ladder(path: Path, rewards_CDR3: Floats) -> None:
 
 
 def shares(path: Path, figures: Sequence[Figures]) -> None:
-    """Heat map of the share of pairs ordered right, faults by strengths, one panel per reward."""
+    """Draw heat maps of the share of pairs ordered right, by fault and strength, one panel per reward."""
     names = list(dict.fromkeys(row.name for row in figures))
     figure = Figure(figsize=(13, 1.5 + 0.4 * len(names)), layout="constrained")
     for panel, reward_name in zip(figure.subplots(1, len(REWARDS), sharey=True), REWARDS, strict=True):
         rows = [row for row in figures if row.reward_name == reward_name]
-        percents = np.array([[_percent(share.fraction) for share in row.by_strength] for row in rows])
+        fractions = [[share.fraction for share in row.by_strength] for row in rows]
+        percents = 100 * np.array(fractions, dtype=np.float64)  # None, an absent fraction, becomes NaN
         drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
         for (y, x), value in np.ndenumerate(percents):
             panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
@@ -57,7 +58,7 @@ def shares(path: Path, figures: Sequence[Figures]) -> None:
 
 
 def histograms(path: Path, real: Mapping[str, Floats], generated: Mapping[str, Floats]) -> None:
-    """How a reward or statistic is spread over both sets, one panel each."""
+    """Draw the histograms of each reward or statistic over both sets, one panel each."""
     figure = Figure(figsize=(14, 3 * -(-len(real) // 4)), layout="constrained")
     panels = figure.subplots(-(-len(real) // 4), 4, squeeze=False).ravel()
     for panel, (name, values) in zip(panels, real.items(), strict=False):
@@ -74,7 +75,7 @@ def histograms(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
 
 
 def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, Floats]) -> None:
-    """ROC curve of each reward (solid) and of each floor (dotted)."""
+    """Draw the ROC curve of each reward (solid) and of each floor (dotted)."""
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     axes = figure.subplots()
     for name, values in real.items():
@@ -92,15 +93,11 @@ def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
 def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
     strengths = (0.0, *STRENGTHS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a rung that no clip reached is a gap in the line
+        warnings.simplefilter("ignore", RuntimeWarning)  # a rung without any reward is NaN and leaves a gap in the line
         middle = np.nanmean(rewards_CR, axis=0)
         low, high = np.nanpercentile(rewards_CR, [10, 90], axis=0)
     panel.plot(strengths, middle, color=COLOURS[reward_name], marker=".", label=reward_name.replace("_", " "))
     panel.fill_between(strengths, low, high, color=COLOURS[reward_name], alpha=0.12, linewidth=0)
-
-
-def _percent(fraction: float | None) -> float:
-    return np.nan if fraction is None else 100 * fraction
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""How `sanity`, `evaluate` and `bench` hand over their figures: cells of tables, CSV, JSON, one last line.
+"""Writes the figures of `sanity`, `evaluate` and `bench`: tables, CSV and JSON files, and a last line of JSON.
 
-None is an absent figure: an empty cell, a JSON null, a dash in a table; it never becomes a number.
+None stands for an absent figure. It is an empty cell in CSV, null in JSON and a dash in a table, never a number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where to write what, beside the standard output; None: not wanted."""
+    """Files to write besides standard output; None means that one is not wanted."""
 
     json: Path | None = None
     csv: Path | None = None
@@ -33,14 +33,14 @@ class Outputs:
 
 
 def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
-    """Indented, for people and programs; nothing where no path is given. NaN is refused, not written."""
+    """Write indented JSON; do nothing if `path` is None. Raises ValueError for NaN and infinity."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path | None, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """One line per row, absent values empty; nothing where no path is given."""
+    """Write one line per row, with absent values empty; do nothing if `path` is None."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,19 +51,19 @@ def write_csv(path: Path | None, columns: Sequence[str], rows: Iterable[Mapping[
 
 
 def print_last_line(console: Console, document: Mapping[str, Any]) -> None:
-    """The figures as one JSON line, unwrapped and unstyled, for programs that read the end of the output."""
+    """Print the figures as one line of JSON, neither wrapped nor styled, for programs that read the last line."""
     console.file.write(json.dumps(document, allow_nan=False) + "\n")
     console.file.flush()
 
 
 def progress_bar() -> Progress:
-    """A bar on the standard error, so that the output stays readable by programs."""
+    """A progress bar on stderr, so that programs can read stdout."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
 
 
 def figure_table(title: str, labels: Sequence[str], figures: Sequence[str]) -> Table:
-    """An empty table of label columns, which never wrap, and right-aligned figures; it fits 80 columns if they do."""
+    """An empty table with columns of labels, which do not wrap, and of figures, aligned to the right."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
     for name in labels:
         table.add_column(name, no_wrap=True)
@@ -77,7 +77,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def percent(share: Share) -> str:
-    """Without the sign: the column says that it holds per cent."""
+    """A share in per cent, without the % sign, which stands in the column's title."""
     return ABSENT if share.fraction is None else f"{100 * share.fraction:.0f}"
 
 
@@ -95,14 +95,14 @@ def interval_json(value: Interval | None) -> list[float] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """How one reward ordered one fault, or a set of them."""
+    """How well one reward orders real clips above one fault, or above a set of faults."""
 
     reward_name: str
     name: str
     by_strength: tuple[Share, ...]  # in the order of STRENGTHS
     total: Share
-    interval: Interval | None  # of the total share, resampled by clip, 95%
-    falling: float | None  # mean over ladders and faults, see stats.falling
+    interval: Interval | None  # 95 % bootstrap interval of the total share, resampled by clip
+    falling: float | None  # mean of stats.falling over ladders and faults
 
     def as_json(self) -> dict[str, Any]:
         shares = {str(s): share_json(share) for s, share in zip(STRENGTHS, self.by_strength, strict=True)}

@@ -1,8 +1,10 @@
-"""The sanity ladder: does the reward put a real clip above every fault of it, and fall with strength?
+"""Implements `motion-reward sanity`: checks that motion faults lower the reward of a real clip, more with strength.
 
-`motion-reward sanity`. A clip is decoded as the server would and given each fault at that rate; the real clip and its faulty twins
-are submitted losslessly as one group with the same query points, so that nothing but the fault differs.
-Legend of arrays: C ladders (a real clip and its rungs), D faults, R rungs (real, then STRENGTHS), 3 discriminators.
+A clip is decoded as the server decodes it, and each fault is applied at that rate. The real clip and its faulty twins
+form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points,
+so that they differ only by the fault.
+
+Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ from reward_server.settings import Settings
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
-RETIMED = ("speed_change", "fps_relabelled")  # faults that a plausible clip of another speed could also show
+RETIMED = ("speed_change", "fps_relabelled")  # faults that could also be plausible clips at another speed
 RUNGS = (0.0, *STRENGTHS)
-# A clip relabelled k times faster is sampled k times more sparsely: the ladder keeps this many windows of it.
+# A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.
 STRETCH = 4
 
 
@@ -53,7 +55,7 @@ def levels_of(faults: Sequence[str] = NAMES) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One clip of a ladder and what became of it; the real one has strength 0."""
+    """One clip of a ladder with its outcome. The real clip has strength 0."""
 
     clip: str
     start_s: float
@@ -72,7 +74,10 @@ def run(
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
-    """The command: print the ladder, write what was asked for. Returns 1 if a real clip has no reward, else 0."""
+    """Run the command: score all ladders, print the figures and write `outputs`.
+
+    Returns 1 if a real clip has no reward, else 0. Raises BadRequest if a path names no clips.
+    """
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         shots = find_shots(paths)
@@ -103,7 +108,10 @@ def climb(
     faults: Sequence[str] = NAMES,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Rung]]:
-    """One ladder per clip and window, all its rungs scored together; a clip that cannot be decoded is one rung."""
+    """Yield one ladder per clip and window; its rungs are scored together.
+
+    A clip that cannot be decoded gives a ladder of one rung, with the error as its outcome.
+    """
     levels = levels_of(faults)
     for shot in shots:
         try:
@@ -123,7 +131,7 @@ def climb(
 def ladder_submissions(
     stretch: Window, scorer: RewardSource, name: str, levels: Sequence[tuple[str, float]], seed: int
 ) -> list[Submission]:
-    """The first window of the stretch and its faulty twins, as one group."""
+    """Submissions, in one group, of the first window of the stretch and its faulty twins."""
     own = derived_seed(seed, name, stretch.start_s)
     context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
     clips = [rung_clip(stretch.clip, scorer, *level, own) for level in levels]
@@ -131,7 +139,11 @@ def ladder_submissions(
 
 
 def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, seed: int) -> Clip:
-    """The window with a fault; taken from more of the stretch where the decoder will thin it out again."""
+    """Apply a fault to the stretch's first window.
+
+    If the fault raises the frame rate, the decoder will drop frames. The fault is then applied to more of the stretch,
+    so that a full window remains.
+    """
     window = scorer.sampling.window_frames
     base = replace(stretch, frames=stretch.frames[:window])
     if name == REAL:
@@ -153,7 +165,7 @@ def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: in
 
 
 def reward_array(rungs: Sequence[Rung]) -> Floats:
-    """[C,D,R,3] rewards, NaN where there is none; the real clip's rewards stand in the first rung of every D."""
+    """Rewards [C,D,R,3], NaN where there is none. The real clip's rewards are in rung 0 of every fault."""
     ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
     rewards = np.full((len(ladders), len(NAMES), len(RUNGS), len(REWARDS)), math.nan)
     for ladder, rewards_DR3 in zip(ladders, rewards, strict=True):
@@ -164,7 +176,7 @@ def reward_array(rungs: Sequence[Rung]) -> Floats:
 
 
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Per reward: every fault, then all of them, then all but the RETIMED."""
+    """Figures of each reward: for each fault, for all faults together, and for all faults but RETIMED."""
     rewards = reward_array(rungs)
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
@@ -193,7 +205,7 @@ def _figures(reward_name: str, name: str, rewards_CDR: Floats, clips: Sequence[s
 
 
 def _fall(rewards_R: Floats) -> float | None:
-    """None without the real clip's reward or with fewer than three rungs."""
+    """`falling` of one ladder and fault; None without the real clip's reward or with fewer than three rungs."""
     present = ~np.isnan(rewards_R)
     if not present[0] or present.sum() < 3:
         return None
@@ -214,13 +226,13 @@ CSV_COLUMNS = ("clip", "start_s", "fault", "strength", *OUTCOME_COLUMNS)
 
 
 def rung_row(rung: Rung) -> dict[str, object]:
-    """One line of the CSV, one entry of the JSON's `rungs`."""
+    """One rung as a line of the CSV and an entry of `rungs` in the JSON."""
     place = {"clip": rung.clip, "start_s": rung.start_s, "fault": rung.fault, "strength": rung.strength}
     return {**place, **outcome_row(rung.outcome)}
 
 
 def ladder_table(figures: Sequence[Figures], reward_name: str) -> Table:
-    """Share of pairs ordered right by strength, in total with its interval, and how steadily the reward falls."""
+    """A table of the share of pairs ordered right, by strength and in total, and of how steadily the reward falls."""
     title = f"{reward_name.replace('_', '-')}: % of pairs with the real clip above, by strength"
     table = report.figure_table(title, ("fault",), (*map(str, STRENGTHS), "all", "95%", "pairs", "falls"))
     table.caption = f"95%: interval over clips; falls: Spearman; retimed: {', '.join(RETIMED)}"

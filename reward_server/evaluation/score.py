@@ -1,6 +1,6 @@
-"""`motion-reward score`: clip files -> rewards in a table, JSON and CSV, in this process or from a server.
+"""Implements `motion-reward score`: scores clip files, here or on a server, and writes a table, JSON and CSV.
 
-A file that cannot be read or scored is a row with its error; the exit code says that there was one.
+A file that cannot be read or scored is listed with its error, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from reward_server.evaluation.scoring import (
 )
 from reward_server.settings import Settings
 
-BATCH_CLIPS = 8  # read at once
+BATCH_CLIPS = 8  # most files read at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileOutcome:
-    """A file and what became of it."""
+    """A file with its outcome."""
 
     path: Path
     outcome: Outcome
@@ -53,7 +53,10 @@ class FileOutcome:
 def run(
     paths: Sequence[str], settings: Settings, *, server: str | None, json_path: Path | None, csv_path: Path | None
 ) -> int:
-    """Score, write, print. 0 if every file got a reward, else 1. Raises BadRequest where a path names nothing."""
+    """Run the command: score all files, write the results and print a table.
+
+    Returns 0 if every file has a reward, else 1. Raises BadRequest if a path names no clips.
+    """
     files = find_files(paths)
     with open_scorer(settings, server) as scorer, progress_bar() as bar:
         scored = list(bar.track(score_files(files, scorer), total=len(files), description="scoring"))
@@ -67,7 +70,7 @@ def run(
 
 
 def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOutcome]:
-    """Each file's outcome, in order. Once the server is gone, the rest fail with its error at once."""
+    """Yield each file's outcome, in order. If the server is lost, the remaining files fail at once with that error."""
     gone: RewardClientError | None = None
     read = ((path, _read(path, scorer.limits.max_bytes)) for path in files)
     for batch in bounded(read, lambda pair: payload_bytes(pair[1]), BATCH_CLIPS):
@@ -79,7 +82,11 @@ def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOut
             outcomes = scorer.score(submissions) if submissions else []
         except RewardClientError as error:
             gone = None if isinstance(error, (RequestRefused, ServerFailed)) else error
-            outcomes = [_unanswered(error, clip.context) for clip in submissions]
+            described = Error(code=error.code, message=str(error))
+            outcomes = [
+                Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=clip.context)
+                for clip in submissions
+            ]
         answers = iter(outcomes)
         for path, item in batch:
             yield FileOutcome(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
@@ -88,21 +95,19 @@ def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOut
 def _read(path: Path, max_bytes: int) -> Submission | Outcome:
     try:
         if (size := path.stat().st_size) > max_bytes:
-            error = ClipTooLarge(f"{size} bytes, at most {max_bytes} are accepted; cut or compress the clip")
+            error = ClipTooLarge(f"the file has {size} bytes, but at most {max_bytes} are accepted; shorten the clip")
             return error_outcome("", error, Context())
         return submission(path)
     except OSError as error:
         return failed_outcome(error)
 
 
-def _unanswered(error: RewardClientError, context: Context) -> Outcome:
-    described = Error(code=error.code, message=str(error))
-    return Outcome(job_id="", kind=OutcomeKind.FAILED, error=described, context=context)
-
-
 def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
-    """Per reward_name [mean, [{"video_path", "video_results"}, ...]] of the clips with a reward, as VBench writes its
-    dimensions; then every file's full result, errors included."""
+    """The JSON report.
+
+    For each reward it holds [mean, [{"video_path", "video_results"}, ...]] over the clips with a reward, in VBench's
+    format for a dimension. `results` holds the full result of every file, errors included.
+    """
     dimensions: dict[str, Any] = {}
     for reward_name in REWARDS:
         values = {str(item.path): getattr(item.outcome.reward, reward_name) for item in scored if item.ok}
@@ -115,7 +120,7 @@ def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
 
 
 def table(scored: Sequence[FileOutcome]) -> Table:
-    """One row per file, named from the folder they share."""
+    """A table with one row per file. Names are relative to the folder that all files share."""
     folder = Path(os.path.commonpath([item.path.resolve().parent for item in scored]))
     drawn = Table(title=escape(f"clips in {folder}"), title_justify="left")
     drawn.add_column("clip", overflow="fold")

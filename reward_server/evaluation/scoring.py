@@ -1,7 +1,7 @@
-"""Where `sanity`, `evaluate` and `bench` get their rewards: one function type, in this process or from a server.
+"""Gets rewards for `score`, `sanity`, `evaluate` and `bench`, from a pipeline in this process or from a server.
 
-A missing reward stays missing: it is an outcome with an error, a row in the tables and NaN inside the
-arithmetic, and never becomes a number in a report.
+A missing reward is never replaced by a number. It is an outcome with an error, an empty cell in a report, and NaN in
+arithmetic.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ T = TypeVar("T")
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 
 REWARDS = ("combined", "instantaneous", "long_term")
-CLIPS_PER_REQUEST = 16  # enough to fill the server's batches, few enough to stay within its limits and timeouts
-MOST_BYTES = 64 * MIB  # of clips read, or sent, at once
+CLIPS_PER_REQUEST = 16  # fills the server's batches, and stays within its limits and timeouts
+MOST_BYTES = 64 * MIB  # most bytes of clips that are read or sent at once
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *REWARDS,
@@ -38,7 +38,7 @@ OUTCOME_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSource:
-    """Something that scores, what it serves, and where it is ("in-process" or a URL)."""
+    """A function that scores, the model it serves, and where it is ("in-process" or a URL)."""
 
     score: Score
     model: Model
@@ -46,7 +46,7 @@ class RewardSource:
 
     @property
     def sampling(self) -> Sampling:
-        """How the profile decodes, so that a clip prepared here passes its decoder unchanged."""
+        """The profile's sampling. A clip sampled in this way passes through the profile's decoder unchanged."""
         names = ("fps", "window_frames", "min_frames", "area_px")
         return Sampling(**{name: getattr(self.model.input, name) for name in names})
 
@@ -57,9 +57,12 @@ class RewardSource:
 
 @contextmanager
 def open_scorer(settings: Settings, server: str | None) -> Iterator[RewardSource]:
-    """The pipeline in this process, or the server at grpc://HOST:PORT or http://HOST:PORT; else BadRequest."""
+    """Open the server at grpc://HOST:PORT or http://HOST:PORT, or the pipeline in this process if `server` is None.
+
+    Raises BadRequest for another URL, and NotReady if the pipeline's weights are missing.
+    """
     if server is None:
-        from reward_server.pipeline import Pipeline  # noqa: PLC0415  (torch loads only where it scores)
+        from reward_server.pipeline import Pipeline  # noqa: PLC0415 - a client of a server needs no torch
 
         pipeline = Pipeline.load(settings)
         yield RewardSource(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
@@ -81,7 +84,7 @@ def open_scorer(settings: Settings, server: str | None) -> Iterator[RewardSource
 
 
 def bounded(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Consecutive items, at most `most` and MOST_BYTES of them together, or a larger one alone."""
+    """Batches of consecutive items: at most `most` items and MOST_BYTES together. A larger item goes alone."""
     batch: list[T] = []
     num_bytes = 0
     for item in items:
@@ -96,26 +99,28 @@ def bounded(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Itera
 
 
 def payload_bytes(item: Submission | Outcome) -> int:
-    """What a clip weighs in a request; nothing, where it could not be read and is an outcome already."""
+    """Bytes of a clip in a request; 0 for a clip that could not be read and therefore is an outcome already."""
     return len(item.payload) if isinstance(item, Submission) else 0
 
 
 def failed_outcome(error: RewardServerError | OSError) -> Outcome:
-    """What a clip that could not be read or prepared on this side becomes."""
+    """The outcome of a clip that could not be read or prepared on this side."""
     if isinstance(error, OSError):
-        error = UnreadableClip(f"cannot be read: {error.strerror or error}; check the path and its permissions")
+        error = UnreadableClip(
+            f"the file cannot be read ({error.strerror or error}); check the path and its permissions"
+        )
     return error_outcome("", error, Context())
 
 
 def rewards_of(outcome: Outcome) -> Floats:
-    """[3] rewards in the order of REWARDS; NaN where there is none."""
+    """The rewards [3] of an outcome, in the order of REWARDS; NaN if it has none."""
     if outcome.reward is None:
         return np.full(len(REWARDS), math.nan)
     return np.array([getattr(outcome.reward, reward_name) for reward_name in REWARDS], dtype=np.float64)
 
 
 def outcome_row(outcome: Outcome) -> dict[str, object]:
-    """OUTCOME_COLUMNS of one outcome; None (an empty cell, a JSON null) where it holds no such thing."""
+    """The values of OUTCOME_COLUMNS for one outcome; None (an empty cell, a JSON null) if a value is absent."""
     reward, error = outcome.reward, outcome.error
     row: dict[str, object] = dict.fromkeys(OUTCOME_COLUMNS)
     row["outcome"] = outcome.kind.value
@@ -129,11 +134,11 @@ def outcome_row(outcome: Outcome) -> dict[str, object]:
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many came out ok, and how many with each error code."""
+    """Count the outcomes that are ok and those with each error code."""
     return dict(Counter(outcome.error.code if outcome.error else "ok" for outcome in outcomes))
 
 
 def derived_seed(seed: int, *parts: object) -> int:
-    """A seed in 0..2^32-1 that depends on `seed` and `parts` only: the same on every machine."""
+    """A seed in 0..2^32-1 that depends only on `seed` and `parts`, and is the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
     return int.from_bytes(digest[:4], "big")

@@ -1,9 +1,9 @@
-"""Motion faults of graded strength, applied to real clips.
+"""Applies motion faults of graded strength to real clips. They are the negatives of pretraining and of `sanity`.
 
-They are the negatives of pretraining and the rungs of the sanity ladder. `with_fault` takes a clip that is
-already sampled at the rate it will be scored at; distances scale with the short side of its frames, and
-for one seed the same random pattern is used at every strength, only stronger. The first frame, which an
-image-to-video model was given, stays as it is in every fault; T, H and W always do.
+`with_fault` takes a clip that is already sampled at the rate at which it will be scored. Distances scale with the
+short side of its frames. A seed gives the same random pattern at every strength, only stronger. No fault changes the
+first frame, because an image-to-video model gets that frame as its input. No fault changes the number of frames or
+their size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reward_server.faults.interpolation import time_remap
 __all__ = ["NAMES", "STRENGTHS", "time_remap", "with_fault"]
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-MIN_FRAMES = 4  # fewer cannot hold a stretch, a jump and a shuffle
+MIN_FRAMES = 4  # with fewer there is no room for a freeze, a jump or a shuffle
 MIN_SIDE_PX = 32
 
 Fault = Callable[[Clip, float, np.random.Generator], Clip]
@@ -42,10 +42,10 @@ NAMES: tuple[str, ...] = tuple(FAULTS)
 
 
 def with_fault(clip: Clip, name: str, strength: float, seed: int) -> Clip:
-    """The clip with fault `name` (one of NAMES) at `strength` in (0,1]; the same seed gives the same clip.
+    """Apply the fault `name` (one of NAMES) at `strength` in (0,1]. The same seed gives the same clip.
 
-    Raises ValueError for an unknown name, a strength out of range, a negative seed, or a clip under
-    MIN_FRAMES frames or MIN_SIDE_PX pixels.
+    Raises ValueError for an unknown name, a strength out of range, a negative seed, or a clip with fewer than
+    MIN_FRAMES frames or a side under MIN_SIDE_PX pixels.
     """
     if name not in FAULTS:
         raise ValueError(f"no fault named {name!r}; choose one of {', '.join(NAMES)}")
@@ -55,5 +55,7 @@ def with_fault(clip: Clip, name: str, strength: float, seed: int) -> Clip:
         raise ValueError(f"seed must not be negative, got {seed}")
     num_frames, _, height, width = clip.frames.shape
     if num_frames < MIN_FRAMES or min(height, width) < MIN_SIDE_PX:
-        raise ValueError(f"{clip} is too small for a fault: it needs {MIN_FRAMES} frames of {MIN_SIDE_PX} px a side")
+        raise ValueError(
+            f"{clip} is too small for a fault; give {MIN_FRAMES} frames or more, with sides of {MIN_SIDE_PX} px or more"
+        )
     return FAULTS[name](clip, float(strength), np.random.default_rng([seed, zlib.crc32(name.encode())]))

@@ -1,9 +1,10 @@
-"""Playback at other source times, by motion-compensated interpolation between frames.
+"""Resamples a clip at other source times, by motion-compensated interpolation between frames.
 
-Between two frames both are warped along their optical flow to the wanted time; the nearer one gives the
-pixels and the other fills what it hides, so that the result neither repeats a frame nor cross-fades two.
-What flow cannot follow (at 12 fps a fast hand) changes at once half way.
-H, W frame size; HW2 and HW3 images as OpenCV wants them.
+For a time between two frames, both are warped to it along their optical flow. The nearer frame gives the pixels, and
+the other frame fills the areas that are hidden in the nearer one. So the result neither repeats a frame nor
+cross-fades two. Motion that flow cannot follow, such as a fast hand at 12 fps, jumps half way between the frames.
+
+Shapes: T frames, H, W frame size in pixels. Images are [H,W,3] and fields [H,W,2], as in OpenCV.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Samples = TypeVar("Samples", Floats, Image)
 
-SNAP_FRAMES = 1e-4  # a source time this close to a frame is that frame
-MISS_PX2 = 0.25  # squared distance by which a pixel's origin may miss it before the other frame counts
+SNAP_FRAMES = 1e-4  # a source time this close to a frame gives that frame
+MISS_PX2 = 0.25  # px^2; the squared miss (`_origin`) of the near frame at which the far frame begins to count
 
 
 def time_remap(clip: Clip, source_times: ArrayLike) -> Clip:
-    """The clip as seen at `source_times`, in frames, each 0..T-1: uint8 [len(source_times),3,H,W], same fps.
+    """Resample a clip at `source_times`, in frames, each within 0..T-1. The fps stays the same.
 
-    Whole times return the frames exactly. Raises ValueError for times that are not a list of finite
-    numbers within the clip.
+    The result has one frame per time: uint8 [len(source_times),3,H,W]. Whole times return the frames exactly. Raises
+    ValueError unless the times are a list of finite numbers within the clip.
     """
     times = _checked_times(source_times, len(clip.frames))
     lower = np.floor(times).astype(np.int64)
@@ -52,7 +53,7 @@ def _checked_times(source_times: ArrayLike, num_frames: int) -> NDArray[np.float
 
 
 class _Pair:
-    """Two neighbouring frames [3,H,W] with the flow between them, in both directions."""
+    """Two neighbouring frames [3,H,W] with the flow between them in both directions."""
 
     def __init__(self, first: Image, second: Image) -> None:
         self.images = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in (first, second)]
@@ -61,7 +62,7 @@ class _Pair:
         self.flows = [_flow(grays[0], grays[1]), _flow(grays[1], grays[0])]
 
     def between(self, phase: float) -> Image:
-        """The image [H,W,3] at `phase` of the way, in (0,1), from the first frame to the second."""
+        """The image [H,W,3] at the fraction `phase`, in (0,1), of the time from the first frame to the second."""
         near = 0 if phase <= 0.5 else 1
         place, miss = self._origin(near, phase)
         far_place, far_miss = self._origin(1 - near, phase)
@@ -71,8 +72,11 @@ class _Pair:
         return np.asarray(np.rint(main + share[..., None] * (fill - main)), np.uint8)
 
     def _origin(self, side: int, phase: float) -> tuple[Floats, Floats]:
-        """Where in one frame the pixels at `phase` come from [H,W,2], and by how many px² that place's own
-        flow misses them [H,W]: it does where they are hidden in that frame."""
+        """Where in frame `side` the pixels at `phase` come from, [H,W,2], and the squared miss [H,W] in px^2.
+
+        The miss is the distance between a pixel and the point to which the flow takes its origin. It is large where
+        the pixel is hidden in that frame.
+        """
         ours, theirs = self.flows[side], self.flows[1 - side]
         distance = np.float32(phase if side == 0 else 1 - phase)
         toward = np.asarray(distance * (distance * theirs - (1 - distance) * ours), np.float32)
@@ -82,7 +86,10 @@ class _Pair:
 
 
 def _flow(first: Image, second: Image) -> Floats:
-    """Optical flow [H,W,2] in pixels between gray images; searched at full scale, or small fast things stay behind."""
+    """Optical flow [H,W,2] in pixels between two gray images.
+
+    The search goes down to full resolution, because otherwise small fast objects are left behind.
+    """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     search.setFinestScale(0)
     search.setGradientDescentIterations(12)
@@ -91,12 +98,12 @@ def _flow(first: Image, second: Image) -> Floats:
 
 
 def pixel_grid(height: int, width: int) -> Floats:
-    """The place of every pixel, x then y: float32 [H,W,2]."""
+    """The coordinates (x, y) of every pixel: float32 [H,W,2]."""
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 
 
 def sample_sharp(image: Image, place: Floats) -> Image:
-    """The image at `place` [H,W,2], with a kernel that keeps texture and edges reflected beyond the frame."""
+    """Sample an image at `place` [H,W,2] (x, y) with a Lanczos kernel, which keeps texture. Borders are reflected."""
     x, y = cv2.split(place)
     return np.asarray(cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101), np.uint8)
 

@@ -1,9 +1,10 @@
-"""Faults of place: what is shown where it should not be.
+"""Implements the spatial faults, which show content at the wrong position: jitter, wobble, swimming and teleports.
 
-Each takes (clip, strength in (0,1], rng) and returns a clip of as many frames. Distances are shares of
-the short side S. Warps resample every frame but the first with a kernel that keeps texture, so that
-sharpness does not give the fault away; beyond the frame the image is reflected.
-T frames, H, W frame size, K waves.
+Each fault takes (clip, strength in (0,1], rng) and returns a clip with the same number of frames. Distances are in
+units of S, the short side of the frame. Warps resample every frame but the first, with a kernel that keeps texture, so
+that sharpness does not reveal the fault. Beyond the frame the image is reflected.
+
+Shapes: T frames, H, W frame size in pixels, K waves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from reward_server.faults.interpolation import Floats, pixel_grid, sample_sharp
 
 Image = NDArray[np.uint8]
 
-# Root mean square displacement at strength 1, in S. Jitter and wobble fall with strength ** EASE, swimming linearly.
+# Root mean square displacement at strength 1, in S. Jitter and wobble grow with strength ** EASE, swimming linearly.
 JITTER = 0.025
 WOBBLE = 0.03
 SWIM = 0.012
@@ -26,7 +27,7 @@ NUM_JUMPS = 6
 
 
 def jittered(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Every frame after the first is shifted and rotated on its own, S 0.3% (at 0.25) .. 2.5% (at 1) rms each."""
+    """Shift and rotate every frame after the first at random, each by 0.3 % (at 0.25) to 2.5 % (at 1) of S rms."""
     num_frames, _, height, width = clip.frames.shape
     reach = JITTER * strength**EASE * min(height, width)
     shifts = rng.normal(0, reach / np.sqrt(2), (num_frames, 2))
@@ -43,20 +44,26 @@ def jittered(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def wobbled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """The picture swells and bends smoothly in space and time, S 0.4% (at 0.25) .. 3% (at 1) rms: generated video."""
+    """Bend the picture smoothly in space and time, as generated video does, by 0.4 % to 3 % of S rms (0.25 to 1)."""
     flow = _waves(clip, rng, wavelengths=(0.6, 2.0), periods_s=(0.6, 2.0), solenoidal=False)
     return _warped(clip, WOBBLE * strength**EASE * flow)
 
 
 def swimming(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Texture crawls within a textured region, along small eddies, S 0.3% .. 1.2%; the rest stays untouched."""
+    """Let texture crawl in small eddies within a textured region, by 0.3 % (at 0.25) to 1.2 % (at 1) of S.
+
+    The rest of the frame is untouched.
+    """
     mask = _textured_region(clip, rng)
     flow = _waves(clip, rng, wavelengths=(0.12, 0.3), periods_s=(0.5, 1.5), solenoidal=True)
     return _warped(clip, SWIM * strength * mask * flow)
 
 
 def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Patches, hard rectangles or soft blobs, show up displaced for a few frames: 1 .. NUM_JUMPS jumps, farther."""
+    """Show patches, hard rectangles or soft ellipses, displaced for a few frames.
+
+    A stronger fault has more jumps (1 to NUM_JUMPS), and they go farther.
+    """
     num_frames = len(clip.frames)
     frames = clip.frames.copy()
     jumps = [_Jump(clip, rng) for _ in range(NUM_JUMPS)]
@@ -67,7 +74,7 @@ def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 class _Jump:
-    """One patch that moves at once from its place to another: the most visible of a few random ones."""
+    """One patch that jumps from its position to another: the most visible of a few random candidates."""
 
     def __init__(self, clip: Clip, rng: np.random.Generator, candidates: int = 6) -> None:
         num_frames, _, height, width = clip.frames.shape
@@ -92,7 +99,7 @@ class _Jump:
         return float(np.abs(source.astype(np.int16) - target).mean())
 
     def paste(self, source: Image, target: Image, strength: float) -> None:
-        """Show the patch of `source` in `target`, in place, displaced by a third (weak) .. 1 of the full move."""
+        """Paste the patch of `source` into `target`, in place, displaced by 0.1 + 0.9 `strength` of the full move."""
         place, move = self.moves
         there = self._slices(place + (0.1 + 0.9 * strength) * move)
         old, new = target[there], source[self._slices(place)]
@@ -108,10 +115,11 @@ def _waves(
     solenoidal: bool,
     num_waves: int = 16,
 ) -> Floats:
-    """A displacement [T,H,W,2], x then y, in pixels: a sum of travelling waves, 0 at the first frame, 1 S rms after.
+    """A displacement field [T,H,W,2] (x, y) in pixels: a sum of travelling waves.
 
-    `wavelengths` in S, `periods_s` in seconds. Solenoidal waves move across their own direction, so that
-    their sum has no divergence. Waves separate in x, y and t, which makes them one matrix product.
+    It is 0 in the first frame, and its rms over the later frames is S. `wavelengths` are in S, `periods_s` in seconds.
+    Solenoidal waves displace perpendicular to their direction, so that their sum has no divergence. Each wave is a
+    product of functions of x, y and t, so the sum is one matrix product.
     """
     num_frames, _, height, width = clip.frames.shape
     side = min(height, width)
@@ -131,7 +139,7 @@ def _waves(
 
 
 def _warped(clip: Clip, flow: Floats) -> Clip:
-    """Every frame after the first, sampled at its pixels displaced by `flow` [T,H,W,2]."""
+    """Warp every frame after the first: sample it at its pixels displaced by `flow` [T,H,W,2]."""
     frames = clip.frames.copy()
     grid = pixel_grid(*frames.shape[2:])
     for t in range(1, len(frames)):
@@ -151,11 +159,11 @@ def _textured_region(clip: Clip, rng: np.random.Generator) -> Floats:
 
 
 def _blob(height: int, width: int) -> Floats:
-    """A soft ellipse [height,width], 1 inside, falling to 0 at the rim."""
+    """A soft ellipse [height,width]: 1 inside, falling to 0 at the edge."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     return np.asarray(np.clip((1 - np.hypot(y, x)) / 0.3, 0, 1), np.float32)
 
 
 def _image(frame: Image) -> Image:
-    """[3,H,W] as OpenCV wants it: [H,W,3], contiguous."""
+    """Convert a frame [3,H,W] to OpenCV's layout: [H,W,3], contiguous."""
     return np.ascontiguousarray(frame.transpose(1, 2, 0))

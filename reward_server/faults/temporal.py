@@ -1,7 +1,7 @@
-"""Faults of time: which source frame, or which mixture of them, is shown when.
+"""Implements the temporal faults, which show frames at the wrong time: freezes, stutter, shuffles, ghosts, slow-downs.
 
-Each takes (clip, strength in (0,1], rng) and returns a clip of as many frames. All but `ghosted` and the
-two slow-downs show source frames untouched.
+Each fault takes (clip, strength in (0,1], rng) and returns a clip with the same number of frames. `ghosted` mixes
+frames, and `damped` and `speed_change` interpolate between them. The other faults show source frames unchanged.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from reward_server.faults.interpolation import time_remap
 
 Indices = NDArray[np.int64]
 
-SLOWEST = 0.35  # playback speed after (or before) the strongest speed change
-DAMPING = 4.0  # e-folds by which the strongest damping lowers the speed over the clip
-MAX_BLEND = 0.75  # share of other frames in the strongest ghosting
-MAX_RELABEL = 4.0  # factor on the frame rate of the strongest relabelling
+SLOWEST = 0.35  # speed of the slow part at strength 1 of speed_change
+DAMPING = 4.0  # e-folds by which the speed falls over the clip at strength 1 of damped
+MAX_BLEND = 0.75  # weight of other frames at strength 1 of ghosted
+MAX_RELABEL = 4.0  # factor on the frame rate at strength 1 of fps_relabelled
 
 
 def static(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Motion dies: the last share `strength` of the clip repeats one frame; at 1 all of it is the first frame."""
+    """Stop all motion: the last share `strength` of the clip repeats one frame; at 1 every frame is the first frame."""
     last = len(clip.frames) - 1
     return _show(clip, np.minimum(np.arange(last + 1), min(round((1 - strength) * last), last - 1)))
 
 
 def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """One stretch, or two in a longer clip, stands still, then the clip jumps to where it would be."""
+    """Freeze one stretch, or one or two in a clip of 16 frames or more. The clip then jumps to its current frame."""
     num_frames = len(clip.frames)
     num_stretches = 1 if num_frames < 16 else int(rng.integers(1, 3))
     shown = np.arange(num_frames)
     for slot in np.array_split(np.arange(1, num_frames - 1), num_stretches):
-        longest = max(1, round(0.8 * len(slot)) - 1)  # repeats of the held frame; some real motion stays around it
+        longest = max(1, round(0.8 * len(slot)) - 1)  # most repeats of the held frame; some motion must remain
         start = slot[0] + int(rng.integers(0, len(slot) - longest))
         repeats = 1 + round(strength * (longest - 1))
         shown[start : start + repeats + 1] = start
@@ -40,7 +40,10 @@ def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Frames come at a fraction 1 - 2/3 strength of their rate and are held: one in six repeats .. two in three."""
+    """Lower the frame rate to 1 - 2/3 `strength` of it and hold frames.
+
+    One frame in six repeats its predecessor at strength 0.25, two in three at strength 1.
+    """
     ticks = np.arange(len(clip.frames))
     new = np.floor(ticks * (1 - strength * 2 / 3) + rng.random()).astype(np.int64)
     fresh = np.diff(new, prepend=-1) > 0
@@ -50,18 +53,18 @@ def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def shuffled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Frames after the first change places: a few neighbours, then more and farther; at 1 at random."""
+    """Reorder the frames after the first: a few neighbours swap, then more frames and farther; at 1 at random."""
     ticks = np.arange(len(clip.frames) - 1)
     noise = _disorder(len(ticks), rng)
-    # A pair (i, j) is swapped where 3 s (noise_i - noise_j) > (1 - s) (j - i): more pairs as s grows, never fewer.
+    # Frames i < j swap order if 3 s (noise_i - noise_j) > (1 - s) (j - i), so more pairs swap as the strength s grows.
     steepest = -np.diff(noise).min()
-    strength = max(strength, 1.001 / (1 + 3 * steepest))  # at least one pair
+    strength = max(strength, 1.001 / (1 + 3 * steepest))  # swap at least one pair
     order = np.argsort((1 - strength) * ticks + 3 * strength * noise, kind="stable")
     return _show(clip, np.concatenate([[0], 1 + order]))
 
 
 def ghosted(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Frames after the first are mixed with a fading trail of earlier ones, or with neighbours on both sides."""
+    """Mix frames after the first with a fading trail of earlier frames, or with neighbours on both sides."""
     num_frames = len(clip.frames)
     share = MAX_BLEND * strength
     lag = np.subtract.outer(np.arange(num_frames), np.arange(num_frames))  # output frame minus source frame
@@ -77,14 +80,17 @@ def ghosted(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def damped(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """The dynamic degree collapses: playback slows all along; at 1, to 2% of its speed, a quarter of the way in."""
+    """Slow playback down all along the clip, so that its dynamics fade out.
+
+    At 1, playback ends at 2 % of its speed, a quarter of the way through the source clip.
+    """
     elapsed = np.linspace(0, 1, len(clip.frames))
     rate = DAMPING * strength
     return time_remap(clip, (len(clip.frames) - 1) * -np.expm1(-rate * elapsed) / rate)
 
 
 def speed_change(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """Playback changes abruptly mid-clip between full speed and SLOWEST ** strength, in either direction."""
+    """Change the playback speed abruptly mid-clip, between full speed and SLOWEST ** strength, in either direction."""
     num_frames = len(clip.frames)
     change = round(rng.uniform(0.35, 0.65) * (num_frames - 1))
     speeds = np.full(num_frames - 1, SLOWEST**strength)
@@ -96,13 +102,16 @@ def speed_change(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
 
 
 def fps_relabelled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
-    """The same frames, said to be faster or slower by MAX_RELABEL ** strength."""
+    """Keep the frames, but declare a frame rate that is higher or lower by the factor MAX_RELABEL ** strength."""
     direction = 1 if rng.random() < 0.5 else -1
     return Clip(frames=clip.frames, fps=clip.fps * MAX_RELABEL ** (direction * strength))
 
 
 def _disorder(num: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Numbers in -1..1 whose order is far from both the identity and its reverse, as nearly all long ones are."""
+    """Random numbers in -1..1 whose order is far from both ascending and descending.
+
+    Almost every long draw is; a short one is drawn again until it is.
+    """
     pairs = np.triu_indices(num, 1)
     while True:
         noise = rng.uniform(-1, 1, num)

@@ -1,4 +1,4 @@
-"""The published networks of the `shift` profiles: where their weights are, under which licence, what they hold."""
+"""Lists the published networks of `shift` and `shift-wan`: where their weights are, their licences, their layouts."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from reward_server.estimators.sea_raft import SeaRaft
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One network's published checkpoint."""
+    """The published checkpoint of one network."""
 
     name: str
     title: str
-    option: str  # of `models pull`, for a file of one's own
+    option: str  # option of `models pull` that takes a local file
     repo: str
     file: str
     revision: str
     licence: str
-    means: str  # the licence, to someone about to use the weights
+    means: str  # what the licence allows a user to do
     build: Callable[[], nn.Module]
 
     @property
     def page(self) -> str:
-        """Where a person finds the file."""
+        """Web page of the file."""
         return f"https://huggingface.co/{self.repo}/blob/{self.revision}/{self.file}"
 
     @property
     def converted(self) -> str:
-        """Name of our file in the models folder."""
+        """File name of the converted weights in the models folder."""
         return f"{self.name}.safetensors"
 
     def layout(self) -> dict[str, Tensor]:
-        """Every key of the checkpoint with a tensor of its shape, without memory; shared ones are one object."""
+        """Every key of the checkpoint, with a meta tensor of its shape. Shared tensors are the same object."""
         with torch.device("meta"):
             return self.build().state_dict(keep_vars=True)
 
     def aliases(self) -> list[list[str]]:
-        """Groups of names that stand for one tensor (SEA-RAFT lists some norms twice)."""
+        """Groups of names that refer to one tensor; SEA-RAFT lists some norms twice."""
         names: dict[int, list[str]] = defaultdict(list)
         layout = self.layout()
         for name, tensor in layout.items():
@@ -60,10 +60,10 @@ COTRACKER3 = Published(
     revision="main",
     licence="CC-BY-NC-4.0",
     means=(
-        "Non-commercial use only, with credit to its authors (Meta AI and the University of Oxford): research, "
-        "teaching and private use are fine; scoring clips or training models for a product or a paid service is "
-        "not, without another licence from Meta. Changed copies, such as our converted file, carry the same terms. "
-        "The embedded profile needs none of this."
+        "Non-commercial use only, with credit to its authors (Meta AI and the University of Oxford). Research, "
+        "teaching and private use are allowed. Scoring clips or training models for a product or a paid service is "
+        "not allowed without another licence from Meta. Modified copies, such as the converted file, keep these terms. "
+        "The embedded profile does not use these weights."
     ),
     build=CoTracker3,
 )
@@ -75,7 +75,7 @@ SEA_RAFT = Published(
     file="model.safetensors",
     revision="eb97ef34ba5d856c3fa2cdcd073150c057ac8b69",
     licence="BSD-3-Clause",
-    means="Any use, commercial too; copies keep the copyright notice of the Princeton Vision & Learning Lab.",
+    means="Any use, also commercial; copies must keep the copyright notice of the Princeton Vision & Learning Lab.",
     build=SeaRaft,
 )
 PUBLISHED = {network.name: network for network in (COTRACKER3, SEA_RAFT)}

@@ -1,4 +1,7 @@
-"""`motion-reward models pull` and `list`: from the hub or from files at hand into the models folder, once."""
+"""Implements `motion-reward models pull` and `list`: downloads or reads the frozen networks' weights, and lists them.
+
+`pull` takes each network from Hugging Face or from a local file, converts it and stores it in the models folder.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,27 @@ Tell = Callable[[str], object]
 
 
 def pull(folder: Path, files: Mapping[str, Path | None], *, replace: bool = False, tell: Tell = print) -> None:
-    """Bring every network of the `shift` profiles into the folder; `files` by network name stand for the hub.
+    """Store every network of the shift profiles in `folder`.
 
-    Weights that are there already and were not given as a file are left alone, without a look at the
-    hub. Raises BadRequest for a file that is something else or not the pinned one, NotReady without a network.
+    `files` maps a network's name to a local file, which is used instead of Hugging Face. A network that is stored
+    already and has no local file is left alone, without any download, unless `replace` is set. `tell` gets lines of
+    text for the user. Raises BadRequest for a file that is another checkpoint or not the pinned one, and NotReady if
+    a download fails.
     """
     for network in PUBLISHED.values():
         tell(f"{network.title}: {network.licence}. {network.means}")
         given = files.get(network.name)
         if given is None and not replace and _stored(network, folder):
-            tell(f"  there already, sha256 {verified(network, folder).sha256}")
+            tell(f"  already stored, sha256 {verified(network, folder).sha256}")
         else:
-            tell(f"  reading {given or f'{network.repo}/{network.file} from the hub'}")
+            tell(f"  reading {given or f'{network.repo}/{network.file} from Hugging Face'}")
             tell(f"  {_take(network, folder, given, files, replace=replace)}")
 
 
 def _take(
     network: Published, folder: Path, given: Path | None, files: Mapping[str, Path | None], *, replace: bool
 ) -> str:
-    """Fetch if need be, convert, store; returns what was done."""
+    """Download the network unless a file is given, convert it and store it. Returns a line that says what was done."""
     path, source = (given, given.name) if given else _fetch(network, folder, files)
     weights = network_weights(network, path)
     source_sha256 = sha256_of(path)
@@ -48,10 +53,10 @@ def _take(
 
 
 def _fetch(network: Published, folder: Path, files: Mapping[str, Path | None]) -> tuple[Path, str]:
-    """The published file in the hub's local cache, and its full name with the revision it has there."""
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only who pulls needs it
+    """Download the published file into Hugging Face's local cache. Returns its path, and its name with the revision."""
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only `pull` needs it
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry; we tell how it ended
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the error below is enough
     try:
         path = Path(hf_hub_download(network.repo, network.file, revision=network.revision))
     except (OSError, ValueError, httpx.HTTPError) as error:
@@ -59,8 +64,8 @@ def _fetch(network: Published, folder: Path, files: Mapping[str, Path | None]) -
         options = " ".join(f"{other.option} {files.get(other.name) or other.file}" for other in missing)
         reason = str(error).strip().splitlines()
         raise NotReady(
-            f"cannot fetch {network.file} of {network.repo} ({reason[0] if reason else type(error).__name__}); "
-            f"get it from {network.page} on a machine that can, put it here and run "
+            f"cannot download {network.file} of {network.repo} ({reason[0] if reason else type(error).__name__}); "
+            f"download it from {network.page} on another machine, copy it here and run "
             f"`motion-reward models pull shift {options}`"
         ) from error
     return path, f"{network.repo}@{path.parent.name}/{network.file}"
@@ -71,7 +76,10 @@ def _stored(network: Published, folder: Path) -> bool:
 
 
 def listing(folder: Path, discriminators: Mapping[str, Path]) -> Table:
-    """What is in the folder, and whether it is what was pulled; `discriminators` by profile."""
+    """A table of the networks in `folder`, each checked against its pinned sha256, and of the discriminators.
+
+    `discriminators` maps a profile's name to its checkpoint.
+    """
     table = Table(title=f"models in {folder}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("what", "state", "sha256", "source", "licence"):
         table.add_column(column, overflow="fold")

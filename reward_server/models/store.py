@@ -1,10 +1,10 @@
-"""The models folder: converted weights, and beside each a record that pins its digest and that of its source.
+"""Reads and writes the models folder: converted weights, each with a record that pins its sha256 and its source's.
 
     cotracker3.safetensors    every key of the published checkpoint, nothing else
-    cotracker3.json           where it came from, sha256 of source and file, licence
+    cotracker3.json           its source, the sha256 of the source and of the file, the licence
 
-What is loaded is what was pulled, or it is not loaded; and pulling again does not replace what the
-record pins by something else unless told to.
+Weights that differ from their record are not loaded. Pulling again does not replace pinned weights by others unless
+`--replace` is given.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from reward_server.models.published import PUBLISHED, Published
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of one converted file."""
+    """The record of one converted file."""
 
-    source: str  # repository, revision and file, or the name of the file that was given
+    source: str  # repository, revision and file, or the name of the local file
     source_sha256: str
     sha256: str
     licence: str
 
 
 def load_network(module: nn.Module, name: str, folder: Path) -> str:
-    """Fill a network from the folder, every key matched; returns the sha256 of its weights' file.
+    """Load a network's weights from the folder, strictly. Returns the sha256 of the weights' file.
 
-    Raises NotReady, naming the command that mends it, where the file is missing or not what was pulled.
+    Raises NotReady, naming the command to run, if the file is missing or is not the one that was pulled.
     """
     network = PUBLISHED[name]
     record = verified(network, folder)
@@ -43,20 +43,20 @@ def load_network(module: nn.Module, name: str, folder: Path) -> str:
 
 
 def verified(network: Published, folder: Path) -> Record:
-    """The record of a network's weights, after comparing the file with it. Raises NotReady."""
+    """Compare a network's file with its record, and return the record. Raises NotReady if they do not match."""
     path, record = folder / network.converted, read_record(network, folder)
     if record is None or not path.is_file():
         raise NotReady(f"no weights of {network.title} in {folder}; fetch them with `motion-reward models pull shift`")
     if (found := sha256_of(path)) != record.sha256:
         raise NotReady(
-            f"{path} was changed since it was pulled: its sha256 is {found}, {record.sha256} is pinned; "
+            f"{path} has changed since it was pulled: its sha256 is {found}, but {record.sha256} is pinned; "
             "pull it again with `motion-reward models pull shift --replace`"
         )
     return record
 
 
 def store(network: Published, folder: Path, weights: dict[str, Tensor], *, source: str, source_sha256: str) -> Record:
-    """Write converted weights and their record, each at once."""
+    """Write converted weights and then their record, each atomically. Returns the record."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / network.converted
     partial = path.with_suffix(".partial")
@@ -68,18 +68,18 @@ def store(network: Published, folder: Path, weights: dict[str, Tensor], *, sourc
 
 
 def check_unchanged(network: Published, folder: Path, source: str, source_sha256: str) -> None:
-    """Raises BadRequest if the record pins another source: a silent change would change every reward."""
+    """Raise BadRequest if the record pins another source, because a silent change would change every reward."""
     record = read_record(network, folder)
     if record is not None and record.source_sha256 != source_sha256:
         raise BadRequest(
             f"{source} has sha256 {source_sha256}, but the weights of {network.title} in {folder} are pinned to "
-            f"{record.source_sha256} ({record.source}); if the change is meant, pull with --replace, and train "
-            "the discriminators of the profile again"
+            f"{record.source_sha256} ({record.source}); to change them, pull with --replace and train the "
+            "discriminators of the profile again"
         )
 
 
 def read_record(network: Published, folder: Path) -> Record | None:
-    """The record, or None where there is none. Raises NotReady where it cannot be read."""
+    """Read a network's record; None if there is none. Raises NotReady if it is damaged."""
     path = _record_path(network, folder)
     if not path.is_file():
         return None

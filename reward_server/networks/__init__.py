@@ -1,4 +1,4 @@
-"""Layers that several networks share, and how they compute: packed, in passes, compiled, in bf16.
+"""Layers that several networks share, and how they compute: packed weights, passes, torch.compile, bf16, exact fp32.
 
-Whole networks stand in `estimators` (frozen) and `discriminators` (trained).
+Whole networks are in `estimators` (frozen) and `discriminators` (trained).
 """

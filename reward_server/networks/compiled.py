@@ -1,9 +1,9 @@
-"""torch.compile for the methods of the networks and heads that it makes faster on a GPU; off unless told otherwise.
+"""Applies torch.compile to the methods of networks and discriminators that it speeds up on a GPU; off by default.
 
-A `compilable` method runs as Python wrote it until its module has a `Compute` (prepacked.py) that says how
-to compile. Then all modules of the class share one compiled function per mode, for any sizes (symbolic
-shapes: no new compilation for another clip), and the state dict stays as it was. Inside, layers are torch's
-plain ones, which the compiler can see through; on a CPU the packed ones are as fast without it.
+A `compilable` method runs as plain Python until its module has a `Compute` (prepacked.py) with a compile mode. Then
+all modules of the class share one compiled function per mode. Shapes are symbolic, so another clip size needs no new
+compilation, and the state dict does not change. Compiled code uses torch's plain layers, because the compiler cannot
+look into the packed ones. On a CPU the packed layers are as fast without compilation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def compilable(method: Method) -> Method:
-    """A method of a module with a `compute`: tensors in, a tensor or a tuple of them out, without gradients."""
+    """Let torch.compile speed up a method of a module that has a `compute` attribute.
+
+    The method takes tensors and returns a tensor or a tuple of tensors. It runs uncompiled while gradients are enabled.
+    """
 
     @functools.wraps(method)
     def told(module: Any, *given: Any) -> Any:
@@ -38,7 +41,7 @@ def compilable(method: Method) -> Method:
 
 
 def check_compiles(mode: CompileMode, device: str) -> None:
-    """Compile something small. Raises NotReady where torch.compile lacks a compiler."""
+    """Compile a small function as a test. Raises NotReady if torch.compile does not work on `device`."""
     if mode == "none":
         return
     try:
@@ -57,7 +60,7 @@ def _compiled(method: Callable[..., Any], mode: CompileMode) -> Callable[..., An
 
 
 def _own(result: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """Copies: what a CUDA graph returns lies in its memory, where the next run writes again."""
+    """Copy the result: a CUDA graph returns its own memory, which the next run overwrites."""
     return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
 
 

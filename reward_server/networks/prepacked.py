@@ -1,10 +1,10 @@
-"""Layers of the frozen networks that compute as they are told: precision, packed weights, fused activations.
+"""Defines linear and convolution layers whose precision, packed weights and fused activations a `Compute` sets.
 
-`Linear` and `Conv2d` are torch's, with the same parameters and, until a `Compute` is set, the same
-numbers. With one they may run on weights laid out for oneDNN, with the activation, the residual or
-a BatchNorm folded into the same pass. That API is private to torch, and not every CPU has it in every precision:
-`packing_works` tries it once against the plain operators, and where it is missing, fails or disagrees, those run.
-Packed weights are made at the first call and again whenever a parameter changed; on a CPU they live no longer than
+`Linear` and `Conv2d` have the parameters of torch's layers and, until a `Compute` is set, give the same numbers. With
+a `Compute` they may run on weights laid out for oneDNN, with the activation, the residual or a BatchNorm fused into
+the same pass. That API is private to torch, and not every CPU supports it in every precision. So `packing_works`
+compares it once with the plain operators; if it is missing, fails or disagrees, the plain operators run.
+Packed weights are made at the first call and again after a parameter changes. On a CPU they are freed at the end of
 their network's call (`releasing`).
 """
 
@@ -30,40 +30,43 @@ Network = TypeVar("Network", bound=nn.Module)
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 Precision = Literal["fp32", "bf16"]
-Gelu = Literal["none", "tanh"]  # torch's names of the exact GELU and of its approximation
+Gelu = Literal["none", "tanh"]  # torch's names for the exact GELU and its tanh approximation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a frozen network computes. Results differ by rounding alone, except for the precision."""
+    """How a network computes. Apart from `precision`, the fields change results only by rounding.
 
-    precision: Precision = "fp32"  # of products; positions, correlations and norms' sums stay fp32
-    packed: bool = True  # oneDNN's packed weights and fused activations, on a CPU where they work
-    memory_mib: int = 64  # what the intermediate values of one pass may take; passes go over tracks and frames
-    compile: CompileMode = "none"  # torch.compile's mode (compiled.py); what is compiled is not packed
+    Raises ValueError for an unknown mode or precision, and for memory_mib below 1.
+    """
+
+    precision: Precision = "fp32"  # of matrix products and convolutions; positions, correlations, norm sums stay fp32
+    packed: bool = True  # use oneDNN's packed weights and fused activations, on CPUs where they work
+    memory_mib: int = 64  # memory for the intermediate values of one pass; passes go over tracks or frames
+    compile: CompileMode = "none"  # torch.compile mode (compiled.py); compiled methods do not use packed weights
 
     def __post_init__(self) -> None:
         if self.compile not in get_args(CompileMode):
-            raise ValueError(f"need compile of {', '.join(get_args(CompileMode))}, got {self.compile}")
+            raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {self.compile}")
         if self.precision not in get_args(Precision) or self.memory_mib < 1:
-            raise ValueError(f"need precision fp32 or bf16 and memory_mib of at least 1, got {self}")
+            raise ValueError(f"precision must be fp32 or bf16 and memory_mib at least 1, got {self}")
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def num_per_pass(self, bytes_each: int) -> int:
-        """How many items of so many bytes fit the budget, at least one."""
+        """How many items of `bytes_each` bytes fit into `memory_mib`; at least one."""
         return max(1, self.memory_mib * MIB // max(1, bytes_each))
 
 
 def per_pass(compute: Compute | None, device: torch.device, on_cpu: int, bytes_each: int) -> int:
-    """How many items go at once: `on_cpu` there, where few stay in its caches, and what the memory allows elsewhere."""
+    """How many items to process at once: `on_cpu` on a CPU, whose caches hold few; elsewhere what the memory allows."""
     return on_cpu if device.type == "cpu" else (compute or Compute()).num_per_pass(bytes_each)
 
 
 def set_compute(network: nn.Module, compute: Compute | None) -> None:
-    """Tell every layer of `network` how to compute; None is plain torch in the parameters' own precision."""
+    """Set how every layer of `network` computes. None means plain torch in the precision of the parameters."""
     for part in network.modules():
         if hasattr(type(part), "compute"):
             part.compute = compute  # type: ignore[assignment]
@@ -71,7 +74,7 @@ def set_compute(network: nn.Module, compute: Compute | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """Weights as one call wants them, and the state of the parameters they were made of."""
+    """Weights converted for a call, and the state of the parameters from which they were made."""
 
     state: tuple[object, ...]
     weight: Tensor
@@ -80,7 +83,7 @@ class _Ready:
 
 
 class _Prepared(nn.Module):
-    """Keeps weights made ready for a `Compute`; copies and pickles of the layer leave them behind."""
+    """A layer that caches weights converted for its `Compute`. Copies and pickles of the layer leave the cache out."""
 
     compute: Compute | None = None
     _ready: _Ready | None = None
@@ -99,7 +102,7 @@ class _Prepared(nn.Module):
 
     def _made(self, sources: list[Tensor], extra: tuple[object, ...], make: Callable[[], _Ready]) -> _Ready:
         if torch.compiler.is_compiling() or any(source.is_inference() for source in sources) or needs_grad(*sources):
-            return make()  # inference tensors do not tell when they change
+            return make()  # inference tensors have no version counter, so a change could not be noticed
         state = (*((id(source), source.data_ptr(), source._version) for source in sources), *extra)
         ready = self._ready
         if ready is None or ready.state != state:
@@ -113,10 +116,10 @@ class _Prepared(nn.Module):
 
 
 def releasing(forward: Callable[Concatenate[Network, Given], Made]) -> Callable[Concatenate[Network, Given], Made]:
-    """A network's call after which, on a CPU, its layers forget the weights that they made ready.
+    """Decorate a network's forward so that its layers free their converted weights afterwards, on a CPU.
 
-    Those are a second copy of all weights, kept beside the intermediate values of the other networks; to make them
-    anew takes less than a hundredth of a clip's time. What another thread's call then lacks, it makes too.
+    They are a second copy of all weights, and would take memory while the other networks run. Converting them again
+    takes less than a hundredth of a clip's time. A call in another thread that misses them converts them again.
     """
 
     @functools.wraps(forward)
@@ -132,13 +135,13 @@ def releasing(forward: Callable[Concatenate[Network, Given], Made]) -> Callable[
 
 
 class Linear(_Prepared, nn.Linear):
-    """torch's linear layer; `exact` keeps it in float32 whatever the precision."""
+    """torch's linear layer, computed as `compute` says. `exact` keeps it in float32 in every precision."""
 
     exact = False
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Linear:
-        """This layer with the parameters of another."""
+        """A layer that shares the parameters of another one."""
         ours = cls(layer.in_features, layer.out_features, device="meta")
         ours.weight, ours.bias = layer.weight, layer.bias
         return ours
@@ -147,7 +150,10 @@ class Linear(_Prepared, nn.Linear):
         return self.fused(x)
 
     def fused(self, x: Tensor, *, gelu: Gelu | None = None, plus: Tensor | None = None) -> Tensor:
-        """The layer, then a GELU or the addition of `plus`, of the result's shape; a sum with float32 is float32."""
+        """Apply the layer, then a GELU if `gelu` is given, or add `plus`, which has the shape of the result.
+
+        Adding a float32 `plus` gives float32.
+        """
         if self.compute is None or needs_grad(x, self.weight):
             return _followed(F.linear(x, self.weight, self.bias), gelu, plus)
         dtype = torch.float32 if self.exact else self.compute.dtype
@@ -171,7 +177,7 @@ class Linear(_Prepared, nn.Linear):
 
 
 class Conv2d(_Prepared, nn.Conv2d):
-    """torch's convolution; a BatchNorm by its running statistics and a ReLU can follow in the same pass."""
+    """torch's convolution, computed as `compute` says. `exact` keeps it in float32 in every precision."""
 
     exact = False
 
@@ -179,7 +185,7 @@ class Conv2d(_Prepared, nn.Conv2d):
         return self.fused(x)
 
     def fused(self, x: Tensor, *, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> Tensor:
-        """The convolution, then `norm` by its running statistics, then a ReLU."""
+        """Apply the convolution, then `norm` with its running statistics, then a ReLU, if these are asked for."""
         dtype = torch.float32 if self.exact else self.compute.dtype if self.compute else self.weight.dtype
         x = x.to(dtype)
         packs = self._packs(x) and not needs_grad(x, self.weight)
@@ -220,17 +226,17 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, out or dim)
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """The layers' result, plus a residual where one is given."""
+        """Apply both layers, and add the residual `plus` if it is given."""
         return self.fc2.fused(self.fc1.fused(x, gelu=self.gelu), plus=plus)
 
 
 def passes(num: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover 0..num."""
+    """Consecutive slices of at most `size` items that cover `num` items."""
     return (slice(start, min(start + size, num)) for start in range(0, num, size))
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and the BatchNorm after it, by its running statistics, as one convolution."""
+    """Fold a BatchNorm, with its running statistics, into the convolution before it: returns weight and bias."""
     assert bias is not None and norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + norm.bias
@@ -242,9 +248,10 @@ def needs_grad(*tensors: Tensor) -> bool:
 
 @cache
 def plain_is_fast() -> bool:
-    """Whether plain float32 products need no packing, and so no second copy of their weights, unless a GELU follows.
+    """Whether plain float32 matrix products are as fast as packed ones: whether torch uses MKL on an Intel CPU.
 
-    They run on MKL, which is at its best on Intel's CPUs and at half speed on others.
+    On other CPUs MKL runs at half speed. A plain product needs no second copy of its weights. Packing still pays if a
+    GELU follows.
     """
     described = Path("/proc/cpuinfo")
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -253,8 +260,10 @@ def plain_is_fast() -> bool:
 
 @cache
 def packing_works(dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN's packed layers, this CPU computes them in `dtype`, and they agree with the plain
-    ones. (Those of bf16 raise on a CPU without AVX-512 or bf16 of its own.)"""
+    """Whether oneDNN's packed layers exist in this torch, run on this CPU in `dtype`, and agree with the plain layers.
+
+    In bf16 they raise on a CPU with neither AVX-512 nor native bf16.
+    """
     generator = torch.Generator().manual_seed(0)
     near = 1e-3 if dtype == torch.float32 else 0.25  # sums of 32 and 144 products of normal numbers
     try:
@@ -265,7 +274,7 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 
 def _linears(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """(packed, plain) results of a linear layer with each thing that may follow it."""
+    """(packed, plain) results of a linear layer, for each operation that can be fused after it."""
     x, plus = torch.randn(2, 5, 32, generator=generator).to(dtype)
     weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((32, 32), (32,)))
     ops = torch.ops.mkldnn
@@ -279,7 +288,7 @@ def _linears(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[Tenso
 
 
 def _convolutions(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """(packed, plain) results of a convolution with a ReLU."""
+    """(packed, plain) results of a convolution followed by a ReLU."""
     x = torch.randn(1, 16, 9, 11, generator=generator).to(dtype).contiguous(memory_format=CHANNELS_LAST)
     weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((32, 16, 3, 3), (32,)))
     geometry = ([1, 1], [2, 2], [1, 1], 1)

@@ -1,7 +1,7 @@
-"""Convolutions in float32 that are so on a GPU too: by default torch lets cuDNN round their inputs to 11 bits (TF32).
+"""Keeps float32 convolutions exact on a GPU. By default torch lets cuDNN round their inputs to 11 bits (TF32).
 
-On an H200 that puts tracks off by 0.03 px and the reward's tokens by 0.02, thirty times what parity with the official
-networks allows. Products of matrices are exact unless asked otherwise, by torch's own default.
+On an H200 that moves tracks by 0.03 px and the reward's tokens by 0.02, which is thirty times the tolerance for parity
+with the official networks. Matrix products need no such care, because torch computes them in full float32 by default.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import torch
 
 
 class ExactConvolutions(ContextDecorator):
-    """Inside, in any number of threads, cuDNN keeps to float32; outside, what the process has chosen stays."""
+    """A context manager and decorator in which cuDNN convolves in full float32; it may be entered by several threads.
+
+    When the last thread leaves, the process's own choice is restored.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,4 +38,4 @@ class ExactConvolutions(ContextDecorator):
 
 
 exact_convolutions = ExactConvolutions()
-"""A context and a decorator; there is one, as the choice is the process's."""
+"""The one instance: cuDNN's switch is global to the process."""

@@ -1,11 +1,10 @@
-"""The transformer over track tokens: attention over time for each track, then over tracks.
+"""Defines the transformer over track tokens, which alternates attention over time and attention over tracks.
 
-CoTracker3's update transformer (arXiv 2410.11831, section 3) and SHIFT's long-term discriminator
-(arXiv 2603.17426) share it. Parameter names, misspellings included, are those of the published
-checkpoints, so that they load strictly.
+CoTracker3's update transformer (arXiv 2410.11831, section 3) and SHIFT's long-term discriminator (arXiv 2603.17426)
+share it. Parameter names, misspellings included, are those of the published checkpoints, so they load strictly.
 
-Shapes: B clips, N tracks, V virtual tracks, T frames, D token size, C width. Any leading dimension
-of an attention block is a batch.
+Shapes: B clips, N tracks, V virtual tracks, T frames, D token size, C width; L and M are lengths of sequences. The
+first dimension of an attention block's input is a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class TrackViTConfig:
     mlp_dim: int = 1536
     num_virtual: int = 64
     dropout: float = 0.1
-    num_cues: int = 0  # the last so many numbers of a token are plain cues, judged by their statistics too
+    num_cues: int = 0  # how many numbers at the end of a token are cues, which StatisticsLogit reads as well
 
 
 class Attention(nn.Module):
@@ -45,7 +44,7 @@ class Attention(nn.Module):
         self.to_out = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """x [B,L,C] attends to context [B,M,C], or to itself; `plus` is added to the result."""
+        """Let x [B,L,C] attend to context [B,M,C], by default to itself. `plus` [B,L,C] is added to the result."""
         keys, values = self.to_kv(x if context is None else context).chunk(2, dim=-1)
         query, keys, values = (self._split(part) for part in (self.to_q(x), keys, values))
         mixed = F.scaled_dot_product_attention(query, keys, values)
@@ -56,7 +55,7 @@ class Attention(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """Pre-norm self-attention and MLP; norms without affine, tanh GELU."""
+    """Pre-norm self-attention and MLP. The norms have no affine parameters; the MLP uses the tanh GELU."""
 
     compute: Compute | None = None
 
@@ -74,7 +73,7 @@ class SelfBlock(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP; only the context's norm is affine."""
+    """Pre-norm cross-attention and MLP. Only the context's norm has affine parameters."""
 
     compute: Compute | None = None
 
@@ -95,9 +94,9 @@ class CrossBlock(nn.Module):
 
 
 class TrackTransformer(nn.Module):
-    """Alternates attention over time (each track) and over tracks (through virtual tracks).
+    """Alternates attention over time, within each track, and over tracks, through virtual tracks.
 
-    With a `Compute` and without gradients it goes in passes over tracks and over frames, which is the same.
+    With a `Compute` and without gradients it runs in passes over tracks and over frames, with the same result.
     """
 
     compute: Compute | None = None
@@ -113,7 +112,7 @@ class TrackTransformer(nn.Module):
         self.space_virtual2point_blocks = nn.ModuleList(CrossBlock(config) for _ in range(config.depth))
 
     def trunk(self, tokens_BNTD: Tensor) -> Tensor:
-        """Tokens [B,N,T,D] -> features [B,N,T,C]; the virtual tracks are dropped."""
+        """Map tokens [B,N,T,D] to features [B,N,T,C]. The virtual tracks are dropped."""
         if self.compute is not None and not needs_grad(tokens_BNTD, self.virual_tracks):
             return torch.stack([self._in_passes(clip_NTD, self.compute) for clip_NTD in tokens_BNTD])
         points = self.input_transform(tokens_BNTD)
@@ -126,7 +125,7 @@ class TrackTransformer(nn.Module):
         return x[:, :num_points]
 
     def _in_passes(self, tokens_NTD: Tensor, compute: Compute) -> Tensor:
-        """Features [N,T,C] of one clip."""
+        """Features [N,T,C] of one clip, computed in passes."""
         num_points, num_frames, _ = tokens_NTD.shape
         bytes_each = (2 * self.config.mlp_dim + 8 * self.config.dim) * 4  # of one token inside a block
         tracks = compute.num_per_pass(bytes_each * num_frames)

@@ -1,8 +1,10 @@
-"""What a profile is: how clips are sampled, which frozen estimators see their motion, which discriminators judge it.
+"""Defines `Profile`: how clips are sampled, which frozen estimators measure motion, which discriminators score it.
 
-`embedded.py` runs on classical vision and the shipped discriminators alone; `shift.py` is the paper's system on
-frozen networks, whose weights a user fetches (`models/`). The pipeline, pretraining and the feature
-cache know a profile only by the protocol here. Shapes: N tracks, T frames, P = T-1 pairs, D token size.
+`embedded.py` needs only classical vision and the shipped discriminators. `shift.py` is the paper's system; its frozen
+networks are fetched by the user (`models`). The rest of the server knows a profile only through the protocol here.
+The estimators themselves are in `estimators`, the networks of the discriminators in `discriminators`.
+
+Shapes: N tracks, T frames, P = T-1 frame pairs, D token size, H, W frame size in pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ProfileName = Literal["embedded", "shift", "shift-wan"]
 
 
 class Profile(Protocol):
-    """What the rest of the server asks of a profile; methods are safe to call from several threads."""
+    """What the rest of the server uses of a profile. Its methods are thread-safe."""
 
     @property
     def name(self) -> str: ...
@@ -31,11 +33,14 @@ class Profile(Protocol):
     def sampling(self) -> Sampling: ...
     @property
     def num_tracks(self) -> int:
-        """Query points per window, unless a setting says otherwise."""
+        """Default number of query points per window; the setting `num_tracks` overrides it."""
 
     @property
     def parallel_clips(self) -> bool:
-        """Whether motion of several clips is best estimated at once, a thread each; else one clip uses all threads."""
+        """True if the motion of several clips is best estimated in parallel, one thread each.
+
+        False if one clip at a time already keeps all threads or the device busy.
+        """
 
     @property
     def track_config(self) -> TrackViTConfig: ...
@@ -43,14 +48,17 @@ class Profile(Protocol):
     def residual_config(self) -> ResidualViTConfig: ...
     @property
     def discriminator_compute(self) -> Compute | None:
-        """How its discriminators judge; None: plainly."""
+        """How its discriminators compute; None means plain torch."""
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
+        """sha256 of everything between a clip's bytes and the discriminators.
+
+        Discriminators that were trained under another digest are refused.
+        """
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
-        """Motion of one clip, from `num_tracks` random points of its first frame."""
+        """Estimate the motion of one clip, with `num_tracks` random query points in its first frame."""
 
     def track_tokens(
         self,
@@ -61,11 +69,13 @@ class Profile(Protocol):
         *,
         chosen: slice = ...,
     ) -> Tensor:
-        """[N,T,D] what the long-term discriminator reads of the `chosen` tracks; the arguments are a motion's `tracks`,
-        `state` and `correlation`, of all its tracks."""
+        """Input of the long-term discriminator: tokens [N,T,D] of the `chosen` tracks.
+
+        The arguments are a motion's `tracks`, the two channels of its `state`, and its `correlation`, of all tracks.
+        """
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """[P,2,H,W] what the instantaneous discriminator reads: residual in grey levels, flow confidence 0..1."""
+        """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
 
 def load_profile(
@@ -76,13 +86,15 @@ def load_profile(
     compute: Compute | None = None,
     discriminator_precision: Precision = "fp32",
 ) -> Profile:
-    """The profile, with its frozen networks, if it has any, from the folder `models`, on `device`, as `compute` says.
+    """Load a profile and, if it has any, its frozen networks from the folder `models`.
 
-    Its discriminators judge likewise, but in `discriminator_precision`; without frozen networks, plainly.
-    Raises NotReady, naming the command that fetches them, where they are missing or were changed.
+    The networks run on `device` and compute as `compute` says. The discriminators of such a profile compute in the
+    same way, except that their precision is `discriminator_precision`. `embedded` has no frozen networks, and its
+    discriminators run in plain torch. Raises NotReady, naming the command that fetches them, if networks are missing
+    or their files were changed.
     """
     if name == "embedded":
-        from reward_server.profiles.embedded import EmbeddedProfile  # noqa: PLC0415 - OpenCV, only where it is used
+        from reward_server.profiles.embedded import EmbeddedProfile  # noqa: PLC0415 - imports OpenCV
 
         return EmbeddedProfile()
     from reward_server.profiles.shift import load_shift  # noqa: PLC0415

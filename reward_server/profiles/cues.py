@@ -1,11 +1,11 @@
-"""What a track's own course says of its plausibility, as plain numbers beside the learned features.
+"""Computes cues: plain numbers about a track's motion that reveal faults. They are part of `embedded`'s track tokens.
 
-Part of the embedded profile's track tokens. Kinematics compare a track's motion with that of its
-neighbours: wobble, swimming textures and teleports part from theirs. Trails compare the correlation
-map along the track's drift with the map across it and with the clean first frame's: a ghosted frame
-still shows a body where it was, or already where it will be. Both come from cached features alone.
+Kinematics compare a track's motion with that of its neighbours. Wobble, swimming textures and teleports make a track
+move differently from them. Trails compare the correlation map along the track's drift with the map across it and with
+the map of the first frame, which has no fault. A ghosted frame still shows an object where it was, or already where it
+will be. Both need only cached features.
 
-Legend: T frames, N tracks, S scales, K correlation window, C cues.
+Legend: T frames, N tracks, S scales, K side of a correlation map, C cues.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NUM_NEIGHBOURS = 8
-NEIGHBOUR_POOL = 256  # neighbours come from the first so many tracks, so that more tracks do not change their distance
-FINEST_PX = 0.1  # kinematics are linear below it and logarithmic above
+NEIGHBOUR_POOL = 256  # neighbours come from this many first tracks, so that their distance depends on no later track
+FINEST_PX = 0.1  # kinematics are about linear below this and logarithmic above
 KINEMATICS = 8
 TRAIL_CUES = 5  # per scale
-LEAST_STEP = 0.7  # offset, in pixels of a scale, from which drift tells "along" from "here"
+LEAST_STEP = 0.7  # shortest drift, in pixels of a scale, whose direction the correlation map can resolve
 
 
 def num_cues(scales: int) -> int:
-    """Cues of one track in one frame."""
+    """Number of cues of one track in one frame, for this number of correlation scales."""
     return KINEMATICS + 4 + 2 + 2 * scales + TRAIL_CUES * scales
 
 
 def track_cues(
     tracks_TN2: Tensor, visibility_TN: Tensor, confidence_TN: Tensor, correlation_TNSKK: Tensor, chosen: slice
 ) -> Tensor:
-    """[T,N,C] of the `chosen` tracks: kinematics and their magnitudes, visibility, confidence, peaks, trails."""
+    """Cues [T,N,C] of the `chosen` tracks; the arguments hold all tracks.
+
+    They are kinematics, the magnitudes of these, visibility, confidence, per scale the correlation at the centre and
+    how far the map's peak lies above it, and trails.
+    """
     moving = kinematics(tracks_TN2, chosen)
     speeds = moving.reshape(*moving.shape[:2], 4, 2).norm(dim=-1)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
@@ -42,10 +46,10 @@ def track_cues(
 
 
 def kinematics(tracks_TN2: Tensor, chosen: slice = slice(None)) -> Tensor:
-    """[T,N,8]: drift and acceleration of each track, alone and less the mean of its nearest tracks.
+    """Drift and acceleration of the `chosen` tracks [T,N,8], absolute and relative to the mean of the nearest tracks.
 
-    Pixels, compressed as asinh(d / 0.1 px). A rigid or smoothly bending scene moves with its
-    neighbourhood; wobble, swimming and teleports do not.
+    They are in pixels per frame (and per frame^2), compressed as asinh(d / 0.1 px). A point of a rigid or smoothly
+    bending object moves with its neighbourhood. In wobble, swimming textures and teleports it does not.
     """
     drift = _drift(tracks_TN2)
     acceleration = torch.zeros_like(drift)
@@ -57,10 +61,12 @@ def kinematics(tracks_TN2: Tensor, chosen: slice = slice(None)) -> Tensor:
 
 
 def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
-    """[T,N,5S]: per scale, where the drift fits the map's window, else zeros (and the fifth says which).
+    """Trail cues [T,N,5S]: five per scale, from correlation maps sampled along and across the drift.
 
-    The map behind the track (at minus the drift) and ahead of it, each against the first frame's map at the same
-    offset and less the loss at the centre; their difference; their mean against the map across the drift.
+    Cues one and two: the map behind the track (at minus the drift) and ahead of it (at the drift), each minus the first
+    frame's map at the same offset and minus the change at the centre. Cue three: behind minus ahead. Cue four: the mean
+    of behind and ahead minus the mean of both sides across the drift. Cue five: 1 if the drift fits into the map and is
+    at least LEAST_STEP. If it does not, all five are 0.
     """
     cues = []
     for scale in range(correlation_TNSKK.shape[2]):
@@ -79,7 +85,7 @@ def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
 
 
 def _at(maps_TNKK: Tensor, offset_TN2: Tensor) -> Tensor:
-    """Bilinear samples [T,N] of maps at offsets (x, y) from their centres."""
+    """Sample maps bilinearly at offsets (x, y) from their centres: [T,N]."""
     num_frames, num_tracks, window, _ = maps_TNKK.shape
     grid = (offset_TN2 / (window // 2)).reshape(-1, 1, 1, 2)
     sampled = F.grid_sample(maps_TNKK.reshape(-1, 1, window, window), grid, padding_mode="border", align_corners=True)
@@ -91,10 +97,10 @@ def _drift(tracks_TN2: Tensor) -> Tensor:
 
 
 def _neighbours(points_N2: Tensor, chosen: slice) -> Tensor:
-    """[n,K] indices of the chosen points' nearest others among the first NEIGHBOUR_POOL.
+    """Indices [n,K] of the K nearest other points of each chosen point, among the first NEIGHBOUR_POOL points.
 
-    Queries are whole pixels, so equal distances are common: the earlier point wins, or rounding
-    would choose, and the same clip would get another reward.
+    Query points are whole pixels, so equal distances are common. The earlier point then wins. Otherwise rounding would
+    decide, and the same clip could get different rewards.
     """
     points = points_N2.double()
     pool = points[:NEIGHBOUR_POOL]

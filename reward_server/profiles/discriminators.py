@@ -1,4 +1,8 @@
-"""Both discriminators as one safetensors file: weights, sizes, and which motion features they were trained on."""
+"""Saves and loads both discriminators of a profile as one safetensors file.
+
+The file holds the weights. Its metadata holds the profile, the version, the networks' sizes and the digest of the
+motion features that the discriminators were trained on.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +30,27 @@ SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safe
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminators:
-    """The two discriminators of one version, in evaluation mode."""
+    """The two discriminators of one version, in eval mode."""
 
     instantaneous: ResidualViT
     long_term: TrackViT
     version: str
-    digest: str  # sha256 of the file
+    digest: str  # sha256 of the checkpoint file
 
     @torch.inference_mode()
     @exact_convolutions
     def logits(self, maps_BP2HW: Tensor, tokens_BNTD: Tensor) -> Tensor:
-        """[B,2]: instantaneous and long-term logits."""
+        """Instantaneous and long-term logits [B,2], from residual maps [B,P,2,H,W] and track tokens [B,N,T,D]."""
         return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)
 
 
 def new_discriminators(profile: Profile) -> tuple[ResidualViT, TrackViT]:
-    """Untrained discriminators of a profile's sizes."""
+    """Untrained discriminators of the sizes that the profile needs."""
     return ResidualViT(profile.residual_config), TrackViT(profile.track_config)
 
 
 def discriminators_file(profile_name: str, models: Path) -> Path:
-    """Where a profile's discriminators are unless a setting says otherwise: shipped with it, or in the models folder."""
+    """Default path of a profile's discriminators: the shipped file, or else a file in the models folder."""
     return SHIPPED.get(profile_name) or models / f"{profile_name}-discriminators.safetensors"
 
 
@@ -59,7 +63,7 @@ def save_discriminators(
     long_term: dict[str, Tensor],
     precision: torch.dtype = torch.float16,
 ) -> None:
-    """Write both state dicts, atomically; in half precision unless they must stay as they are."""
+    """Write both state dicts to `path`, atomically, in `precision`."""
     packed = pack_discriminators(
         profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
     )
@@ -77,7 +81,7 @@ def pack_discriminators(
     long_term: dict[str, Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> bytes:
-    """Both state dicts as the bytes of a safetensors file."""
+    """Pack both state dicts into the bytes of a safetensors file, as `dtype`."""
     tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
     tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
     metadata = {
@@ -91,10 +95,10 @@ def pack_discriminators(
 
 
 def load_discriminators(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Discriminators:
-    """Load the discriminators at `path`, or those shipped with the profile.
+    """Load the discriminators at `path`, by default those shipped with the profile.
 
-    Raises NotReady, naming the command that trains discriminators, when there are none or they do not fit:
-    untrained discriminators never serve.
+    Raises NotReady, naming the command that trains them, if there are none or they do not fit the profile: untrained
+    discriminators are never served.
     """
     file = path or SHIPPED[profile.name]
     if not file.is_file():
@@ -106,7 +110,7 @@ def load_discriminators(profile: Profile, path: Path | None = None, *, device: s
 
 
 def read_discriminators(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Discriminators:
-    """The discriminators in a file's bytes. Raises NotReady, naming `source`, when they are not discriminators of the profile."""
+    """Load discriminators from the bytes of a checkpoint. Raises NotReady, naming `source`, if they do not fit."""
     try:
         metadata, tensors = _read(data)
         _check(metadata, profile, source)
@@ -116,7 +120,7 @@ def read_discriminators(profile: Profile, data: bytes, *, source: str, device: s
         long_term.load_state_dict(_part(tensors, "long_term."), strict=True)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise NotReady(
-            f"{source} does not hold discriminators of profile '{profile.name}': {error}; train or copy it again"
+            f"{source} does not hold discriminators of profile '{profile.name}' ({error}); train or copy it again"
         ) from error
     for discriminator in (instantaneous, long_term):
         set_compute(discriminator, profile.discriminator_compute)
@@ -129,7 +133,7 @@ def read_discriminators(profile: Profile, data: bytes, *, source: str, device: s
 
 
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors; the library reads the metadata of files only."""
+    """Metadata and tensors. The metadata is parsed here, because safetensors reads it only from a file on disk."""
     tensors = {name: tensor.float() for name, tensor in load(data).items()}
     (size,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + size]).get("__metadata__", {}), tensors
@@ -138,8 +142,8 @@ def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _check(metadata: dict[str, str], profile: Profile, source: str) -> None:
     if metadata.get("preprocessing_digest") != profile.preprocessing_digest:
         raise NotReady(
-            f"{source} was trained on other motion features than profile '{profile.name}' now makes; "
-            f"train discriminators again with `motion-reward pretrain --profile {profile.name}`"
+            f"{source} was trained on other motion features than profile '{profile.name}' now computes; "
+            f"train the discriminators again with `motion-reward pretrain --profile {profile.name}`"
         )
 
 

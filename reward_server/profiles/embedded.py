@@ -1,7 +1,8 @@
-"""The embedded profile: OpenCV's Lucas-Kanade tracks and DIS flow, correlation maps in place of learned ones.
+"""Defines the embedded profile: OpenCV's Lucas-Kanade tracks and DIS flow, and correlation maps of image patches.
 
-It needs no weights but its own two small discriminators, which are shipped. Shapes: N tracks, T frames,
-P = T-1 pairs, D token size.
+Its only weights are two small discriminators, which are shipped.
+
+Shapes: N tracks, T frames, P = T-1 frame pairs, D token size, S correlation scales, K side of a correlation map.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.cues import num_cues, track_cues
 
-# Drifts are divided by half the side of a square of the profile's area, so that sin(2^9 p) resolves
+# Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
 DISPLACEMENT_SCALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedProfile:
-    """Every field, and the estimators' settings, go into the preprocessing digest."""
+    """The embedded profile. Every field and the estimators' settings enter the preprocessing digest."""
 
     num_tracks: ClassVar[int] = 256
     parallel_clips: ClassVar[bool] = True
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 3  # raise it when the code between bytes and discriminators changes the numbers
+    revision: int = 3  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -62,7 +63,7 @@ class EmbeddedProfile:
         )
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
-        """Motion of one clip at the profile's size, from `num_tracks` random points of its first frame."""
+        """Estimate the motion of a clip of the profile's size, with `num_tracks` random query points."""
         height, width = clip.frames.shape[2:]
         return self.estimators.estimate(clip, random_queries(query_seed, num_tracks, height, width))
 
@@ -75,10 +76,10 @@ class EmbeddedProfile:
         *,
         chosen: slice = slice(None),
     ) -> Tensor:
-        """[N,T,D] per track and frame: visibility, confidence, correlation maps, displacements, cues (`cues.py`).
+        """Track tokens [N,T,D] of the `chosen` tracks: visibility, confidence, correlation maps, displacements, cues.
 
-        All tracks of a clip must be given, as cues compare a track with its neighbours; tokens are made of the
-        `chosen` ones. The time embedding is added to all but the cues.
+        Give all tracks of the clip, because cues (`cues.py`) compare a track with its neighbours. The time embedding is
+        added to everything but the cues.
         """
         scale = DISPLACEMENT_SCALE * self.sampling.area_px**0.5
         displacement = displacement_features(tracks_TN2[None, :, chosen], (scale, scale))[0]
@@ -90,18 +91,18 @@ class EmbeddedProfile:
         return torch.cat([features, cues], dim=-1).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """[P,2,H,W]: brightness-constancy residual in grey levels, flow confidence 0..1."""
+        """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
+        """sha256 of everything between a clip's bytes and the discriminators."""
         parts = {"profile": asdict(self), "estimators": asdict(self.estimators)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def time_embedding(num_frames: int, dim: int) -> Tensor:
-    """[T,D]: sines, then cosines, of frame t at the frequencies 10000^(-2k/D), as in CoTracker3's tokens."""
+    """Time embedding [T,D] as in CoTracker3: sines, then cosines, of frame t at the frequencies 10000^(-2k/D)."""
     half = (dim + 1) // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(num_frames, dtype=torch.float64)[:, None] * frequencies

@@ -1,18 +1,21 @@
-"""A clip's motion features as small tensors, and back: what the feature cache and a run's store keep.
+"""Packs a clip's motion features into small tensors, and unpacks them. The feature cache and a run's store keep these.
 
-Rows of `tracks`, `state` and `correlation` are tracks, rows of `maps` are frame pairs. How exactly each is kept:
+The first axis of `tracks`, `state` and `correlation` is tracks, that of `maps` is frame pairs. The types, and how
+exact each value is:
 
-    of a Motion          tracks int16, 1/64 px; visibility, confidence uint8, 1/255; correlation int8, 1/127;
-                         residual r int8, sqrt(|r|)/8 grey levels, up to 252; flow confidence int8, 1/255.
-                         0.8 MiB for 256 tracks x 16 frames and 8 pairs of 144x256.
-    of a NetworkMotion   tracks float32, exact, and with them the displacement features; logits of visibility
-                         and confidence float16, 1/2048 of themselves; the correlation embedding int8 with a
-                         scale per channel, 1/254 of the channel's largest value in the clip; residual r
-                         uint8, sqrt(|r|)/4 + 1/64 grey levels, up to 1008; flow confidence uint8, 1/510.
-                         N x T x 1036 + P x 2 x H x W bytes: 12.1 + 4.2 MiB for 512 tracks x 24 frames and 12
-                         pairs of 320x576.
+    Motion           tracks int16, to 1/64 px; visibility, confidence uint8, to 1/255; correlation int8, to 1/127;
+                     residual r int8, to sqrt(|r|)/8 gray levels, up to 252; flow confidence int8, to 1/255.
+                     0.8 MiB for 256 tracks x 16 frames and 8 pairs of 144x256.
+    NetworkMotion    tracks float32, exact, and so are the displacement features; logits of visibility and
+                     confidence float16, to 1/2048 of their value; the correlation embedding int8 with a scale
+                     per channel, to 1/254 of the channel's largest value in the clip; residual r uint8, to
+                     sqrt(|r|)/4 + 1/64 gray levels, up to 1008; flow confidence uint8, to 1/510.
+                     N x T x 1036 + P x 2 x H x W bytes: 12.1 + 4.2 MiB for 512 tracks x 24 frames and 12 pairs
+                     of 320x576.
 
 Displacements, sines and the time embedding are computed again when tokens are read.
+
+Shapes: N tracks, T frames, P frame pairs, D token size, C channels, H, W frame size in pixels.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from reward_server.profiles import Profile
 
 TRACK_SCALE = 64.0
 CHANNEL_SCALE = "correlation_scale"  # [C] float32, beside the embedding of a NetworkMotion
-RESIDUAL_SCALE = {torch.int8: 8.0, torch.uint8: 4.0}  # by how maps are stored: fine, or of wide range
+RESIDUAL_SCALE = {torch.int8: 8.0, torch.uint8: 4.0}  # by storage type: int8 is finer, uint8 has the wider range
 
 
 def pack(motion: Motion, *, num_pairs: int, num_tracks: int | None = None) -> dict[str, Tensor]:
-    """The tensors of one sample on the CPU: `num_pairs` evenly spaced frame pairs, and all tracks, or the first
-    `num_tracks` of a NetworkMotion, whose tokens need no others."""
+    """Pack one clip's motion into tensors on the CPU, with `num_pairs` evenly spaced frame pairs.
+
+    All tracks of a Motion are kept, because the tokens of one need the others. Of a NetworkMotion only the first
+    `num_tracks` are kept, if it is given.
+    """
     pairs = torch.from_numpy(np.unique(np.linspace(0, len(motion.residual) - 1, num_pairs).round().astype(int)))
     if isinstance(motion, NetworkMotion):
         return _packed_network(motion, slice(num_tracks)) | {"maps": _packed_maps(motion, pairs, torch.uint8)}
@@ -46,7 +52,7 @@ def pack(motion: Motion, *, num_pairs: int, num_tracks: int | None = None) -> di
 
 
 def unpack_tokens(packed: Mapping[str, Tensor], profile: Profile, start: int, num: int) -> Tensor:
-    """Track tokens [num,T,D] of `num` packed tracks from `start` on."""
+    """Track tokens [num,T,D] of `num` packed tracks, beginning with track `start`."""
     chosen, alone = slice(start, start + num), CHANNEL_SCALE in packed
     needed = chosen if alone else slice(None)
     tracks, state, correlation = (
@@ -60,7 +66,7 @@ def unpack_tokens(packed: Mapping[str, Tensor], profile: Profile, start: int, nu
 
 
 def unpack_maps(packed: Tensor) -> Tensor:
-    """Residual and confidence maps [P,2,H,W] of packed ones."""
+    """Unpack residual and confidence maps [P,2,H,W]."""
     codes = packed.float() - _zero(packed.dtype)
     residual = codes[:, 0].sign() * (codes[:, 0] / RESIDUAL_SCALE[packed.dtype]).square()
     return torch.stack([residual, (codes[:, 1] + 128) / 255], dim=1)
@@ -78,14 +84,14 @@ def _packed_network(motion: NetworkMotion, kept: slice) -> dict[str, Tensor]:
 
 
 def _packed_maps(motion: Motion, pairs: Tensor, dtype: torch.dtype) -> Tensor:
-    """[P,2,H,W] codes: the signed square root of the residual, and the confidence over the whole range."""
+    """Codes [P,2,H,W]: the signed square root of the residual, scaled, and the confidence over all 256 codes."""
     residual, confidence = motion.residual[pairs], motion.flow_confidence[pairs] * 255 - 128
     companded = residual.sign() * residual.abs().sqrt() * RESIDUAL_SCALE[dtype]
     return _rounded(torch.stack([companded, confidence], dim=1) + _zero(dtype), dtype)
 
 
 def _zero(dtype: torch.dtype) -> int:
-    """The code of nothing: 0 where codes are signed, else the middle."""
+    """The code of value 0: 0 for signed types, 128 for uint8."""
     return 0 if dtype.is_signed else 128
 
 

@@ -1,7 +1,7 @@
-"""A run's clips as a refresh sees them: packed motion of one window, and the group it was scored in.
+"""Packs a scored clip for later refreshes of its training run: the motion of one window, and the clip's group.
 
-The pipeline packs a clip that says its run and origin, the worker keeps the bytes in Redis
-(queue/run_store.py), a refresh reads them back and never runs the frozen estimators again.
+The pipeline packs each clip whose context names a run and an origin. The worker keeps the bytes in Redis
+(queue/run_store.py). A refresh reads them back, so it never runs the frozen estimators again.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ GROUP = "group"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunClip:
-    """One clip's packed motion; rows of `maps` are frame pairs, of the other tensors tracks."""
+    """One clip's packed motion. The first axis of `maps` is frame pairs, that of the other tensors is tracks."""
 
     group_id: str
     packed: Mapping[str, Tensor]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Clips of one shape can share a step: frames, height, width, and the kept pairs and tracks."""
+        """The sizes of the packed tracks and maps. Clips of one shape can share a training step."""
         return *self.packed["tracks"].shape[:2], *self.packed["maps"].shape
 
     def tokens(self, profile: Profile, start: int, num: int) -> Tensor:
-        """[num,T,D] of `num` tracks from `start` on; their order is already random."""
+        """Track tokens [num,T,D] of `num` tracks from `start` on. Tracks are stored in random order."""
         return unpack_tokens(self.packed, profile, start, num)
 
     def maps(self, start: int, num: int) -> Tensor:
-        """[num,2,H,W] of `num` consecutive kept pairs."""
+        """Residual and confidence maps [num,2,H,W] of `num` consecutive kept pairs from `start` on."""
         return unpack_maps(self.packed["maps"][start : start + num])
 
     @property
@@ -50,11 +50,12 @@ class RunClip:
 
 
 def pack_clip(motion: Motion, *, num_pairs: int, num_tracks: int | None = None, group_id: str) -> bytes:
-    """The bytes that `read_clip` reads; `num_pairs` evenly spaced frame pairs are kept, and tracks as `pack` says."""
-    group = torch.tensor(list(group_id.encode()), dtype=torch.uint8)  # a tensor too: `load` drops metadata
+    """Pack a clip's motion into bytes for `read_clip`. `num_pairs` and `num_tracks` are those of `packed.pack`."""
+    group = torch.tensor(list(group_id.encode()), dtype=torch.uint8)  # a tensor, because `load` drops metadata
     return save(pack(motion, num_pairs=num_pairs, num_tracks=num_tracks) | {GROUP: group})
 
 
 def read_clip(data: bytes) -> RunClip:
+    """Unpack the bytes that `pack_clip` made."""
     packed = load(data)
     return RunClip(group_id=bytes(packed.pop(GROUP).tolist()).decode(), packed=packed)

@@ -1,10 +1,12 @@
-"""The paper's profile: CoTracker3's tokens for the long-term discriminator, SEA-RAFT's flow for the instantaneous one.
+"""Defines the profiles `shift` and `shift-wan`, the system of the SHIFT paper (arXiv 2603.17426).
 
-SHIFT, arXiv 2603.17426. Two figures: `shift` looks at 24 frames of 320x576 at 14 fps (its experiments on
-Stable Video Diffusion), `shift-wan` at 49 of 480x832 at 24 fps (on Wan2.2). The networks are frozen; their
-weights come from the models folder and are part of the preprocessing digest.
+The long-term discriminator reads CoTracker3's tokens, the instantaneous one SEA-RAFT's flow. `shift` uses 24 frames of
+320x576 at 14 fps, as the paper does for Stable Video Diffusion. `shift-wan` uses 49 frames of 480x832 at 24 fps, as the
+paper does for Wan2.2. Both networks are frozen. Their weights come from the models folder and enter the preprocessing
+digest.
 
-Shapes: N tracks, T frames, P = T-1 pairs, D = 1110 token size, C = 1024 correlation embedding, H, W pixels.
+Shapes: N tracks, T frames, P = T-1 frame pairs, D = 1110 token size, C = 1024 correlation embedding, H, W frame size
+in pixels.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ from reward_server.networks.prepacked import Compute, Precision
 from reward_server.networks.tf32 import exact_convolutions
 from reward_server.networks.track_transformer import TrackViTConfig
 
-VAR_MIN, VAR_MAX = 0.0, 10.0  # of SEA-RAFT's log-scales, as its Spring configuration has them
-CORRELATION = slice(2, TOKEN_DIM - DISPLACEMENT_FEATURES)  # where a token holds the correlation embedding
+VAR_MIN, VAR_MAX = 0.0, 10.0  # bounds of SEA-RAFT's log-scales, from its Spring configuration
+CORRELATION = slice(2, TOKEN_DIM - DISPLACEMENT_FEATURES)  # the correlation embedding within a token
 
 log = structlog.get_logger("profile")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Networks:
-    """The frozen networks on their device, and the sha256 of each one's weights."""
+    """The frozen networks on their device, and the sha256 of each network's weights."""
 
     tracker: CoTracker3
     flow_net: SeaRaft
@@ -62,7 +64,10 @@ class Networks:
 
     @classmethod
     def load(cls, models: Path, device: str, compute: Compute) -> Networks:
-        """From the models folder. Raises NotReady where weights are missing or were changed, or nothing compiles."""
+        """Load both networks from the folder `models`.
+
+        Raises NotReady if weights are missing or were changed, or if torch.compile is wanted but does not work.
+        """
         tracker, flow_net = CoTracker3(compute=compute), SeaRaft(compute=compute)
         digests = {
             name: load_network(module, name, models)
@@ -80,9 +85,11 @@ class Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftProfile:
-    """Every field but `discriminator_precision` goes into the preprocessing digest, the networks by their weights' sha256.
+    """A profile on CoTracker3 and SEA-RAFT.
 
-    How networks and discriminators compute does not: it changes their results by rounding, of 8 bits where it is bf16.
+    Every field but `discriminator_precision` enters the preprocessing digest; the networks enter it by the sha256 of
+    their weights. How networks and discriminators compute does not enter it, because it changes results only by
+    rounding (to 8 bits in bf16).
     """
 
     parallel_clips: ClassVar[bool] = False  # one clip keeps all threads, or the device, busy
@@ -90,7 +97,7 @@ class ShiftProfile:
 
     networks: Networks = field(repr=False)
     name: str = "shift"
-    revision: int = 1  # raise it when the code between bytes and discriminators changes the numbers
+    revision: int = 1  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=lambda: Sampling(fps=14.0, window_frames=24, area_px=320 * 576))
     height_px: int = 320
     width_px: int = 576
@@ -107,15 +114,16 @@ class ShiftProfile:
     @torch.inference_mode()
     @exact_convolutions
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> NetworkMotion:
-        """Motion of one clip; its tensors stay on the networks' device.
+        """Estimate the motion of one clip. Its tensors stay on the networks' device.
 
-        The tracker sees the clip as it was decoded. The flow sees it stretched to the instantaneous
-        discriminator's size, bilinearly, without aligned corners: nothing changes where it has that size.
+        The tracker gets the clip as decoded. The flow network gets it resized to the instantaneous discriminator's
+        size, bilinearly and without aligned corners. A clip that has this size already does not change.
         """
         frames = sent(torch.from_numpy(clip.frames), self.networks.device)
         tracking = self._tracking(frames, random_queries(query_seed, num_tracks, *frames.shape[2:]))
         tokens_TND = tracking.tokens[0].transpose(0, 1) - self._time(len(frames))[:, None]
-        resized = self._resized(frames)[None]
+        size = (self.height_px, self.width_px)
+        resized = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False)[None]
         estimate = self.networks.flow_net(resized)
         return NetworkMotion(
             tracks=tracking.tracks[0],
@@ -138,9 +146,11 @@ class ShiftProfile:
         *,
         chosen: slice = slice(None),
     ) -> Tensor:
-        """[N,T,D] as CoTracker3's last iteration read them: visibility and confidence logits, correlation, drift, time.
+        """Track tokens [N,T,D] as CoTracker3's last iteration read them.
 
-        Tracks are in the tracker's pixels. Each track's tokens are its own, so that any subset may be given.
+        They are the logits of visibility and confidence, the correlation embedding and the displacement features; the
+        time embedding is added to all of them. Tracks are in the tracker's model pixels. The tokens of a track do not
+        depend on other tracks, so any subset of tracks may be given.
         """
         tracks = tracks_TN2[None, :, chosen] / STRIDE_PX
         config = self.networks.tracker.config
@@ -150,17 +160,17 @@ class ShiftProfile:
         return (tokens_TND + self._time(len(tokens_TND)).to(tokens_TND)[:, None]).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """[P,2,H,W]: brightness-constancy residual in grey levels, flow confidence 0..1."""
+        """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
     @property
     def discriminator_compute(self) -> Compute:
-        """As the frozen networks, but in a precision of their own: most of bf16's error would come from the discriminators."""
+        """As for the frozen networks, but in its own precision: most of bf16's error comes from the discriminators."""
         return dataclasses.replace(self.networks.compute, precision=self.discriminator_precision)
 
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between bytes and discriminators; discriminators refuse features of another digest."""
+        """sha256 of everything between a clip's bytes and the discriminators."""
         parts = {
             "profile": [self.name, self.revision, self.height_px, self.width_px, asdict(self.sampling)],
             "tracker": [self.networks.tracker.config.iters, self.networks.digests["cotracker3"]],
@@ -170,13 +180,9 @@ class ShiftProfile:
 
     def _tracking(self, frames_T3HW: Tensor, points_N2: object) -> Tracking:
         xy = torch.as_tensor(points_N2, dtype=torch.float32)
-        queries = F.pad(xy, (1, 0))[None]  # all of frame 0
+        queries = F.pad(xy, (1, 0))[None]  # all in frame 0
         tracking: Tracking = self.networks.tracker(frames_T3HW[None], queries, tokens_only=True)
         return tracking
-
-    def _resized(self, frames_T3HW: Tensor) -> Tensor:
-        size = (self.height_px, self.width_px)
-        return F.interpolate(frames_T3HW.float(), size, mode="bilinear", align_corners=False)
 
     def _time(self, num_frames: int) -> Tensor:
         """The checkpoint's time embedding [T,D]."""
@@ -184,7 +190,7 @@ class ShiftProfile:
 
 
 def sent(values: Tensor, device: str) -> Tensor:
-    """On the device; to a GPU from page-locked memory, so that this thread goes on while they are copied."""
+    """Copy a tensor to the device; to a GPU from page-locked memory, so that this thread need not wait for the copy."""
     pinned = values.pin_memory() if torch.device(device).type == "cuda" else values
     return pinned.to(device, non_blocking=True)
 
@@ -195,9 +201,9 @@ WAN_SAMPLING = Sampling(fps=24.0, window_frames=49, area_px=480 * 832)
 def load_shift(
     name: str, models: Path, *, device: str, compute: Compute, discriminator_precision: Precision = "fp32"
 ) -> ShiftProfile:
-    """The profile `shift` or `shift-wan` on its networks. Raises NotReady where weights are missing or were changed."""
+    """Load the profile `shift` or `shift-wan` with its networks. Raises NotReady if weights are missing or changed."""
     if "bf16" in (compute.precision, discriminator_precision) and not has_bf16(device):
-        log.warning("bf16 is slower than fp32 here: the device has none of its own", device=device, choose="fp32")
+        log.warning("the device only emulates bf16, which is slower than fp32", device=device, choose="fp32")
     profile = ShiftProfile(
         networks=Networks.load(models, device, compute), discriminator_precision=discriminator_precision
     )

@@ -1,4 +1,4 @@
-"""Training the discriminators: `pretrain` from folders of clips, `adversarial` for a refresh.
+"""Trains the discriminators: `pretrain` from folders of clips, `adversarial` for a refresh during RL training.
 
-The discriminators themselves stand in `discriminators`; a refresh is claimed and published by `worker`.
+The networks themselves are in `discriminators`. Claiming a refresh and publishing its result is in `worker`.
 """

@@ -1,9 +1,10 @@
-"""The adversarial refresh of both discriminators: a run's real clips against 1, its rollouts against 0 (SHIFT, Eq. 7).
+"""Refreshes both discriminators adversarially: BCE with a run's real clips as 1 and its rollouts as 0 (SHIFT, Eq. 7).
 
-Two sets of weights go from refresh to refresh: those that are trained, and their average, which is what
-judges. A step takes as many clips of either origin, all of one shape, and of each a fresh subset of tracks
-or frame pairs. One group in eight is held out, so that what the response says of the new version was not
-learnt by heart. The same clips, weights and seed give the same result, bit for bit, on one machine.
+Two sets of weights are carried from refresh to refresh: the trained weights, and their exponential moving average,
+which scores. A training step takes clips of one shape, up to `clips_per_step` real clips and as many rollouts, and a
+random subset of each clip's tracks or frame pairs. One clip in eight is held out, in whole groups, so that the
+figures in the response do not come from training clips. The same clips, weights and seed give the same result bit for
+bit on one machine. SHIFT is arXiv 2603.17426.
 """
 
 from __future__ import annotations
@@ -41,35 +42,42 @@ WEIGHT_DECAY = 0.01
 GRAD_CLIP = 1.0
 TRACKS_PER_STEP = 32
 PAIRS_PER_STEP = 3
-PAIRS_OF_LARGE = 1  # where one clip fills the device: neighbouring pairs teach little beside another clip's
-TRACKS_JUDGED = 128  # of a held-out clip
-HELD_OUT_SHARE = 8  # one clip in so many
-MAX_HELD_OUT = 64  # of either origin
+PAIRS_OF_LARGE = 1  # if one clip fills the device; another clip's pair teaches more than a neighbouring pair
+TRACKS_JUDGED = 128  # tracks scored per held-out clip
+HELD_OUT_SHARE = 8  # one clip in this many is held out
+MAX_HELD_OUT = 64  # per origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buffers:
-    """A run's clips by origin; those of a shape that only one origin has are left out, as they would give it away."""
+    """A run's clips by origin. `of` leaves out clips whose shape only one origin has, because it would reveal the
+    origin."""
 
     real: Sequence[RunClip]
     rollouts: Sequence[RunClip]
 
     @classmethod
     def of(cls, real: Sequence[RunClip], rollouts: Sequence[RunClip], *, at_least: int) -> Buffers:
-        """Raises TooFewClips."""
+        """Keep the clips of shapes that both origins have.
+
+        Raises TooFewClips unless each origin has `at_least` such clips.
+        """
         shared = {clip.shape for clip in real} & {clip.shape for clip in rollouts}
         kept = [[clip for clip in clips if clip.shape in shared] for clips in (real, rollouts)]
         if min(map(len, kept)) < at_least:
             raise TooFewClips(
-                f"{len(kept[0])} real clips of {len(real)} and {len(kept[1])} rollouts of {len(rollouts)} have a size "
-                f"and length that the other origin has too, a refresh needs {at_least} of each; submit rollouts as "
-                "long and as large as the real clips"
+                f"{len(kept[0])} real clips of {len(real)} and {len(kept[1])} rollouts of {len(rollouts)} share their "
+                f"length and frame size with the other origin, but a refresh needs {at_least} of each; submit real "
+                "clips and rollouts of the same length and frame size"
             )
         return cls(real=kept[0], rollouts=kept[1])
 
     def split(self, seed: int) -> tuple[Buffers, Buffers]:
-        """To train on, and held out: whole groups, as clips of a group resemble each other; single clips where
-        the groups are too few for that."""
+        """Split into clips to train on and held-out clips.
+
+        Whole groups are held out, because the clips of a group resemble each other. If that would leave no training
+        clips of an origin, single clips are held out instead.
+        """
         both = [*self.real, *self.rollouts]
         names = [clip.group_id or f"\0{position}" for position, clip in enumerate(both)]
         for units in (names, [f"\0{position}" for position in range(len(both))]):
@@ -81,7 +89,7 @@ class Buffers:
         return trained, Buffers(real=_where(self.real, real, True), rollouts=_where(self.rollouts, rollouts, True))
 
     def _held_out(self, units: Sequence[str], seed: int) -> list[bool]:
-        """Units in a random order until either origin has its share."""
+        """Hold out units in a random order until each origin has its share of held-out clips."""
         origins = [0] * len(self.real) + [1] * len(self.rollouts)
         missing = [_share(len(self.real)), _share(len(self.rollouts))]
         held: set[str] = set()
@@ -96,18 +104,18 @@ class Buffers:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What a refresh made: state dicts of the average and of the trained weights, by discriminator, and how it went."""
+    """The result of a refresh: state dicts of the average and of the trained weights by discriminator, and a report."""
 
     average: Weights
     training: Weights
     report: dict[DiscriminatorName, DiscriminatorRefresh]
     num_real: int
     num_rollouts: int
-    num_held_out: int  # of these
+    num_held_out: int  # included in the two numbers above
 
     @property
     def name(self) -> str:
-        """Eight hex digits that tell these weights from others."""
+        """Eight hex digits that identify the averaged weights."""
         digest = hashlib.sha256()
         for discriminator in DISCRIMINATORS:
             for name, value in sorted(self.average[discriminator].items()):
@@ -125,9 +133,11 @@ def refresh_discriminators(
     device: str,
     before_step: Callable[[int], None],
 ) -> Candidate:
-    """Train copies of both discriminators; `before_step` gets every step's number and may raise to stop.
+    """Train copies of both discriminators on a run's clips.
 
-    Raises RefreshRejected at the first loss that is not finite.
+    `training` holds the weights to train further, `average` their average so far. `before_step` is called with the
+    number of each step and may raise to stop the refresh. Raises RefreshRejected if a loss or a held-out logit is not
+    finite, and TooFewClips if holding out clips leaves no shape with clips of both origins.
     """
     train, held_out = buffers.split(request.seed)
     discriminators = [
@@ -154,7 +164,7 @@ def refresh_discriminators(
 
 
 class _Discriminator:
-    """One discriminator, its average and its optimizer."""
+    """One discriminator with its average and its optimizer."""
 
     def __init__(
         self,
@@ -181,16 +191,18 @@ class _Discriminator:
         self.losses.append(self._gradients(batch, rng))
         if not np.isfinite(self.losses[-1]):
             raise RefreshRejected(
-                f"the loss of the {self.name} discriminator was {self.losses[-1]} at step {step}; lower the learning rate "
-                f"({self._request.learning_rate:g})"
+                f"the loss of the {self.name} discriminator was {self.losses[-1]} at step {step}; lower the learning "
+                f"rate ({self._request.learning_rate:g})"
             )
         nn.utils.clip_grad_norm_(self.module.parameters(), GRAD_CLIP)
         self._optimizer.step()
         update_average(self.average, self.module, self._request.ema)
 
     def _gradients(self, batch: Buffers, rng: np.random.Generator) -> float:
-        """The loss of a batch, its gradients in the module. Clips that fill the device go one by one, so that the
-        memory of a step does not grow with its clips."""
+        """Compute the loss of a batch, and its gradients in the module.
+
+        Large clips go through the module one by one, so that memory does not grow with the number of clips.
+        """
         clips = [*batch.real, *batch.rollouts]
         num_real, num_rollouts = len(batch.real), len(batch.rollouts)
         targets = torch.tensor([1.0] * num_real + [0.0] * num_rollouts, device=self._device)
@@ -206,11 +218,12 @@ class _Discriminator:
         return total
 
     def separation(self, clips: Buffers) -> Separation:
-        """Of the average, on as much of each clip as is kept."""
+        """How well the average separates real clips from rollouts, from all kept pairs or the first tracks of each."""
         real, rollouts = (np.array([self._logit(clip) for clip in some]) for some in (clips.real, clips.rollouts))
         if not (np.isfinite(real).all() and np.isfinite(rollouts).all()):
             raise RefreshRejected(
-                f"the {self.name} discriminator gives logits that are not finite; lower the learning rate"
+                f"on held-out clips, logits of the {self.name} discriminator are not finite; lower the learning rate "
+                f"({self._request.learning_rate:g})"
             )
         return Separation(auc=auc(real, rollouts), logit_gap=float(real.mean() - rollouts.mean()))
 
@@ -230,14 +243,17 @@ class _Discriminator:
 
 
 def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
-    """Clips of one shape, of either origin as many as asked for or as there are; the same for both discriminators."""
+    """Draw clips of one shape: `clips_per_step` of each origin, or all if there are fewer.
+
+    Both discriminators get the same clips.
+    """
     rng = np.random.default_rng((request.seed, step))
-    # A shape may have lost all clips of an origin to those that are held out; the others go on.
+    # All clips of an origin and shape may be held out. The other shapes are still used.
     shapes = sorted({clip.shape for clip in clips.real} & {clip.shape for clip in clips.rollouts})
     if not shapes:
         raise TooFewClips(
-            "no real clip and rollout to train on have the same size and length once one clip in "
-            f"{HELD_OUT_SHARE} is held out; have more clips scored first"
+            f"after one clip in {HELD_OUT_SHARE} is held out, no real clip and rollout of the same length and frame "
+            "size are left to train on; score more clips first"
         )
     counts = np.array([sum(clip.shape == shape for clip in [*clips.real, *clips.rollouts]) for shape in shapes])
     shape = shapes[int(rng.choice(len(shapes), p=counts / counts.sum()))]
@@ -248,7 +264,7 @@ def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
 
 
 def _copy(discriminator: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:
-    """The weights alone: a discriminator that serves may carry what only makes it faster."""
+    """Copy the weights only, without the converted weights that a serving discriminator may hold."""
     fresh = type(discriminator)(discriminator.config)  # type: ignore[arg-type]
     fresh.load_state_dict(discriminator.state_dict())
     return fresh.to(device)
@@ -259,7 +275,7 @@ def _choose(clips: Sequence[RunClip], num: int, rng: np.random.Generator) -> lis
 
 
 def _stretch(size: int, wanted: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Start and length of a random stretch of at most `wanted` of `size`."""
+    """Start and length of a random stretch of at most `wanted` out of `size` items."""
     num = min(wanted, size)
     return int(rng.integers(size - num + 1)), num
 

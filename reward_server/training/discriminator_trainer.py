@@ -1,10 +1,10 @@
-"""Training a discriminator from cached motion features: BCE with logits, real 1, the rest 0 (SHIFT, Eq. 7).
+"""Trains one discriminator from cached motion features, with BCE: real clips as 1, the others as 0 (SHIFT, Eq. 7).
 
-The two discriminators share no weights and no features, so each trains on its own, in a process of its own
-where there are cores for it. A step takes views of one shape; of each view the real clip and a few
-of its negatives; of each clip a fresh subset of tracks or frame pairs. Scores are made with an
-exponential moving average of the weights; the best one by its held-out figures is kept, and training stops
-when they have not improved for a while.
+The two discriminators share no weights and no features. So each is trained separately, in its own process if there
+are enough cores. A step takes views of one shape: of each view the real clip and a few of its negatives, and of each
+clip a random subset of tracks or frame pairs. Evaluation uses an exponential moving average of the weights. The
+average with the best held-out figures is kept, and training stops when these have not improved for a while.
+SHIFT is arXiv 2603.17426.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ DISCRIMINATORS: tuple[DiscriminatorName, ...] = ("instantaneous", "long_term")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a discriminator is trained; decay, betas and clipping are the paper's, sizes fit a laptop."""
+    """How a discriminator is trained. Weight decay, betas and clipping are the paper's; the sizes suit a laptop."""
 
     steps: int = 3600
     views_per_step: int = 6
-    views_at_once: int = 6  # of these; fewer need less memory and leave the gradients as they are
+    views_at_once: int = 6  # views per pass; fewer need less memory and give the same gradients
     negatives_per_view: int = 3
     tracks_per_step: int = 32
     pairs_per_step: int = 3
@@ -54,32 +54,32 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     warmup_steps: int = 100
-    pair_weight: float = 2.0  # of the loss on each real clip against its own negatives
-    symmetries: bool = False  # mirror and turn the tracks of every step at random
+    pair_weight: float = 2.0  # weight of `pair_bce`, the loss on each real clip against its own negatives
+    symmetries: bool = False  # mirror and transpose the tracks at random in every step
     ema: float = 0.995
     grad_clip: float = 1.0
-    bf16: bool = True  # where the device has it
+    bf16: bool = True  # train in bf16 if the device supports it
     evaluate_every: int = 300
     evaluate_tracks: int = 96
-    patience: int = 8  # evaluations without better held-out figures
+    patience: int = 8  # training stops after this many evaluations without better held-out figures
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How well a discriminator tells held-out real clips from their negatives."""
+    """How well a discriminator separates held-out real clips from their negatives."""
 
     auc: float
-    pairs: float  # share of (real, its negative) pairs ordered right: the AUC within a view
+    pairs: float  # share of pairs of a real clip and one of its own negatives that are ordered right
 
     @property
     def mean(self) -> float:
-        """What training is stopped by: order among all clips, and order within a view."""
+        """Mean of `auc` and `pairs`. It decides which weights are kept and when training stops."""
         return (self.auc + self.pairs) / 2
 
 
 class DiscriminatorTrainer:
-    """One discriminator, its average and its optimizer; one instance is one training run, kept in `folder`."""
+    """One training run of one discriminator, with its average and its optimizer. The run's state is in `folder`."""
 
     def __init__(
         self,
@@ -110,10 +110,11 @@ class DiscriminatorTrainer:
     def train(
         self, views: Sequence[View], held_out: Sequence[View], report: Callable[[int, str], None] = lambda *_: None
     ) -> float:
-        """Train until the steps are done or the held-out figures stall; resumes from the run's folder.
+        """Train until all steps are done or the held-out figures stop improving. Resumes the run in the folder, if any.
 
-        Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` gets the
-        step, and a line of text at every evaluation.
+        Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` is called with
+        the step and a text, which is empty except after an evaluation. Raises BadRequest if the folder holds a run on
+        other clips or settings.
         """
         self._resume([*views, *held_out])
         with SummaryWriter(str(self.folder)) as log:
@@ -129,7 +130,7 @@ class DiscriminatorTrainer:
         return self.best
 
     def evaluate(self, views: Sequence[View]) -> HeldOut:
-        """Held-out figures of the averaged discriminator."""
+        """Evaluate the averaged discriminator on views."""
         logits = {sample.key: self.logit(sample) for sample in clips_of(views).values()}
         real = [logits[view.real.key] for view in views]
         fake = [[logits[sample.key] for sample in view.negatives] for view in views]
@@ -138,7 +139,7 @@ class DiscriminatorTrainer:
 
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:
-        """The averaged discriminator's logit on the first tracks, or every cached pair, of one clip."""
+        """The averaged discriminator's logit of one clip, from its first tracks or all its cached pairs."""
         if self.name == "instantaneous":
             inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
         else:
@@ -147,7 +148,7 @@ class DiscriminatorTrainer:
 
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
-        torch.manual_seed(int(rng.integers(2**31)))  # dropout: a resumed run repeats the uninterrupted one
+        torch.manual_seed(int(rng.integers(2**31)))  # seeds dropout, so that a resumed run equals an uninterrupted one
         symmetry = Symmetry.draw(rng) if self.config.symmetries else PLAIN
         self.optimizer.zero_grad()
         loss = 0.0
@@ -163,7 +164,7 @@ class DiscriminatorTrainer:
         return {"loss": loss, "grad_norm": float(norm), "rate": float(self.schedule.get_last_lr()[0])}
 
     def _loss(self, views: Sequence[View], symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
-        """Of the real clips of some views and a few negatives of each."""
+        """The loss of the real clips of these views and a few negatives of each."""
         real = [view.real for view in views]
         negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
         inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
@@ -174,7 +175,7 @@ class DiscriminatorTrainer:
         return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
 
     def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
-        """A fresh subset of a sample's frame pairs or tracks."""
+        """A random subset of a sample's frame pairs or tracks."""
         if self.name == "instantaneous":
             num_pairs = self.cache.num_pairs(sample)
             taken = min(self.config.pairs_per_step, num_pairs)
@@ -184,7 +185,7 @@ class DiscriminatorTrainer:
         return self.cache.tokens(sample, self.profile, first, num, symmetry)
 
     def _batches(self, views: Sequence[View]) -> Iterator[Sequence[View]]:
-        """Endless batches of one shape each, the same for a given seed and step (so that a run can resume)."""
+        """Endless batches of one shape each. They depend only on seed and step, so that a run can resume."""
         shapes = defaultdict(list)
         for view in views:
             shapes[view.real.shape].append(view)
@@ -221,8 +222,10 @@ class DiscriminatorTrainer:
         }
 
     def _resume(self, views: Sequence[View]) -> None:
-        """Continue the run in the folder if there is one; its clips and its configuration, but for its length, must
-        be ours. Raises BadRequest."""
+        """Continue the run in the folder, if there is one.
+
+        Raises BadRequest if it has other clips or another configuration; only `steps` and `patience` may differ.
+        """
         self._clips = hashlib.sha256(" ".join(sorted(clips_of(views))).encode()).hexdigest()
         path = self.folder / "last.pt"
         if not path.is_file():
@@ -231,7 +234,9 @@ class DiscriminatorTrainer:
         anything = {"steps": 0, "patience": 0}
         ours, theirs = (config | anything for config in (asdict(self.config), state["config"]))
         if (theirs, state.get("clips")) != (ours, self._clips):
-            raise BadRequest(f"{self.folder} holds a run on other clips or settings; give another --work or delete it")
+            raise BadRequest(
+                f"{self.folder} holds a run on other clips or settings; give another --work folder or delete this one"
+            )
         self.discriminator.load_state_dict(state["discriminator"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -240,17 +245,17 @@ class DiscriminatorTrainer:
 
 
 def adversarial_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE of real clips against 1 plus mean BCE of the others against 0 (SHIFT, Eq. 7)."""
+    """Mean BCE of real clips with target 1 plus mean BCE of the others with target 0 (SHIFT, Eq. 7)."""
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
     return real + fake
 
 
 def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE of logit differences against 1: each real clip above its own negative.
+    """Mean BCE, with target 1, of the logit of each real clip minus the logit of one of its own negatives.
 
-    SHIFT re-centres rewards within a group of clips that share their first frame, so order within
-    the group is what a policy feels; the plain BCE mostly sees the difference between scenes.
+    SHIFT re-centres rewards within a group of clips that share their first frame. So a policy depends on the order
+    within a group, while the plain BCE mostly depends on differences between scenes.
     """
     difference = real_logits - fake_logits
     return F.binary_cross_entropy_with_logits(difference, torch.ones_like(difference))
@@ -258,15 +263,17 @@ def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """average <- decay x average + (1 - decay) x module, for every parameter."""
+    """Update every parameter in place: average <- decay x average + (1 - decay) x module."""
     for kept, current in zip(average.parameters(), module.parameters(), strict=True):
         kept.lerp_(current, 1 - decay)
 
 
 @contextlib.contextmanager
 def fast_forward(*, bf16: bool = True, device: str = "cpu") -> Iterator[None]:
-    """bf16 where wanted and the device has it. Attention as plain products on the CPU: its fused kernel's bf16
-    backward is many times slower."""
+    """A context for fast training passes: autocast to bf16, if `bf16` is set and the device supports it.
+
+    On the CPU it also selects plain attention, because the bf16 backward of the fused kernel is many times slower.
+    """
     kind = torch.device(device).type
     attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else contextlib.nullcontext()
     with torch.autocast(kind, torch.bfloat16, enabled=bf16 and has_bf16(device)), attention:
@@ -278,7 +285,7 @@ def _choose(view: View, num: int, rng: np.random.Generator) -> list[int]:
 
 
 def _rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine to a tenth of the rate."""
+    """Factor on the learning rate: linear warm-up, then a cosine down to 0.1."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     done = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))

@@ -1,4 +1,4 @@
-"""What a discriminator learns from: views, each a real clip and its negatives, and which of them are held out."""
+"""Joins cached samples into views, each a real clip with its negatives, and holds some of them out."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from reward_server.training.feature_cache import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A real clip and its negatives, all of one shape."""
+    """A real clip and its negatives, all of the same shape."""
 
     real: Sample
     negatives: tuple[Sample, ...]
 
 
 def views_of(samples: Sequence[Sample]) -> list[View]:
-    """Join each real clip with its negatives of the same shape: its faulty twins; without those, generated
-    clips of the same source (same first frame), else any generated clips. Clips without a partner are left out."""
+    """Join each real clip with its negatives, which must have the same shape.
+
+    These are its faulty twins. Without any, they are generated clips of the same source (the same first frame), or
+    else all generated clips. Real clips without negatives are left out.
+    """
     twins, same_source, same_shape = defaultdict(list), defaultdict(list), defaultdict(list)
     for sample in samples:
         if sample.fault == "generated":
@@ -39,27 +42,34 @@ def views_of(samples: Sequence[Sample]) -> list[View]:
 
 
 def clips_of(views: Sequence[View]) -> dict[str, Sample]:
-    """By their keys; views may share negatives."""
+    """All clips of the views, by key. Views may share negatives."""
     return {sample.key: sample for view in views for sample in (view.real, *view.negatives)}
 
 
 def split_by_source(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[View], list[View]]:
-    """(training, held-out) views; no source, real or generated, is on both sides, and views are on each."""
+    """Split samples into training views and held-out views by source: no source is in both.
+
+    `share` is the share of sources to hold out. Raises BadRequest with fewer than two real sources, or if one side
+    would have no views.
+    """
     real = {sample.source for sample in samples if sample.real}
     if len(real) < 2:
-        raise BadRequest(f"real clips come from {len(real)} source(s); at least 2 are needed to hold one out")
+        raise BadRequest(
+            f"the real clips come from {len(real)} source(s), but at least 2 are needed to hold one out; "
+            "give clips from more sources"
+        )
     held = _held_out(real, share, seed) | _held_out({sample.source for sample in samples} - real, share, seed)
     views, held_out = (views_of([one for one in samples if (one.source in held) is side]) for side in (False, True))
     if not (views and held_out):
         raise BadRequest(
-            f"{len(views)} views with negatives are left to train on and {len(held_out)} to hold out, at least 1 is "
-            "needed of each; give more clips, generated ones of the size of the real ones"
+            f"{len(views)} views with negatives are left to train on and {len(held_out)} to hold out, but at least 1 "
+            "of each is needed; give more clips, and generated clips of the same frame size and length as the real ones"
         )
     return views, held_out
 
 
 def _held_out(sources: Set[str], share: float, seed: int) -> set[str]:
-    """A share of the sources, at least one where there are two."""
+    """Draw a share of the sources: at least one if there are two or more, and never all."""
     ordered = sorted(sources)
     order = np.random.default_rng(seed).permutation(len(ordered))
     return {ordered[i] for i in order[: max(0, min(len(ordered) - 1, max(1, round(share * len(ordered)))))]}

@@ -1,7 +1,7 @@
-"""Motion features on disk, so that training the discriminators never runs the frozen estimators again.
+"""Caches motion features on disk, so that training the discriminators never runs the frozen estimators again.
 
-One safetensors file per sample, packed as `profiles/packed.py` says; a step reads only what it asks for.
-The index is JSON lines.
+There is one safetensors file per sample, packed by `profiles/packed.py`. Of a network's features, a training step reads
+only the rows it uses. The index is JSON lines.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from reward_server.training.symmetry import PLAIN, Symmetry
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One cached clip. `view` joins a real clip and its faulty twins; `source` joins views of one clip."""
+    """One cached clip. A real clip and its faulty twins have the same `view`; views of one clip the same `source`."""
 
     key: str
     source: str
     view: str
     real: bool
-    fault: str  # "" for real clips, a fault's name, or "generated"
+    fault: str  # "" for real clips, "generated" for generated clips, else the fault's name
     strength: float
     shape: tuple[int, int, int]  # frames, height, width
 
 
 class FeatureCache:
-    """A folder of samples, added in parts (one a source clip) that are whole or absent, by any number of processes."""
+    """A folder of samples. They are added in parts, one per source clip, by any number of processes.
+
+    A part is complete or absent.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: Sample, motion: Motion, *, num_pairs: int) -> None:
-        """Store a sample's motion; of its frame pairs, `num_pairs` evenly spaced ones."""
+        """Store a sample's motion, with `num_pairs` evenly spaced frame pairs."""
         path = self._path(sample.key)
         path.parent.mkdir(exist_ok=True)
         save_file(pack(motion, num_pairs=num_pairs), path)
@@ -51,29 +54,35 @@ class FeatureCache:
         return self._index(part).is_file()
 
     def close_part(self, part: str, samples: Sequence[Sample]) -> None:
-        """Record a finished part; only samples of finished parts are ever read."""
+        """Record a part as complete. Samples of incomplete parts are never read."""
         partial = self._index(part).with_suffix(".partial")
         partial.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
         partial.replace(self._index(part))
 
     def samples(self, parts: Set[str]) -> list[Sample]:
-        """The samples of those of the parts that are finished, in a fixed order."""
+        """The samples of all complete parts among `parts`, in a fixed order."""
         return sorted(self._read_index(parts), key=lambda sample: sample.key)
 
     def tokens(self, sample: Sample, profile: Profile, start: int, num: int, symmetry: Symmetry = PLAIN) -> Tensor:
-        """Track tokens [num,T,D] of `num` tracks from `start` on; their order is already random."""
+        """Track tokens [num,T,D] of `num` tracks from `start` on, under `symmetry`.
+
+        Tracks are stored in random order. Raises ValueError for a symmetry of a network's features.
+        """
         with safe_open(self._path(sample.key), framework="pt") as file:
             names = set(file.keys()) - {"maps"}
-            if CHANNEL_SCALE not in names:  # such tracks need all others
+            if CHANNEL_SCALE not in names:  # no network's features: the tokens of a track need all other tracks
                 packed = symmetry.packed({name: file.get_tensor(name) for name in names})
                 return unpack_tokens(packed, profile, start, num)
             if symmetry != PLAIN:
-                raise ValueError(f"a network's features cannot be mirrored: {symmetry} of {sample.key}")
+                raise ValueError(
+                    f"a network's features cannot be mirrored, got {symmetry} for sample {sample.key}; "
+                    "train this profile without symmetries"
+                )
             rows = {name: file.get_slice(name)[start : start + num] for name in names - {CHANNEL_SCALE}}
             return unpack_tokens(rows | {CHANNEL_SCALE: file.get_tensor(CHANNEL_SCALE)}, profile, 0, num)
 
     def maps(self, sample: Sample, start: int, num: int) -> Tensor:
-        """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs."""
+        """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs from `start` on."""
         with safe_open(self._path(sample.key), framework="pt") as file:
             return unpack_maps(file.get_slice("maps")[start : start + num])
 

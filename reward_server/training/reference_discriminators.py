@@ -1,8 +1,8 @@
-"""Discriminators trained with SHIFT's reference implementation -> a checkpoint of ours: `models import-discriminators`.
+"""Implements `models import-discriminators`: converts discriminators trained with SHIFT's reference code.
 
-Its instantaneous checkpoint is a whole module: the ViT, two constant kernels, and the SEA-RAFT it was
-trained on, whose running statistics drifted with the training. That SEA-RAFT must be the one in the
-models folder (`models pull shift --sea-raft IC.pth` takes it from the same file).
+The reference's instantaneous checkpoint holds a ViT, two constant kernels and the SEA-RAFT it was trained with, whose
+running statistics changed during that training. The models folder must hold this SEA-RAFT.
+`models pull shift --sea-raft IC.pth` takes it from the same file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from reward_server.profiles import Profile
 from reward_server.profiles.discriminators import new_discriminators, save_discriminators
 
 FLOW_VIT = "flow_vit."
-KERNELS = {"sobel_layer.w_h": (1, 1, 3, 1), "sobel_layer.w_w": (1, 1, 1, 3)}  # [-1, 0, 1], as residual_map has them
+KERNELS = {"sobel_layer.w_h": (1, 1, 3, 1), "sobel_layer.w_w": (1, 1, 1, 3)}  # [-1, 0, 1], as in residual_map
 
 
 def import_discriminators(profile: Profile, *, instantaneous: Path, long_term: Path, models: Path, out: Path) -> str:
-    """Write both discriminators, in full precision, for the profile's present frozen networks; returns their version.
+    """Convert two reference checkpoints to one checkpoint at `out`, in full precision. Returns its version.
 
-    Raises BadRequest where a file is no such checkpoint, has other sizes, or was trained on another SEA-RAFT.
+    The result fits the profile's current frozen networks. Raises BadRequest if a file is not such a checkpoint, has
+    other sizes, or was trained with another SEA-RAFT than the one in `models`.
     """
     with torch.device("meta"):
         vit, track_vit = new_discriminators(profile)
@@ -56,15 +57,15 @@ def _check_kernels(whole: Mapping[str, Tensor], path: Path) -> None:
     for name, shape in KERNELS.items():
         if name not in whole or not torch.equal(whole[name].float(), torch.tensor([-1.0, 0.0, 1.0]).view(shape)):
             raise BadRequest(
-                f"{path}: {name} is not the kernel [-1, 0, 1] {list(shape)} that residuals are made with here; "
-                "give the reference's instantaneous checkpoint (its ViT variant)"
+                f"{path}: {name} is not the kernel [-1, 0, 1] of shape {list(shape)} used for residuals here; "
+                "give the instantaneous checkpoint of SHIFT's reference code, its ViT variant"
             )
 
 
 def _check_flow_net(theirs: Mapping[str, Tensor], path: Path, models: Path) -> None:
-    ours = load_file(models / SEA_RAFT.converted)  # the profile has verified it
+    ours = load_file(models / SEA_RAFT.converted)  # verified when the profile was loaded
     if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name].to(ours[name]), ours[name]) for name in ours):
         raise BadRequest(
-            f"{path} was trained on another SEA-RAFT than the one in {models}; take its own with "
+            f"{path} was trained with another SEA-RAFT than the one in {models}; pull the one it contains with "
             f"`motion-reward models pull shift --sea-raft {path} --replace`, then import again"
         )

@@ -1,8 +1,7 @@
-"""Mirroring and turning cached tracks: one clip is eight training examples of the long-term discriminator.
+"""Mirrors and transposes cached tracks, so that one clip gives eight training examples of the long-term discriminator.
 
-Motion that is plausible stays so in a mirror, and a fault stays a fault. What the estimators saw of a mirrored clip
-follows from what they saw of the clip, so that no estimator runs again. Only plain correlation maps can be
-mirrored; a network's embedding of them cannot.
+Mirrored motion is as plausible as before, and a fault stays a fault. The features of a mirrored clip follow from those
+of the clip, so no estimator runs again. Only plain correlation maps can be mirrored; a network's embedding cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
-    """Of a frame: mirrored left to right, then top to bottom, then x and y exchanged. The default is none of these."""
+    """A symmetry of the frame: mirror left to right, then top to bottom, then swap x and y. The default is none."""
 
     mirror_x: bool = False
     mirror_y: bool = False
@@ -26,14 +25,15 @@ class Symmetry:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Self:
-        """One of the eight, all alike likely."""
+        """Draw one of the eight symmetries, each with the same probability."""
         mirror_x, mirror_y, transpose = (bool(drawn) for drawn in rng.integers(2, size=3))
         return cls(mirror_x=mirror_x, mirror_y=mirror_y, transpose=transpose)
 
     def packed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The packed tracks and correlation maps (`feature_cache.pack`) of the mirrored clip; the rest as it is.
+        """Apply the symmetry to packed tracks and correlation maps (`profiles.packed.pack`); copy the other tensors.
 
-        Tracks are mirrored about the origin, not the frame's middle: track tokens hold differences alone.
+        Tracks are mirrored about the origin, not about the frame's centre, because track tokens contain only
+        differences of positions.
         """
         return {name: self._one(name, tensor) for name, tensor in tensors.items()}
 
@@ -44,7 +44,7 @@ class Symmetry:
 
     def _points(self, points_xy: Tensor) -> Tensor:
         signs = torch.tensor([1.0 - 2 * self.mirror_x, 1.0 - 2 * self.mirror_y])
-        points = points_xy * signs  # float32: the least int16 has no positive
+        points = points_xy * signs  # in float32, because the lowest int16 has no positive counterpart
         return points.flip(-1) if self.transpose else points
 
     def _maps(self, maps_HW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of a refresh: it learns, it repeats itself, it holds out whole groups, it knows what it cannot do."""
+"""Tests the training of a refresh: it learns, is deterministic, holds out whole groups and refuses bad inputs."""
 
 from __future__ import annotations
 
@@ -61,14 +61,12 @@ def test_the_loss_falls_and_held_out_clips_come_apart(candidate: Candidate) -> N
 
 
 def test_the_first_loss_is_eq_7_and_chance_is_two_ln_two(candidate: Candidate) -> None:
-    """Both terms are added, not averaged: a discriminator that gives 0 to all has a loss of 2 ln 2."""
+    """Both terms are added, not averaged, so a discriminator whose logits are all 0 has a loss of 2 ln 2."""
     for discriminator in DISCRIMINATORS:
         assert candidate.report[discriminator].losses[0] == pytest.approx(2 * math.log(2), abs=0.5)
 
 
-def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
-    small_pipeline: Pipeline, candidate: Candidate
-) -> None:
+def test_the_same_clips_and_seed_give_the_same_bits(small_pipeline: Pipeline, candidate: Candidate) -> None:
     again, other = refreshed(small_pipeline), refreshed(small_pipeline, replace(REQUEST, seed=1))
     assert again.name == candidate.name != other.name
     assert again.report == candidate.report
@@ -80,7 +78,7 @@ def test_the_same_clips_and_seed_give_the_same_weights_to_the_bit(
 def test_clips_that_go_one_by_one_train_as_all_at_once(
     small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without dropout, whose draws are per pass."""
+    """Dropout is off, because it is drawn once per pass."""
     torch.manual_seed(0)
     monkeypatch.setattr(track_statistics, "DROPOUT", 0.0)
     profile = small_pipeline.profile
@@ -98,9 +96,7 @@ def test_clips_that_go_one_by_one_train_as_all_at_once(
         assert one_by_one.report[discriminator].losses == pytest.approx(together.report[discriminator].losses, rel=0.03)
 
 
-def test_the_average_lags_behind_the_trained_weights_as_ema_says(
-    small_pipeline: Pipeline, candidate: Candidate
-) -> None:
+def test_the_average_follows_the_weights_at_the_ema_rate(small_pipeline: Pipeline, candidate: Candidate) -> None:
     start = small_pipeline.discriminators.long_term.state_dict()
     for ema in (0.0, 0.75):
         one = refreshed(small_pipeline, replace(REQUEST, steps=1, ema=ema))
@@ -130,13 +126,13 @@ def test_groups_are_held_out_whole() -> None:
 
 
 @pytest.mark.parametrize("group", ["", "the-same"])
-def test_where_groups_are_too_few_single_clips_are_held_out(group: str) -> None:
+def test_with_few_groups_single_clips_are_held_out(group: str) -> None:
     both = clips(Origin.REAL, range(2), group=group), clips(Origin.ROLLOUT, range(2), group=group)
     train, held_out = Buffers.of(*both, at_least=2).split(seed=0)
     assert [len(part) for part in (train.real, train.rollouts, held_out.real, held_out.rollouts)] == [1, 1, 1, 1]
 
 
-def test_a_shape_that_only_one_origin_has_is_left_out_and_too_few_is_said() -> None:
+def test_a_shape_of_only_one_origin_is_left_out() -> None:
     real, longer = clips(Origin.REAL, range(3)), clips(Origin.REAL, range(2), frames=9)
     rollouts = clips(Origin.ROLLOUT, range(3))
     assert len(Buffers.of(real + longer, rollouts, at_least=2).real) == 3
@@ -144,7 +140,7 @@ def test_a_shape_that_only_one_origin_has_is_left_out_and_too_few_is_said() -> N
         Buffers.of(longer, rollouts, at_least=2)
 
 
-def test_a_candidate_with_a_weight_that_is_not_finite_never_serves(candidate: Candidate) -> None:
+def test_a_candidate_with_non_finite_weights_is_rejected(candidate: Candidate) -> None:
     check_candidate(candidate)
     for part in ("average", "training"):
         weights = copy.deepcopy(getattr(candidate, part))

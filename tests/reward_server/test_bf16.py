@@ -1,4 +1,4 @@
-"""Discriminators train in bf16 where the hardware has it, and nowhere else: torch would emulate it, many times slower."""
+"""Tests that discriminators train in bf16 only if the hardware supports it. Emulated bf16 is many times slower."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def asked_anew() -> Iterator[None]:
         ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
     ],
 )
-def test_a_head_computes_in_bf16_where_the_cpu_has_it(
+def test_training_computes_in_bf16_if_the_cpu_has_it(
     capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -38,12 +38,12 @@ def test_a_head_computes_in_bf16_where_the_cpu_has_it(
     assert dtype == (torch.bfloat16 if expected else torch.float32)
 
 
-def test_nothing_is_assumed_of_a_cpu_that_torch_cannot_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_of_unknown_support_counts_as_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not has_bf16("cpu")
 
 
-def test_full_precision_stays_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp32_is_kept_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     with fast_forward(bf16=False):
         assert torch.nn.Linear(4, 4)(torch.ones(2, 4)).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The classical estimators on motion of known geometry: exactly rendered textures, so that only the tracker errs."""
+"""Tests the classical estimators on known motion. Textures are rendered exactly, so any error is the tracker's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from reward_server.motion import Motion, gray_levels, random_queries, residual_m
 
 HEIGHT, WIDTH, NUM_FRAMES = 96, 128, 8
 Grid = NDArray[np.float64]
-Warp = Callable[[Grid, float], Grid]  # points [...,2] (x, y) of the first frame, frame t -> where they are in it
+Warp = Callable[[Grid, float], Grid]  # points [...,2] (x, y) of the first frame, t -> their positions in frame t
 
 
 def _texture(seed: int, at: Grid, *, waves: int = 40, shortest_px: float = 8.0, longest_px: float = 40.0) -> Grid:
-    """Gray levels at [...,2] points of an endless band-limited texture: mean 128, standard deviation about 40."""
+    """Gray levels of an infinite band-limited texture at points [...,2]: mean 128, standard deviation about 40."""
     rng = np.random.default_rng(seed)
     wavelength, heading, phase = rng.uniform([shortest_px, 0, 0], [longest_px, 2 * np.pi, 2 * np.pi], (waves, 3)).T
     wave = 2 * np.pi / wavelength * np.stack([np.cos(heading), np.sin(heading)])
@@ -40,7 +40,7 @@ def _clip(gray: Grid) -> Clip:
 
 
 def _moving(inverse: Warp, *, num_frames: int = NUM_FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Clip:
-    """A texture under a motion, without interpolation: pixel p of frame t shows the texture at inverse(p, t)."""
+    """Render a moving texture without interpolation: pixel p of frame t shows the texture at inverse(p, t)."""
     pixels = _pixels(height, width)
     return _clip(np.stack([_texture(1, inverse(pixels, t)) for t in range(num_frames)]))
 
@@ -50,7 +50,7 @@ def _drifting(speed: tuple[float, float], **shape: int) -> Clip:
 
 
 def _affine(step: Grid) -> tuple[Warp, Warp]:
-    """Motion by a 2 x 2 matrix per frame about the frame's centre, and its inverse."""
+    """The motion that applies a 2 x 2 matrix about the frame's centre in every frame, and its inverse."""
     centre = np.array([WIDTH - 1, HEIGHT - 1]) / 2
 
     def power(p: Grid, t: float) -> Grid:
@@ -67,7 +67,7 @@ def _truth(forward: Warp, queries: NDArray[np.int64], num_frames: int = NUM_FRAM
 
 
 def _so_far_within(places: Grid, margin_px: float) -> NDArray[np.bool_]:
-    """[T,N], whether a point has kept a distance from the border from the first frame on."""
+    """Whether points [T,N] have kept a distance from the border in all frames so far."""
     inside = (places >= margin_px) & (places <= np.array([WIDTH - 1, HEIGHT - 1]) - margin_px)
     return np.logical_and.accumulate(inside.all(-1), axis=0)
 
@@ -88,7 +88,7 @@ def queries() -> NDArray[np.int64]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads on few cores only wait for each other; put back for the tests that follow."""
+    """Run OpenCV with one thread, because more of them wait for each other on few cores. Restored afterwards."""
     before = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -119,7 +119,7 @@ class TestTranslation:
         np.testing.assert_array_equal(motion.tracks[0].numpy(), queries)
         assert motion.visibility[0].min() == 1 and motion.confidence[0].min() > 0.6
 
-    def test_points_that_leave_the_frame_are_lost_for_good_and_carried_out(
+    def test_points_that_leave_the_frame_stay_lost_and_move_on(
         self, estimators: ClassicalEstimators, queries: NDArray[np.int64]
     ) -> None:
         motion = estimators.estimate(_drifting((5.3, 0.0)), queries)
@@ -143,7 +143,7 @@ class TestTranslation:
         assert (maps[:, 0].reshape(len(maps), -1).argmax(1) == 12).mean() > 0.99
         assert maps.min() >= -1 and maps.max() <= 1 and maps[:, 0].min() < 0  # and is not one everywhere
 
-    def test_flow_residual_and_flow_confidence_are_those_of_the_motion(
+    def test_flow_residual_and_confidence_match_the_motion(
         self, estimators: ClassicalEstimators, queries: NDArray[np.int64]
     ) -> None:
         clip, speed = _drifting((2.0, 0.0)), np.array([2.0, 0.0], np.float32)
@@ -197,7 +197,7 @@ def scene(estimators: ClassicalEstimators) -> Scene:
 
 
 def _crossing_bar(estimators: ClassicalEstimators, speed_px: float) -> Scene:
-    """A textured bar crosses a still texture: the motion, each frame's left edge, and which points it covers [T,N]."""
+    """A textured bar crosses a still texture: the motion, its left edge per frame, and the points it covers [T,N]."""
     queries, pixels = random_queries(0, 512, HEIGHT, WIDTH), _pixels()
     edge = LEFT_PX + speed_px * np.arange(NUM_FRAMES)
     frames = []
@@ -210,7 +210,7 @@ def _crossing_bar(estimators: ClassicalEstimators, speed_px: float) -> Scene:
 
 class TestOcclusion:
     def _never_near(self, motion: Motion, edge: Grid, covered: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[T,N] background points that the bar has not come within 12 px of, nor they of the border."""
+        """Background points [T,N] that have stayed 12 px or more away from the bar and from the border."""
         x, y = motion.tracks[0].numpy().T
         near = (x > edge[:, None] - 12) & (x < edge[:, None] + BREADTH_PX + 12)
         inner = (x >= 12) & (x <= WIDTH - 13) & (y >= 12) & (y <= HEIGHT - 13)
@@ -231,7 +231,7 @@ class TestOcclusion:
         assert behind[:, ahead][lost[:, ahead]].mean() > 0.6  # the others are within the patch of an edge
 
     def test_slow_covering_is_noticed_by_the_changed_patch(self) -> None:
-        """A point that a slow edge drags along returns on itself: forward and backward agree on the wrong place."""
+        """A slow edge drags a point along. Forward and backward tracking agree, although the position is wrong."""
         trusting = ClassicalEstimators(least_resemblance=-1.0)
         seen = {}
         for estimators in (ClassicalEstimators(), trusting):
@@ -286,13 +286,13 @@ class TestConfidence:
         assert motion.visibility[:, flat].min() == 1  # in sight, though nothing says where
         assert (motion.tracks[:, flat] - motion.tracks[:1, flat]).abs().max() < 0.05
 
-    def test_is_near_zero_along_an_edge_that_hides_the_motion_along_it(self, estimators: ClassicalEstimators) -> None:
-        """The aperture problem: strong slopes in one direction only."""
+    def test_is_near_zero_on_an_edge_that_hides_motion_along_it(self, estimators: ClassicalEstimators) -> None:
+        """The aperture problem: the slopes are strong in one direction only."""
         stripes = 128 + 60 * np.sin(0.4 * _pixels()[..., 0])
         motion = estimators.estimate(_clip(np.stack([stripes] * 3)), random_queries(0, 64, HEIGHT, WIDTH))
         assert motion.confidence.max() < 0.05
 
-    def test_of_the_flow_falls_with_noise_that_a_relative_measure_would_forgive(
+    def test_of_the_flow_falls_with_noise_all_over_the_frame(
         self, estimators: ClassicalEstimators, queries: NDArray[np.int64]
     ) -> None:
         rng = np.random.default_rng(0)
@@ -304,7 +304,7 @@ class TestConfidence:
 
 
 def _bilinear(image: Grid, x: float, y: float) -> float:
-    """By hand; coordinates beyond the border repeat it."""
+    """Bilinear sampling written out by hand; coordinates beyond the border are clamped to it."""
     height, width = image.shape
     x0, y0 = int(np.floor(x)), int(np.floor(y))
     total = 0.0
@@ -337,13 +337,13 @@ class TestPatchCorrelation:
             expected = covariance / np.sqrt((query.var() + 1) * (other.var() + 1))
             assert maps[t, n, level, i, j] == pytest.approx(expected, abs=2e-4)
 
-    def test_windows_at_whole_pixels_are_copies_clamped_at_the_border(self) -> None:
+    def test_windows_at_whole_pixels_are_clamped_copies(self) -> None:
         gray = np.arange(35, dtype=np.float32).reshape(5, 7)
         cut = windows(gray, np.array([[3, 2], [0, 4]], np.float32), 3)
         np.testing.assert_array_equal(cut[..., 0], gray[1:4, 2:5])
         np.testing.assert_array_equal(cut[..., 1], [[21, 21, 22], [28, 28, 29], [28, 28, 29]])
 
-    def test_resemblance_is_one_for_equal_and_for_flat_patches_and_minus_one_for_opposite(self) -> None:
+    def test_resemblance_of_equal_flat_and_opposite_patches(self) -> None:
         patch = np.random.default_rng(0).normal(100, 30, (7, 7, 3)).astype(np.float32)
         flat = np.full_like(patch, 60.0)
         np.testing.assert_allclose(resemblance(patch, patch + 20, 1.0), 1, atol=1e-5)
@@ -382,7 +382,7 @@ class TestEveryClip:
         assert motion.visibility.min() == 1
         assert (motion.tracks - torch.from_numpy(corners)).abs().max() < 0.05
 
-    def test_has_the_same_bits_again_under_other_threads_and_beside_other_clips(
+    def test_same_bits_with_other_threads_and_concurrent_clips(
         self, estimators: ClassicalEstimators, queries: NDArray[np.int64]
     ) -> None:
         clips = [_drifting((speed, 0.4), num_frames=4) for speed in (0.8, 3.0)]

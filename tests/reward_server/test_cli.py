@@ -1,4 +1,4 @@
-"""The command line: `score` on files, in process and against a server; `serve` and `worker` as real processes."""
+"""Tests the command line: `score` in-process and against a server, and `serve` and `worker` as real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ADDRESSES = re.compile(r"at (http://\S+) and (grpc://\S+)")
 
 @pytest.fixture
 def clips(tmp_path: Path, discriminators_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two good clips, one of them nested, a broken one, and a file that is no clip."""
+    """A folder with two good clips, one of them nested, a broken clip, and a file that is not a clip."""
     monkeypatch.setenv("MOTION_REWARD_CHECKPOINT", str(discriminators_file))
     monkeypatch.setenv("MOTION_REWARD_NUM_TRACKS", "16")
     monkeypatch.setenv("MOTION_REWARD_THREADS", "1")
@@ -61,7 +61,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 
 def run_to_json(out: Path, *arguments: str | Path) -> tuple[int, Any]:
-    """Beside running doors, whose logs share the standard output."""
+    """Run with --json OUT, because the logs of a running server share the standard output."""
     code, _ = run(*arguments, "--json", out)
     return code, json.loads(out.read_text())
 
@@ -87,7 +87,7 @@ def test_pretraining_runs_frozen_networks_as_the_settings_say(tmp_path: Path, mo
 # --- score --------------------------------------------------------------------------------------
 
 
-def test_a_broken_file_is_a_row_with_its_error_and_the_exit_code_says_so(clips: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_a_row_and_makes_the_exit_code_1(clips: Path, tmp_path: Path) -> None:
     code, shown = run("score", clips, "--json", tmp_path / "out.json", "--csv", tmp_path / "out.csv")
     assert code == 1
     document = json.loads((tmp_path / "out.json").read_text())
@@ -114,7 +114,7 @@ def test_names_and_errors_with_brackets_are_shown_as_they_are(tmp_path: Path) ->
     assert "walk[final].mp4" in shown
 
 
-def test_all_good_is_exit_code_0_and_json_may_go_to_the_standard_output(clips: Path) -> None:
+def test_success_is_exit_code_0_and_json_may_go_to_stdout(clips: Path) -> None:
     code, shown = run("score", clips / "a.mp4", clips / "nested", "--json", "-")
     assert code == 0
     assert [result["outcome"] for result in json.loads(shown)["results"]] == ["ok", "ok"]
@@ -137,7 +137,7 @@ def test_paths_are_files_folders_and_patterns_each_file_once(clips: Path) -> Non
             names(nothing)
 
 
-def test_a_request_holds_so_many_clips_and_bytes_and_a_larger_clip_goes_alone() -> None:
+def test_requests_are_bounded_in_clips_and_bytes() -> None:
     def sizes(*num_bytes: int, size: int = 3) -> list[list[int]]:
         clips = [Submission(payload=bytes(num), media=Media.CONTAINER) for num in num_bytes]
         return [
@@ -189,7 +189,7 @@ def test_a_wrong_use_is_exit_code_2_and_names_what_is_wrong(
     assert "reward_max" in capsys.readouterr().err
 
 
-def test_what_the_user_can_mend_is_one_line_and_exit_code_1(
+def test_expected_errors_are_one_line_and_exit_code_1(
     clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_with(monkeypatch, "score", str(clips), "--checkpoint", "no/discriminators.safetensors") == 1
@@ -215,7 +215,7 @@ async def test_a_server_scores_as_this_process_does(
 async def test_a_server_that_goes_away_leaves_rows_with_its_error(
     clips: Path, tmp_path: Path, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
-    """The model is told, then the queue is full for good: no clip gets a number and none is lost from the table."""
+    """The server answers once and then stays full. No clip gets a reward, and every clip stays in the table."""
     settings = make_settings(lease_s=30.0, queue_max_jobs=3)
     async with open_doors(settings) as doors:
         await doors.service._queue.announce("a worker that hangs", small_pipeline.model)
@@ -235,7 +235,7 @@ async def test_a_server_that_goes_away_leaves_rows_with_its_error(
 
 @pytest.fixture
 def serving(tmp_path: Path, discriminators_file: Path) -> Callable[..., Any]:
-    """`motion-reward serve` on free ports with a private Redis; yields its process and its two addresses."""
+    """Run `motion-reward serve` on free ports with a private Redis; yields its process and its two addresses."""
     environment = {"MOTION_REWARD_CHECKPOINT": str(discriminators_file), "MOTION_REWARD_NUM_TRACKS": "16"}
     environment |= {"MOTION_REWARD_THREADS": "1", "MOTION_REWARD_DATA_DIR": str(tmp_path), "PYTHONWARNINGS": "error"}
 
@@ -286,7 +286,7 @@ def test_serve_loads_scores_restarts_a_dead_worker_and_drains(serving: Callable[
 def test_a_second_signal_does_not_wait_for_the_drain(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hung worker and a waiting client would hold up the drain for ten minutes."""
+    """A hung worker and a waiting client would delay the end of the drain by ten minutes."""
     monkeypatch.setenv("MOTION_REWARD_DRAIN_S", "600")
     with serving() as (process, http, _), ThreadPoolExecutor(1) as pool:
         [worker] = [child for child in process.children(recursive=True) if "worker" in child.cmdline()]

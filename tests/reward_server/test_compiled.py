@@ -1,4 +1,4 @@
-"""Compiled methods: the plain numbers at any size, every module's own weights, no new compilation, nothing renamed."""
+"""Tests compiled methods: same results as uncompiled at any size, one compilation for all modules, same state dict."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def inputs(name: str, *, larger: bool) -> tuple[Tensor, ...]:
         num_frames, height, width = (7, 80, 96) if larger else (5, 64, 72)
         clip = torch.randint(0, 256, (1, num_frames, 3, height, width)).float()
         return clip, 2 * torch.rand(1, 9 if larger else 5, 3)
-    # Not so small that convolutions choose other algorithms on a CPU: those are compiled by themselves.
+    # Large enough that convolutions use the same algorithms on a CPU; others would need a compilation of their own.
     return (torch.randint(0, 256, (1, 5, 3, 256, 320) if larger else (1, 3, 3, 192, 256)).float(),)
 
 
 def outputs(module: nn.Module, given: tuple[Tensor, ...], compute: Compute) -> list[Tensor]:
     set_compute(module, compute)
-    with torch.inference_mode():  # as in the server: weights made outside it
+    with torch.inference_mode():  # as in the server, where weights are created outside of it
         result = module(*given)
     return [result] if isinstance(result, Tensor) else list(vars(result).values())
 
@@ -73,7 +73,7 @@ def assert_plain(module: nn.Module, given: tuple[Tensor, ...], compute: Compute 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tracks", "maps", "tracker", "flow"])
-def test_one_compilation_serves_every_size_and_every_network_of_a_kind(name: str) -> None:
+def test_one_compilation_serves_all_sizes_and_networks(name: str) -> None:
     module = network(name)
     keys = list(module.state_dict())
     assert_plain(module, inputs(name, larger=False))
@@ -98,7 +98,7 @@ def test_bf16_is_compiled_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_a_changed_parameter_counts_at_once(mode: str) -> None:
+def test_a_changed_parameter_takes_effect_at_once(mode: str) -> None:
     block, x = SelfBlock(TRACKS).requires_grad_(False), torch.randn(3, 5, 32)
     before = outputs(block, (x,), Compute(compile=mode))[0]  # type: ignore[arg-type]
     kept = before.clone()
@@ -110,8 +110,8 @@ def test_a_changed_parameter_counts_at_once(mode: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_that_is_gone_takes_no_compilation_with_it() -> None:
-    """As discriminator versions come and go."""
+def test_dropping_a_network_keeps_the_compilation() -> None:
+    """Discriminator versions are loaded and dropped all the time."""
     block, x = SelfBlock(TRACKS), torch.randn(3, 5, 32)
     assert_plain(block, (x,))
     del block
@@ -121,7 +121,7 @@ def test_a_network_that_is_gone_takes_no_compilation_with_it() -> None:
 
 
 class Doubling(nn.Module):
-    """Says whether it was compiled."""
+    """Records whether it was compiled."""
 
     compute: Compute | None = None
 
@@ -131,7 +131,7 @@ class Doubling(nn.Module):
 
 
 @pytest.mark.slow
-def test_only_what_is_told_to_and_takes_no_gradients_is_compiled() -> None:
+def test_compiles_only_with_a_mode_and_without_gradients() -> None:
     module, x = Doubling(), torch.ones(3)
     assert torch.equal(outputs(module, (x,), Compute())[0], x)
     assert torch.equal(outputs(module, (x,), COMPILED)[0], 2 * x)
@@ -142,7 +142,7 @@ def test_only_what_is_told_to_and_takes_no_gradients_is_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_compiles_the_profile_is_not_ready() -> None:
+def test_a_profile_is_not_ready_if_compiling_fails() -> None:
     check_compiles("none", "nowhere")
     check_compiles("default", "cpu")
     torch.compiler.reset()
@@ -154,5 +154,7 @@ def test_where_nothing_compiles_the_profile_is_not_ready() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="need compile of none, default, max-autotune, reduce-overhead, got fast"):
+    with pytest.raises(
+        ValueError, match="compile must be one of none, default, max-autotune, reduce-overhead, got fast"
+    ):
         Compute(compile="fast")  # type: ignore[arg-type]

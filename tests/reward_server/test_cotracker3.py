@@ -1,4 +1,4 @@
-"""CoTracker3's properties at small sizes with random weights; `test_parity.py` holds it to stored outputs."""
+"""Tests properties of CoTracker3 at small sizes with random weights. `test_parity.py` compares it to stored outputs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_is_frozen(tracker: CoTracker3) -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 2, 60, 61, 75])
 def test_clips_of_any_length(tracker: CoTracker3, num_frames: int) -> None:
-    """tokens_only reads what the last iteration reads, without the support grid, and leaves out its update."""
+    """tokens_only computes the tokens of the last iteration, without the support grid and without its update."""
     frames, points = clip(num_frames), queries(3, num_frames)
     steps = list(tracker.refinements(tracker.encode(frames), tracker.model_queries(points, 40, 56)))
     (_, before), (tokens, after) = steps
@@ -169,7 +169,7 @@ def test_frame_of_a_query_is_truncated(tracker: CoTracker3) -> None:
 
 
 def test_a_still_clip_is_read_the_same_in_every_frame(tracker: CoTracker3) -> None:
-    """Before any update the tokens of equal frames differ by the time embedding alone."""
+    """Before any update, the tokens of equal frames differ only by the time embedding."""
     frames = clip(1).expand(4, -1, -1, -1)
     points = tracker.model_queries(queries(3), 40, 56)
     first, _ = next(tracker.refinements(tracker.encode(frames), points))
@@ -188,7 +188,7 @@ def test_a_second_query_set_needs_no_second_encoding(tracker: CoTracker3) -> Non
 
 
 def test_correlations_are_products_of_bilinear_samples() -> None:
-    """Against grid_sample of every offset by itself, for centres inside, on and far outside the borders."""
+    """Compare with grid_sample at each offset separately, for centres inside, on and far outside the borders."""
     torch.manual_seed(3)
     pyramid = (torch.randn(4, 9, 13, 16), torch.randn(4, 4, 6, 16), torch.randn(4, 1, 1, 16))
     spots = [[0, 0], [12, 8], [12, 0], [5.25, 3.75], [-0.5, 8.5], [-40.3, 60.2], [1e4, -1e4]]

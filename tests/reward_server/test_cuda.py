@@ -1,5 +1,5 @@
-"""The networks on a CUDA device: the CPU's numbers in fp32, near them in bf16, in as many passes as memory asks for,
-compiled or not; and what makes them fast there is really used.
+"""Tests the networks on a CUDA device: same results as the CPU in fp32 and near them in bf16, in any number of passes,
+compiled or not. It also checks that the fast kernels and copies are really used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No TF32, as on the CPU; and nothing compiled by another test."""
+    """Turn TF32 off, and drop what other tests have compiled."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.compiler.reset()
     yield
@@ -53,7 +53,7 @@ def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with torch.inference_mode():  # as in the server: weights made outside it
+    with torch.inference_mode():  # as in the server, where weights are created outside of it
         result = module(*inputs)
     return [result] if isinstance(result, Tensor) else list(vars(result).values())
 
@@ -82,7 +82,7 @@ def assert_near(ours: list[Tensor], expected: list[Tensor], compute: Compute) ->
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_networks_give_the_cpus_numbers(name: str, precision: str, mode: str) -> None:
-    """Four times, as CUDA graphs are warmed up, recorded and only then replayed; then another network's weights."""
+    """Run four times, because CUDA graphs are warmed up, recorded and only then replayed; then use other weights."""
     module, inputs = network(name)
     set_compute(module, Compute())
     expected = outputs(module, inputs)
@@ -100,7 +100,7 @@ def test_compiled_networks_give_the_cpus_numbers(name: str, precision: str, mode
 
 
 def shifted(value: Tensor) -> Tensor:
-    """By a hundredth of its spread; counters stay."""
+    """Change every parameter by a hundredth of its spread; counters stay."""
     return value + 0.01 * value.std() if value.is_floating_point() and value.numel() > 1 else value
 
 
@@ -120,7 +120,7 @@ def test_graphs_are_replayed_for_clips_of_two_sizes_in_turn(precision: str) -> N
 @pytest.mark.parametrize("name", ["tracks", "maps", "tracker"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attention_runs_on_fused_kernels_alone(name: str, precision: str) -> None:
-    """Where one would not take the inputs, torch has no kernel left and raises."""
+    """Other kernels are disabled, so torch raises if a fused kernel does not take the inputs."""
     module, inputs = network(name)
     set_compute(module.cuda(), Compute(precision=precision))  # type: ignore[arg-type]
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):

@@ -1,4 +1,4 @@
-"""Cues of tracks against motion that is known: rigid, parting, ghosted."""
+"""Tests the cues of tracks on known motion: rigid motion, a track that leaves its neighbours, and ghosting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = slice(None)
 
 
 def grid(num_frames: int, step: tuple[float, float]) -> Tensor:
-    """Tracks [T,64,2] of an 8x8 grid, 10 px apart, moving rigidly by `step` px a frame."""
+    """Tracks [T,64,2] of an 8x8 grid of points, 10 px apart, that moves rigidly by `step` px per frame."""
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     points = 10 * torch.stack([columns, rows], dim=-1).reshape(-1, 2)
     return points + torch.arange(num_frames)[:, None, None] * torch.tensor(step)
@@ -30,7 +30,7 @@ def cues_of(motion: Motion, chosen: slice = ALL) -> Tensor:
 
 @pytest.fixture(scope="module")
 def moving_texture() -> Clip:
-    """A smooth random texture that moves 3 px a frame to the right."""
+    """A smooth random texture that moves to the right by 3 px per frame."""
     rng = np.random.default_rng(5)
     spectrum = np.fft.rfft2(rng.normal(size=(144, 320)))
     frequency = np.hypot(np.fft.fftfreq(144)[:, None], np.fft.rfftfreq(320)[None])
@@ -41,7 +41,7 @@ def moving_texture() -> Clip:
     return Clip(frames=np.repeat(gray[:, None], 3, axis=1), fps=12.0)
 
 
-def test_a_rigid_drift_is_the_drift_and_nothing_relative_to_the_neighbours() -> None:
+def test_a_rigid_drift_has_no_motion_relative_to_neighbours() -> None:
     moving = kinematics(grid(5, (3.0, -1.0)))
     assert moving.shape == (5, 64, KINEMATICS)
     assert torch.equal(moving[0, :, :2], torch.zeros(64, 2))
@@ -51,7 +51,7 @@ def test_a_rigid_drift_is_the_drift_and_nothing_relative_to_the_neighbours() -> 
     torch.testing.assert_close(moving[1:-1, :, 2:4], torch.zeros(3, 64, 2), atol=1e-3, rtol=0)
 
 
-def test_a_track_that_parts_from_its_neighbours_shows() -> None:
+def test_a_track_that_leaves_its_neighbours_stands_out() -> None:
     tracks = grid(3, (1.0, 0.0))
     tracks[2, 27] += torch.tensor([0.0, 4.0])
     relative = kinematics(tracks)[2, :, 4:6].sinh() * 0.1
@@ -98,7 +98,7 @@ def test_ghosting_leaves_a_trail_along_the_motion(moving_texture: Clip, seed: in
     assert along(with_fault(moving_texture, "ghosted", 0.75, seed)) > along(moving_texture) + 0.02
 
 
-def test_statistics_are_those_of_the_tracks_and_then_of_the_frames() -> None:
+def test_statistics_are_taken_over_tracks_and_then_frames() -> None:
     cues = torch.zeros(1, 3, 4, 1)
     cues[0, :, 0] = 99.0  # the first frame is left out
     cues[0, :, 1:, 0] = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 6.0], [4.0, 2.0, 9.0]])
@@ -119,7 +119,7 @@ def test_statistics_do_not_depend_on_the_order_of_tracks() -> None:
     torch.testing.assert_close(logit(cues), logit(cues[:, torch.randperm(16)]), atol=1e-6, rtol=0)
 
 
-def test_statistics_are_bounded_when_they_judge_and_not_when_they_train() -> None:
+def test_statistics_logits_are_bounded_only_in_eval_mode() -> None:
     torch.manual_seed(0)
     opinion, cues = StatisticsLogit(4), torch.rand(8, 16, 8, 4)
     final = opinion.classifier[-1]

@@ -1,5 +1,5 @@
-"""What a GPU would be given, by torch's fake tensors of a CUDA device, which need none: no operation mixes devices,
-every convolution sees channels-last."""
+"""Tests with torch's fake CUDA tensors, which need no GPU, that no operation mixes devices and every convolution gets
+channels-last inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_everything_stays_on_the_device(name: str, compute: Compute) -> None:
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """With the shape of an input."""
+    """A network with the shape of an input."""
     if name == "tracks":
         return TrackViT(TrackViTConfig(depth=1)).eval(), (2, 9, 5, 1110)
     if name == "maps":
@@ -41,7 +41,7 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def on_gpu(module: nn.Module) -> nn.Module:
-    """Fake parameters of the same layout in place of its own; `.to` cannot do it to fakes."""
+    """Replace the parameters by fake CUDA ones of the same layout, because `.to` cannot move fake tensors."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
@@ -57,7 +57,7 @@ def fake_of(value: Tensor) -> Tensor:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("compute", WAYS)
-def test_the_tracker_stays_on_the_device_with_queries_of_the_cpu(compute: Compute) -> None:
+def test_the_tracker_stays_on_the_device_with_cpu_queries(compute: Compute) -> None:
     tracker = CoTracker3(CoTracker3Config(height_px=64, width_px=96), compute)
     with FakeTensorMode():
         on_gpu(tracker)
@@ -84,7 +84,7 @@ def test_every_convolution_sees_channels_last(name: str, num_frames: int) -> Non
 
 
 def convolutional(name: str, num_frames: int) -> tuple[nn.Module, list[tuple[int, ...]]]:
-    """A network of convolutions, with the shapes of its inputs."""
+    """A convolutional network, with the shapes of its inputs."""
     if name == "tracker":
         return FeatureNet(), [(num_frames, 3, 64, 96)]
     if name == "flow":
@@ -104,7 +104,7 @@ def watched(layer: Conv2d, seen: list[bool]) -> object:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_frames", [1, 2])
-def test_instance_norm_as_a_gpu_computes_it_is_torchs_and_keeps_the_layout(num_frames: int, dtype: torch.dtype) -> None:
+def test_gpu_instance_norm_equals_torchs_and_keeps_the_layout(num_frames: int, dtype: torch.dtype) -> None:
     x = (torch.randn(num_frames, 6, 9, 11) * 3 + 5).to(dtype, memory_format=CHANNELS_LAST)
     ours, exact = standardised(x), torch.nn.functional.instance_norm(x.float(), eps=1e-5)
     assert ours.dtype == dtype and ours.is_contiguous(memory_format=CHANNELS_LAST)

@@ -1,4 +1,4 @@
-"""AUC against brute force and closed forms, its intervals' coverage, the floors, and the whole command."""
+"""Tests AUC against brute force and closed forms, the coverage of its intervals, the floors, and the whole command."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_auc_counts_pairs_with_ties_half(real, generated, expected):
 
 @given(levels, levels)
 @settings(deadline=None)
-def test_auc_is_the_brute_force_count_and_the_area_under_the_roc_curve(real, generated):
+def test_auc_is_the_pair_count_and_the_area_under_the_roc(real, generated):
     expected = brute_auc(real, generated)
     assert auc(real, generated) == pytest.approx(expected, abs=1e-12)
     assert np.trapezoid(*reversed(roc(real, generated))) == pytest.approx(expected, abs=1e-12)
@@ -87,7 +87,7 @@ def test_auc_of_normal_samples_is_the_closed_form():
 
 
 @pytest.mark.parametrize(("of", "options"), [(auc_bootstrap, {"resamples": 400}), (auc_delong, {})])
-def test_an_interval_holds_the_true_auc_in_about_95_of_100_samples(of, options):
+def test_intervals_hold_the_true_auc_about_95_times_in_100(of, options):
     rng, true = np.random.default_rng(1), 0.5 * (1 + math.erf(0.5))
     held = 0
     for _ in range(200):
@@ -139,14 +139,14 @@ def clip_of(frames: np.ndarray, fps: float = 12.0) -> Clip:
     return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=fps)
 
 
-def test_statistics_of_a_texture_that_moves_by_two_pixels_a_frame():
+def test_statistics_of_a_texture_moving_two_pixels_per_frame():
     found = plain_statistics(clip_of(texture(12, 96, 144, step=2)), seed=0)
     assert set(found) == set(FLOORS)
     assert found["flow_magnitude"] == pytest.approx(2 * 12 / 96, rel=0.05)  # short sides per second
     assert found["track_roughness"] < 0.1
 
 
-def test_a_still_clip_has_no_motion_and_the_sharpness_of_its_frame():
+def test_a_still_clip_has_sharpness_but_no_motion():
     frame = texture(1, 96, 144)
     found = plain_statistics(clip_of(np.repeat(frame, 10, axis=0)), seed=0)
     assert found["frame_difference"] == 0
@@ -169,7 +169,7 @@ def under_protocol(frames: np.ndarray, fps: float) -> Clip:
     return decoded.windows[0].clip
 
 
-def test_the_protocol_makes_clips_of_any_rate_shape_and_length_alike():
+def test_the_protocol_makes_all_clips_the_same_size_and_rate():
     wide, square = under_protocol(texture(72, 96, 240), 30), under_protocol(texture(34, 128, 128), 15)
     for clip in (wide, square):
         assert (clip.frames.shape, clip.fps) == ((16, 3, 192, 192), pytest.approx(8.0))
@@ -203,8 +203,8 @@ def test_the_protocol_makes_sharpness_alike():
 @pytest.mark.parametrize(
     ("fps", "frames", "error"), [(10, 64, InvalidClip), (12, 64, InvalidClip), (16, 20, ClipTooShort)]
 )
-def test_what_cannot_be_brought_to_the_protocol_is_refused(fps, frames, error):
-    """10 and 12 fps hold no 8 fps within 15%; a second and a quarter holds no two seconds."""
+def test_clips_that_do_not_fit_the_protocol_are_refused(fps, frames, error):
+    """10 and 12 fps cannot be thinned to 8 fps within 15 %, and 1.25 seconds are too short for two seconds."""
     with pytest.raises(error):
         under_protocol(texture(frames, 96, 96), fps)
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_brought_to_the_protocol_is_refused(fps, frames, error):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips that move evenly, clips that jump about, and one that is none."""
+    """Clips that move evenly, clips that jump about, and one broken file."""
     folder = tmp_path_factory.mktemp("sets")
     for seed in range(3):
         frames = texture(16, 96, 144, seed=seed)
@@ -233,7 +233,7 @@ def cases(folder: Path) -> list[Case]:
     return list(judge(shots, PlainScorer().scorer, Settings()))
 
 
-def test_every_clip_is_a_case_in_order_and_a_broken_one_has_its_error(cases):
+def test_every_clip_is_a_case_and_a_broken_one_has_an_error(cases):
     names = [Path(case.clip).stem for case in cases]
     assert names == ["broken", "even0", "even1", "even2", "jumpy0", "jumpy1", "jumpy2"]
     assert cases[0].outcome.error.code == "unreadable_clip" and not cases[0].statistics
@@ -246,7 +246,7 @@ def test_all_clips_are_scored_with_the_same_query_seed(folder):
     assert [submission.context.query_seed for submission in plain.seen] == [9, 9]
 
 
-def test_the_plain_scorer_tells_the_sets_apart_and_is_named_with_its_floors(cases):
+def test_the_plain_scorer_separates_the_sets(cases):
     found = {row.name: row for row in separations(cases)}
     assert list(found) == [*REWARDS, *FLOORS]
     assert found["combined"].auc == 1.0 and found["combined"].bootstrap.low == 1.0
@@ -278,7 +278,7 @@ def test_an_empty_set_has_no_figures(cases):
     assert (empty.side, empty.num, empty.mean, empty.std, empty.saturated) == (GENERATED, 0, None, None, None)
 
 
-async def test_the_command_over_a_door_prints_and_writes_what_this_process_finds(folder, make_settings, tmp_path):
+async def test_the_command_over_a_server_gives_the_same_results(folder, make_settings, tmp_path):
     settings, text = make_settings(), io.StringIO()
     outputs = Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
     sets = [str(folder / "even*")], [str(folder / "jumpy?.mp4"), str(folder / "broken.mp4")]

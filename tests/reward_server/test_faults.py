@@ -1,4 +1,4 @@
-"""Motion faults: exact where a fault rearranges frames, measured by other means where it bends or slows them."""
+"""Tests motion faults: exactly where a fault rearranges frames, by independent measurements where it warps or slows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_cha
 
 
 def _scene(x, y):
-    """A band-limited texture, defined everywhere: exact values at any displacement."""
+    """A band-limited texture with exact values at any displacement."""
     rng = np.random.default_rng(5)
     waves = np.hstack([rng.uniform(-0.35, 0.35, (24, 2)), rng.uniform(0, 2 * np.pi, (24, 1))])
     return 127.5 + 12 * sum(np.cos(a * x + b * y + c) for a, b, c in waves)
 
 
 def _panned(offsets_px, velocity=(1.0, 0.5)) -> np.ndarray:
-    """Frames [len,3,H,W] of the scene moved by `offsets_px` times `velocity`."""
+    """Frames [len,3,H,W] of the scene, displaced by `offsets_px` times `velocity`."""
     y, x = np.mgrid[0:H, 0:W].astype(float)
     frames = [_scene(x - velocity[0] * o, y - velocity[1] * o) for o in offsets_px]
     return np.repeat(np.rint(np.clip(frames, 0, 255)).astype(np.uint8)[:, None], 3, axis=1)
@@ -43,26 +43,26 @@ def still() -> Clip:
 
 @pytest.fixture(scope="module")
 def map_clip() -> Clip:
-    """Each pixel of each frame holds its own place: x in half pixels, y in half pixels, 0. So warps can be read off."""
+    """Each pixel holds its own coordinates: x in half pixels, y in half pixels, 0. So a warp can be read from it."""
     y, x = np.mgrid[0:H, 0:W]
     return Clip(frames=np.repeat(np.stack([2 * x, 2 * y, 0 * x])[None], T, 0).astype(np.uint8), fps=FPS)
 
 
 def _displacement(faulty: Clip) -> np.ndarray:
-    """Of a faulty map_clip: [T,H,W,2] in pixels, to a quarter of a pixel, away from the reflected border."""
+    """Displacement [T,H,W,2] px of a faulty map_clip, exact to a quarter of a pixel, without the reflected border."""
     y, x = np.mgrid[0:H, 0:W]
     found = faulty.frames[:, :2].transpose(0, 2, 3, 1) / 2.0 - np.stack([x, y], -1)
     return found[:, 16:-16, 16:-16]
 
 
 def _shown(clip: Clip, faulty: Clip) -> list[int]:
-    """Which source frame each frame of `faulty` is, exactly."""
+    """The index of the source frame that each frame of `faulty` equals."""
     index = {frame.tobytes(): i for i, frame in enumerate(clip.frames)}
     return [index[frame.tobytes()] for frame in faulty.frames]
 
 
 def _steps(clip: Clip) -> np.ndarray:
-    """How far the panned scene moves from frame to frame [T-1], in frames of the pan, by Gauss-Newton on the scene."""
+    """How far the panned scene moves between frames [T-1], in frames of the pan, by Gauss-Newton on the scene."""
     y, x = np.mgrid[0:H, 0:W].astype(float)
     inner = np.s_[12:-12, 12:-12]
     places, place = [], 0.0
@@ -83,7 +83,7 @@ def _inversions(order: list[int]) -> int:
     return sum(a > b for a, b in itertools.combinations(order, 2))
 
 
-# Of every fault
+# Every fault
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,7 +117,7 @@ def test_small_odd_and_long_clips(name, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_borders_do_not_betray_the_fault(name):
+def test_borders_do_not_reveal_the_fault(name):
     white = Clip(frames=np.full((T, 3, H, W), 255, np.uint8), fps=FPS)
     assert (with_fault(white, name, 1.0, seed=1).frames == 255).all()
 
@@ -186,7 +186,7 @@ def test_stutter_shows_fewer_frames_in_order(clip, seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_shuffled_is_a_permutation_ever_farther_from_either_direction_of_time(clip, seed):
+def test_shuffled_permutes_frames_more_with_strength(clip, seed):
     orders = [_shown(clip, with_fault(clip, "shuffled", s, seed)) for s in (0.001, *STRENGTHS)]
     assert all(sorted(order) == list(range(T)) for order in orders)
     inversions = [_inversions(order) for order in orders]
@@ -197,7 +197,7 @@ def test_shuffled_is_a_permutation_ever_farther_from_either_direction_of_time(cl
 
 
 @pytest.mark.parametrize("num_frames", [4, 5, 6])
-def test_a_few_frames_shuffled_are_neither_in_order_nor_reversed(clip, num_frames):
+def test_shuffling_few_frames_gives_neither_order_nor_reverse(clip, num_frames):
     short = Clip(frames=clip.frames[:num_frames], fps=FPS)
     orders = [_shown(short, with_fault(short, "shuffled", 1.0, seed))[1:] for seed in range(30)]
     assert all(0 < _inversions(o) < (num_frames - 1) * (num_frames - 2) / 2 for o in orders)
@@ -221,7 +221,7 @@ def test_fps_relabelled_goes_both_ways(clip):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_ghosted_is_a_mixture_of_frames_in_the_same_place(seed):
-    """One frame lit: what it leaves on the others is the mixing."""
+    """Only one frame is bright, so the other frames show the weights of the mixture."""
     frames = np.zeros((T, 3, H, W), np.uint8)
     frames[6] = 200
     shares = with_fault(Clip(frames=frames, fps=FPS), "ghosted", 1.0, seed).frames[:, 0, 0, 0] / 200
@@ -278,7 +278,7 @@ def test_swimming_turns_in_eddies_rather_than_swells(map_clip, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_teleporting_copies_patches_within_a_frame_and_nothing_else(clip, seed):
+def test_teleporting_only_copies_patches_within_a_frame(clip, seed):
     changed = []
     for strength in STRENGTHS:
         faulty = with_fault(clip, "teleporting", strength, seed)
@@ -291,7 +291,7 @@ def test_teleporting_copies_patches_within_a_frame_and_nothing_else(clip, seed):
 
 
 def test_teleporting_jumps_farther_when_stronger(map_clip):
-    """A copied pixel holds the place it came from."""
+    """A copied pixel holds the coordinates it came from."""
     reach = []
     for strength in (0.25, 1.0):
         moves = [np.hypot(*np.moveaxis(_displacement(with_fault(map_clip, "teleporting", strength, s)), -1, 0)).max()
@@ -353,8 +353,8 @@ def test_times_between_match_the_analytic_frame(velocity, phase):
 
 @pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize("size", [24, 40])
-def test_a_passing_object_keeps_its_edges_and_uncovers_what_it_hid(size, step):
-    """A textured square moves over a still background: the frame between has it half way, and no ghost of it."""
+def test_interpolation_keeps_edges_and_uncovers_background(size, step):
+    """A textured square moves over a still background. The frame between shows it half way, without a ghost."""
     rng = np.random.default_rng(1)
     ground, thing = (cv2.GaussianBlur(rng.uniform(0, 255, (h, w)), (0, 0), 1.5) for h, w in ((H, W), (size, size)))
     ground, thing = 0.4 * ground, 255 - 0.4 * thing
@@ -383,6 +383,6 @@ def test_a_single_frame_can_be_repeated(clip):
 
 
 @pytest.mark.parametrize("name", ["static", "jittered", "wobbled", "damped"])
-def test_a_still_clip_gains_no_motion_by_slowing_and_does_by_shaking(still, name):
+def test_a_still_clip_gains_motion_by_shaking_not_by_slowing(still, name):
     changed = _change(still, with_fault(still, name, 1.0, seed=2))
     assert (changed > 1.0) == (name in ("jittered", "wobbled"))

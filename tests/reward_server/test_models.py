@@ -1,4 +1,4 @@
-"""The models folder: what comes in is converted key by key, what was pulled is what is loaded, nothing in silence."""
+"""Tests the models folder: weights are converted key by key, and only files that match their record are loaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folder(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder after a pull; tests that change it take a copy."""
+    """A models folder after a pull. Tests that change it work on a copy."""
     folder = tmp_path_factory.mktemp("models")
     pull(folder, files, tell=lambda _: None)
     return folder
@@ -60,7 +60,7 @@ def test_layouts_are_the_published_key_lists() -> None:
         assert network.layout().keys() == published
 
 
-def test_every_tensor_comes_through_a_pull_to_the_bit_under_every_name(files: dict[str, Path], folder: Path) -> None:
+def test_pull_keeps_every_tensor_bit_for_bit_under_every_name(files: dict[str, Path], folder: Path) -> None:
     theirs = torch.load(files["cotracker3"], weights_only=True)
     network = COTRACKER3.build()
     assert load_network(network, "cotracker3", folder) == sha256_of(folder / "cotracker3.safetensors")
@@ -75,7 +75,7 @@ def test_every_tensor_comes_through_a_pull_to_the_bit_under_every_name(files: di
     assert same(flow_net, random_sea_raft().state_dict())
 
 
-def test_the_same_weights_from_another_container_make_the_same_file(folder: Path, tmp_path: Path) -> None:
+def test_the_same_weights_give_the_same_file_from_any_format(folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "Tartan-C-T-TSKH-spring540x960-M.pth"
     torch.save(random_sea_raft().state_dict(), whole)
     pull(tmp_path / "models", {"sea_raft": whole, "cotracker3": folder / "cotracker3.safetensors"}, tell=lambda _: None)
@@ -83,7 +83,7 @@ def test_the_same_weights_from_another_container_make_the_same_file(folder: Path
         assert sha256_of(tmp_path / "models" / network.converted) == sha256_of(folder / network.converted)
 
 
-def test_sea_raft_comes_out_of_a_reference_discriminator_with_its_own_statistics(tmp_path: Path) -> None:
+def test_sea_raft_from_a_reference_file_keeps_its_statistics(tmp_path: Path) -> None:
     drifted = random_sea_raft(seed=5).state_dict()
     module = {f"flow_layer.model.{name}": value for name, value in drifted.items()}
     torch.save({"discriminator_state_dict": {**module, "flow_vit.head.bias": torch.zeros(1)}}, tmp_path / "ic.pth")
@@ -112,7 +112,7 @@ def test_a_converted_file_that_changed_is_not_loaded(folder: Path, tmp_path: Pat
         load_network(SeaRaft(), "sea_raft", models)
 
 
-def test_a_source_that_changed_is_not_taken_unless_told_to(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_source_is_refused_without_replace(folder: Path, tmp_path: Path) -> None:
     models = copied(folder, tmp_path / "models")
     before = sha256_of(models / "sea_raft.safetensors")
     torch.save(random_sea_raft(seed=1).state_dict(), tmp_path / "other.pth")
@@ -126,15 +126,15 @@ def test_a_source_that_changed_is_not_taken_unless_told_to(folder: Path, tmp_pat
     assert same(flow_net, random_sea_raft(seed=1).state_dict())
 
 
-def test_what_is_there_needs_no_hub_and_licences_are_told(folder: Path) -> None:
+def test_stored_weights_need_no_download_and_print_licences(folder: Path) -> None:
     said: list[str] = []
     pull(folder, {}, tell=said.append)
     text = "\n".join(said)
-    assert text.count("there already") == 2
+    assert text.count("already stored") == 2
     assert "CC-BY-NC-4.0" in text and "Non-commercial use only" in text and "BSD-3-Clause" in text
 
 
-def test_a_converted_file_that_is_gone_is_made_again_from_the_pinned_source_only(
+def test_a_lost_file_is_restored_from_the_pinned_source_only(
     files: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     models = copied(folder, tmp_path / "models")
@@ -154,7 +154,7 @@ def test_missing_weights_name_the_command(tmp_path: Path) -> None:
 
 
 class Sly:
-    """Would run code where pickles are trusted."""
+    """Runs code if a pickle of it is loaded."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("must-not-exist",)
@@ -163,13 +163,13 @@ class Sly:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a checkpoint", "no checkpoint of plain tensors"),
-        ({"state": Sly()}, "no checkpoint of plain tensors"),
+        (b"not a checkpoint", "not a checkpoint of plain tensors"),
+        ({"state": Sly()}, "not a checkpoint of plain tensors"),
         ({"step": 3}, "holds no state dict"),
         ({"discriminator_state_dict": {"norm.weight": torch.ones(3)}}, r"lacks 472 entries .*has unknown 1"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_by_name(content: object, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -183,7 +183,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(content: object, message: str,
 def test_shapes_values_and_shared_names_are_checked(tmp_path: Path) -> None:
     state = random_sea_raft().state_dict()
     faults = {
-        "has other shapes of": {"init_conv.bias": torch.zeros(255)},
+        "has other shapes in": {"init_conv.bias": torch.zeros(255)},
         "has NaN or infinity in": {"init_conv.bias": torch.full((256,), torch.nan)},
         "but differ here": {"cnet.layer2.0.bn3.bias": torch.ones(128)},
     }
@@ -204,7 +204,7 @@ def test_shapes_values_and_shared_names_are_checked(tmp_path: Path) -> None:
 
 @contextmanager
 def hub(files: dict[str, Path]) -> Iterator[str]:
-    """Serves /REPO/resolve/REVISION/FILE as the hub does, at commit 0123...; yields its URL."""
+    """Serve /REPO/resolve/REVISION/FILE as Hugging Face does, at commit 0123...; yields the server's URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -266,7 +266,7 @@ def test_pull_fetches_from_the_hub_and_list_shows_it(files: dict[str, Path], fol
 
 
 @pytest.mark.slow
-def test_without_a_network_the_error_names_the_files_the_place_and_the_command(tmp_path: Path) -> None:
+def test_a_failed_download_names_files_page_and_command(tmp_path: Path) -> None:
     pulled = run("models", "pull", "shift", home=tmp_path, HF_HUB_OFFLINE="1")
     assert pulled.returncode == 1
     assert "https://huggingface.co/facebook/cotracker3/blob/main/scaled_offline.pth" in pulled.stderr
@@ -275,7 +275,7 @@ def test_without_a_network_the_error_names_the_files_the_place_and_the_command(t
     assert "Traceback" not in pulled.stderr
 
 
-def test_a_profile_without_anything_to_pull_is_a_wrong_use(tmp_path: Path) -> None:
+def test_pull_refuses_a_profile_without_frozen_networks(tmp_path: Path) -> None:
     pulled = run("models", "pull", "embedded", home=tmp_path)
     assert pulled.returncode == 2
-    assert "has nothing to pull" in pulled.stderr
+    assert "has no frozen networks to pull" in pulled.stderr

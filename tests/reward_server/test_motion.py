@@ -1,4 +1,4 @@
-"""The formulas of the motion state, against closed forms and slow references written from the formula alone."""
+"""Tests the formulas of the motion state against closed forms and slow references written from the formulas."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TestDisplacementFeatures:
 
 
 def _reference_residual(frames: Tensor, flow: Tensor) -> np.ndarray:
-    """shift.md, pixel by pixel in float64."""
+    """The formula of `residual_map`, pixel by pixel in float64."""
     rgb, uv = frames.double().numpy(), flow.double().numpy()
     batch, num_frames, _, height, width = rgb.shape
     out = np.zeros((batch, num_frames - 1, height, width))
@@ -116,7 +116,7 @@ def _reference_residual(frames: Tensor, flow: Tensor) -> np.ndarray:
 
 
 def _wave(speed: float, *, wavelength: float = 24.0, contrast: float = 50.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Two frames of a sine moving right at `speed` px, its exact flow, and the phase k x of every column."""
+    """Two frames of a sine that moves right by `speed` px, its exact flow, and the phase k x of every column."""
     phase = 2 * math.pi / wavelength * torch.arange(64, dtype=torch.float64)
     shift = 2 * math.pi / wavelength * speed
     rows = torch.stack([128 + contrast * phase.sin(), 128 + contrast * (phase - shift).sin()])
@@ -129,7 +129,7 @@ def _wave(speed: float, *, wavelength: float = 24.0, contrast: float = 50.0) -> 
 class TestResidualMap:
     @pytest.mark.parametrize("speed", [-3.0, -0.4, 0.5, 1.0, 2.0, 3.7])
     def test_of_a_translating_wave_is_its_closed_form(self, speed: float) -> None:
-        """The flow over its own magnitude is sign(s): 2 A cos(kx) sin(k) sign(s) + A sin(kx - ks) - A sin(kx)."""
+        """With the normalised flow sign(s) it is 2 A cos(kx) sin(k) sign(s) + A sin(kx - ks) - A sin(kx)."""
         frames, flow, phase = _wave(speed)
         k = 2 * math.pi / 24.0
         slope = 2 * 50.0 * math.sin(k) * phase.cos() * math.copysign(1, speed)
@@ -144,8 +144,9 @@ class TestResidualMap:
         )  # no I_t on the border
         assert residual[:, [0, -1]].abs().max() == 0
 
-    def test_vanishes_to_first_order_at_two_pixels_a_frame_and_only_there(self) -> None:
-        """The kernel [-1, 0, 1] has no 1/2, so a unit flow predicts the change of two pixels: (2 - s) dI/dx remains."""
+    def test_is_zero_to_first_order_only_at_two_pixels_per_frame(self) -> None:
+        """Without the factor 1/2 in the kernel [-1, 0, 1], a unit flow predicts the change of a motion by 2 px, so that
+        (2 - s) dI/dx remains."""
         for speed in (0.5, 1.0, 2.0, 3.0):
             frames, flow, phase = _wave(speed, wavelength=400.0)
             slope = 50.0 * 2 * math.pi / 400.0 * phase.cos()
@@ -192,19 +193,19 @@ class TestResidualMap:
 
 
 def _info(*rows: tuple[float, float, float, float]) -> Tensor:
-    """One [4,1,W] map, a tuple (w0, w1, b0, b1) per pixel."""
+    """An info map [4,1,W] from a tuple (w0, w1, b0, b1) per pixel."""
     return torch.tensor(rows, dtype=torch.float64).T[:, None]
 
 
 class TestMixtureConfidence:
     def test_compares_each_uncertainty_with_the_lower_median(self) -> None:
-        """Equal weights and b1 = 0: uncertainty (exp(b0) + 1) / 2; of four values the second is the lower median."""
+        """With equal weights and b1 = 0, uncertainty is (exp(b0) + 1) / 2. The lower median of four is the second."""
         scales = [0.0, math.log(3), math.log(7), math.log(19)]  # uncertainties 1, 2, 4, 10
         confidence = mixture_confidence(_info(*((0.0, 0.0, b, 0.0) for b in scales)), 0.0, 10.0)
         expected = [math.exp(-u / 2) for u in (1, 2, 4, 10)]
         torch.testing.assert_close(confidence[0], torch.tensor(expected, dtype=torch.float64))
 
-    def test_clamps_the_wide_scale_to_zero_and_var_max_and_the_narrow_to_var_min_and_zero(self) -> None:
+    def test_clamps_each_scale_to_its_own_range(self) -> None:
         rows = [(0.0, 0.0, -5.0, 4.0), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 50.0, -50.0), (0.0, 0.0, 2.0, -1.0)]
         wide = [1.0, 1.0, math.exp(2), math.exp(2)]
         narrow = [1.0, 1.0, math.exp(-1), math.exp(-1)]

@@ -1,4 +1,4 @@
-"""The pipeline on the shipped discriminators: what a reward is made of, and what it must not depend on."""
+"""Tests the pipeline with the shipped discriminators: what a reward consists of, and what it must not depend on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from tests.media import texture
 
-TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
+TOLERANCE = 1e-4  # how much the rest of a batch may change a logit (see pipeline.py)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_reward_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
         assert ours.long_term == pytest.approx(theirs.long_term, abs=TOLERANCE)
 
 
-def test_rewards_are_clipped_logits_and_combined_is_their_weighted_mean() -> None:
+def test_combined_is_the_weighted_mean_of_clipped_logits() -> None:
     settings = Settings(
         num_tracks=64, reward_min=-0.01, reward_max=0.01, weight_instantaneous=3.0, weight_long_term=1.0
     )
@@ -61,7 +61,7 @@ def test_rewards_are_clipped_logits_and_combined_is_their_weighted_mean() -> Non
     assert scored.combined == pytest.approx((3 * scored.instantaneous + scored.long_term) / 4)
 
 
-def test_a_mean_of_two_logits_at_one_bound_does_not_round_past_it() -> None:
+def test_the_mean_of_logits_at_a_bound_stays_within_it() -> None:
     settings = Settings(
         num_tracks=16, reward_min=-20.0, reward_max=-10.0, weight_instantaneous=0.1, weight_long_term=0.2
     )
@@ -88,7 +88,7 @@ def test_provenance_says_how_the_reward_came_about(pipeline: Pipeline) -> None:
     assert 0 < scored.mean_confidence <= 1
 
 
-def test_a_group_shares_its_query_points_and_single_clips_do_not() -> None:
+def test_only_clips_of_a_group_share_query_points() -> None:
     group = [tensor(seed=seed, group_id="g", run_id="r") for seed in range(2)]
     assert query_seed(group[0]) == query_seed(group[1])
     assert query_seed(group[0]) != query_seed(tensor(group_id="g", run_id="other"))
@@ -96,7 +96,7 @@ def test_a_group_shares_its_query_points_and_single_clips_do_not() -> None:
     assert query_seed(tensor(group_id="g", query_seed=5)) == 5
 
 
-def test_one_bad_clip_hurts_no_other(pipeline: Pipeline) -> None:
+def test_a_bad_clip_does_not_affect_others(pipeline: Pipeline) -> None:
     broken = Submission(payload=b"not a video", media=Media.CONTAINER)
     outcomes = pipeline.score_submissions([broken, tensor(), tensor(frames=3)])
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.INVALID, OutcomeKind.OK, OutcomeKind.INVALID]
@@ -124,7 +124,7 @@ def test_a_non_finite_logit_is_a_failure_never_a_number() -> None:
     assert outcome.error.code == NonFiniteLogit("").code
 
 
-def test_discriminators_of_other_motion_features_never_serve() -> None:
+def test_discriminators_for_other_features_are_refused() -> None:
     other = EmbeddedProfile(correlation_scales=2)
     with pytest.raises(NotReady, match="motion-reward pretrain"):
         load_discriminators(other)
@@ -135,6 +135,6 @@ def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path: object)
         Pipeline.load(Settings(checkpoint=f"{tmp_path}/none.safetensors"))  # type: ignore[arg-type]
 
 
-def test_logits_refuse_what_is_not_finite() -> None:
+def test_logits_refuse_non_finite_values() -> None:
     with pytest.raises(ValueError, match="finite"):
         Logits(instantaneous=math.inf, long_term=0.0)

@@ -1,4 +1,4 @@
-"""Packed layers: the numbers of torch's, new weights after every kind of change, and the plain path where they fail."""
+"""Tests packed layers: same results as torch's, repacking after any change of weights, and the plain fallback."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def linear(compute: Compute | None) -> Linear:
 
 @pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("compute", [None, *WAYS])
-def test_a_linear_layer_is_torchs(compute: Compute | None, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_layer_equals_torchs(compute: Compute | None, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     layer, x, plus = linear(compute), torch.randn(2, 5, 24), torch.randn(2, 5, 16)
     y = F.linear(x, layer.weight, layer.bias)
@@ -64,7 +64,7 @@ def test_a_linear_layer_is_torchs(compute: Compute | None, intel: bool, monkeypa
 
 @pytest.mark.parametrize("compute", [None, *WAYS])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_is_torchs(compute: Compute | None, stride: int) -> None:
+def test_a_convolution_equals_torchs(compute: Compute | None, stride: int) -> None:
     layer, norm = Conv2d(6, 8, 3, stride=stride, padding=1), nn.BatchNorm2d(8).eval()
     assert norm.running_mean is not None
     norm.running_mean.normal_()
@@ -106,7 +106,7 @@ def stepped(layer: Linear) -> None:
 
 @pytest.mark.parametrize("change", [changed_in_place, loaded, assigned, stepped])
 @pytest.mark.parametrize("compute", [*WAYS, Compute(precision="bf16")])
-def test_a_changed_parameter_counts_at_once(change: object, compute: Compute) -> None:
+def test_a_changed_parameter_takes_effect_at_once(change: object, compute: Compute) -> None:
     layer, x = linear(compute), torch.randn(4, 24)
     before = layer(x)
     change(layer)  # type: ignore[operator]
@@ -115,7 +115,7 @@ def test_a_changed_parameter_counts_at_once(change: object, compute: Compute) ->
     assert not torch.allclose(layer(x).float(), before.float(), atol=0.1)
 
 
-def test_weights_of_inference_mode_are_never_kept() -> None:
+def test_inference_tensors_are_never_cached() -> None:
     with torch.inference_mode():
         layer, x = linear(Compute()), torch.randn(4, 24)
         layer(x)
@@ -160,10 +160,8 @@ def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("compute", [*WAYS, Compute(memory_mib=1), Compute(memory_mib=4096)])
 @pytest.mark.parametrize("intel", [True, False])
-def test_networks_are_their_plain_selves(
-    index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However it is computed, on whatever CPU and in however many passes."""
+def test_networks_equal_plain_torch(index: int, compute: Compute, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results do not depend on packing, on the CPU or on the number of passes."""
     monkeypatch.setattr(prepacked, "plain_is_fast", lambda: intel)
     network, inputs = networks()[index]
     set_compute(network, None)
@@ -213,7 +211,7 @@ def test_plain_products_take_no_second_copy_where_they_are_fast(monkeypatch: pyt
 
 @pytest.mark.parametrize("index", range(4), ids=["tracks", "maps", "tracker", "flow"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_networks_keep_no_second_copy_of_their_weights_between_calls(index: int, precision: Precision) -> None:
+def test_networks_free_converted_weights_between_calls(index: int, precision: Precision) -> None:
     network, inputs = networks()[index]
     set_compute(network, Compute(precision=precision))
     ready = {part: 0 for part in network.modules() if isinstance(part, (Linear, Conv2d))}
@@ -226,7 +224,7 @@ def test_networks_keep_no_second_copy_of_their_weights_between_calls(index: int,
 
 
 def counter(ready: dict[nn.Module, int]) -> Callable[..., None]:
-    """A hook that counts the calls after which a layer has its weights ready."""
+    """A hook that counts the calls after which a layer holds converted weights."""
 
     def count(part: nn.Module, *_: object) -> None:
         ready[part] += part._ready is not None
@@ -241,7 +239,7 @@ def test_operators_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("asked_anew")
-def test_operators_that_a_cpu_lacks_in_one_precision_are_used_in_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_is_used_only_in_precisions_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
     known = prepacked._linears
 
     def lacking(dtype: torch.dtype, generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -265,8 +263,8 @@ def test_passes_cover_everything_once(num: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"memory_mib": 0}])
-def test_impossible_ways_to_compute_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="need precision fp32 or bf16"):
+def test_invalid_compute_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16"):
         Compute(**wrong)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Rank statistics of the ladder exactly, its figures on rewards set by hand, and the whole command."""
+"""Tests the sanity ladder: its rank statistics exactly, its figures on rewards set by hand, and the whole command."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_falling_needs_three_rewards_and_one_per_strength():
         falling([0, 1, 2], [1, 0])
 
 
-def test_a_tie_is_not_ordered_right_and_a_missing_reward_is_no_pair():
+def test_a_tie_counts_as_wrong_and_a_missing_reward_not_at_all():
     nan = math.nan
     assert ordered([2, 2, 2, nan], [1, 2, 3, 0]) == Share(right=1, pairs=3)
     assert ordered([[1], [nan]], [[0, nan], [0, 0]]) == Share(right=1, pairs=1)
@@ -88,7 +88,7 @@ def test_a_tie_is_not_ordered_right_and_a_missing_reward_is_no_pair():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a long moving clip, a short one, and a text that calls itself a video."""
+    """A folder with a long moving clip, a short one, and a text file named like a video."""
     folder = tmp_path_factory.mktemp("clips")
     (folder / "long.mp4").write_bytes(video(texture(72, 96, 144), fps=12))
     (folder / "short.mp4").write_bytes(video(texture(16, 96, 144, seed=1), fps=12))
@@ -125,7 +125,7 @@ def test_a_ladder_can_be_climbed_for_some_faults_alone(clips):
 
 
 def test_what_is_submitted_passes_the_decoder_unchanged(clips):
-    """The real clip is the first window the server would make of the file; a rung is that window, faulty."""
+    """The real clip is the first window that the server takes from the file. A rung is that window with a fault."""
     plain, (shot,) = PlainScorer(), shots_of(clips, "short")
     list(climb([shot], plain.scorer, SETTINGS))
     window = decode(shot.submission(), SAMPLING, plain.scorer.limits, 30.0).windows[0].clip
@@ -138,8 +138,8 @@ def test_what_is_submitted_passes_the_decoder_unchanged(clips):
             assert scored.clip.fps == pytest.approx(expected.fps)
 
 
-def test_a_clip_relabelled_faster_is_taken_from_a_longer_stretch(clips):
-    """The decoder thins 48 fps to 12: sixteen frames would be left with four, and no reward."""
+def test_a_faster_relabelled_clip_uses_a_longer_stretch(clips):
+    """The decoder thins 48 fps to 12, so that sixteen frames would become four, too few for a reward."""
     scorer = PlainScorer().scorer
     (stretch,) = sanity._stretches(*shots_of(clips, "long"), scorer, SETTINGS, 1)
     for seed in range(4):  # both directions
@@ -167,7 +167,7 @@ def test_a_missing_reward_is_a_row_with_its_error_and_no_pair(clips, rungs):
 
 
 def test_the_plain_scorer_orders_what_it_must(rungs):
-    """It rewards even motion: stutter, shuffles and jitter are below the even clip at every strength."""
+    """The plain scorer rewards even motion, so stutter, shuffles and jitter score lower at every strength."""
     rows = {row.name: row for row in ladder_figures(rungs) if row.reward_name == "combined"}
     for name in ("stutter", "shuffled", "jittered"):
         assert rows[name].total.right == rows[name].total.pairs == 8
@@ -178,7 +178,7 @@ def test_the_plain_scorer_orders_what_it_must(rungs):
 
 
 def by_hand(rewards: dict[str, dict[str, list[float | None]]], outcome: Outcome) -> list[Rung]:
-    """Rungs of ladders given as clip -> fault -> rewards at RUNGS; other faults have no rung."""
+    """Rungs of ladders, given as clip -> fault -> rewards at RUNGS. Other faults have no rung."""
     return [
         Rung(clip=clip, start_s=0.0, fault=name, strength=strength, outcome=with_reward(outcome, value))
         for clip, by_name in rewards.items()
@@ -218,7 +218,7 @@ def test_figures_of_rewards_set_by_hand(rungs):
     assert rows["combined", "shuffled"].falling is None
 
 
-def test_retimed_fault_are_left_out_of_the_last_row(rungs):
+def test_retimed_faults_are_left_out_of_the_last_row(rungs):
     set_by_hand = {"a": {REAL: [1.0], **{name: [2.0 if name in RETIMED else 0.0] * 4 for name in NAMES}}}
     figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
     everything, kept = (row.total for row in figures[len(NAMES) : len(NAMES) + 2])
@@ -229,7 +229,7 @@ def test_retimed_fault_are_left_out_of_the_last_row(rungs):
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_a_folder_with_a_manifest_gives_its_held_out_shots_cut_out_of_their_files(clips, tmp_path):
+def test_a_manifest_gives_held_out_shots_cut_from_their_files(clips, tmp_path):
     frames = texture(40, 96, 144, seed=2)
     (tmp_path / "cut.mkv").write_bytes(video(frames, container="matroska", codec="ffv1", pix_fmt="bgr0", fps=12))
     shared = {"source": "cut", "path": tmp_path / "cut.mkv", "kind": "camera", "licence": "none"}
@@ -257,7 +257,7 @@ def printed(text: io.StringIO) -> dict[str, Any]:
     return json.loads(text.getvalue().splitlines()[-1])
 
 
-async def test_the_command_over_either_door_prints_and_writes_what_this_process_finds(clips, make_settings, tmp_path):
+async def test_the_command_over_a_server_gives_the_same_results(clips, make_settings, tmp_path):
     settings = make_settings()
     paths = [str(clips / name) for name in ("short.mp4", "broken.mp4")]
     ladders = climb(find_shots(paths), PlainScorer().scorer, settings)

@@ -1,4 +1,4 @@
-"""SEA-RAFT's properties at small sizes with random weights; `test_parity.py` holds it to stored outputs."""
+"""Tests properties of SEA-RAFT at small sizes with random weights. `test_parity.py` compares it to stored outputs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_is_frozen(net: SeaRaft) -> None:
 
 
 def test_training_mode_changes_nothing() -> None:
-    """A reference trainer let this net's BatchNorms drift by calling .train(); ours cannot."""
+    """SHIFT's reference trainer calls .train(), which changes the BatchNorm statistics. That is impossible here."""
     model, frames = random_net(), clip(2)[None]
     before, state = model.eval()(frames, iters=1).flow, {k: v.clone() for k, v in model.state_dict().items()}
     assert torch.equal(model.train()(frames, iters=1).flow, before)
@@ -123,7 +123,7 @@ def test_one_frame_has_no_pairs(net: SeaRaft) -> None:
     ("height", "width", "padded"), [(67, 73, (2, 3, 3, 4)), (64, 79, (0, 0, 0, 1)), (71, 72, (0, 1, 0, 0))]
 )
 def test_odd_sizes_are_padded_and_cropped(net: SeaRaft, height: int, width: int, padded: tuple[int, ...]) -> None:
-    """The larger half of the padding goes below and right: padded is (top, bottom, left, right)."""
+    """The larger half of the padding goes to the bottom and right. `padded` is (top, bottom, left, right)."""
     frames = clip(2, height, width)[None].float()
     top, bottom, left, right = padded
     by_hand = F.pad(frames[0], (left, right, top, bottom), mode="replicate")[None]
@@ -145,7 +145,7 @@ def test_iterations_refine_flow_and_replace_info(net: SeaRaft) -> None:
 
 
 def test_lookup_is_bilinear_and_zero_outside() -> None:
-    """Against grid_sample of every offset by itself; x is the slow offset."""
+    """Compare with grid_sample at each offset separately; x is the slower offset."""
     torch.manual_seed(4)
     first, second = torch.randn(2, 2, 16, 9, 11)
     flow = torch.randn(2, 2, 9, 11) * 6

@@ -1,4 +1,4 @@
-"""`--profile shift` from the command line: not ready without weights, and what to do about it, in every command."""
+"""Tests `--profile shift` on the command line: without weights, every command says what to do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_command_says_what_to_pull(command: list[str], clip_file: Path, tm
 
 
 @pytest.mark.slow
-def test_frozen_weights_without_discriminators_say_what_to_train(clip_file: Path, tmp_path: Path) -> None:
+def test_missing_discriminators_say_what_to_train(clip_file: Path, tmp_path: Path) -> None:
     cotracker, sea_raft = published_files(tmp_path / "published")
     pull(tmp_path / "models", {"cotracker3": cotracker, "sea_raft": sea_raft}, tell=lambda _: None)
     ended = run("score", str(clip_file), "--profile", "shift", home=tmp_path)
@@ -61,8 +61,8 @@ def test_frozen_weights_without_discriminators_say_what_to_train(clip_file: Path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_real_and_generated_clips_become_discriminators_that_score(tmp_path: Path) -> None:
-    """The whole way at the paper's sizes, on random frozen weights: pull, pretrain, score."""
+def test_pull_pretrain_and_score_work_in_sequence(tmp_path: Path) -> None:
+    """Pull, pretrain and score at the paper's sizes, with random frozen weights."""
     models = tmp_path / "models"
     cotracker, sea_raft = published_files(tmp_path / "published")
     pull(models, {"cotracker3": cotracker, "sea_raft": sea_raft}, tell=lambda _: None)

@@ -1,4 +1,4 @@
-"""The shift profile: its motion is the networks' own, nothing serves without weights, its cache is exact as said."""
+"""Tests the shift profile: its motion is the networks', it needs weights, and its cache is as exact as stated."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_maps_are_the_papers_formulas_on_sea_raft(profile: ShiftProfile, motion:
     torch.testing.assert_close(profile.residual_maps(motion), expected)
 
 
-def test_flow_sees_a_clip_of_another_shape_at_the_discriminators_size(profile: ShiftProfile) -> None:
+def test_flow_resizes_a_clip_to_the_discriminators_size(profile: ShiftProfile) -> None:
     odd = clip(height=80, width=80)
     frames = F.interpolate(torch.from_numpy(odd.frames).float(), (64, 96), mode="bilinear", align_corners=False)
     motion = profile.motion(odd, query_seed=0, num_tracks=16)
     torch.testing.assert_close(motion.flow, profile.networks.flow_net(frames[None]).flow[0])
 
 
-def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_and_rates_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
     shift, wan = (load_shift(name, Path(), device="cpu", compute=Compute()) for name in ("shift", "shift-wan"))
     assert (shift.sampling.fps, shift.sampling.window_frames, shift.num_tracks) == (14.0, 24, 1024)
@@ -106,9 +106,7 @@ def test_figures_are_the_papers(profile: ShiftProfile, monkeypatch: pytest.Monke
     assert len({shift.preprocessing_digest, wan.preprocessing_digest, profile.preprocessing_digest}) == 3
 
 
-def test_bf16_that_the_device_would_emulate_is_warned_of(
-    profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_emulated_bf16_gives_a_warning(profile: ShiftProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "load", lambda *_: profile.networks)
     monkeypatch.setattr("reward_server.profiles.shift.has_bf16", lambda _: False)
     with structlog.testing.capture_logs() as logs:
@@ -118,7 +116,7 @@ def test_bf16_that_the_device_would_emulate_is_warned_of(
     assert [(entry["log_level"], entry["choose"]) for entry in logs] == [("warning", "fp32")]
 
 
-def test_digests_know_the_networks_weights_and_the_embedded_one_is_what_its_discriminators_were_trained_on() -> None:
+def test_digests_depend_on_the_networks_weights() -> None:
     one, other = small_profile(), small_profile()
     assert one.preprocessing_digest == other.preprocessing_digest
     changed = dataclasses.replace(one.networks, digests={"cotracker3": "a", "sea_raft": "c"})
@@ -173,7 +171,7 @@ def test_a_packed_clip_may_keep_its_first_tracks_only(profile: ShiftProfile, mot
 
 
 def test_discriminators_see_almost_the_same_through_the_cache(profile: ShiftProfile, motion: NetworkMotion) -> None:
-    """The rounding moves an untrained discriminator's logit far less than another set of tracks, or another clip, does."""
+    """Rounding changes an untrained discriminator's logit far less than another set of tracks or another clip does."""
     torch.manual_seed(0)
     instantaneous, long_term = (discriminator.eval() for discriminator in new_discriminators(profile))
     packed = pack(motion, num_pairs=3)
@@ -199,7 +197,7 @@ def test_without_frozen_weights_the_error_names_the_pull(tmp_path: Path) -> None
             Pipeline.load(Settings(profile=name, models_dir=tmp_path))  # type: ignore[arg-type]
 
 
-def test_without_trained_discriminators_the_error_names_the_training(profile: ShiftProfile, tmp_path: Path) -> None:
+def test_missing_discriminators_name_the_training_command(profile: ShiftProfile, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=rf"motion-reward pretrain --profile shift .*--out {tmp_path}"):
         load_discriminators(profile, discriminators_file("shift", tmp_path))
 
@@ -208,7 +206,7 @@ OTHER_WAY_ROUND: list[tuple[Precision, Precision]] = [("fp32", "bf16"), ("bf16",
 
 
 @pytest.mark.parametrize(("networks", "discriminators"), OTHER_WAY_ROUND)
-def test_every_setting_of_computing_reaches_the_networks_and_the_discriminators(
+def test_compute_settings_reach_networks_and_discriminators(
     profile: ShiftProfile,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,7 +251,7 @@ def discriminators_path(profile: ShiftProfile, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize(("networks", "discriminators"), OTHER_WAY_ROUND)
-def test_discriminators_judge_in_a_precision_of_their_own(
+def test_discriminators_score_in_their_own_precision(
     profile: ShiftProfile,
     motion: NetworkMotion,
     discriminators_path: Path,
@@ -271,7 +269,7 @@ def test_discriminators_judge_in_a_precision_of_their_own(
     assert bool(((error > 0) & (error < 0.01)).all() if discriminators == "bf16" else (error == 0).all())
 
 
-def test_discriminators_train_in_full_precision_whatever_they_judge_in(
+def test_discriminators_train_in_fp32_whatever_they_score_in(
     profile: ShiftProfile, motion: NetworkMotion, discriminators_path: Path
 ) -> None:
     told = load_discriminators(dataclasses.replace(profile, discriminator_precision="bf16"), discriminators_path)
@@ -292,7 +290,7 @@ def training_logits(discriminator: nn.Module, seen: torch.Tensor) -> torch.Tenso
 
 
 def dtypes_made_by(discriminators: Discriminators) -> set[torch.dtype]:
-    """What the discriminators' layers will have made once they have run; their sums with a residual are in float32 anyway."""
+    """The dtypes that the discriminators' layers return once they have run. Sums with a residual are always float32."""
     made: set[torch.dtype] = set()
     for part in (*discriminators.instantaneous.modules(), *discriminators.long_term.modules()):
         if isinstance(part, Linear):
@@ -323,7 +321,7 @@ def test_discriminators_of_other_frozen_weights_never_serve(profile: ShiftProfil
 # --- rewards ------------------------------------------------------------------------------------
 
 
-def test_a_group_scores_with_the_profiles_tracks_and_its_own_queries(profile: ShiftProfile) -> None:
+def test_a_group_uses_the_profiles_tracks_and_its_own_queries(profile: ShiftProfile) -> None:
     torch.manual_seed(0)
     instantaneous, long_term = (discriminator.eval() for discriminator in new_discriminators(profile))
     discriminators = Discriminators(instantaneous=instantaneous, long_term=long_term, version="v", digest="d")
@@ -365,7 +363,7 @@ def reference(profile: ShiftProfile, tmp_path_factory: pytest.TempPathFactory) -
     return {"models": folder, "instantaneous": folder / "ic.pth", "long_term": folder / "lc.pth"}
 
 
-def test_reference_discriminators_come_in_to_the_bit(
+def test_reference_discriminators_are_imported_bit_for_bit(
     profile: ShiftProfile, reference: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "discriminators.safetensors"
@@ -389,7 +387,7 @@ def test_reference_discriminators_that_do_not_fit_are_refused(
     changes = {
         "another SEA-RAFT": {"flow_layer.model.cnet.bn1.running_mean": torch.zeros(64)},
         "kernel": {"sobel_layer.w_h": torch.ones(1, 1, 3, 1)},
-        "has other shapes of": {"flow_vit.head.bias": torch.zeros(2)},
+        "has other shapes in": {"flow_vit.head.bias": torch.zeros(2)},
         "has unknown 1 entries": {"resnet.weight": torch.zeros(2)},
     }
     for message, change in changes.items():
@@ -414,7 +412,7 @@ def test_training_figures_are_the_papers_where_it_has_them() -> None:
     assert not config.symmetries  # a network's embedding of correlation has none
 
 
-def test_the_embedded_discriminators_are_trained_as_the_card_says() -> None:
+def test_embedded_is_trained_as_the_model_card_says() -> None:
     cache, training = configs("embedded", steps=7200, seed=1)
     assert cache.profile == "embedded"
     planned = {name: (config.steps, config.symmetries, config.seed) for name, config in training.items()}

@@ -1,4 +1,4 @@
-"""Mirrored features are those of the mirrored clip, in all eight ways; steps draw them; networks' have none."""
+"""Tests that mirrored features equal the features of the mirrored clip, for all eight symmetries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mirrored_queries(queries_N2: NDArray[np.float32], symmetry: Symmetry) -> NDA
 
 
 def features_of(symmetry: Symmetry) -> dict[str, Tensor]:
-    """What the estimators see of a texture that moves to the left, mirrored before they see it."""
+    """Features of a texture that moves to the left, mirrored before the estimators see it."""
     frames = texture(8, SIZE, SIZE, seed=3).transpose(0, 3, 1, 2)
     queries = np.asarray(random_queries(0, NUM_TRACKS, SIZE, SIZE), dtype=np.float32)
     motion = PROFILE.estimators.estimate(mirrored_clip(frames, symmetry), mirrored_queries(queries, symmetry))
@@ -55,7 +55,7 @@ def plain() -> dict[str, Tensor]:
 
 
 def apart(some: Tensor, others: Tensor) -> float:
-    """Median distance; a few tracks at the border are lost in one mirror and not in another."""
+    """Median distance, because a few tracks at the border are lost in one mirrored clip and not in another."""
     return float((some - others).abs().median())
 
 

@@ -1,4 +1,4 @@
-"""float32 convolutions are float32 while the `shift` profile and the discriminators compute, and nobody else is bound by it."""
+"""Tests that cuDNN convolves in full float32 while `shift` and the discriminators compute, and only then."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.frozen import small_profile
 
 @pytest.fixture(params=[True, False])
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """What the process has chosen."""
+    """The process's own choice of TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param)
     yield request.param
     assert torch.backends.cudnn.allow_tf32 == request.param
 
 
-def test_threads_that_leave_at_different_times_leave_the_choice_as_it_was(chosen: bool) -> None:
-    """The first to enter is the first to leave, while the other is still inside."""
+def test_the_last_thread_out_restores_the_choice(chosen: bool) -> None:
+    """The first thread to enter leaves first, while the other is still inside."""
     both_inside, first_left = Barrier(2, timeout=5), Barrier(2, timeout=5)
 
     def stay(leaves_first: bool) -> bool:
@@ -42,7 +42,7 @@ def test_threads_that_leave_at_different_times_leave_the_choice_as_it_was(chosen
         assert list(pool.map(stay, [True, False])) == [False, False]
 
 
-def test_an_error_ends_it_too(chosen: bool) -> None:
+def test_an_error_restores_the_choice(chosen: bool) -> None:
     with pytest.raises(RuntimeError, match="of the networks"), exact_convolutions:
         raise RuntimeError("of the networks")
 
@@ -51,7 +51,7 @@ def noted(seen: list[bool]) -> Callable[..., None]:
     return lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
 
 
-def test_motion_and_logits_are_computed_inside(chosen: bool) -> None:
+def test_motion_and_logits_use_exact_convolutions(chosen: bool) -> None:
     profile, seen = small_profile(), list[bool]()
     discriminators = Discriminators(
         instantaneous=torch.nn.Identity(), long_term=torch.nn.Identity(), version="", digest=""

@@ -106,17 +106,11 @@ class Settings(BaseSettings):
         ge=64 * 1024,
         description="Maximum number of bytes in one gRPC message; the Submit call sends larger clips in chunks.",
     )
-<<<<<<< HEAD
     score_timeout_s: float = Field(
-        SCORE_TIMEOUT_S, gt=0, description="How long a synchronous request waits, in seconds."
+        SCORE_TIMEOUT_S, gt=0, description="Maximum wait of a synchronous request, in seconds."
     )
-    drain_s: float = Field(30.0, ge=0, description="How long a stopping process may finish its work, in seconds.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-=======
-    score_timeout_s: float = Field(120.0, gt=0, description="Maximum wait of a synchronous request, in seconds.")
     drain_s: float = Field(30.0, ge=0, description="Time a stopping process has to finish its work, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
->>>>>>> words1
 
     # Queue
     redis_url: SecretStr | None = Field(
@@ -171,7 +165,9 @@ class Settings(BaseSettings):
         "0.37 MB.",
     )
     refresh_min_clips: int = Field(2, ge=2, description="Minimum number of clips of each origin for a refresh.")
-    refresh_timeout_s: float = Field(3600.0, gt=0, description="Maximum time a refresh may take, in seconds.")
+    refresh_timeout_s: float = Field(
+        REFRESH_TIMEOUT_S, gt=0, description="Maximum time a refresh may take, in seconds."
+    )
     versions_kept: int = Field(
         4, ge=1, description="Discriminator versions kept per run; a client can pin any of these."
     )
@@ -183,16 +179,6 @@ class Settings(BaseSettings):
         ge=1,
         description="How long a run's versions are kept after its last clip or refresh, in seconds.",
     )
-<<<<<<< HEAD
-    refresh_min_clips: int = Field(2, ge=2, description="Clips of each origin that a refresh needs at least.")
-    refresh_timeout_s: float = Field(
-        REFRESH_TIMEOUT_S, gt=0, description="A refresh that takes longer is given up, in seconds."
-    )
-    versions_kept: int = Field(4, ge=1, description="Discriminator versions of one run that can still be pinned.")
-    versions_loaded: int = Field(4, ge=1, description="Of all runs, those a worker keeps in memory.")
-    version_ttl_s: int = Field(604800, ge=1, description="How long a run's versions live after the last, in seconds.")
-=======
->>>>>>> words1
 
     # Batches
     batch_jobs: int = Field(8, ge=1, description="Maximum number of jobs that a worker claims at once.")

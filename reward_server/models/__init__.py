@@ -1,10 +1,4 @@
-<<<<<<< HEAD
-"""Weights of the frozen networks, which are not ours to ship: fetched, converted, pinned by their digests.
-
-The networks themselves stand in `estimators`; the weights that are shipped lie in `weights`.
-=======
 """Fetches, converts and stores the weights of the frozen networks, which are not shipped, and pins their sha256.
 
 The networks themselves are in `estimators`. The weights of the discriminators are in `profiles/discriminators.py`.
->>>>>>> words1
 """

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from experiments.proof import motion
 from experiments.proof.__main__ import app
 from experiments.proof.arms import MEASURES
 from experiments.proof.together import read_seed
@@ -23,6 +24,12 @@ LEVELS = {"base": 0.6, "sft": 0.4, "shift-mid": 0.5}
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The AUC of a fresh discriminator is tested in test_proof_motion.py; here it is only a column of the table."""
+    monkeypatch.setattr(motion, "FRESH_STEPS", 20)
 
 
 def level(folder: Path, seed: int, data: float, **levels: float) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.demo import running_server
+from reward_server.serving.local import local_server
+from reward_server.settings import Settings
 from tests.media import texture, video
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +31,9 @@ def modules() -> Iterator[Path]:
 def test_the_python_examples_run_as_printed(tmp_path: Path) -> None:
     assert len(PYTHON) >= 2
     (tmp_path / "clip.mp4").write_bytes(video(texture(24, 144, 256), fps=12))
-    with running_server() as (_, grpc):
+    with local_server(Settings()) as server:
         for example in PYTHON:
-            code = example.replace("grpc://127.0.0.1:50051", grpc)
+            code = example.replace("grpc://127.0.0.1:50051", server.grpc_url)
             done = subprocess.run(
                 [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
             )

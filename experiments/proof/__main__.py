@@ -35,6 +35,7 @@ from experiments.proof.size import SIZES, ProofSize
 from experiments.proof.together import read_seed, write_together
 from experiments.proof.verdicts import Interval
 from protos.client import RewardClient, RewardClientError
+from reward_server.errors import RewardServerError
 from trainer.errors import ConfigError, TrainerError
 from trainer.policies.loading import make_policy
 from trainer.seeds import derived_seed
@@ -247,7 +248,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
-    except (TrainerError, RewardClientError, subprocess.CalledProcessError) as error:
+    except (TrainerError, RewardClientError, RewardServerError, subprocess.CalledProcessError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         sys.exit(1)
 

@@ -1,14 +1,12 @@
 """Discriminators of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
 
-The reward server is another program: this reaches it by its command line and its contract, as a user would.
+Pretraining and serving run as processes of their own, as a user starts them.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,12 +20,11 @@ from experiments.proof.learned import groups_of
 from experiments.proof.scenes import draw_scenes
 from experiments.proof.size import DiscriminatorsSize
 from protos.types import Clip
-from trainer.errors import RewardsSilent
+from reward_server.serving.local import local_server
+from reward_server.settings import Settings
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
-SERVER = (sys.executable, "-m", "reward_server")
-SERVES = "motion-reward serves"
 Negatives = Literal["rollouts", "faults"]
 
 
@@ -56,7 +53,7 @@ def pretrained_discriminators(
     if num_rollouts:
         places["--generated"] = work / "generated"
     options = [str(part) for option in places.items() for part in option]
-    subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
+    subprocess.run([sys.executable, "-m", "reward_server", "pretrain", *options, *about], check=True)
     return discriminators
 
 
@@ -81,19 +78,6 @@ def write_video(path: Path, clip: Clip) -> None:
 
 @contextmanager
 def served(discriminators: Path, size: DiscriminatorsSize) -> Iterator[str]:
-    """grpc://HOST:PORT of a server with these discriminators on free ports, which knows no earlier run; ended afterwards."""
-    with tempfile.TemporaryDirectory() as data:
-        ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        options = ["--checkpoint", str(discriminators), "--data-dir", data, "--log-level", "warning"]
-        tracks = {"MOTION_REWARD_NUM_TRACKS": str(size.num_tracks)}
-        with subprocess.Popen(
-            [*SERVER, "serve", *ports, *options], stdout=subprocess.PIPE, text=True, env=os.environ | tracks
-        ) as process:
-            try:
-                assert process.stdout is not None
-                ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
-                if ready is None:
-                    raise RewardsSilent("the reward server ended before it was ready; its log above says why")
-                yield next(word for word in ready.split() if word.startswith("grpc://"))
-            finally:
-                process.terminate()
+    """gRPC URL of a server with these discriminators and no earlier runs; ended on leaving. Raises NotReady."""
+    with local_server(Settings(checkpoint=discriminators, num_tracks=size.num_tracks)) as server:
+        yield server.grpc_url

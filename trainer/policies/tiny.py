@@ -1,7 +1,7 @@
 """Toy-sized Stable Video Diffusion and Wan, random but seeded, written as ordinary diffusers folders.
 
 `svd.py` and `wan.py` load them like any other base, so that tests and the proof on a laptop run the code that runs on
-GPUs. `base_training.py` makes something of them.
+GPUs.
 """
 
 from __future__ import annotations

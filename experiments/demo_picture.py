@@ -22,16 +22,16 @@ from reward_server.faults import with_fault
 from reward_server.profiles.embedded import EmbeddedProfile
 
 FAULT = "wobbled"  # of the twin whose frames are shown, at full strength
-COLUMNS = 4  # frames of each clip
-POINTS_ACROSS = 18
+COLUMNS = 3  # frames of each clip
+POINTS_ACROSS = 16
 NUM_COLOURS = 128  # of the file's palette
 REAL, FULL, HALF = "#2a9d8f", "#d1495b", "#edae9f"
 
 
 def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
     """`rewards`: combined rewards by name, "real" and "FAULT STRENGTH", as `experiments.demo.twins_of` names them."""
-    figure = Figure(figsize=(13, 4.4), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(2, COLUMNS + 2, width_ratios=[1.0] * COLUMNS + [0.35, 2.1])
+    figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(2, COLUMNS + 1, width_ratios=[1.0] * COLUMNS + [1.35])
     twin = with_fault(window, FAULT, 1.0, seed=0)
     for row, (clip, title) in enumerate(
         [(window, f"real clip: reward {rewards['real']:.2f}"), (twin, f"{FAULT}: reward {rewards[f'{FAULT} 1']:.2f}")]
@@ -39,7 +39,7 @@ def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
         panels = [figure.add_subplot(grid[row, column]) for column in range(COLUMNS)]
         _frames(panels, clip)
         panels[0].set_title(title, loc="left", fontsize=11)
-    _bars(figure.add_subplot(grid[:, COLUMNS + 1]), rewards)
+    _bars(figure.add_subplot(grid[:, COLUMNS]), rewards)
     FigureCanvasAgg(figure).print_png(path)
     Image.open(path).convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
 
@@ -52,7 +52,7 @@ def _frames(panels: list[Axes], clip: Clip) -> None:
     for panel, t in zip(panels, moments, strict=True):
         panel.imshow(clip.frames[t].transpose(1, 2, 0))
         seen = followed_TN[: t + 1].all(axis=0)
-        tails = LineCollection(list(tracks_TN2[: t + 1, seen].transpose(1, 0, 2)), colors=colours[seen], linewidths=1)
+        tails = LineCollection(list(tracks_TN2[: t + 1, seen].transpose(1, 0, 2)), colors=colours[seen], linewidths=1.6)
         panel.add_collection(tails)
         panel.scatter(*tracks_TN2[t, seen].T, s=5, c=colours[seen])
         panel.set(xlim=(0, clip.frames.shape[3]), ylim=(clip.frames.shape[2], 0), xticks=[], yticks=[])
@@ -79,5 +79,5 @@ def _bars(panel: Axes, rewards: Mapping[str, float]) -> None:
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks([*rows, len(faults)], [*(name.replace("_", " ") for name in faults), "real clip"], fontsize=9)
     panel.set_title("combined reward", loc="left", fontsize=11)
-    panel.legend(loc="lower left", fontsize=8, frameon=False)
+    panel.legend(loc="upper left", bbox_to_anchor=(0, 0.92), fontsize=9, frameon=False)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Discriminators of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
+"""Pretrains and serves discriminators for one seed: real scenes against the base's rollouts or against motion faults.
 
 Pretraining and serving run as processes of their own, as a user starts them.
 """
@@ -29,7 +29,7 @@ Negatives = Literal["rollouts", "faults"]
 
 
 def named(name: str, negatives: Negatives) -> str:
-    """The name of what hangs on the discriminators: those of the first plan, against rollouts, have no suffix."""
+    """`name`, with a suffix unless the negatives are rollouts, as in the first plan."""
     return name if negatives == "rollouts" else f"{name}-{negatives}"
 
 
@@ -38,8 +38,8 @@ def pretrained_discriminators(
 ) -> Path:
     """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
 
-    Against the base's rollouts, which look and move otherwise than real clips, or against motion faults that the
-    reward server gives the real clips themselves, so that motion alone tells them apart.
+    They learn real clips against the base's rollouts, which differ in look and motion, or against motion faults of the
+    same real clips, which differ in motion alone.
     """
     discriminators = folder / f"{named('discriminators', negatives)}.safetensors"
     if discriminators.exists():
@@ -58,7 +58,7 @@ def pretrained_discriminators(
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
-    """Writes real/ and generated/: each clip and one rollout, if any; what shares its first frame shares its name."""
+    """Writes real/ and generated/: each real clip and one rollout of it, if any, under the same file name."""
     for number, group in enumerate(groups):
         for kind, clip in zip(("real", "generated"), group, strict=False):
             write_video(folder / kind / f"{number:05d}.mkv", clip)
@@ -74,6 +74,18 @@ def write_video(path: Path, clip: Clip) -> None:
         for image in clip.frames.transpose(0, 2, 3, 1):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
+
+
+@contextmanager
+def reward_server(
+    given: str | None, folder: Path, policy: Policy, size: DiscriminatorsSize, *, seed: int, negatives: Negatives
+) -> Iterator[str]:
+    """URL of the `given` server, else of one that serves the seed's own discriminators, pretrained if need be."""
+    if given:
+        yield given
+        return
+    with served(pretrained_discriminators(folder, policy, size, seed=seed, negatives=negatives), size) as url:
+        yield url
 
 
 @contextmanager

@@ -139,10 +139,10 @@ def summary(scored: Scored, picture: Path) -> list[str]:
     apart = max(abs(by_http[name] - by_grpc[name]) for name in by_http)
     return [
         f"Shown: the real clip is rewarded {real:.2f}, above {below} of its {num_twins} faulty twins.",
-        f"Shown: HTTP and gRPC gave the same rewards (largest difference {apart:.0e}).",
-        "Shown: a toy video model took SHIFT steps with these rewards, and the server refreshed its discriminators.",
+        f"Shown: HTTP and gRPC agree (largest difference of a reward: {apart:.1g}).",
+        "Shown: a toy model took SHIFT steps; the server refreshed its discriminators.",
         f"Picture: {picture}",
-        "Next: `motion-reward score YOUR.mp4`, `motion-reward serve`, and the training commands in README.md.",
+        "Next: motion-reward score YOUR.mp4; motion-reward serve; README.md says more.",
     ]
 
 

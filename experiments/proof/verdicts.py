@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Table = Mapping[str, Mapping[str, Floats]]
@@ -54,7 +54,7 @@ def interval(values_SN: Floats) -> Interval:
     return percentile_interval(float(values_SN.mean()), means)
 
 
-def percentile_interval(mean: float, resampled: ArrayLike) -> Interval:
+def percentile_interval(mean: float, resampled: Floats | Sequence[float]) -> Interval:
     """The middle LEVEL of the resampled values around `mean`."""
     low, high = np.percentile(resampled, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
     return Interval(mean=mean, low=float(low), high=float(high))

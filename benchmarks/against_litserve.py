@@ -12,13 +12,15 @@ driven. Ratios are ours over theirs; the last line of the output is one JSON doc
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import litserve
@@ -30,8 +32,9 @@ from protos.json_codec import result_from_json, result_to_json
 from protos.types import Media, Outcome, Submission
 from reward_server.evaluation import report
 from reward_server.evaluation.bench import PAPER, checked, door_name, machine, quantiles, senders, spread
-from reward_server.evaluation.load import Load, Send, drive, free_port, local_server, made_up_clip, started
+from reward_server.evaluation.load import Load, Send, drive, made_up_clip
 from reward_server.pipeline import Pipeline
+from reward_server.serving.local import START_TIMEOUT_S, free_port, local_server, started
 from reward_server.settings import Settings
 
 TIMEOUT_S = 150.0
@@ -73,11 +76,25 @@ def litserve_senders(clients: int) -> Iterator[tuple[psutil.Process, list[Send]]
     """A LitServe of its own, and clients with a connection each."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.against_litserve", "--serve", str(port)]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        log = Path(folder) / "litserve.log"
-        process = stack.enter_context(started(command, os.environ, f"http://127.0.0.1:{port}/health", log))
+    with tempfile.TemporaryFile("w+") as log, ExitStack() as stack:
+        child = stack.enter_context(started(command, os.environ, stdout=log, stderr=subprocess.STDOUT))
         opened = [stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")) for _ in range(clients)]
-        yield process, [partial(_post, client) for client in opened]
+        _await_health(opened[0], child, log)
+        yield psutil.Process(child.pid), [partial(_post, client) for client in opened]
+
+
+def _await_health(client: httpx.Client, child: subprocess.Popen[str], log: IO[str]) -> None:
+    """Return once LitServe answers 200. Raises RuntimeError with the end of its log if it does not."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            if client.get("/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            pass  # it does not listen yet
+        time.sleep(0.1)
+    log.seek(0)
+    raise RuntimeError(f"LitServe did not answer within {START_TIMEOUT_S:g} s: {log.read()[-2000:]}")
 
 
 @contextmanager

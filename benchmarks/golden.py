@@ -138,7 +138,7 @@ def _volume_rows(golden: Golden, pyramid: Pyramid, queries: Tensor, centres_NT2:
 
 
 def lc(golden: Golden) -> dict[str, Tensor]:
-    """Logits [B,1] of the long-term discriminator: on the tracker's tokens of a clip and its time-flip, and on random ones."""
+    """Long-term logits [B,1] for the tracker's tokens of a clip, for those of its time-flip, and for random tokens."""
     clip = Golden.read(
         golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute, golden.device
     )
@@ -200,7 +200,7 @@ def ic(golden: Golden) -> dict[str, Tensor]:
 
 
 def _ic_frames(video_T3HW: Tensor, config: ResidualViTConfig) -> Tensor:
-    """Frames 0..255 at the discriminator's size. The reference takes a clip that is nowhere over 1 as not yet scaled."""
+    """Frames 0..255 at the discriminator's size. The reference scales a clip whose values are all at most 1."""
     frames = video_T3HW.float()
     frames = frames * 255 if frames.max() <= 1 else frames
     return F.interpolate(frames, (config.height_px, config.width_px), mode="bilinear", align_corners=False)

@@ -28,7 +28,7 @@ from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:
-    """The ladders of `faults` by discriminators that trained without them; of none: all ladders, by discriminators trained on all."""
+    """Ladders of `faults` by discriminators trained without them; none given: all ladders, trained on all faults."""
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():

@@ -2,9 +2,9 @@
 
 Nothing is copied: CoTracker3 (github.com/facebookresearch/co-tracker, CC-BY-NC) and SEA-RAFT
 (github.com/princeton-vl/SEA-RAFT, BSD-3) are imported from where the user put them. The reference's
-heads have no licence to run under, so theirs are stood in for by what they are built of: the
-official update transformer without its output heads and a plain pooled logit, and timm's stock
-ViT-B/16. Weights are those of `golden_weights.py`, loaded strictly.
+discriminators have no licence to run under, so what they are built of stands in for them: the
+official update transformer with a plain pooled logit, and timm's stock ViT-B/16. Weights are those of
+`golden_weights.py`, loaded strictly.
 
 Shapes: T frames, P = T-1 pairs, N tracks, D token size.
 """
@@ -74,7 +74,7 @@ class TrackHead(nn.Module):
 
 
 class VitHead(nn.Module):
-    """The reference's instantaneous discriminator: timm's ViT-B/16 over maps [P,2,H,W], class tokens averaged, one logit."""
+    """The instantaneous discriminator's stand-in: timm's ViT-B/16 over maps [P,2,H,W], mean class token, one logit."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""What was tried and how the shipped weights are made: the proof, the recipe, the demo. Not installed.
+"""Experiments and the demo; not installed with the package.
 
-It may import `trainer`, `reward_server` and `protos`; none of them imports it.
+`proof/` tests SHIFT on a toy model, `recipe/` makes the training data of the shipped weights, `demo.py` is `make demo`.
+They may import `trainer`, `reward_server` and `protos`; none of those imports them.
 """

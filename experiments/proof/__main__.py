@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import typer
 
 from experiments.proof.arms import Arm, Task, arms, run_arm
 from experiments.proof.base import policy_config, trained_base
-from experiments.proof.discriminators import Negatives, named, pretrained_discriminators, served
+from experiments.proof.discriminators import Negatives, named, reward_server
 from experiments.proof.learned import direction, groups_of, score_groups
 from experiments.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from experiments.proof.report import write_report
@@ -35,6 +34,7 @@ from experiments.proof.size import SIZES, ProofSize
 from experiments.proof.together import read_seed, write_together
 from experiments.proof.verdicts import Interval
 from protos.client import RewardClient, RewardClientError
+from reward_server.errors import RewardServerError
 from trainer.errors import ConfigError, TrainerError
 from trainer.policies.loading import make_policy
 from trainer.seeds import derived_seed
@@ -121,14 +121,9 @@ def rewards(
     policy = make_policy(policy_config(folder / "base", counts.base))
     scenes = draw_scenes(counts.discriminators.num_held_out, seed=derived_seed(seed, "held out"))
     groups = groups_of(policy, [scene.clip() for scene in scenes], counts.discriminators.per_clip, seed=seed)
-    discriminators = (
-        None
-        if server
-        else pretrained_discriminators(folder, policy, counts.discriminators, seed=seed, negatives=negatives)
-    )
     with (
-        served(discriminators, counts.discriminators) if discriminators else nullcontext(server) as url,
-        RewardClient(str(url)) as client,
+        reward_server(server, folder, policy, counts.discriminators, seed=seed, negatives=negatives) as url,
+        RewardClient(url) as client,
     ):
         found = direction(score_groups(groups, client, timeout_s=timeout_s))
     for discriminator, of in found.items():
@@ -164,17 +159,12 @@ def motion(
     chosen = chosen_arms(motion_arms(counts), only)
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
-    discriminators = (
-        None
-        if server
-        else pretrained_discriminators(folder, policy, counts.discriminators, seed=seed, negatives=negatives)
-    )
     found = {}
-    with served(discriminators, counts.discriminators) if discriminators else nullcontext(server) as url:
+    with reward_server(server, folder, policy, counts.discriminators, seed=seed, negatives=negatives) as url:
         for name in SETS if on == "both" else (on,):
             level = named(f"motion-{name}", negatives)
             data = fine_tuning_data(name, folder / level, policy, counts, seed=seed)
-            task = partial(Task, seed=seed, size=counts, folder=folder, level=level, server=str(url))
+            task = partial(Task, seed=seed, size=counts, folder=folder, level=level, server=url)
             records = arm_records(chosen, num_streams, jobs, task)
             about = {"steps": counts.num_steps, "streams": num_streams}
             found[name] = write_motion_report(records, data, folder / level / "report", about)
@@ -247,7 +237,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
-    except (TrainerError, RewardClientError, subprocess.CalledProcessError) as error:
+    except (TrainerError, RewardClientError, RewardServerError, subprocess.CalledProcessError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         sys.exit(1)
 

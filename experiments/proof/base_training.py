@@ -1,8 +1,9 @@
-"""Makes a base model from scratch out of a toy pipeline: its autoencoder, its latent scale, its denoiser.
+"""Trains a toy base model from scratch: its autoencoder, its latent scale, its denoiser.
 
-`train_base(config, clips, captions, folder=...)` reads the pipeline that `tiny.py` wrote and writes the trained one, a
-diffusers folder again, to fine-tune from. The denoiser is trained in full with the policy's own loss.
-B clips, T frames, H and W pixels.
+`train_base(config, clips, captions, folder=...)` reads the pipeline that `trainer/policies/tiny.py` wrote and writes
+the trained one as a diffusers folder. The denoiser is trained in full with the policy's own loss.
+What differs between Stable Video Diffusion and Wan stands at the end.
+B clips, T frames, H and W pixels; N clips of latents with F frames, C channels and sides h and w.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -20,6 +22,7 @@ from protos.types import Clip
 from trainer.policies.base import DiffusersPolicy, PolicyConfig, frames_of, unit_pixels
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Example, PolicyError, stack
+from trainer.policies.svd import SvdPolicy
 
 Report = Callable[[str, int, float], None]
 """Told stage ("autoencoder" or "denoiser"), step from 1, and loss of each step."""
@@ -64,7 +67,7 @@ def train_base(
     train_autoencoder(policy, clips, plan, generator, report)
     fit_latent_scale(policy, clips, captions)
     train_denoiser(policy, policy.encode(clips, captions), plan, generator, report)
-    policy.save_base(folder)
+    save_base(policy, folder)
     return folder
 
 
@@ -77,14 +80,16 @@ def train_autoencoder(
     train = _Training(vae, plan.autoencoder_lr, plan.autoencoder_steps)
     for step, chosen in enumerate(_batches(len(clips), plan.autoencoder_batch, plan.autoencoder_steps, generator), 1):
         pixels = torch.stack([unit_pixels(frames_of(clips[i])) for i in chosen]).to(policy.device)
-        reconstruction, divergence = policy.autoencode(pixels, generator)
+        reconstruction, divergence = autoencode(policy, pixels, generator)
         report("autoencoder", step, train((reconstruction - pixels).abs().mean() + plan.kl_weight * divergence))
     vae.requires_grad_(False)
 
 
 def fit_latent_scale(policy: DiffusersPolicy, clips: Sequence[Clip], captions: Sequence[str]) -> None:
     """Sets the pipeline's latent statistics so that the clips' latents have unit variance, as its noise levels want."""
-    policy.rescale_latents(torch.stack([example.latents for example in policy.encode(clips, captions)]))
+    latents = torch.stack([example.latents for example in policy.encode(clips, captions)])
+    rescale = _rescale_svd if isinstance(policy, SvdPolicy) else _rescale_wan
+    rescale(policy.pipe.vae, latents)
 
 
 def train_denoiser(
@@ -126,3 +131,57 @@ def _batches(num: int, size: int, num_batches: int, generator: torch.Generator) 
         if len(order) < size:
             order = torch.randperm(num, generator=generator).tolist()
         yield [order.pop() for _ in range(size)]
+
+
+# --- what differs between the two kinds of pipeline ---------------------------------------------
+
+
+def autoencode(policy: DiffusersPolicy, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pixels in [-1,1] after a pass through the VAE with a sampled latent, and the divergence of its posterior."""
+    through = _autoencode_svd if isinstance(policy, SvdPolicy) else _autoencode_wan
+    decoded_BT3HW, posterior = through(policy.pipe.vae, pixels_BT3HW, generator)
+    return decoded_BT3HW, _divergence(posterior)
+
+
+def _autoencode_svd(vae: Any, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Any]:
+    posterior = vae.encode(pixels_BT3HW.flatten(0, 1)).latent_dist
+    decoded = vae.decode(posterior.sample(generator), num_frames=pixels_BT3HW.shape[1]).sample
+    return decoded.view_as(pixels_BT3HW), posterior
+
+
+def _autoencode_wan(vae: Any, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Any]:
+    posterior = vae.encode(pixels_BT3HW.transpose(1, 2)).latent_dist
+    return vae.decode(posterior.sample(generator)).sample.transpose(1, 2), posterior
+
+
+def _divergence(posterior: Any) -> Tensor:
+    """From a unit Gaussian, in nats per latent value, mean over all."""
+    divergence: Tensor = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
+    return divergence
+
+
+def _rescale_svd(vae: Any, latents_NFChw: Tensor) -> None:
+    """One factor for all channels."""
+    vae.register_to_config(scaling_factor=vae.config.scaling_factor / latents_NFChw.std().item())
+
+
+def _rescale_wan(vae: Any, latents_NFChw: Tensor) -> None:
+    """Mean and deviation of each channel."""
+    mean, deviation = (latents_NFChw.new_tensor(value) for value in (vae.config.latents_mean, vae.config.latents_std))
+    deviations, means = torch.std_mean(latents_NFChw.transpose(0, 2).flatten(1), dim=1)
+    vae.register_to_config(
+        latents_mean=(mean + deviation * means).tolist(), latents_std=(deviation * deviations).tolist()
+    )
+
+
+def save_base(policy: DiffusersPolicy, folder: Path) -> None:
+    """Writes the whole pipeline as a diffusers folder. Raises PolicyError if a LoRA is injected."""
+    if hasattr(policy.denoiser, "peft_config"):
+        raise PolicyError("a pipeline with a LoRA injected cannot be saved whole; use save_lora, or lora=None")
+    scheduler = policy.pipe.scheduler
+    if isinstance(policy, SvdPolicy):
+        policy.pipe.scheduler = scheduler.euler  # diffusers can load it; the seeded one is ours alone
+    try:
+        policy.pipe.save_pretrained(folder)
+    finally:
+        policy.pipe.scheduler = scheduler

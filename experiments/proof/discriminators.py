@@ -1,14 +1,12 @@
-"""Discriminators of a seed's own: pretrained on real scenes against the base's rollouts or motion faults, and served.
+"""Pretrains and serves discriminators for one seed: real scenes against the base's rollouts or against motion faults.
 
-The reward server is another program: this reaches it by its command line and its contract, as a user would.
+Pretraining and serving run as processes of their own, as a user starts them.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,17 +20,16 @@ from experiments.proof.learned import groups_of
 from experiments.proof.scenes import draw_scenes
 from experiments.proof.size import DiscriminatorsSize
 from protos.types import Clip
-from trainer.errors import RewardsSilent
+from reward_server.serving.local import local_server
+from reward_server.settings import Settings
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
-SERVER = (sys.executable, "-m", "reward_server")
-SERVES = "motion-reward serves"
 Negatives = Literal["rollouts", "faults"]
 
 
 def named(name: str, negatives: Negatives) -> str:
-    """The name of what hangs on the discriminators: those of the first plan, against rollouts, have no suffix."""
+    """`name`, with a suffix unless the negatives are rollouts, as in the first plan."""
     return name if negatives == "rollouts" else f"{name}-{negatives}"
 
 
@@ -41,8 +38,8 @@ def pretrained_discriminators(
 ) -> Path:
     """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
 
-    Against the base's rollouts, which look and move otherwise than real clips, or against motion faults that the
-    reward server gives the real clips themselves, so that motion alone tells them apart.
+    They learn real clips against the base's rollouts, which differ in look and motion, or against motion faults of the
+    same real clips, which differ in motion alone.
     """
     discriminators = folder / f"{named('discriminators', negatives)}.safetensors"
     if discriminators.exists():
@@ -56,12 +53,12 @@ def pretrained_discriminators(
     if num_rollouts:
         places["--generated"] = work / "generated"
     options = [str(part) for option in places.items() for part in option]
-    subprocess.run([*SERVER, "pretrain", *options, *about], check=True)
+    subprocess.run([sys.executable, "-m", "reward_server", "pretrain", *options, *about], check=True)
     return discriminators
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
-    """Writes real/ and generated/: each clip and one rollout, if any; what shares its first frame shares its name."""
+    """Writes real/ and generated/: each real clip and one rollout of it, if any, under the same file name."""
     for number, group in enumerate(groups):
         for kind, clip in zip(("real", "generated"), group, strict=False):
             write_video(folder / kind / f"{number:05d}.mkv", clip)
@@ -80,20 +77,19 @@ def write_video(path: Path, clip: Clip) -> None:
 
 
 @contextmanager
+def reward_server(
+    given: str | None, folder: Path, policy: Policy, size: DiscriminatorsSize, *, seed: int, negatives: Negatives
+) -> Iterator[str]:
+    """URL of the `given` server, else of one that serves the seed's own discriminators, pretrained if need be."""
+    if given:
+        yield given
+        return
+    with served(pretrained_discriminators(folder, policy, size, seed=seed, negatives=negatives), size) as url:
+        yield url
+
+
+@contextmanager
 def served(discriminators: Path, size: DiscriminatorsSize) -> Iterator[str]:
-    """grpc://HOST:PORT of a server with these discriminators on free ports, which knows no earlier run; ended afterwards."""
-    with tempfile.TemporaryDirectory() as data:
-        ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        options = ["--checkpoint", str(discriminators), "--data-dir", data, "--log-level", "warning"]
-        tracks = {"MOTION_REWARD_NUM_TRACKS": str(size.num_tracks)}
-        with subprocess.Popen(
-            [*SERVER, "serve", *ports, *options], stdout=subprocess.PIPE, text=True, env=os.environ | tracks
-        ) as process:
-            try:
-                assert process.stdout is not None
-                ready = next((line for line in process.stdout if line.startswith(SERVES)), None)
-                if ready is None:
-                    raise RewardsSilent("the reward server ended before it was ready; its log above says why")
-                yield next(word for word in ready.split() if word.startswith("grpc://"))
-            finally:
-                process.terminate()
+    """gRPC URL of a server with these discriminators and no earlier runs; ended on leaving. Raises NotReady."""
+    with local_server(Settings(checkpoint=discriminators, num_tracks=size.num_tracks)) as server:
+        yield server.grpc_url

@@ -1,7 +1,7 @@
 """Level 2: do learned rewards point the right way? Real scenes and the base's rollouts through a running reward server.
 
-`score_groups(...)` asks a server (discriminators.py makes one with discriminators of the seed's own); `direction(...)` says of each discriminator
-how well it parts real from rollouts, and what its advantages favour.
+`score_groups(...)` asks a server; `discriminators.py` starts one with the seed's own discriminators. `direction(...)`
+says how well each discriminator tells real clips from rollouts, and what its advantages favour.
 G groups, each a real clip and its P rollouts.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from experiments.proof.known_rewards import measures
-from experiments.proof.verdicts import LEVEL, RESAMPLES, Interval
+from experiments.proof.verdicts import RESAMPLES, Floats, Interval, percentile_interval
 from protos.client import RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import Clip, Context, Media, Origin, Submission
@@ -24,7 +24,6 @@ from trainer.errors import MissingRewards
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
-Floats = NDArray[np.float64]
 DISCRIMINATORS = ("combined", "instantaneous", "long_term")
 FAVOURS = ("speed_px", "look_error", "acceleration_px")
 SPEED_ALONE = "speed_px, look_error alike"  # a faster rollout may look worse: what is left of the correlation
@@ -79,9 +78,9 @@ def _submission(clip: Clip, number: int, at: int) -> Submission:
 
 
 def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
-    """Of each discriminator: AUC, rank correlations of the advantage with what it may favour, and whether it points right.
+    """For each discriminator: its AUC, rank correlations of its advantages with FAVOURS, and whether it points right.
 
-    Right is what plan.md says: the AUC above 0.5, and the advantage not falling with speed.
+    Right means, as in plan.md: the AUC above 0.5, and the advantage not falling with speed.
     """
     found: dict[str, dict[str, Any]] = {}
     for discriminator, rewards in scored.rewards.items():
@@ -133,5 +132,4 @@ def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], num_groups: int)
     """Over groups."""
     rng = np.random.default_rng(0)
     drawn = [statistic(rng.integers(num_groups, size=num_groups)) for _ in range(RESAMPLES // 4)]
-    low, high = np.percentile(drawn, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
-    return Interval(mean=statistic(np.arange(num_groups)), low=float(low), high=float(high))
+    return percentile_interval(statistic(np.arange(num_groups)), drawn)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
 from experiments.proof.arms import MEASURES, Arm, measured
@@ -25,13 +24,21 @@ from experiments.proof.report import plain, table_of, time_over_sft, verdict_lin
 from experiments.proof.scenes import SceneMix, draw_scenes
 from experiments.proof.size import ProofSize
 from experiments.proof.sources import CUES, CueDiscriminator, logits, train_discriminator
-from experiments.proof.verdicts import Interval, Table, Verdict, above, difference, interval
+from experiments.proof.verdicts import (
+    Floats,
+    Interval,
+    Table,
+    Verdict,
+    above,
+    difference,
+    interval,
+    percentile_interval,
+)
 from protos.types import Clip
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 from trainer.video import write_clip
 
-Floats = NDArray[np.float64]
 SetName = Literal["moving", "static"]
 SETS: tuple[SetName, ...] = ("static", "moving")
 SHOWN = ("base", "sft", "replay", "regression", "shift-fixed", "shift-low", "shift-mid", "shift-high")
@@ -114,8 +121,7 @@ def speed_distance(speeds_SNR: Floats, data: Sequence[float]) -> Interval:
     rng = np.random.default_rng(0)
     rows = rng.integers(len(speeds_NM), size=(1000, len(speeds_NM)))
     drawn = [wasserstein_distance(speeds_NM[chosen].ravel(), data) for chosen in rows]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(mean=float(wasserstein_distance(speeds_NM.ravel(), data)), low=float(low), high=float(high))
+    return percentile_interval(float(wasserstein_distance(speeds_NM.ravel(), data)), drawn)
 
 
 def fresh_auc(samples: Mapping[str, Floats], unseen: Mapping[str, Sequence[float]]) -> float:

@@ -10,7 +10,7 @@ from experiments.proof.base_training import BasePlan
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorsSize:
-    """How the reward server's discriminators learn the base's rollouts, before the arms and during them."""
+    """How the reward server's discriminators are pretrained, judged, and refreshed while the arms train."""
 
     num_scenes: int = 96  # real scenes, and as many of the base's rollouts
     steps: int = 300

@@ -16,7 +16,6 @@ import numpy as np
 from experiments.proof.motion import (
     SHOWN,
     DataMeasures,
-    Floats,
     SetName,
     fresh_auc,
     motion_verdicts,
@@ -26,7 +25,7 @@ from experiments.proof.motion import (
 )
 from experiments.proof.plots import plot_seeds
 from experiments.proof.report import plain, table_of, time_over_sft, verdict_lines
-from experiments.proof.verdicts import Interval, Table, Verdict, difference, nested_interval
+from experiments.proof.verdicts import Floats, Interval, Table, Verdict, difference, nested_interval
 from trainer.errors import ConfigError
 
 COLUMNS = ("speed_px", "acceleration_px", "look_error")

@@ -51,8 +51,13 @@ def interval(values_SN: Floats) -> Interval:
     chosen = rng.integers(streams, size=(RESAMPLES, streams, 1))
     within = rng.integers(frames, size=(RESAMPLES, streams, frames))
     means = values_SN[chosen, within].mean(axis=(1, 2))
-    low, high = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
-    return Interval(mean=float(values_SN.mean()), low=float(low), high=float(high))
+    return percentile_interval(float(values_SN.mean()), means)
+
+
+def percentile_interval(mean: float, resampled: Floats | Sequence[float]) -> Interval:
+    """The middle LEVEL of the resampled values around `mean`."""
+    low, high = np.percentile(resampled, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
+    return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
@@ -62,9 +67,7 @@ def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
     for _ in range(RESAMPLES):
         drawn = [values_DSN[at] for at in rng.integers(len(values_DSN), size=len(values_DSN))]
         means.append(np.mean([_resampled_mean(values_SN, rng) for values_SN in drawn]))
-    low, high = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
-    mean = float(np.mean([values_SN.mean() for values_SN in values_DSN]))
-    return Interval(mean=mean, low=float(low), high=float(high))
+    return percentile_interval(float(np.mean([values_SN.mean() for values_SN in values_DSN])), means)
 
 
 def _resampled_mean(values_SN: Floats, rng: np.random.Generator) -> float:

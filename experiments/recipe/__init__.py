@@ -1,4 +1,5 @@
-"""The training data of the shipped weights: real camera clips and photographs out of packages, and simulated scenes.
+"""The recipe: training data of the shipped weights, from packages that anyone can fetch.
 
-Training on that data is the server's own (`reward_server/training`); nothing of this is installed.
+Real camera clips and photographs out of packages, simulated scenes, and camera moves over photographs.
+`python -m experiments.recipe clips | scenes | stills` makes them; training itself is `motion-reward pretrain`.
 """

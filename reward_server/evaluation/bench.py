@@ -31,12 +31,13 @@ from rich.table import Table
 from protos.client import RewardClient
 from protos.types import Outcome, Submission
 from reward_server.evaluation import report
-from reward_server.evaluation.load import Load, MemoryMeter, Send, Size, drive, local_server, made_up_clip
+from reward_server.evaluation.load import Load, MemoryMeter, Send, Size, drive, made_up_clip
 from reward_server.models.published import PUBLISHED
 from reward_server.models.store import store
 from reward_server.pipeline import Pipeline
 from reward_server.profiles import load_profile
 from reward_server.profiles.discriminators import discriminators_file, new_discriminators, save_discriminators
+from reward_server.serving.local import local_server
 from reward_server.settings import Settings
 
 PAPER = Size(frames=24, height_px=320, width_px=576, fps=14.0)

@@ -1,4 +1,4 @@
-"""What a benchmark needs around the thing it measures: made-up clips, a server of its own, clients, a memory meter.
+"""What a benchmark needs around the thing it measures: made-up clips, concurrent clients, a memory meter.
 
 Used by `motion-reward bench` and benchmarks/against_litserve.py, so that both sides of a comparison are driven
 by the same code.
@@ -6,32 +6,25 @@ by the same code.
 
 from __future__ import annotations
 
-import os
 import queue
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import httpx
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from protos.types import Clip, Media, Outcome, Submission
 from reward_server.decoding.encode import encode_h264
-from reward_server.settings import MIB, PREFIX, Settings
+from reward_server.settings import MIB
 
 Send = Callable[[Submission], Outcome]
-START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,76 +112,6 @@ def drive(senders: Sequence[Send], submissions: Sequence[Submission]) -> Load:
     wall_s = time.perf_counter() - started
     latencies_s, outcomes = zip(*(done[index] for index in range(len(submissions))), strict=True)
     return Load(wall_s=wall_s, latencies_s=latencies_s, outcomes=outcomes)
-
-
-# --- a server of its own ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalServer:
-    """A `motion-reward serve` that this process started."""
-
-    process: psutil.Process
-    http_url: str
-    grpc_url: str
-
-
-@contextmanager
-def local_server(settings: Settings) -> Iterator[LocalServer]:
-    """`motion-reward serve` on free loopback ports with a private data folder and Redis, gone on leaving.
-
-    What was set in `settings` holds there too, but for the addresses, the data folder and the Redis.
-    """
-    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    with tempfile.TemporaryDirectory(prefix="motion-reward-") as folder:
-        own = {"http": http, "grpc": grpc, "data_dir": folder, "log_level": "warning", "redis_url": None}
-        given = {name: getattr(settings, name) for name in settings.model_fields_set} | own
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-        environment |= {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
-        command = [sys.executable, "-m", "reward_server", "serve"]
-        with started(command, environment, f"http://{http}/readyz", Path(folder) / "server.log") as process:
-            yield LocalServer(process=process, http_url=f"http://{http}", grpc_url=f"grpc://{grpc}")
-
-
-@contextmanager
-def started(
-    command: Sequence[str], environment: Mapping[str, str], ready_url: str, log: Path
-) -> Iterator[psutil.Process]:
-    """A process that answers 200 at `ready_url`; it and its children are ended on leaving. Raises RuntimeError."""
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
-    process = psutil.Process(child.pid)
-    try:
-        _await_ready(child, command, ready_url, log)
-        yield process
-    finally:
-        family = [process, *process.children(recursive=True)] if child.poll() is None else []
-        child.terminate()
-        _, alive = psutil.wait_procs(family, timeout=30)
-        for straggler in alive:
-            straggler.kill()
-        child.wait()
-
-
-def _await_ready(child: subprocess.Popen[bytes], command: Sequence[str], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and child.poll() is None:
-        try:
-            if httpx.get(url, timeout=2).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass  # the door is not open yet
-        time.sleep(0.1)
-    ended = "did not get ready" if child.poll() is None else f"ended with {child.returncode}"
-    raise RuntimeError(f"{' '.join(command)} {ended}: {log.read_text(errors='replace')[-2000:]}")
-
-
-def free_port() -> int:
-    """A loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # --- memory -------------------------------------------------------------------------------------

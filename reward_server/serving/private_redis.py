@@ -25,6 +25,7 @@ from typing import IO, Self
 import structlog
 
 from reward_server.errors import NotReady
+from reward_server.serving.local import free_port
 from reward_server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class PrivateRedis:
         known = self._port  # to every client and worker: to start again elsewhere would help none of them
         for attempt in range(3):
             time.sleep(attempt)  # whoever has taken the port meanwhile may leave it
-            self._port = known or _free_port()
+            self._port = known or free_port()
             self._launch()
             if self._answers(START_S):
                 return
@@ -188,9 +189,3 @@ def _takes_password(port: int, password: str) -> bool:
         connection.sendall(f"AUTH {password}\r\n".encode())
         return connection.recv(16).startswith(b"+OK")
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

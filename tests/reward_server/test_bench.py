@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 
-import httpx
 import numpy as np
 import psutil
 import pytest
@@ -21,7 +20,7 @@ from protos.types import Error, Media, Outcome, OutcomeKind, Submission
 from reward_server.decoding.decode import Sampling, decode
 from reward_server.evaluation import bench
 from reward_server.evaluation.bench import HEAVY_QUICK, PAPER, QUICK, Plan, checked, notes, quantiles, spread
-from reward_server.evaluation.load import MemoryMeter, Size, drive, free_port, made_up_clip, started
+from reward_server.evaluation.load import MemoryMeter, Size, drive, made_up_clip
 from reward_server.settings import Settings
 from tests.media import LIMITS
 
@@ -86,23 +85,6 @@ def test_the_memory_meter_counts_the_children_too():
     assert 64 < meter.peak_mib < 200
     assert len(meter.at_peak_mib) == 2
     assert sum(mib for _, mib in meter.at_peak_mib) == pytest.approx(meter.peak_mib)
-
-
-def test_a_started_process_is_awaited_and_ended(tmp_path):
-    port = free_port()
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    with started(command, os.environ, f"http://127.0.0.1:{port}/", tmp_path / "log") as process:
-        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
-    assert not process.is_running()
-
-
-def test_a_process_that_ends_at_once_is_reported_with_what_it_said(tmp_path):
-    command = [sys.executable, "-c", "raise SystemExit('no weights here')"]
-    with (
-        pytest.raises(RuntimeError, match=r"(?s)ended with 1.*no weights here"),
-        started(command, os.environ, f"http://127.0.0.1:{free_port()}/", tmp_path / "log"),
-    ):
-        pass
 
 
 def test_quantiles_and_spread_are_exact():

@@ -77,7 +77,7 @@ def test_a_missing_reward_is_left_out_of_the_mean_and_stays_nan() -> None:
     found = advantages(reward_table([group(None, 1, None, 3)]), Objective())
     same(found.rollouts, [[-1, NAN, 1]])
     same(found.real, [NAN])
-    assert (found.num_known, found.num_missing) == (2, 2)
+    assert found.num_known == 2
 
 
 def test_a_group_without_a_rewarded_rollout_has_no_advantages() -> None:

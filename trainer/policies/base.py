@@ -151,20 +151,6 @@ class DiffusersPolicy(ABC):
     def _pixels(self, latents: Tensor) -> Tensor:
         """Pixels [T,3,H,W] in about [-1,1] of latents [F,C,h,w]."""
 
-    @abstractmethod
-    def autoencode(self, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pixels in [-1,1] through the VAE and back, from a sampled latent, and the posterior's mean divergence."""
-
-    @abstractmethod
-    def rescale_latents(self, latents: Tensor) -> None:
-        """Changes the pipeline's latent statistics so that these latents [N,F,C,h,w], made anew, have unit variance."""
-
-    def save_base(self, folder: Path) -> None:
-        """Writes the whole pipeline as an ordinary diffusers folder; only without a LoRA injected."""
-        if hasattr(self.denoiser, "peft_config"):
-            raise PolicyError("a pipeline with a LoRA injected cannot be saved whole; use save_lora, or lora=None")
-        self.pipe.save_pretrained(folder)
-
     def encode(self, clips: Sequence[Clip], captions: Sequence[str]) -> list[Example]:
         if len(clips) != len(captions):
             raise PolicyError(f"each clip needs a caption, got {len(clips)} clips and {len(captions)} captions")
@@ -207,12 +193,6 @@ class DiffusersPolicy(ABC):
 
     def _on_device(self, tensors: Batch | Draw) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in tensors.tensors.items()}
-
-
-def divergence(posterior: Any) -> Tensor:
-    """Of a VAE's posterior from a unit Gaussian, in nats per latent value."""
-    total: Tensor = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
-    return total
 
 
 def unit_pixels(frames: Tensor) -> Tensor:

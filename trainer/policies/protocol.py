@@ -96,11 +96,6 @@ class Draw:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def select(self, rows: Sequence[int]) -> Draw:
-        """The draw of the samples `rows`, in this order. Rows may repeat, as for the P rollouts of one clip."""
-        index = torch.as_tensor(rows, dtype=torch.long)
-        return Draw(tensors={name: tensor[index] for name, tensor in self.tensors.items()})
-
     def __repr__(self) -> str:
         return f"Draw({_shapes(self.tensors)})"
 

@@ -6,7 +6,6 @@ B samples, T frames = F latent frames, C channels, h and w latent sides, H and W
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from protos.types import Clip
 from trainer.policies import edm
-from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, frames_of, picture, unit_pixels
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, frames_of, picture, unit_pixels
 from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 
@@ -115,23 +114,6 @@ class SvdPolicy(DiffusersPolicy):
     def _latents(self, frames: Tensor) -> Tensor:
         latents: Tensor = self.pipe.vae.encode(unit_pixels(frames.to(self.device))).latent_dist.mode().cpu()
         return latents
-
-    def autoencode(self, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        posterior = self.pipe.vae.encode(pixels_BT3HW.flatten(0, 1)).latent_dist
-        decoded = self.pipe.vae.decode(posterior.sample(generator), num_frames=pixels_BT3HW.shape[1]).sample
-        return decoded.view_as(pixels_BT3HW), divergence(posterior)
-
-    def rescale_latents(self, latents: Tensor) -> None:
-        vae = self.pipe.vae
-        vae.register_to_config(scaling_factor=vae.config.scaling_factor / latents.std().item())
-
-    def save_base(self, folder: Path) -> None:
-        ancestral = self.pipe.scheduler
-        self.pipe.scheduler = ancestral.euler  # what others' code can load
-        try:
-            super().save_base(folder)
-        finally:
-            self.pipe.scheduler = ancestral
 
     def draw(self, num: int, generator: torch.Generator) -> Draw:
         return Draw(

@@ -1,7 +1,7 @@
 """Writes toy-sized Stable Video Diffusion and Wan bases with seeded random weights, as ordinary diffusers folders.
 
 `svd.py` and `wan.py` load them like any other base, so tests and small experiments on a laptop run the same code as a
-GPU. experiments/proof/base_training.py trains them.
+GPU.
 """
 
 from __future__ import annotations

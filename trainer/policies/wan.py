@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protos.types import Clip
 from trainer.policies import flow
-from trainer.policies.base import DiffusersPolicy, PolicyConfig, divergence, frames_of, picture, unit_pixels
+from trainer.policies.base import DiffusersPolicy, PolicyConfig, frames_of, picture, unit_pixels
 from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 NEGATIVE_PROMPT = (
@@ -107,18 +107,6 @@ class WanPolicy(DiffusersPolicy):
             like.new_tensor(v)[None, :, None, None, None] for v in (config.latents_mean, config.latents_std)
         )
         return mean, deviation
-
-    def autoencode(self, pixels_BT3HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        posterior = self.pipe.vae.encode(pixels_BT3HW.transpose(1, 2)).latent_dist
-        decoded = self.pipe.vae.decode(posterior.sample(generator)).sample.transpose(1, 2)
-        return decoded, divergence(posterior)
-
-    def rescale_latents(self, latents: Tensor) -> None:
-        mean, deviation = (value.flatten() for value in self._statistics(latents))
-        deviations, means = torch.std_mean(latents.transpose(0, 2).flatten(1), dim=1)
-        self.pipe.vae.register_to_config(
-            latents_mean=(mean + deviation * means).tolist(), latents_std=(deviation * deviations).tolist()
-        )
 
     def draw(self, num: int, generator: torch.Generator) -> Draw:
         return Draw(

@@ -212,5 +212,5 @@ def _id(request: RefreshRequest) -> str:
 
 def _error(code: str, message: str) -> RewardServerError:
     """What a worker ended a refresh with, as it was raised there."""
-    kinds = {kind(message).code: kind for kind in PASSED_ON}
+    kinds: dict[str, type[RewardServerError]] = {kind.code: kind for kind in PASSED_ON}
     return kinds.get(code, RefreshFailed)(message)

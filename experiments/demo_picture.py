@@ -40,7 +40,8 @@ def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
         _frames(panels, clip)
         panels[0].set_title(title, loc="left", fontsize=11)
     _bars(figure.add_subplot(grid[:, COLUMNS]), rewards)
-    FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure)  # no display, no global figure
+    figure.savefig(path)
     Image.open(path).convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
 
 
@@ -54,7 +55,8 @@ def _frames(panels: list[Axes], clip: Clip) -> None:
         seen = followed_TN[: t + 1].all(axis=0)
         tails = LineCollection(list(tracks_TN2[: t + 1, seen].transpose(1, 0, 2)), colors=colours[seen], linewidths=1.6)
         panel.add_collection(tails)
-        panel.scatter(*tracks_TN2[t, seen].T, s=5, c=colours[seen])
+        x, y = tracks_TN2[t, seen].T
+        panel.scatter(x, y, s=5, c=colours[seen])
         panel.set(xlim=(0, clip.frames.shape[3]), ylim=(clip.frames.shape[2], 0), xticks=[], yticks=[])
         panel.set_xlabel(f"{t / clip.fps:.1f} s", fontsize=9)
 

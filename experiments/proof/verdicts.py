@@ -66,7 +66,7 @@ def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
     means = []
     for _ in range(RESAMPLES):
         drawn = [values_DSN[at] for at in rng.integers(len(values_DSN), size=len(values_DSN))]
-        means.append(np.mean([_resampled_mean(values_SN, rng) for values_SN in drawn]))
+        means.append(float(np.mean([_resampled_mean(values_SN, rng) for values_SN in drawn])))
     return percentile_interval(float(np.mean([values_SN.mean() for values_SN in values_DSN])), means)
 
 

@@ -23,7 +23,9 @@ MAY_IMPORT = {"protos": set(), "reward_server": {"protos"}, "trainer": {"protos"
 
 # From the ground up: a room imports only rooms that stand before it.
 FLOORS = {
-    "protos": "reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions submissions client __init__",
+    "protos": """
+        reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions submissions client __init__
+    """,
     "reward_server": """
         errors settings log stats motion
         faults decoding data networks discriminators estimators models profiles

@@ -330,7 +330,7 @@ async def test_a_refresh_that_kills_every_worker_ends(
         refresh = await claimed(queue, replace(QUICK, idempotency_key="deadly"))
         await asyncio.sleep(0.06)
     async with served(settings, small_pipeline):
-        with pytest.raises(RefreshFailed, match="2 workers died"):
+        with pytest.raises(RefreshFailed, match="2 workers died during this refresh"):
             await queue.door.refreshes.response(refresh.id)
 
 

@@ -114,7 +114,7 @@ def test_the_tables_say_of_how_many_clips_they_are_and_of_what_networks():
     shift = notes(HEAVY_QUICK, Settings(profile="shift", precision="bf16"), "given")
     assert shift.splitlines() == [
         "clips: 1 in-process, 1 x 1 through each door by 1 client",
-        "no clip came first to warm up",
+        "no warm-up clips",
         "networks in bf16, discriminators in fp32",
     ]
     assert notes(QUICK, Settings(), "given") == "clips: 8 in-process, 2 x 32 through each door by 16 clients"

@@ -78,18 +78,18 @@ RANDOM = "RANDOM weights: times only, rewards mean nothing"
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Throughput of one way to score clips of one size, and milliseconds per clip by stage (see Timings) and in total."""
+    """Throughput of one way to score clips of one size, and milliseconds per clip by stage and in total."""
 
     how: str
     size: str
     batch: int
     clips_per_s: float
-    ms: dict[str, dict[str, float]]  # stage or "total" -> p50, p90, p99
+    ms: dict[str, dict[str, float]]  # stage of protos.types.Timings or "total" -> p50, p90, p99
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """Rounds with the same clips, in-process and through each door (by URL), and the memory of the server's processes."""
+    """Rounds with the same clips, in-process and through each door (by URL), and the server's memory."""
 
     alone: tuple[Load, ...]
     doors: dict[str, tuple[Load, ...]]

@@ -120,7 +120,7 @@ class Service:
         return Readiness(ready=True)
 
     async def refresh(self, request: RefreshRequest, timeout_s: float = math.inf) -> RefreshResponse:
-        """Have a worker train the run's discriminators on its recent clips. Returns once the new version serves.
+        """Have a worker train the run's discriminators on recent clips. Returns once the new version serves.
 
         Raises subclasses of RefreshError, IdempotencyConflict and NotReady. Raises DeadlinePassed after `timeout_s`,
         the request's own deadline or settings.refresh_timeout_s, whichever is first. Then nothing was published.

@@ -359,7 +359,7 @@ def test_a_uint8_tensor_clip_is_lossless() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
 def test_a_tensor_clip_is_safetensors_and_its_bytes_do_not_vary(dtype: type[np.generic]) -> None:
-    """The library's own writer orders metadata at random. Then idempotency keys would conflict and seeds would change."""
+    """The library's own writer orders metadata at random, so keys would conflict and seeds would change."""
     frames = frames_of(dtype)[:, :, ::-1]  # not contiguous
     made = [
         codec.clip_to_tensor(Clip(frames=frames, fps=12.0))

@@ -1,4 +1,4 @@
-"""Tests the results stream as a trainer reads it: with a plain redis client, its own consumer group, and protos only."""
+"""Tests the results stream as a trainer reads it: with a plain redis client, a consumer group, and protos only."""
 
 from __future__ import annotations
 

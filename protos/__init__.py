@@ -1,4 +1,4 @@
-"""The contract that the reward server and the trainer share: the .proto, its Python values and the codec.
+"""Defines the contract between the reward server and the trainer: the .proto, its Python values, codecs and client.
 
-Only data crosses here. Nothing in it needs torch, and it imports neither of the two.
+The server and the trainer both import this package. It imports neither of them, and it does not need torch.
 """

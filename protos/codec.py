@@ -1,8 +1,8 @@
-"""Python values <-> wire: clips as safetensors bytes, everything else as protobuf messages or JSON.
+"""Converts the contract's Python values to bytes and protobuf messages, and back.
 
 A tensor clip is a safetensors file with one tensor `frames` and the metadata `layout` ("TCHW"),
-`range` ("0-255" for uint8, "0-1" for float16 and float32) and `fps`. Anything else is refused by
-name, so that [0,1] and [0,255] can never be confused.
+`range` ("0-255" for uint8, "0-1" for float16 and float32) and `fps`. Any other file is refused with
+the reason, so that [0,1] and [0,255] can never be confused. JSON is in `json_codec.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TENSOR_FORMS = ("uint8 TCHW 0-255", "float16 TCHW 0-1", "float32 TCHW 0-1")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorHeader:
-    """What the first bytes of a tensor clip declare, read without touching its data."""
+    """What the header of a tensor clip declares. Reading it does not touch the frames."""
 
     dtype: str
     frames: int
@@ -68,32 +68,37 @@ class TensorHeader:
 
 
 def clip_to_tensor(clip: Clip) -> bytes:
-    """Losslessly, as uint8 TCHW 0-255; the same frames always give the same bytes."""
+    """A tensor clip as bytes: lossless, uint8 TCHW 0-255. The same frames always give the same bytes."""
     return _tensor_bytes(clip.frames, "U8", clip.fps)
 
 
 def frames_to_tensor(frames: NDArray[np.floating[Any]], fps: float) -> bytes:
-    """Float frames [T,3,H,W] in 0..1 (a diffusion pipeline's output) as float16 or float32 bytes."""
+    """A tensor clip as bytes, from float frames [T,3,H,W] in 0..1 such as a diffusion pipeline returns.
+
+    float16 stays float16. Every other float type is stored as float32. `fps` is in frames per second.
+    """
     half = frames.dtype == np.float16
     return _tensor_bytes(frames if half else frames.astype(np.float32), "F16" if half else "F32", fps)
 
 
 def _tensor_bytes(frames: NDArray[Any], dtype: str, fps: float) -> bytes:
-    """A safetensors file. Its own library writes the metadata in random order, but a clip's bytes must not vary:
-    idempotency keys and query seeds hang on them."""
+    """Write the safetensors file here, because its own library writes the metadata in random order.
+
+    A clip's bytes must not vary: idempotency keys and query seeds are derived from them.
+    """
     meta = {"layout": "TCHW", "range": RANGES[dtype], "fps": repr(float(fps))}
     tensor = {"dtype": dtype, "shape": list(frames.shape), "data_offsets": [0, frames.nbytes]}
     header = json.dumps({"__metadata__": meta, TENSOR_NAME: tensor}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the data begins aligned
+    header += b" " * (-len(header) % 8)  # align the data to 8 bytes
     return struct.pack("<Q", len(header)) + header + frames.tobytes()
 
 
 def tensor_header(data: bytes) -> TensorHeader:
-    """Check the declaration of a tensor clip. Raises ContractError("bad_tensor") naming what is wrong."""
+    """Read and check the header of a tensor clip. Raises ContractError("bad_tensor") that says what is wrong."""
     header = _safetensors_header(data)
     meta = header.pop("__metadata__", {})
     if set(header) != {TENSOR_NAME}:
-        raise _bad(f"holds tensors {sorted(header)}; give exactly one, named '{TENSOR_NAME}'")
+        raise _bad(f"holds the tensors {sorted(header)}; store exactly one, named '{TENSOR_NAME}'")
     dtype, shape = header[TENSOR_NAME].get("dtype"), header[TENSOR_NAME].get("shape", [])
     if not (isinstance(dtype, str) and dtype in RANGES):
         raise _bad(f"dtype {dtype!r} is not one of {sorted(RANGES)} (uint8, float16, float32)")
@@ -108,7 +113,10 @@ def tensor_header(data: bytes) -> TensorHeader:
 
 
 def tensor_to_clip(data: bytes) -> Clip:
-    """Decode and check a tensor clip. Raises ContractError("bad_tensor") naming what is wrong."""
+    """Decode and check a tensor clip. Raises ContractError("bad_tensor") that says what is wrong.
+
+    Float frames are scaled to 0..255 and rounded to uint8.
+    """
     header = tensor_header(data)
     try:
         frames = load(data)[TENSOR_NAME]
@@ -121,12 +129,12 @@ def _to_uint8(frames: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(frames.min()), float(frames.max())
     if frames.dtype == np.uint8:
         if high == 1:
-            raise _bad("uint8 values go only from 0 to 1; scale them to 0..255 before casting")
+            raise _bad("uint8 values are all 0 or 1; scale them to 0..255 before you cast them")
         return frames
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise _bad("values are not all finite; look for NaN in the decoder that made them")
+        raise _bad("values are not all finite; look for NaN in the code that made them")
     if low < 0 or high > 1:
-        raise _bad(f"values go from {low:g} to {high:g} but float frames must lie in 0..1; rescale them")
+        raise _bad(f"values range from {low:g} to {high:g}, but float frames must lie in 0..1; rescale them")
     return np.asarray(np.rint(frames.astype(np.float32) * 255), dtype=np.uint8)
 
 
@@ -248,7 +256,7 @@ def refresh_to_message(request: RefreshRequest) -> pb.RefreshRequest:
 
 
 def refresh_from_message(message: pb.RefreshRequest) -> RefreshRequest:
-    """Absent fields get their defaults. Raises ContractError("bad_refresh")."""
+    """The request, with defaults for absent fields. Raises ContractError("bad_refresh")."""
     optional = ("learning_rate", "ema", "clips_per_step", "seed", "deadline_s")
     given = {name: getattr(message, name) for name in optional if message.HasField(name)}  # type: ignore[arg-type]
     return RefreshRequest(
@@ -329,7 +337,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _scalars(kind: type[V], message: Any, **given: Any) -> V:
-    """`kind` from a message with the same field names; repeated fields become tuples."""
+    """A `kind` from a message with the same field names. Fields in `given` are taken from there."""
     names = [field.name for field in dataclasses.fields(kind) if field.name not in given]  # type: ignore[arg-type]
     values = {name: getattr(message, name) for name in names}
     repeated = {name: tuple(v) for name, v in values.items() if not isinstance(v, (str, bytes, int, float))}

@@ -1,7 +1,7 @@
-"""Conversions of frames to what the contract takes, as lines of Python for the messages of `submissions.py`.
+"""Suggests the line of Python that converts frames to the contract's form, for the error messages of `submissions.py`.
 
-A conversion is Python with `{}` in the place of what it converts: "{}.transpose(0, 3, 1, 2)". None of them is applied
-here: the caller reads the line, knows whether it fits, and applies it.
+A conversion is a Python expression with `{}` in place of the frames: "{}.transpose(0, 3, 1, 2)". It is never applied
+here. The caller reads it in the message and decides whether it fits.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 AS_IT_IS = "{}"
 STACKED_PICTURES = "np.stack([np.asarray(frame.convert('RGB')) for frame in {}]).transpose(0, 3, 1, 2)"
-CHANNELS = (  # of four axes: the axis that holds the channels, how many, and the conversion; the first that fits
+CHANNELS = (  # for four axes: the channel axis, its size, the conversion; the first row that fits is used
     (1, 3, AS_IT_IS),
     (3, 3, "{}.transpose(0, 3, 1, 2)"),
-    (3, 4, "{}[..., :3].transpose(0, 3, 1, 2)"),  # RGBA; four channels first are a diffusion model's latents
+    (3, 4, "{}[..., :3].transpose(0, 3, 1, 2)"),  # RGBA; [T,4,H,W] has no row, as it is a diffusion model's latents
     (0, 3, "{}.transpose(1, 0, 2, 3)"),
     (3, 1, "{}.transpose(0, 3, 1, 2).repeat(3, axis=1)"),
     (1, 1, "{}.repeat(3, axis=1)"),
@@ -24,7 +24,7 @@ CHANNELS = (  # of four axes: the axis that holds the channels, how many, and th
 
 
 def to_tchw(shape: tuple[int, ...]) -> str | None:
-    """The conversion of frames of this shape to [T,3,H,W]; None where the shape does not tell it."""
+    """The conversion of frames of this shape to [T,3,H,W], or None if the shape does not determine it."""
     if len(shape) == 4:
         for axis, size, conversion in CHANNELS:
             if shape[axis] == size:
@@ -32,12 +32,12 @@ def to_tchw(shape: tuple[int, ...]) -> str | None:
     if len(shape) in (4, 5) and shape[0] == 1:  # a batch of one
         inner = to_tchw(shape[1:])
         return inner and inner.format("{}[0]")
-    is_grey_clip = len(shape) == 3 and 3 not in (shape[0], shape[2])  # otherwise one RGB picture
+    is_grey_clip = len(shape) == 3 and 3 not in (shape[0], shape[2])  # with a 3 there it is one RGB picture
     return "{}[:, None].repeat(3, axis=1)" if is_grey_clip else None
 
 
 def to_range(array: NDArray[Any]) -> str | None:
-    """The conversion of these values to uint8 0..255 or float 0..1; None where the values do not tell it."""
+    """The conversion of these values to uint8 0..255 or float 0..1, or None if the values do not determine it."""
     kind = array.dtype.kind
     if kind not in "biuf" or array.size == 0:
         return None
@@ -67,16 +67,19 @@ def _floats_to_range(low: float, high: float) -> str | None:
 
 
 def advice(array: NDArray[Any]) -> str:
-    """Where no line converts the values."""
+    """What to do with values for which `to_range` has no conversion."""
     if array.dtype.kind != "f":
         return "make them uint8 or float"
     if not np.isfinite(array).all():
-        return "no line mends these: find the step that makes them, from the frame named"
+        return "no conversion repairs these values: find the step that makes them, starting at the frame named"
     return "undo the normalisation that made them, for example frames * std + mean"
 
 
 def from_torch(tensor: Any) -> tuple[NDArray[Any], str]:
-    """The tensor's values, and the conversion that gives them. numpy has no bfloat16."""
+    """The values of a torch tensor as an array, and the conversion that does the same.
+
+    bfloat16 becomes float32, because numpy has no bfloat16.
+    """
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.float().numpy(), "{}.detach().cpu().float().numpy()"

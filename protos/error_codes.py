@@ -1,11 +1,11 @@
-"""`ErrorCode`: every stable name of an error that the server, the client or the values of the contract give.
+"""Lists the stable error codes of the server, the client and the values of the contract.
 
 Programs compare a code with a member: `outcome.error.code == ErrorCode.CLIP_TOO_SHORT`. The values are part of the
-contract and are never changed. On the wire a code is a plain string, and stays one in Python (`Error.code`,
-`RewardClientError.code`), so that a code of a newer server passes through an older client.
+contract and never change. A code is a plain string on the wire and in Python (`Error.code`, `RewardClientError.code`),
+so that an older client can pass on the codes of a newer server.
 
-A client gives two more kinds that no list can hold: `http_<status>` for an answer of a proxy in between, and the name
-of a gRPC status (`unimplemented`) for a call that no server of ours answered.
+A client can also return codes that are not in this list: `http_<status>` if a proxy answered instead of the server,
+and the name of a gRPC status (`unimplemented`) if a program other than this server answered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    # Of one clip: they end it as an outcome
+    # One clip failed. The clip's outcome carries the code.
     INVALID_CLIP = "invalid_clip"
     EMPTY_PAYLOAD = "empty_payload"
     CLIP_TOO_LARGE = "clip_too_large"
@@ -28,8 +28,8 @@ class ErrorCode(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     VERSION_NOT_SERVED = "version_not_served"
 
-    # Of a request: they refuse it as a whole
-    REWARD_SERVER_ERROR = "reward_server_error"  # the server failed on it
+    # A whole request failed.
+    REWARD_SERVER_ERROR = "reward_server_error"  # an unexpected error in the server
     OVERLOADED = "overloaded"
     VERSION_CONFLICT = "version_conflict"
     BAD_REQUEST = "bad_request"
@@ -41,7 +41,7 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"  # HTTP: no such path
     METHOD_NOT_ALLOWED = "method_not_allowed"  # HTTP: no such method there
 
-    # Of a refresh
+    # A refresh failed.
     REFRESH_ERROR = "refresh_error"
     UNKNOWN_RUN = "unknown_run"
     TOO_FEW_CLIPS = "too_few_clips"
@@ -49,13 +49,13 @@ class ErrorCode(StrEnum):
     REFRESH_REJECTED = "refresh_rejected"
     REFRESH_FAILED = "refresh_failed"
 
-    # Of the client: no answer, or none that it can read
+    # The client got no answer, or one that it cannot read.
     UNREACHABLE = "unreachable"
     NO_ANSWER = "no_answer"
     BAD_ANSWER = "bad_answer"
 
-    # Of a value that breaks the contract (ContractError); a door tells a caller's own as bad_request or
-    # unsupported_media
+    # A value breaks the contract (ContractError). The server reports such values in a request as bad_request or
+    # unsupported_media.
     BAD_FRAMES = "bad_frames"
     BAD_FPS = "bad_fps"
     BAD_CONTEXT = "bad_context"

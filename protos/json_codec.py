@@ -1,7 +1,8 @@
-"""Values of the contract as JSON and back: the bodies of the HTTP door have their shape from here.
+"""Converts the contract's Python values to JSON and back. The bodies of the HTTP API have this form.
 
-A result is an Outcome as HTTP shows it: `id` and `outcome` name the job and its kind, and the
-provenance stands beside the reward rather than inside it. Nothing is lost either way.
+A result is an Outcome in the form of the HTTP API: `id` is the job's id, `outcome` is the outcome's
+kind, and the provenance is next to the reward instead of inside it. Both directions are lossless, but
+a result has no `cursor`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ V = TypeVar("V")
 
 
 def to_json(value: Any) -> Any:
-    """Any value of types.py as plain JSON data, field by field; enums as their value, absent ones as null."""
+    """A value of types.py as plain JSON data: an object of its fields, an enum's value, null for None."""
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -30,7 +31,7 @@ def to_json(value: Any) -> Any:
 
 
 def result_to_json(outcome: Outcome) -> dict[str, Any]:
-    """{"id", "outcome", "reward", "provenance", "error", "context"}; absent ones are null."""
+    """The outcome as {"id", "outcome", "reward", "provenance", "error", "context"}. Absent parts are null."""
     fields = to_json(outcome)
     reward = fields["reward"]
     provenance = reward.pop("provenance") if reward else None
@@ -45,7 +46,7 @@ def result_to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def result_from_json(result: dict[str, Any]) -> Outcome:
-    """Raises ContractError("bad_json") where a field is missing or of another type."""
+    """The outcome from a result. Raises ContractError("bad_json") if a field is missing or has another type."""
     try:
         reward = result["reward"] and {**result["reward"], "provenance": result["provenance"]}
         fields = {"job_id": result["id"], "kind": result["outcome"], "reward": reward}
@@ -57,7 +58,10 @@ def result_from_json(result: dict[str, Any]) -> Outcome:
 
 
 def from_json(kind: type[V], data: Any) -> V:
-    """A value of types.py from what `to_json` made. Unknown fields are ignored: a newer server may send more."""
+    """A value of types.py from the output of `to_json`. Raises ContractError, mostly "bad_json".
+
+    Unknown fields are ignored, because a newer server may send more.
+    """
     try:
         return cast(V, _value(kind, data))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -75,7 +79,7 @@ def _value(kind: Any, data: Any) -> Any:
         hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind) if field.name in data]
         return cast(Any, kind)(**{name: _value(hints[name], data[name]) for name in names})
-    if issubclass(kind, Enum) or (kind is float and type(data) is int):  # JSON writes 1.0 as 1 in some languages
+    if issubclass(kind, Enum) or (kind is float and type(data) is int):  # some languages write 1.0 as 1 in JSON
         return kind(data)
     if type(data) is not kind:
         raise TypeError(f"{data!r} is not {kind.__name__}")

@@ -1,9 +1,9 @@
-"""The results stream: where a training run reads its outcomes straight from Redis, each as its job ends.
+"""Reads the results stream: a training run can read the outcomes of its jobs directly from Redis.
 
-Every job that was submitted with a run_id ends, whatever becomes of it, with one entry {job, outcome}
-on the stream of its run, written in the transaction that settles it. Read it with a consumer group
-created at id 0 and acknowledge an entry once its reward is stored: what was not acknowledged comes
-again. Entries live as long as results can be fetched (the server's `result_ttl_s`).
+Every job that was submitted with a run_id adds one entry {job, outcome} to the stream of its run when
+it ends, whatever its outcome. The transaction that stores the outcome also writes the entry. Read the
+stream with a consumer group created at id 0. Acknowledge an entry once its reward is stored: entries
+that were not acknowledged are delivered again. Entries are kept for the server's `result_ttl_s`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ JOB, OUTCOME = "job", "outcome"  # the fields of an entry
 
 
 def results_key(profile: str, run_id: str) -> str:
-    """The stream's name in Redis; `profile` is that of the served Model."""
+    """The name of a run's stream in Redis. `profile` is `Model.profile` of the served model."""
     return f"motion-reward:{{{profile}}}:run:{run_id}"
 
 
 def outcome_of(fields: Mapping[bytes, bytes]) -> Outcome:
-    """The outcome in one entry's fields, as redis-py gives them.
+    """The outcome in the fields of one entry, as redis-py returns them.
 
-    Raises ContractError("bad_result") for an entry of another make, or one that was trimmed while it was pending.
+    Raises ContractError("bad_result") if the entry has no outcome: it was trimmed from the stream before it was
+    acknowledged, or another program wrote it.
     """
     data = fields.get(OUTCOME.encode()) if fields else None
     if not data:
         raise ContractError(
-            ErrorCode.BAD_RESULT, "an entry of the results stream holds no outcome; it expired, acknowledge it"
+            ErrorCode.BAD_RESULT, "an entry of the results stream holds no outcome: it has expired; acknowledge it"
         )
     return codec.outcome_from_message(pb.Outcome.FromString(data))  # type: ignore[no-untyped-call]

@@ -3,9 +3,9 @@
 isort:skip_file
 The contract between the reward server and its clients.
 
-A clip goes in as container bytes (mp4, webm, mkv, avi, gif, animated webp) or as a safetensors
-file; an Outcome comes back that holds either a Reward or an Error, never both and never a
-made-up number. Field units are in the names: _s seconds, _ms milliseconds, _px pixels.
+A client sends a clip as the bytes of a video file (mp4, webm, mkv, avi, gif, animated webp) or of a
+safetensors file. The server answers with an Outcome, which holds either a Reward or an Error. It
+never makes up a reward. Units are in the field names: _s seconds, _ms milliseconds, _px pixels.
 """
 
 from collections import abc as _abc
@@ -73,11 +73,11 @@ class _OutcomeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeKi
     INVALID: _OutcomeKind.ValueType  # 2
     """the clip cannot be scored; sending it again will not help"""
     TIMEOUT: _OutcomeKind.ValueType  # 3
-    """its deadline passed first; in Score also: not ready within the call, the job goes on"""
+    """the deadline passed first; from Score also: not ready within the call, the job goes on"""
     OVERLOADED: _OutcomeKind.ValueType  # 4
-    """reserved, never given: a full queue refuses the call"""
+    """reserved and not used: a full queue refuses the call"""
     FAILED: _OutcomeKind.ValueType  # 5
-    """the server's fault, or a pinned version that is not kept"""
+    """the server failed, or the pinned version is not kept"""
 
 class OutcomeKind(_OutcomeKind, metaclass=_OutcomeKindEnumTypeWrapper): ...
 
@@ -86,16 +86,16 @@ OK: OutcomeKind.ValueType  # 1
 INVALID: OutcomeKind.ValueType  # 2
 """the clip cannot be scored; sending it again will not help"""
 TIMEOUT: OutcomeKind.ValueType  # 3
-"""its deadline passed first; in Score also: not ready within the call, the job goes on"""
+"""the deadline passed first; from Score also: not ready within the call, the job goes on"""
 OVERLOADED: OutcomeKind.ValueType  # 4
-"""reserved, never given: a full queue refuses the call"""
+"""reserved and not used: a full queue refuses the call"""
 FAILED: OutcomeKind.ValueType  # 5
-"""the server's fault, or a pinned version that is not kept"""
+"""the server failed, or the pinned version is not kept"""
 Global___OutcomeKind: _TypeAlias = OutcomeKind  # noqa: Y015
 
 @_typing.final
 class Context(_message.Message):
-    """What the submitter says about a clip; everything is optional."""
+    """What the submitter says about a clip. Every field is optional."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -108,21 +108,21 @@ class Context(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     DISCRIMINATOR_VERSION_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
-    """clips compared with each other: they share query points, and within a"""
+    """clips whose rewards are compared; they share query points and, with a run_id,"""
     run_id: _builtins.str
-    """run_id one discriminator version; take a new id for every buffer
+    """one discriminator version; use a new id for every buffer
     the training run; outcomes can be awaited by run
     """
     origin: Global___Origin.ValueType
     query_seed: _builtins.int
     """seed of the query points; absent: derived from group_id, else from the bytes"""
     deadline_s: _builtins.float
-    """seconds from admission after which the result is worthless"""
+    """seconds from admission; the job ends as TIMEOUT if it is not scored by then"""
     idempotency_key: _builtins.str
-    """same key and submission: the same job; with other bytes, media, run, group,"""
+    """the same key and submission give the same job; the same key with other bytes,"""
     policy_version: _builtins.str
-    """origin, seed or pin: an error
-    carried through unchanged
+    """media, run, group, origin, seed or pinned version is an error
+    returned unchanged
     """
     discriminator_version: _builtins.str
     """pin: score with this version or fail; absent: the run's latest, else the base"""
@@ -235,9 +235,9 @@ class SubmitRequest(_message.Message):
         NUM_CLIPS_FIELD_NUMBER: _builtins.int
         media: Global___Media.ValueType
         size_bytes: _builtins.int
-        """of the whole payload; checked against what arrives"""
+        """size of the whole payload; the server checks it"""
         num_clips: _builtins.int
-        """in the first header: of the whole stream, so that one cut off between two clips is"""
+        """in the first header only: number of clips in the stream; lets the server refuse a"""
         @_builtins.property
         def context(self) -> Global___Context: ...
         def __init__(
@@ -308,7 +308,7 @@ class AwaitRequest(_message.Message):
     after: _builtins.str
     """cursor of the last outcome seen; empty: from the oldest kept"""
     timeout_s: _builtins.float
-    """the stream ends after this long without an outcome"""
+    """the stream ends after this many seconds without an outcome"""
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """these jobs, or"""
@@ -344,7 +344,7 @@ class Outcome(_message.Message):
     job_id: _builtins.str
     kind: Global___OutcomeKind.ValueType
     cursor: _builtins.str
-    """position in the run's outcomes, where a run is awaited"""
+    """position in the run's outcomes; set only if a run is awaited"""
     @_builtins.property
     def reward(self) -> Global___Reward: ...
     @_builtins.property
@@ -399,7 +399,7 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class Reward(_message.Message):
-    """Rewards are the discriminators' raw logits clipped to `bounds`: real motion is high."""
+    """Rewards are the discriminators' raw logits, clipped to `bounds`. Real motion gets high values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -416,7 +416,7 @@ class Reward(_message.Message):
     instantaneous: _builtins.float
     long_term: _builtins.float
     clipped: _builtins.bool
-    """at least one discriminator was clipped"""
+    """at least one logit was clipped"""
     @_builtins.property
     def logits(self) -> Global___Logits:
         """before clipping"""
@@ -537,7 +537,7 @@ class Provenance(_message.Message):
     weights_digest: _builtins.str
     """sha256 of the weights file"""
     preprocessing_digest: _builtins.str
-    """of everything between bytes and discriminators"""
+    """identifies all processing between the bytes and the discriminators"""
     query_seed: _builtins.int
     num_tracks: _builtins.int
     fps_used: _builtins.float
@@ -595,7 +595,7 @@ class Source(_message.Message):
     fps: _builtins.float
     duration_s: _builtins.float
     height_px: _builtins.int
-    """as displayed: after rotation metadata"""
+    """as displayed: with the rotation of the metadata applied"""
     width_px: _builtins.int
     codec: _builtins.str
     """"h264", "webp", "safetensors" """
@@ -655,7 +655,7 @@ class GetModelRequest(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """whose latest discriminator version to tell; absent: the base version"""
+    """asks for the latest discriminator version of this run; absent: the base version"""
     def __init__(
         self,
         *,
@@ -734,7 +734,7 @@ class Limits(_message.Message):
     score_timeout_s: _builtins.float
     """how long Score waits for its clips"""
     refresh_timeout_s: _builtins.float
-    """a refresh that takes longer is given up"""
+    """a refresh that takes longer publishes nothing"""
     def __init__(
         self,
         *,
@@ -804,7 +804,9 @@ Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
 class RefreshRequest(_message.Message):
-    """The discriminators are trained with BCE, real clips against 1, rollouts against 0, and serve as an average."""
+    """The discriminators are trained with binary cross-entropy (BCE): real clips have the target 1, rollouts 0. A moving
+    average of the trained weights scores clips.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -830,13 +832,15 @@ class RefreshRequest(_message.Message):
     seed: _builtins.int
     """same clips, same seed: same weights; absent: 0"""
     max_real: _builtins.int
-    """train on the newest so many real clips; 0: all that are kept"""
+    """train on at most this many real clips, the newest; 0: all that are kept"""
     max_rollouts: _builtins.int
-    """and on the newest so many rollouts; 0: all that are kept"""
+    """train on at most this many rollouts, the newest; 0: all that are kept"""
     deadline_s: _builtins.float
-    """seconds after which nothing is published; the call's own deadline counts too"""
+    """after this many seconds nothing is published; the call's own deadline"""
     idempotency_key: _builtins.str
-    """same key and run: the same refresh, once; asked otherwise: an error"""
+    """counts too
+    the same key and run give the same refresh, which runs once; the same key
+    """
     def __init__(
         self,
         *,
@@ -897,13 +901,14 @@ class RefreshResponse(_message.Message):
     weights_digest: _builtins.str
     """of the new one"""
     previous_version: _builtins.str
-    """what it was trained from, and what scored the run until now"""
+    """the version it was trained from, which scored the run until now"""
     steps: _builtins.int
     num_real: _builtins.int
-    """clips of each origin, those held out included"""
+    """real clips used, held-out clips included"""
     num_rollouts: _builtins.int
+    """rollouts used, held-out clips included"""
     num_held_out: _builtins.int
-    """of both origins together, never trained on in this refresh"""
+    """held-out clips of both origins together; this refresh did not train on them"""
     seconds: _builtins.float
     """from the worker's start to publication"""
     @_builtins.property
@@ -973,9 +978,9 @@ class Separation(_message.Message):
     AUC_FIELD_NUMBER: _builtins.int
     LOGIT_GAP_FIELD_NUMBER: _builtins.int
     auc: _builtins.float
-    """chance that a real clip is above a rollout; 0.5: blind"""
+    """probability that a real clip has a higher logit than a rollout; 0.5: no separation"""
     logit_gap: _builtins.float
-    """mean logit of real clips less that of rollouts"""
+    """mean logit of real clips minus mean logit of rollouts"""
     def __init__(
         self,
         *,

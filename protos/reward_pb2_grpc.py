@@ -65,7 +65,7 @@ class MotionRewardServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Score(self, request, context):
-        """Submits one or a few clips and waits for all of them. Subject to gRPC's message cap (4 MiB by
+        """Scores one or a few clips and waits for all of them. gRPC limits the size of a message (4 MiB by
         default): use Submit for larger clips.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -73,29 +73,30 @@ class MotionRewardServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request_iterator, context):
-        """Streams clips of any size in chunks; answers with job ids as soon as the clips are queued.
+        """Takes clips in chunks, also larger ones. Answers with job ids as soon as the clips are queued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Await(self, request, context):
-        """Streams the outcomes of jobs, each as it is ready.
+        """Streams the outcomes of jobs, each once it is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """What is being served, and what it expects of a clip.
+        """Describes the served model and the clips it accepts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Refresh(self, request, context):
-        """Trains the run's discriminators on its recent REAL and ROLLOUT clips, publishes a new version and
-        answers once the run's next clips are scored with it. Takes seconds to minutes: mind the deadline.
+        """Trains the run's discriminators on its recent REAL and ROLLOUT clips and publishes a new version.
+        Answers once new clips of the run are scored with it. Takes seconds to minutes: allow enough time
+        in the call's deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,11 +1,12 @@
-"""`submission()`: what a Python caller has, a file, bytes or frames, as one clip of the contract.
+"""Makes one clip of the contract from a file, bytes or frames: `submission()`.
 
-What is accepted is a short list. What callers often hold instead (torch tensors, PIL images, lists, other layouts and
-ranges) is refused with the line of Python that converts it. Nothing is converted without a word: after a wrong guess
-the clip would still get a reward. torch and PIL are known by the names of their types, so neither must be installed.
+Few types are accepted. Other common ones (torch tensors, PIL images, lists, other layouts and ranges) are refused, and
+the error message gives the line of Python that converts them. Nothing is converted silently, because a clip would
+still get a reward after a wrong guess. torch and PIL are recognised by the names of their types, so neither needs to be
+installed.
 
-A float frame just outside 0..1 is refused like any other. Only an excess that vanishes when float64 is rounded to the
-float32 that is sent is accepted.
+Float frames outside 0..1 are refused, however small the excess. The only exception is float64: it is checked after it
+has been rounded to float32, the type that is sent.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def submission(
 ) -> Submission:
     """One clip to score: a file, the bytes of one, or frames [T,3,H,W] (uint8 0..255 or float 0..1) with `fps`.
 
-    A file is a tensor clip if its name ends in .safetensors; bytes are a container unless `media`
-    says otherwise. Raises OSError for an unreadable file, ContractError for anything else: `bad_fps`, `bad_frames`
-    (type, shape or dtype), or `bad_tensor` (values of floats; the server's code for the same).
+    `fps` is in frames per second. A file is a tensor clip if its name ends in .safetensors. Bytes are a video file.
+    `media` overrides both. Raises OSError if the file cannot be read. Raises ContractError with `bad_fps`, with
+    `bad_frames` (wrong type, shape or dtype), or with `bad_tensor` (wrong float values, as the server reports them).
     """
     context = context or Context()
     if isinstance(source, np.ndarray):
@@ -81,11 +82,11 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         raise IsADirectoryError(errno.EISDIR, told, os.fspath(path)) from error
 
 
-# --- refusals: what came, what is wanted, and the line that converts it -----------------------------
+# --- errors: what came, what is accepted, and the line that converts it -----------------------------
 
 
 def _refused(source: Any, name: str) -> ContractError:
-    """Of what is no numpy array; `name` is what the line calls it."""
+    """The error for a source that is not a numpy array. `name` stands for the source in the suggested line."""
     if _is_tensor(source):
         array, line = from_torch(source)
         return _refused_array(array, "a torch tensor", line.format(name), dtype=str(source.dtype))
@@ -139,7 +140,7 @@ def _refused_stack(arrays: Sequence[NDArray[Any]], what: str, line: str) -> Cont
 def _refused_array(
     array: NDArray[Any], what: str, name: str, *, dtype: str = "", code: ErrorCode = ErrorCode.BAD_FRAMES
 ) -> ContractError:
-    """`name` is Python for the array: a name, or the line that makes it so far."""
+    """The error for an array. `name` is a Python expression for it: a name, or the conversions made so far."""
     layout, values = to_tchw(array.shape), to_range(array)
     what = f"{what}, {dtype or array.dtype} {list(array.shape)}{_values(array)}"
     if array.size == 0:
@@ -159,7 +160,7 @@ def _line(expression: str) -> str:
     return f"convert: frames = {expression}"
 
 
-# --- words --------------------------------------------------------------------------------------------
+# --- descriptions for the messages --------------------------------------------------------------------
 
 
 def _values(array: NDArray[Any]) -> str:

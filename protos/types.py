@@ -1,7 +1,7 @@
-"""The Python values of the contract: what a client submits and what it gets back.
+"""Defines the Python values of the contract: what a client submits and what it gets back.
 
-Every value is frozen and checks itself when made, so that code behind it need not. Both sides of
-the wire use these; `codec.py` turns them into messages and bytes.
+Every value is frozen and checked when it is made, so that other code need not check it again. The
+server and its clients both use these values. `codec.py` converts them to messages and bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from protos.error_codes import ErrorCode
 
-# Bounds of a context and of a refresh. The HTTP door, its OpenAPI document and the trainer's configuration take them
-# from here, and the defaults from the fields below.
+# Bounds of a context and of a refresh. The HTTP door, its OpenAPI document and the trainer's configuration use these
+# bounds, and the defaults of the fields below.
 MAX_CHARACTERS = 256  # of a name or key
 END_OF_SEEDS = 2**64  # uint64
 END_OF_COUNTS = 2**32  # uint32
@@ -24,12 +24,12 @@ MAX_STEPS = 100_000
 MAX_CLIPS_PER_STEP = 1024
 MAX_LEARNING_RATE = 1
 
-SCORE_TIMEOUT_S = 120.0  # of a server that is not set otherwise; what a client assumes where the server does not tell
+SCORE_TIMEOUT_S = 120.0  # the server's defaults, which a client also assumes if the server does not report its own
 REFRESH_TIMEOUT_S = 3600.0
 
 
 class ContractError(ValueError):
-    """A value breaks the contract. `code` is stable, the message names value, limit and next step."""
+    """A value breaks the contract. `code` is stable. The message names the value, the limit and the next step."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class Media(StrEnum):
 
 
 class OutcomeKind(StrEnum):
-    """How a clip ends. OVERLOADED is reserved and never given: a full queue refuses the call, and nothing is queued."""
+    """How a clip ends. OVERLOADED is reserved and not used: a full queue refuses the call, and nothing is queued."""
 
     OK = "ok"
     INVALID = "invalid"
@@ -81,7 +81,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a submitter says about a clip; every field is optional and explained in reward.proto."""
+    """What a submitter says about a clip. Every field is optional. reward.proto explains them."""
 
     group_id: str = ""
     run_id: str = ""
@@ -106,7 +106,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """One clip as it travels: container bytes, or safetensors bytes as `codec.clip_to_tensor` makes them."""
+    """One clip as it is sent: the bytes of a video file, or safetensors bytes as from `codec.clip_to_tensor`."""
 
     payload: bytes = field(repr=False)
     media: Media
@@ -115,7 +115,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """One number per discriminator; real motion is high."""
+    """One finite number per discriminator. Real motion gets high values."""
 
     instantaneous: float
     long_term: float
@@ -129,7 +129,7 @@ class Logits:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Published range of a reward, in logits."""
+    """The range of a reward, in logits."""
 
     min: float
     max: float
@@ -141,7 +141,7 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowLogits:
-    """Raw logits of one window of a clip that is longer than the profile's window."""
+    """Raw logits of one window of a clip that is longer than the profile's window. `start_s` is in seconds."""
 
     start_s: float
     logits: Logits
@@ -149,7 +149,7 @@ class WindowLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The clip as it came, before resampling and resizing; height and width as displayed."""
+    """The clip as it was sent, before resampling and resizing. Height and width are as displayed."""
 
     frames: int
     fps: float
@@ -162,7 +162,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Where the time went, in milliseconds; motion and discriminator times are those of the whole batch."""
+    """Time per stage in milliseconds. The times of motion and discriminators are those of the whole batch."""
 
     queue_ms: float = 0.0
     decode_ms: float = 0.0
@@ -172,7 +172,7 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Everything needed to say how a reward came about; fields are explained in reward.proto."""
+    """How a reward was computed. reward.proto explains the fields."""
 
     profile: str
     discriminator_version: str
@@ -192,7 +192,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """Motion realism of one clip: raw logits clipped to `bounds`, and their weighted mean."""
+    """Motion realism of one clip: raw logits clipped to `bounds`, and `combined`, the weighted mean of these."""
 
     combined: float
     instantaneous: float
@@ -214,7 +214,7 @@ class Reward:
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """Why there is no reward. `message` names value, limit and next step.
+    """Why there is no reward. `message` names the value, the limit and the next step.
 
     `code` is for programs: compare it with members of ErrorCode. It is a plain string, because a newer server may send
     codes that this ErrorCode does not have yet.
@@ -226,7 +226,7 @@ class Error:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one submitted clip: a reward if and only if `kind` is OK, otherwise an error."""
+    """The result of one submitted clip: a reward if `kind` is OK, otherwise an error."""
 
     job_id: str
     kind: OutcomeKind
@@ -239,15 +239,15 @@ class Outcome:
         ok = self.kind is OutcomeKind.OK
         if (self.reward is not None) != ok or (self.error is not None) == ok:
             raise ContractError(
-                ErrorCode.BAD_OUTCOME, f"outcome {self.kind} must hold {'a reward' if ok else 'an error'} alone"
+                ErrorCode.BAD_OUTCOME, f"outcome '{self.kind}' must hold only {'a reward' if ok else 'an error'}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the server accepts of a clip and of a request, and how long it works on one.
+    """The server's limits for a clip and for a request, and its timeouts in seconds.
 
-    The two timeouts have no value where none is known: of a pipeline in your own process, and of an older server.
+    The timeouts are None for a pipeline in the caller's own process and for an older server, which do not report them.
     """
 
     max_bytes: int
@@ -261,7 +261,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What the profile makes of a clip before it looks at its motion."""
+    """How the profile prepares a clip before it measures the clip's motion. reward.proto explains the fields."""
 
     fps: float
     window_frames: int
@@ -274,7 +274,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is being served."""
+    """The served model: its profile, version, digests, reward range, limits and input. See reward.proto."""
 
     profile: str
     discriminator_version: str
@@ -288,7 +288,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshRequest:
-    """An order to train a run's discriminators on its recent clips; fields are explained in reward.proto."""
+    """A request to train a run's discriminators on its recent clips. reward.proto explains the fields."""
 
     run_id: str
     steps: int
@@ -325,7 +325,7 @@ class RefreshRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How well a discriminator tells real clips from rollouts: order, and mean difference in logits."""
+    """How well a discriminator separates real clips from rollouts: the AUC, and the mean difference in logits."""
 
     auc: float
     logit_gap: float
@@ -333,7 +333,7 @@ class Separation:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorRefresh:
-    """What a refresh did to one discriminator: its loss per step, and its held-out figures before and after."""
+    """What a refresh did to one discriminator: the loss per step, and held-out figures before and after."""
 
     losses: tuple[float, ...]
     before: Separation
@@ -342,7 +342,7 @@ class DiscriminatorRefresh:
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshResponse:
-    """A published discriminator version and how it came about; fields are explained in reward.proto."""
+    """A published discriminator version and how it was trained. reward.proto explains the fields."""
 
     discriminator_version: str
     weights_digest: str

@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree, and what each means at the two doors.
+"""Defines every error that a user can meet, as one tree, with its HTTP status and gRPC code.
 
     RewardServerError
     ├─ InvalidClip            outcome invalid: the clip cannot be scored, sending it again will not help
@@ -10,26 +10,26 @@
     │  └─ BadTensor           a tensor clip whose declaration or values break the contract
     ├─ DeadlinePassed         outcome timeout: the submitter's deadline passed first
     ├─ Overloaded             no outcome: the queue is full and refuses the call, retry after `retry_after_s`
-    ├─ ScoringFailed          outcome failed: our fault
+    ├─ ScoringFailed          outcome failed: the server's fault
     │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
     │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
-    ├─ VersionNotServed       outcome failed: the discriminator version is not kept (any more)
-    ├─ VersionConflict        the group is judged by another discriminator version than the pinned one
-    ├─ BadRequest             the request itself, not a clip, is wrong
+    ├─ VersionNotServed       outcome failed: the discriminator version is not kept, or no longer
+    ├─ VersionConflict        the group is scored with another discriminator version than the pinned one
+    ├─ BadRequest             the request itself is wrong, not one of its clips
     │  ├─ RequestTooLarge     the clips of one request are too many bytes together
-    │  └─ UnsupportedMedia    neither a video nor a safetensors file is declared
+    │  └─ UnsupportedMedia    the declared type is neither a video nor a safetensors file
     ├─ UnknownJob             no such job, or its result has expired
     ├─ IdempotencyConflict    the idempotency key was used for another submission
     ├─ NotReady               no weights, no Redis or no live worker yet
-    └─ RefreshError           no new discriminator version; the one that served still serves
+    └─ RefreshError           no new discriminator version; the old one still serves
        ├─ UnknownRun          no clips of the run are kept
        ├─ TooFewClips         fewer clips of an origin than a refresh needs
-       ├─ RefreshRunning      another refresh of the run is under way
-       ├─ RefreshRejected     the candidate was judged unfit
-       └─ RefreshFailed       our fault
+       ├─ RefreshRunning      another refresh of the run is running
+       ├─ RefreshRejected     the trained weights did not pass the checks
+       └─ RefreshFailed       the server's fault
 
-Each class names its ErrorCode, which programs may act on. `DOORS` is the one table from leaf to HTTP
-status and gRPC code name; `OUTCOMES` says which errors end a single clip rather than a whole request.
+Each class names its ErrorCode, which programs may act on. `DOORS` maps error classes to HTTP statuses
+and names of gRPC codes. `OUTCOMES` gives the kind of outcome for an error that ends a single clip.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from protos.types import Context, Error, Outcome, OutcomeKind
 
 
 class RewardServerError(Exception):
-    """Base of all. The message names the value, the limit and the next step."""
+    """Base class of all errors. The message names the value, the limit and the next step."""
 
     code: ClassVar[ErrorCode] = ErrorCode.REWARD_SERVER_ERROR
 
@@ -79,7 +79,7 @@ class DeadlinePassed(RewardServerError):
 
 
 class Overloaded(RewardServerError):
-    """Raised at admission; nothing of the request was queued."""
+    """Raised at admission. Nothing of the request was queued. `retry_after_s` is in seconds."""
 
     code = ErrorCode.OVERLOADED
 
@@ -190,18 +190,18 @@ OUTCOMES: dict[type[RewardServerError], OutcomeKind] = {
 
 
 def door(error: RewardServerError) -> Door:
-    """The nearest row of DOORS up the tree."""
+    """The row of DOORS for the error's class, or for its nearest base class that has one."""
     return next(DOORS[kind] for kind in type(error).__mro__ if kind in DOORS)
 
 
 def outcome_kind(error: RewardServerError) -> OutcomeKind:
-    """The nearest row of OUTCOMES up the tree."""
+    """The kind in OUTCOMES for the error's class, or for its nearest base class that has one."""
     return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
 
 
 def error_outcome(job_id: str, error: RewardServerError, context: Context) -> Outcome:
     """The outcome of a clip that `error` ended."""
-    # A text quotes what a client sent, lone surrogates too, which no wire can carry.
+    # A message may quote what a client sent. Lone surrogates in it cannot be sent, so they are escaped.
     message = str(error).encode("utf-8", "backslashreplace").decode()
     described = Error(code=error.code.value, message=message)
     return Outcome(job_id=job_id, kind=outcome_kind(error), error=described, context=context)

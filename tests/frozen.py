@@ -1,4 +1,4 @@
-"""Random weights in the place of the published ones: files as a user would have them, and small profiles."""
+"""Makes random weights in place of the published ones, in the files that a user would have, and small profiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = Sampling(fps=14.0, window_frames=4, min_frames=3, area_px=64 * 96)
 
 
 def random_sea_raft(seed: int = 0) -> SeaRaft:
-    """With running statistics that are not those of a fresh BatchNorm."""
+    """A SEA-RAFT with random weights, and with running statistics unlike those of a new BatchNorm."""
     torch.manual_seed(seed)
     network = SeaRaft()
     for module in network.modules():
@@ -38,7 +38,7 @@ def random_cotracker(seed: int = 0, **config: int) -> CoTracker3:
 
 
 def published_files(folder: Path) -> tuple[Path, Path]:
-    """(scaled_offline.pth, model.safetensors), in the very forms of the hub: SEA-RAFT lacks its shared names."""
+    """(scaled_offline.pth, model.safetensors) in the format of the hub, where SEA-RAFT lacks its shared names."""
     folder.mkdir(parents=True, exist_ok=True)
     cotracker, sea_raft = folder / "scaled_offline.pth", folder / "model.safetensors"
     torch.save(random_cotracker().state_dict(), cotracker)
@@ -47,7 +47,7 @@ def published_files(folder: Path) -> tuple[Path, Path]:
 
 
 class SmallProfile(ShiftProfile):
-    """With discriminators that a test can afford."""
+    """A profile with discriminators that are small enough for a test."""
 
     @property
     def track_config(self) -> TrackViTConfig:
@@ -59,7 +59,7 @@ class SmallProfile(ShiftProfile):
 
 
 def small_profile(**fields: object) -> SmallProfile:
-    """The shift profile with a tracker that sees 96x128 pixels, a flow of 64x96 and small discriminators."""
+    """The `shift` profile with a tracker input of 96x128 pixels, a flow of 64x96 and small discriminators."""
     networks = Networks(
         tracker=random_cotracker(height_px=96, width_px=128).eval(),
         flow_net=random_sea_raft().eval(),

@@ -1,7 +1,7 @@
-"""Test clips, made on the fly: videos of any container and codec, animated webp, tensors, and damaged twins.
+"""Makes test clips: videos in any container and codec, animated webp, tensors, and damaged copies.
 
-Frames here are uint8 [T,H,W,3] (a last axis of 1 is gray, of 4 has alpha). `numbered` tells which frame was
-picked, `texture` looks like a picture that moves.
+Frames here are uint8 [T,H,W,3]. A last axis of 1 is gray, and one of 4 has alpha. The frames of `numbered` show their
+index, and those of `texture` a moving picture.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ IDENTITY = (1, 0, 0, 1)
 
 
 def numbered(num_frames: int, height: int = 32, width: int = 48) -> Frames:
-    """Frame i is all gray level 2i (up to 128 frames): exact in every lossless codec."""
+    """Frames in which every pixel of frame i has the gray level 2i. At most 128. Exact in every lossless codec."""
     levels = (2 * np.arange(num_frames)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).copy()
 
 
 def numbers(frames: NDArray[np.uint8]) -> list[int]:
-    """Which frames of `numbered` these [T,3,H,W] are; fails if one is not a flat level of it."""
+    """The indices in `numbered` of these frames [T,3,H,W]. Fails if a frame is not one of them."""
     assert frames.min(axis=(1, 2, 3)).tolist() == frames.max(axis=(1, 2, 3)).tolist()
     levels = frames[:, 0, 0, 0]
     assert not (levels % 2).any()
@@ -68,9 +68,9 @@ def video(
     colour: tuple[int, int] | None = None,
     with_audio: bool = False,
 ) -> bytes:
-    """A video file. `ticks` are the frames' timestamps in units of `time_base`, else frames are 1/fps apart.
+    """A video file. `ticks` are the frames' timestamps in units of `time_base`. Without them frames are 1/fps apart.
 
-    `colour` is (matrix, range) in ffmpeg's numbers, converted to and declared.
+    `colour` is (matrix, range) in ffmpeg's numbers. The frames are converted to it, and the file declares it.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip"
@@ -98,7 +98,7 @@ def video(
 
 
 def sound(container: str = "mp4", *, with_cover: bool = False) -> bytes:
-    """A file that holds only audio, and a cover picture if asked for."""
+    """A file with audio only, and with a cover picture if asked for."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         audio = output.add_stream("aac", rate=16000)
@@ -135,20 +135,20 @@ def submission(payload: bytes, media: Media = Media.CONTAINER) -> Submission:
 
 
 def with_display_matrix(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
-    """The mp4 with (a, b, c, d) of x' = ax + cy, y' = bx + dy in its track header."""
+    """The mp4 with the matrix (a, b, c, d) in its track header, where x' = ax + cy and y' = bx + dy."""
     fixed = [round(value * 65536) for value in (*IDENTITY, *matrix)]
     at = mp4.index(_matrix(*fixed[:4]), mp4.index(b"tkhd"))
     return mp4[:at] + _matrix(*fixed[4:]) + mp4[at + 36 :]
 
 
 def with_declared_size(mp4: bytes, width: int, height: int) -> bytes:
-    """The mp4 with another frame size in its sample description; the stream itself is untouched."""
+    """The mp4 with another frame size in its sample description. The stream itself is unchanged."""
     at = mp4.index(b"avc1", mp4.index(b"stsd")) + 28
     return mp4[:at] + struct.pack(">HH", width, height) + mp4[at + 4 :]
 
 
 def with_noise(payload: bytes, first: float, last: float, seed: int = 0) -> bytes:
-    """The payload with the bytes between two shares of its length replaced by noise."""
+    """The payload with noise in place of the bytes between two fractions of its length."""
     start, stop = int(len(payload) * first), int(len(payload) * last)
     noise = np.random.default_rng(seed).integers(0, 256, stop - start, dtype=np.uint8).tobytes()
     return payload[:start] + noise + payload[stop:]

@@ -1,8 +1,8 @@
-"""A small scorer with the pipeline's interface: tensor clips, rewards from their pixels, and faults on demand.
+"""Provides a small scorer with the pipeline's interface: it scores tensor clips by their pixels, and fails on demand.
 
-The logits are the mean and the largest absolute difference of neighbouring frames, so every clip has an answer that
-a test can compute. A clip's `policy_version` may ask for a fault: "raise", "exit" (the whole process, as a crash in
-native code would), "stuck", or "slow:SECONDS". As a script it is a worker process on the Redis of the environment.
+The logits are the mean and the largest absolute difference of neighbouring frames, so a test can compute the reward of
+every clip. A clip's `policy_version` may ask for a failure: "raise", "exit" (of the whole process, like a crash in
+native code), "stuck", or "slow:SECONDS". Run as a script, it is a worker process on the Redis of the environment.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ MODEL = Model(
 
 
 def moving_clip(step: int, height_px: int = 8) -> Clip:
-    """Every pixel rises by `step` per frame: its logits are `step` and `step`."""
+    """A clip in which every pixel rises by `step` per frame. Both logits are `step`."""
     levels = (np.arange(4) * step).astype(np.uint8)
     return Clip(frames=np.broadcast_to(levels[:, None, None, None], (4, 3, height_px, 8)).copy(), fps=12)
 
 
 def moving(step: int, height_px: int = 8, **context: object) -> Submission:
-    """`moving_clip` as it is submitted."""
+    """`moving_clip` as a submission."""
     payload = clip_to_tensor(moving_clip(step, height_px))
     return Submission(payload=payload, media=Media.TENSOR, context=Context(**context))  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ class Pixels:
 
 @dataclass
 class PixelScorer:
-    """`batches` keeps the shapes of every call of `score`, `release` lets clips that are "held" go on."""
+    """`batches` keeps the shapes of every call of `score`. `release` lets clips that are "held" go on."""
 
     model: Model = MODEL
     batches: list[list[tuple[int, ...]]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class PixelScorer:
 
     @property
     def discriminators(self) -> None:
-        """Its rewards are formulas: there is nothing to load or to train."""
+        """None, because the rewards are formulas and there is nothing to load or to train."""
 
     profile = discriminators
 

@@ -1,6 +1,6 @@
-"""A scorer without weights, for testing what stands around a scorer: it rewards clips for moving evenly.
+"""Provides a scorer without weights, for tests of the code around a scorer: it rewards clips that move evenly.
 
-It decodes and answers as the pipeline does. Only its discriminators are two formulas of the frames.
+It decodes and answers like the pipeline, but two formulas of the frames replace the discriminators.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MODEL = Model(
 
 
 def unevenness(clip: Clip) -> Logits:
-    """Minus the mean absolute second difference in time, minus its largest frame."""
+    """10 minus the absolute second difference in time: the mean over frames, and that of the worst frame."""
     frames = clip.frames.astype(np.float32)
     bend = np.abs(np.diff(frames, n=2, axis=0)).mean(axis=(1, 2, 3))
     return Logits(instantaneous=10 - float(bend.mean()), long_term=10 - float(bend.max()))
@@ -65,7 +65,7 @@ def unevenness(clip: Clip) -> Logits:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A decoded clip, as a worker wants it."""
+    """A decoded clip in the form that a worker needs."""
 
     decoded: DecodedClip
 
@@ -80,7 +80,7 @@ class Prepared:
 
 @dataclass
 class PlainScorer:
-    """What a worker and what `score_submissions` need of a Pipeline; `seen` keeps what was scored here, in order."""
+    """The parts of a Pipeline that a worker and `score_submissions` need. `seen` keeps the scored clips, in order."""
 
     model: Model = MODEL
     seen: list[Submission] = field(default_factory=list)
@@ -94,7 +94,7 @@ class PlainScorer:
 
     @property
     def discriminators(self) -> None:
-        """Its rewards are formulas: there is nothing to load or to train."""
+        """None, because the rewards are formulas and there is nothing to load or to train."""
 
     profile = discriminators
 

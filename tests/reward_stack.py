@@ -1,6 +1,7 @@
-"""A whole reward server in a process of its own, for the trainer's tests: both doors and a worker, on a given Redis.
+"""Runs a whole reward server in its own process for the trainer's tests: both doors and a worker, on a given Redis.
 
-It scores with `CalmScorer`, so that rewards are exact and the same on every run. As a script it serves until killed.
+It scores with `CalmScorer`, so that rewards are exact and the same in every run. Run as a script, it serves until it is
+killed.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ LIMITS = replace(MODEL.limits, max_frames=99, max_duration_s=60)
 
 
 def calm_logits(clip: Clip) -> Logits:
-    """High for little change: 4 less a share of the mean, and of the largest, difference of neighbouring frames."""
+    """Logits that are high for little change: 4 minus a part of the mean, and of the largest, frame difference."""
     steps = np.abs(np.diff(clip.frames.astype(np.float64), axis=0))
     return Logits(instantaneous=4 - float(steps.mean()) / 32, long_term=4 - float(steps.max()) / 64)
 
 
 class CalmScorer(PixelScorer):
-    """Rewards clips for lying still; a clip of fewer than 4 frames is invalid, as real profiles have such a limit."""
+    """Rewards clips that do not move. A clip of fewer than 4 frames is invalid, as real profiles have such a limit."""
 
     def _reward(self, item: Pixels) -> Reward:
         still = Clip(frames=np.zeros_like(item.clip.frames), fps=item.clip.fps)
@@ -54,11 +55,11 @@ class CalmScorer(PixelScorer):
 
 
 class RewardStack:
-    """Start it, kill it, start it again at the same address."""
+    """The server process. It can be started, killed, and started again at the same address."""
 
     def __init__(self, redis_url: str) -> None:
         self.redis_url = redis_url
-        self._port = 0  # any free one; after the first start, the same again
+        self._port = 0  # any free port at the first start, then the same again
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -79,7 +80,7 @@ class RewardStack:
             raise
 
     def kill(self) -> None:
-        """Without any warning; whatever it had in hand is left as it is."""
+        """Kill the server without warning. Its jobs stay unfinished."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -109,7 +110,7 @@ async def serve(redis_url: str, port: int) -> None:
 
 
 async def keep_working(settings: Settings, stop: asyncio.Event) -> None:
-    """A worker that dies is followed by another, as `motion-reward serve` sees to it."""
+    """Restart the worker if it dies, as `motion-reward serve` does."""
     while not stop.is_set():
         try:
             await run_worker(settings, CalmScorer(), stop=stop)

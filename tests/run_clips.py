@@ -1,6 +1,6 @@
-"""A run's clips for refresh tests: packed motion of two kinds that any discriminator can soon tell apart.
+"""Makes a run's clips for tests of refreshes: packed motion of two kinds that a discriminator soon separates.
 
-Real clips move smoothly and leave little residual; rollouts jump about and leave much.
+Real clips move smoothly and have a small residual. Rollouts jump and have a large one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def packed(origin: Origin, seed: int, frames: int = FRAMES, group_id: str = "") 
 
 
 async def fill(store: RunStore, run_id: str, num: int = 4) -> None:
-    """`num` clips of each origin, as if scored."""
+    """`num` clips of each origin, as a worker stores them after scoring."""
     for origin in Origin:
         for seed in range(num):
             data = packed(origin, seed, group_id=f"group-{seed}")

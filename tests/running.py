@@ -1,7 +1,7 @@
-"""Both doors over a real queue with a real worker, in the test's own event loop, and both ways to knock.
+"""Runs both doors with a real queue and a real worker in the test's event loop, and sends requests to them.
 
-`Knock` puts the same clips through either door without the client, so that the doors are tested by the
-wire alone: it answers with outcomes, or with the status and code the door refused with.
+`Knock` sends the same clips to either door without our client, so that the doors are tested through
+their protocols alone. It returns the outcomes, or the status and code with which the door refused.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from reward_server.queue.redis_link import connect
 from reward_server.settings import Settings
 from reward_server.worker.worker import Scorer, run_worker
 
-TOLERANCE = 1e-4  # logits, whatever else is in the batch: pipeline.py
+TOLERANCE = 1e-4  # for logits of a clip in different batches; see pipeline.py
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doors:
-    """Where they listen, and what is behind them."""
+    """The addresses of both doors, and the objects behind them."""
 
     http_url: str
     grpc_url: str
@@ -52,7 +52,7 @@ class Doors:
 
 @asynccontextmanager
 async def open_doors(settings: Settings, http: str = "127.0.0.1:0", grpc: str = "127.0.0.1:0") -> AsyncIterator[Doors]:
-    """Both doors, on free ports unless told otherwise, without a worker."""
+    """Both doors without a worker, on free ports unless the settings name others."""
     settings = settings.model_copy(update={"http": http, "grpc": grpc})
     queue = DoorQueue(connect(settings), settings)
     await queue.open()
@@ -71,7 +71,7 @@ async def open_doors(settings: Settings, http: str = "127.0.0.1:0", grpc: str = 
 
 @asynccontextmanager
 async def working(doors: Doors, scorer: Scorer) -> AsyncIterator[None]:
-    """A worker in this event loop, announced before the block and drained after it."""
+    """A worker in this event loop. It is announced before the block begins and drained after it ends."""
     stop = asyncio.Event()
     task = asyncio.create_task(run_worker(doors.settings, scorer, stop=stop))
     try:
@@ -85,7 +85,7 @@ async def working(doors: Doors, scorer: Scorer) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A request that failed as a whole: the door's status and the code both doors share."""
+    """A request that failed as a whole: the status of the door, and the error code, which both doors share."""
 
     status: int | str
     code: str
@@ -96,7 +96,7 @@ Answer = list[Outcome] | Refused
 
 
 class HttpKnock:
-    """Requests as a program without our client would send them."""
+    """Sends requests over HTTP as a program without our client would."""
 
     def __init__(self, doors: Doors) -> None:
         self.client = httpx.AsyncClient(base_url=doors.http_url, timeout=60)
@@ -131,7 +131,7 @@ class HttpKnock:
 
 
 class GrpcKnock:
-    """Calls on the bare stub."""
+    """Sends requests over gRPC with the generated stub alone."""
 
     def __init__(self, doors: Doors) -> None:
         self.channel = grpc.aio.insecure_channel(doors.grpc_url.removeprefix("grpc://"))
@@ -150,7 +150,7 @@ class GrpcKnock:
         return await self.awaited(job_ids=[job_id], timeout_s=wait_s)
 
     async def awaited(self, at_most: int = 1000, **request: Any) -> Answer:
-        """Until the stream ends, or `at_most` outcomes came."""
+        """The outcomes until the stream ends, or the first `at_most`."""
         call, answer = self.stub.Await(pb.AwaitRequest(**request)), []
         try:
             async for message in call:
@@ -191,7 +191,7 @@ async def knocking(doors: Doors) -> AsyncIterator[tuple[HttpKnock, GrpcKnock]]:
 
 def multipart(submissions: Sequence[Submission]) -> dict[str, Any]:
     files = [(FIELDS[clip.media][0], ("clip", clip.payload)) for clip in submissions]
-    # a multipart body needs a part even where there is no clip
+    # a multipart body needs a part even if there is no clip
     return {
         "files": files or [("context", (None, "{}"))],
         "data": {"context": json.dumps([json_codec.to_json(clip.context) for clip in submissions])} if files else {},
@@ -199,7 +199,7 @@ def multipart(submissions: Sequence[Submission]) -> dict[str, Any]:
 
 
 def parts(submissions: Sequence[Submission], chunk_bytes: int = 50_000) -> list[pb.SubmitRequest]:
-    """The stream of Submit: header, chunks, header, chunks, ..."""
+    """The stream of Submit: a header and its chunks for each clip."""
     stream = []
     for number, clip in enumerate(submissions):
         header = pb.SubmitRequest.Header(
@@ -215,13 +215,13 @@ def parts(submissions: Sequence[Submission], chunk_bytes: int = 50_000) -> list[
 
 
 def assert_alike(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> None:
-    """Two scorings of the same clips: all the same but job and time, and numbers as near as batches allow."""
+    """Checks that two scorings of the same clips agree: equal except for job and times, numbers within TOLERANCE."""
     for one, other in zip(ours, theirs, strict=True):
         assert dict(_leaves(_lasting(one))) == pytest.approx(dict(_leaves(_lasting(other))), abs=TOLERANCE)
 
 
 def _lasting(outcome: Outcome) -> Any:
-    """Without what differs between two scorings of one clip."""
+    """The outcome without the fields that differ between two scorings of one clip."""
     reward = outcome.reward
     if reward:
         reward = replace(reward, provenance=replace(reward.provenance, timings=Timings()))

@@ -1,6 +1,6 @@
-"""The client of the reward server, blocking and async, over gRPC or HTTP: what programs import.
+"""The client of the reward server, blocking and async, over gRPC or HTTP. Programs import it from here.
 
-`client.py` is the client, `errors.py` what it raises; each transport knows one wire. It needs no torch.
+The client is in `client.py` and its errors in `errors.py`. Each transport handles one protocol. Torch is not needed.
 """
 
 from protos.client.client import AsyncRewardClient, RewardClient

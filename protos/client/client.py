@@ -1,11 +1,11 @@
-"""A small client of the reward server, blocking and async, over gRPC or HTTP as the URL says.
+"""Calls the reward server, blocking or async. The URL decides between gRPC and HTTP.
 
     with RewardClient("http://127.0.0.1:8000") as client:
         outcomes = client.score([submission("clip.mp4")])
 
-It retries only what the server or the network says may be retried (429, 503, UNAVAILABLE,
-RESOURCE_EXHAUSTED), with backoff and jitter, a bounded number of times. It never invents a reward: a
-clip ends as an Outcome, a request that gets none as a RewardClientError.
+The client retries a call only if the server is busy or not reachable (429, 503, UNAVAILABLE,
+RESOURCE_EXHAUSTED). It waits with backoff and jitter, and the number of attempts is limited. It never
+makes up a reward: each clip gets an Outcome, and a request without outcomes raises RewardClientError.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from protos.types import (
     Submission,
 )
 
-MARGIN_S = 30.0  # beyond the server's own wait, so that it is the server that says `timeout`
+MARGIN_S = 30.0  # added to the server's own timeout, so that the server reports the timeout
 TIMEOUT_S = SCORE_TIMEOUT_S + MARGIN_S
-LOOK_S = 10.0  # for the server to tell how long it waits
-UPLOAD_BYTES_PER_S = 4 * 1024**2  # a large request gets more time
+LOOK_S = 10.0  # time to ask the server for its timeouts
+UPLOAD_BYTES_PER_S = 4 * 1024**2  # adds time for the upload of a large request
 ATTEMPTS = 6
 
 
 class RewardClient:
-    """Blocking; safe to share between threads.
+    """The blocking client. It is safe to share between threads.
 
-    `timeout_s` bounds one call, its retries included. Without it a call may take MARGIN_S longer than the server itself
-    allows; the client asks the server once. While the server cannot answer that (no worker lives), it is TIMEOUT_S.
+    `timeout_s` limits one call with all its retries. Without it a call may take MARGIN_S longer than the server's own
+    timeout, which the client asks for once. If the server cannot answer that, because no worker is alive, the limit is
+    TIMEOUT_S. `attempts` is the largest number of attempts per call.
     """
 
     def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
@@ -59,7 +60,7 @@ class RewardClient:
         self._limits: Limits | None = None
 
     def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """One outcome per clip, in order. Raises RewardClientError leaves."""
+        """Score clips and return one outcome per clip, in order. Raises subclasses of RewardClientError."""
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
@@ -71,14 +72,20 @@ class RewardClient:
         return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
+        """Queue clips and return their job ids, in order.
+
+        A clip without an idempotency key gets one, which appears in the context of its outcome.
+        """
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
         return self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
-        """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
+        """Yield each outcome once it is ready, until all have come or `timeout_s` is over.
+
+        A lost connection is opened again.
+        """
         deadline = time.monotonic() + (self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
@@ -88,22 +95,22 @@ class RewardClient:
                     yield outcome
 
     def model(self, run_id: str = "") -> Model:
-        """What is served; with a run_id, with the latest discriminator version of that run."""
+        """The served model. With a `run_id` it names the latest discriminator version of that run."""
         timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
         return self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
 
     def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
-        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+        """Train the run's discriminators on its recent clips. Returns once the new version serves the run.
 
-        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
-        its idempotency_key comes back with a response, the version that served still serves.
-        Without `timeout_s` it may take MARGIN_S longer than the server allows.
+        Retries do not train twice. Without `timeout_s` the call may take MARGIN_S longer than the server's own timeout.
+        Raises subclasses of RewardClientError. After an error the old version still serves the run, unless a later
+        call with the same idempotency_key returns a response.
         """
         timeout_s = self.refresh_timeout_s() if timeout_s is None else timeout_s
         return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     def refresh_timeout_s(self) -> float:
-        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises subclasses of RewardClientError."""
         return _beyond(self.model().limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     def close(self) -> None:
@@ -116,11 +123,11 @@ class RewardClient:
         self.close()
 
     def _call_s(self) -> float:
-        """How long a call that scores or uploads may take."""
+        """How long a call that scores or uploads may take, in seconds."""
         if self._timeout_s is not None:
             return self._timeout_s
         if self._limits is None:
-            with suppress(RewardClientError):  # the call itself will say what is wrong
+            with suppress(RewardClientError):  # the call that follows reports what is wrong
                 self._limits = self._transport.model("", LOOK_S).limits
         return _beyond(self._limits.score_timeout_s if self._limits else None, SCORE_TIMEOUT_S)
 
@@ -129,7 +136,7 @@ class RewardClient:
 
 
 class AsyncRewardClient:
-    """The same for one event loop."""
+    """The async client, for one event loop. Its methods and arguments are those of RewardClient."""
 
     def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
         kind, target = _transport_of(url, {"grpc": AsyncGrpcTransport, "http": AsyncHttpTransport})
@@ -138,7 +145,7 @@ class AsyncRewardClient:
         self._limits: Limits | None = None
 
     async def score(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """One outcome per clip, in order. Raises RewardClientError leaves."""
+        """Score clips and return one outcome per clip, in order. Raises subclasses of RewardClientError."""
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
@@ -150,14 +157,20 @@ class AsyncRewardClient:
         return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """Queue clips; their job ids, in order. Without an idempotency key a clip gets one, which its outcome shows."""
+        """Queue clips and return their job ids, in order.
+
+        A clip without an idempotency key gets one, which appears in the context of its outcome.
+        """
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
         return await self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
 
     async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
-        """Each outcome once it is ready; ends when all came or the time is up. A lost connection is taken up again."""
+        """Yield each outcome once it is ready, until all have come or `timeout_s` is over.
+
+        A lost connection is opened again.
+        """
         deadline = time.monotonic() + (await self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         async for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
@@ -169,22 +182,22 @@ class AsyncRewardClient:
                     yield outcome
 
     async def model(self, run_id: str = "") -> Model:
-        """What is served; with a run_id, with the latest discriminator version of that run."""
+        """The served model. With a `run_id` it names the latest discriminator version of that run."""
         timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
         return await self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
 
     async def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
-        """Train the run's discriminators on its recent clips; returns once the new version serves the run.
+        """Train the run's discriminators on its recent clips. Returns once the new version serves the run.
 
-        However often it is retried it happens once. Raises RewardClientError leaves; then, unless another call with
-        its idempotency_key comes back with a response, the version that served still serves.
-        Without `timeout_s` it may take MARGIN_S longer than the server allows.
+        Retries do not train twice. Without `timeout_s` the call may take MARGIN_S longer than the server's own timeout.
+        Raises subclasses of RewardClientError. After an error the old version still serves the run, unless a later
+        call with the same idempotency_key returns a response.
         """
         timeout_s = await self.refresh_timeout_s() if timeout_s is None else timeout_s
         return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
 
     async def refresh_timeout_s(self) -> float:
-        """How long `refresh` waits without a `timeout_s`, in seconds. Raises RewardClientError leaves."""
+        """How long `refresh` waits without a `timeout_s`, in seconds. Raises subclasses of RewardClientError."""
         return _beyond((await self.model()).limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
 
     async def close(self) -> None:
@@ -199,11 +212,11 @@ class AsyncRewardClient:
         await self.close()
 
     async def _call_s(self) -> float:
-        """How long a call that scores or uploads may take."""
+        """How long a call that scores or uploads may take, in seconds."""
         if self._timeout_s is not None:
             return self._timeout_s
         if self._limits is None:
-            with suppress(RewardClientError):  # the call itself will say what is wrong
+            with suppress(RewardClientError):  # the call that follows reports what is wrong
                 self._limits = (await self._transport.model("", LOOK_S)).limits
         return _beyond(self._limits.score_timeout_s if self._limits else None, SCORE_TIMEOUT_S)
 
@@ -212,7 +225,7 @@ class AsyncRewardClient:
 
 
 def _beyond(server_s: float | None, default_s: float) -> float:
-    """More than the server's own wait, or than the default where it does not tell."""
+    """MARGIN_S more than the server's own timeout, or than the default if the server does not report one."""
     return (default_s if server_s is None else server_s) + MARGIN_S
 
 
@@ -222,7 +235,7 @@ def _transport_of(url: str, kinds: dict[str, Any]) -> tuple[Any, str]:
         return kinds["grpc"], rest.rstrip("/")
     if scheme in ("http", "https") and rest:
         return kinds["http"], url.rstrip("/")
-    raise ValueError(f"'{url}' is no server's URL; give grpc://HOST:PORT or http://HOST:PORT")
+    raise ValueError(f"'{url}' is not the URL of a server; give grpc://HOST:PORT or http://HOST:PORT")
 
 
 def _policy(attempts: int, timeout_s: float) -> dict[str, Any]:
@@ -230,14 +243,17 @@ def _policy(attempts: int, timeout_s: float) -> dict[str, Any]:
 
 
 def _retry_wait(error: Exception) -> bool | float:
-    """Whether to try again; where the server said after how long, that long and a little more, each client its own."""
+    """Whether to try again, or the seconds to wait first if the server gave them.
+
+    Up to half of that is added at random, so that clients do not all come back at the same time.
+    """
     if not isinstance(error, ServerBusy):
         return False
     return error.retry_after_s * random.uniform(1.0, 1.5) if error.retry_after_s else True
 
 
 def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
-    """With names of their own, so that a retry finds the jobs that an attempt began whose answer was lost."""
+    """The clips, each with an idempotency key, so that a retry finds the jobs of an attempt whose answer was lost."""
     names = [clip.context.idempotency_key or uuid.uuid4().hex for clip in submissions]
     return [
         replace(clip, context=replace(clip.context, idempotency_key=name))
@@ -246,16 +262,16 @@ def _each_once(submissions: Sequence[Submission]) -> list[Submission]:
 
 
 def _as_asked(submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """With the contexts that were given: the names were for our retries only."""
+    """The outcomes with the callers' contexts, without the idempotency keys that were added for retries."""
     if len(outcomes) != len(submissions):
         raise ServerFailed(
-            ErrorCode.BAD_ANSWER, f"the server gave {len(outcomes)} outcomes for {len(submissions)} clips"
+            ErrorCode.BAD_ANSWER, f"the server returned {len(outcomes)} outcomes for {len(submissions)} clips"
         )
     return [replace(each, context=clip.context) for clip, each in zip(submissions, outcomes, strict=True)]
 
 
 def _once(request: RefreshRequest) -> RefreshRequest:
-    """With a name of its own, so that a retry finds the refresh that its first attempt began."""
+    """The request with an idempotency key, so that a retry finds the refresh that an earlier attempt began."""
     return request if request.idempotency_key else replace(request, idempotency_key=uuid.uuid4().hex)
 
 
@@ -277,7 +293,8 @@ def _left_s(deadline: float) -> float:
 
 def _in_order(job_ids: Sequence[str], submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> list[Outcome]:
     late = Error(
-        code=ErrorCode.DEADLINE_PASSED.value, message="no outcome came before the client's timeout; the job goes on"
+        code=ErrorCode.DEADLINE_PASSED.value,
+        message="no outcome came within the client's timeout; the job goes on, wait for it by its id",
     )
     return [
         outcomes.get(job_id) or Outcome(job_id=job_id, kind=OutcomeKind.TIMEOUT, error=late, context=submission.context)

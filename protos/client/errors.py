@@ -1,9 +1,9 @@
-"""What can go wrong between a client and the reward server; a clip that cannot be scored is an Outcome instead.
+"""Defines the errors that a client raises. A clip that cannot be scored is an Outcome, not an error.
 
 RewardClientError
-├─ RequestRefused   the server will not take this request; sending it again will not help
-├─ ServerFailed     the server broke on this request
-├─ ServerBusy       overloaded, not ready or not reachable; was retried, and can be retried later
+├─ RequestRefused   the server does not accept this request; sending it again will not help
+├─ ServerFailed     the server failed on this request, or its answer could not be read
+├─ ServerBusy       the server is overloaded, not ready or not reachable; try again later
 └─ ServerSilent     no answer within the client's timeout
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class RewardClientError(Exception):
-    """`code` is what the server gave, or one of the client's own: compare it with members of ErrorCode.
+    """`code` comes from the server or from the client. Compare it with members of ErrorCode.
 
     It is a plain string, because a newer server may send codes that this ErrorCode does not have yet.
     """
@@ -30,7 +30,7 @@ class ServerFailed(RewardClientError):
 
 
 class ServerBusy(RewardClientError):
-    """`retry_after_s` is the server's own estimate, None where it gave none."""
+    """Raised after the client's retries. `retry_after_s` is the server's estimate, or None if it gave none."""
 
     def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(code, message)

@@ -1,7 +1,7 @@
-"""The client's way over gRPC, sync and async: the same messages, the same errors, two kinds of waiting.
+"""Calls the server over gRPC, blocking and async. Both transports share their messages and errors.
 
-A few small clips go as one Score call. More than the message cap goes as Submit in 1 MiB chunks, and
-Await streams the outcomes back; `client.py` decides which.
+A few small clips are sent with one Score call. Clips over gRPC's message limit are sent with Submit in
+chunks of 1 MiB, and Await streams their outcomes back. `client.py` decides between the two.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from protos.error_codes import ErrorCode
 from protos.types import ContractError, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 CHUNK_BYTES = 1024**2
-SCORE_BYTES = 3 * 1024**2  # payload that surely fits a message of 4 MiB, gRPC's default cap
-WAY_BACK_S = 1.0  # a call outlives the wait it asks for by this, so that the server ends the wait
+SCORE_BYTES = 3 * 1024**2  # fits a message of 4 MiB, gRPC's default limit, with room for contexts
+WAY_BACK_S = 1.0  # added to a call's timeout, so that the server ends the wait it was asked for
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long one attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name: how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 SILENT = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -35,7 +35,7 @@ FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DAT
 
 
 class GrpcTransport:
-    """Blocking; safe to share between threads."""
+    """The blocking transport. It is safe to share between threads."""
 
     one_request_bytes = SCORE_BYTES
 
@@ -72,7 +72,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """For one event loop."""
+    """The async transport, for one event loop."""
 
     one_request_bytes = SCORE_BYTES
 
@@ -125,7 +125,7 @@ def _await_request(job_ids: Sequence[str], timeout_s: float) -> pb.AwaitRequest:
 
 
 def _parts(submissions: Sequence[Submission]) -> Iterator[pb.SubmitRequest]:
-    """Header, chunks, header, chunks, ..."""
+    """The stream of Submit: a header and its chunks for each clip."""
     for number, submission in enumerate(submissions):
         payload = memoryview(submission.payload)
         header = pb.SubmitRequest.Header(
@@ -151,7 +151,7 @@ def _translated(target: str) -> Iterator[None]:
 
 @contextmanager
 def _until_deadline() -> Iterator[None]:
-    """A stream of outcomes that runs into the call's deadline has ended, not failed: the time was up."""
+    """End a stream of outcomes without an error when the call's deadline passes."""
     try:
         yield
     except grpc.RpcError as error:
@@ -160,13 +160,13 @@ def _until_deadline() -> Iterator[None]:
 
 
 def _client_error(error: Any, target: str) -> RewardClientError:
-    """`error` is a grpc.Call or an AioRpcError: both have code, details and trailing metadata."""
+    """The client's error for a grpc.Call or an AioRpcError. Both have code, details and trailing metadata."""
     status, message = error.code(), error.details() or "no details"
     trailing = dict(error.trailing_metadata() or ())
     code = str(trailing.get("error-code", status.name.lower()))
     if status is grpc.StatusCode.UNAVAILABLE:
         return ServerBusy(code if "error-code" in trailing else ErrorCode.UNREACHABLE, f"{target}: {message}")
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "error-code" in trailing:  # else: gRPC's own message cap
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "error-code" in trailing:  # without it: gRPC's message limit
         return ServerBusy(code, message, retry_after_s=float(trailing.get("retry-after-s", 0)) or None)
     if status in SILENT:
         return ServerSilent(ErrorCode.NO_ANSWER, f"{target}: {message}")

@@ -1,4 +1,4 @@
-"""The client's way over HTTP, sync and async: the same bodies, the same errors, two kinds of waiting."""
+"""Calls the server over HTTP, blocking and async. Both transports share their request bodies and errors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from protos.error_codes import ErrorCode
 from protos.json_codec import from_json, result_from_json, to_json
 from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
-WAIT_S = 20.0  # of one long poll: short enough for proxies that cut quiet connections
-WAY_BACK_S = 5.0  # a request outlives the wait it asks for by this, so that the server ends the wait
+WAIT_S = 20.0  # length of one long poll; proxies cut connections that are silent for longer
+WAY_BACK_S = 5.0  # added to a request's timeout, so that the server ends the wait it was asked for
 FIELDS = {
     Media.CONTAINER: ("video", "clip", "application/octet-stream"),
     Media.TENSOR: ("tensor", "clip.safetensors", "application/vnd.safetensors"),
@@ -26,9 +26,9 @@ FIELDS = {
 
 
 class HttpTransport:
-    """Blocking; safe to share between threads."""
+    """The blocking transport. It is safe to share between threads."""
 
-    one_request_bytes = None  # no cap of the protocol's own
+    one_request_bytes = None  # HTTP itself has no limit
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, **http_options(url))
@@ -42,7 +42,7 @@ class HttpTransport:
             return _job_ids(self._client.post("/v1/jobs", **_clips(submissions), timeout=timeout_s))
 
     def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> Iterator[Outcome]:
-        """In the order given, each as soon as it and those before it are ready."""
+        """Yield the outcomes in the order of `job_ids`, each once it and all before it are ready."""
         deadline = time.monotonic() + timeout_s
         for job_id in job_ids:
             outcome = None
@@ -68,7 +68,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """For one event loop."""
+    """The async transport, for one event loop."""
 
     one_request_bytes = None
 
@@ -84,7 +84,7 @@ class AsyncHttpTransport:
             return _job_ids(await self._client.post("/v1/jobs", **_clips(submissions), timeout=timeout_s))
 
     async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncIterator[Outcome]:
-        """In the order given, each as soon as it and those before it are ready."""
+        """Yield the outcomes in the order of `job_ids`, each once it and all before it are ready."""
         deadline = time.monotonic() + timeout_s
         for job_id in job_ids:
             outcome = None
@@ -110,7 +110,7 @@ class AsyncHttpTransport:
 
 
 def _clips(submissions: Sequence[Submission]) -> dict[str, Any]:
-    """Multipart: the payloads as files, one JSON context per clip."""
+    """A multipart body: the payloads as files, and one field with a JSON list of contexts."""
     files = []
     for submission in submissions:
         field, name, content_type = FIELDS[submission.media]
@@ -119,7 +119,7 @@ def _clips(submissions: Sequence[Submission]) -> dict[str, Any]:
 
 
 def _refresh(request: RefreshRequest, timeout_s: float) -> dict[str, Any]:
-    """HTTP tells the server no deadline, so the body does."""
+    """The request, with its timeout as deadline in the body, because HTTP has no deadlines of its own."""
     deadline_s = min(timeout_s, request.deadline_s or timeout_s)
     return {"json": to_json(replace(request, deadline_s=deadline_s)), "timeout": timeout_s + WAY_BACK_S}
 
@@ -143,7 +143,7 @@ def _job_outcome(response: httpx.Response) -> Outcome | None:
 
 
 def _body(response: httpx.Response) -> Any:
-    """The JSON of an answer that is one. Raises RewardClientError leaves."""
+    """The JSON of a successful answer. Raises subclasses of RewardClientError for any other answer."""
     if response.is_success:
         return response.json()
     code, message = _told(response)
@@ -154,7 +154,7 @@ def _body(response: httpx.Response) -> Any:
 
 
 def _told(response: httpx.Response) -> tuple[str, str]:
-    """Code and message of our error body, or of a proxy in between."""
+    """Code and message from the server's error body, or made from the answer of a proxy."""
     try:
         error = response.json()["error"]
         return error["code"], error["message"]
@@ -167,8 +167,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise ServerSilent(ErrorCode.NO_ANSWER, f"{error.request.url}: no answer in time") from error
+        raise ServerSilent(ErrorCode.NO_ANSWER, f"{error.request.url}: no answer within the timeout") from error
     except httpx.TransportError as error:
         raise ServerBusy(ErrorCode.UNREACHABLE, f"{error.request.url}: {error}") from error
     except (httpx.DecodingError, ValueError, KeyError, TypeError) as error:
-        raise ServerFailed(ErrorCode.BAD_ANSWER, f"the answer is not in the contract's form: {error!r}") from error
+        raise ServerFailed(ErrorCode.BAD_ANSWER, f"the answer does not follow the contract: {error!r}") from error

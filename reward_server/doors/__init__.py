@@ -1,4 +1,4 @@
-"""How clips come in and rewards go out: HTTP and gRPC over the same service and the same error table.
+"""Takes clips in and gives rewards out over HTTP and gRPC. Both doors share one service and one error table.
 
-What waits between them and the workers stands in `queue`; a door never scores.
+A door never scores. The jobs that wait for the workers are in `queue`.
 """

@@ -1,7 +1,7 @@
-"""The gRPC door: the contract's five calls over the service, the error table of both doors, health and reflection.
+"""Serves the gRPC door: the five calls of the contract, health and reflection.
 
-Errors end a call with the status of errors.DOORS; the stable code goes in the trailing metadata
-`error-code`, and for an overload `retry-after-s` says when to come back.
+An error ends a call with the status from errors.DOORS. Its stable code is in the trailing metadata
+`error-code`. For Overloaded, `retry-after-s` gives the seconds to wait before a retry.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from reward_server.settings import Settings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["MotionReward"].full_name
 HEALTH_PERIOD_S = 1.0
-TOLD_CHARACTERS = 2000  # of an error; what passes 8 KiB of trailers reaches no client
-ANSWER_MARGIN_S = 0.25  # left of a call's own deadline for the way back
+TOLD_CHARACTERS = 2000  # longest error message; over 8 KiB of trailers a client gets nothing
+ANSWER_MARGIN_S = 0.25  # part of a call's deadline that is kept for sending the answer
 
 log = structlog.get_logger("grpc")
 Call: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class GrpcDoor:
-    """The listening side: `bind`, then `start`, then `stop`."""
+    """The gRPC server. Call `bind`, then `start`, then `stop`."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
@@ -62,13 +62,13 @@ class GrpcDoor:
             raise OSError(f"cannot listen on {self._settings.grpc} (gRPC); is the port taken?") from error
 
     async def start(self) -> None:
-        """Serve, with a health that is the service's readiness, never an echo."""
+        """Start serving. The health service reports the service's readiness."""
         await self._show_health()
         self._watch = asyncio.create_task(self._keep_health(), name="grpc-health")
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """NOT_SERVING at once, no new calls, `grace_s` for those under way."""
+        """Report NOT_SERVING at once, take no new calls, and give running ones `grace_s`."""
         if self._watch:
             await end_task(self._watch)
         await self._health.enter_graceful_shutdown()
@@ -83,7 +83,7 @@ class GrpcDoor:
         status = health_pb2.HealthCheckResponse
         try:
             ready = (await self._service.readiness()).ready
-        except Exception as error:  # a health that stopped being kept would go on saying SERVING
+        except Exception as error:  # if this task ended, the health service would report SERVING for ever
             log.warning("readiness is unknown", error=repr(error))
             ready = False
         for name in ("", SERVICE):
@@ -91,7 +91,7 @@ class GrpcDoor:
 
 
 class RewardServicer(rpc.MotionRewardServicer):
-    """The calls of reward.proto, each a translation to and from the service."""
+    """The calls of reward.proto. Each translates messages for the service and back."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
@@ -109,7 +109,7 @@ class RewardServicer(rpc.MotionRewardServicer):
     async def Await(self, request: pb.AwaitRequest, context: Call) -> AsyncIterator[pb.Outcome]:
         async with _Scope(context, "Await"):
             if bool(request.job_ids) == bool(request.run_id):
-                raise BadRequest("await either job_ids or a run_id, not both and not neither")
+                raise BadRequest("set either job_ids or run_id, exactly one of them")
             timeout_s = request.timeout_s if request.HasField("timeout_s") else self._settings.score_timeout_s
             if not timeout_s > 0:
                 raise BadRequest(f"timeout_s must be a positive number of seconds, got {timeout_s}")
@@ -138,13 +138,16 @@ class RewardServicer(rpc.MotionRewardServicer):
         return check_request(clips, self._settings)
 
     def _patience_s(self, context: Call, patience_s: float) -> float:
-        """How long to wait, at most `patience_s`: an answer that says `timeout` must still reach the caller."""
+        """How long to wait: `patience_s`, or less, so that the answer comes within the call's own deadline."""
         left_s = context.time_remaining()
         return patience_s if left_s is None else max(0.0, min(patience_s, left_s - ANSWER_MARGIN_S))
 
     async def _received(self, parts: AsyncIterator[pb.SubmitRequest]) -> list[Submission]:
-        """The stream's clips. A refused stream is read on for as much again as is allowed, and thrown away:
-        a client that is still writing would see its own broken write in place of the reason."""
+        """The stream's clips.
+
+        After a refusal, up to settings.max_request_bytes more are read and thrown away. Otherwise a client that is
+        still writing would see a failed write instead of the reason.
+        """
         assembly, refusal, spare_bytes = Assembly(self._settings), None, self._settings.max_request_bytes
         try:
             async with asyncio.timeout(self._settings.score_timeout_s):
@@ -157,7 +160,10 @@ class RewardServicer(rpc.MotionRewardServicer):
                     elif (spare_bytes := spare_bytes - len(part.chunk)) < 0:
                         break
         except TimeoutError as error:
-            late = BadRequest(f"the clips did not arrive within {self._settings.score_timeout_s:g} s")
+            late = BadRequest(
+                f"the clips did not arrive within {self._settings.score_timeout_s:g} s (score_timeout_s); "
+                "send fewer clips at once"
+            )
             raise refusal or late from error
         if refusal:
             raise refusal
@@ -174,16 +180,16 @@ class _Arriving:
 
 
 class Assembly:
-    """Header, chunks, header, chunks, ... -> submissions, refused where it first breaks the order or a limit."""
+    """Builds submissions from a stream of headers and chunks. Refuses the first part that is wrong or too large."""
 
     def __init__(self, settings: Settings) -> None:
         self._intake = Intake(settings)
         self._arriving: _Arriving | None = None
         self._done: list[Submission] = []
-        self._num_clips = 0  # that the first header declares; 0: not told
+        self._num_clips = 0  # declared by the first header; 0: unknown
 
     def add(self, part: pb.SubmitRequest) -> None:
-        """Raises BadRequest and RequestTooLarge; ContractError for a malformed context or media."""
+        """Add the next part. Raises BadRequest, RequestTooLarge, or ContractError for a malformed context or media."""
         match part.WhichOneof("part"):
             case "header":
                 self._finish_clip()
@@ -197,8 +203,11 @@ class Assembly:
         self._finish_clip()
         if not self._done:
             raise BadRequest("no clip in the stream; send a header and its chunks")
-        if self._num_clips and len(self._done) != self._num_clips:  # cancelled between two clips it ends like this
-            raise BadRequest(f"the stream has {len(self._done)} clips, its first header declares {self._num_clips}")
+        if self._num_clips and len(self._done) != self._num_clips:  # the client may have cancelled between two clips
+            raise BadRequest(
+                f"the stream has {len(self._done)} clips, but its first header declares {self._num_clips}; "
+                "send the whole stream again"
+            )
         return self._done
 
     def _open_clip(self, header: pb.SubmitRequest.Header) -> None:
@@ -215,7 +224,10 @@ class Assembly:
             raise BadRequest("a chunk came before any header; send the clip's header first")
         clip.num_bytes += len(chunk)
         if clip.num_bytes > clip.size_bytes:
-            raise BadRequest(f"clip {len(self._done)} is over the {clip.size_bytes} bytes its header declares")
+            raise BadRequest(
+                f"clip {len(self._done)} has more than the {clip.size_bytes} bytes that its header declares; "
+                "declare the size of the whole payload"
+            )
         clip.chunks.append(chunk)
 
     def _finish_clip(self) -> None:
@@ -224,14 +236,14 @@ class Assembly:
             return
         if clip.num_bytes != clip.size_bytes:
             raise BadRequest(
-                f"clip {len(self._done)} has {clip.num_bytes} bytes, its header declares {clip.size_bytes}; "
-                "was its file still being written?"
+                f"clip {len(self._done)} has {clip.num_bytes} bytes, but its header declares {clip.size_bytes}; "
+                "check whether its file was still being written, and send it again"
             )
         self._done.append(Submission(payload=b"".join(clip.chunks), media=clip.media, context=clip.context))
 
 
 class _Scope:
-    """Around every call: its request id bound to the logs and echoed, every error ended by the table."""
+    """Wraps a call: adds its request id to the logs and the answer, and ends it with the right status on an error."""
 
     def __init__(self, context: Call, name: str) -> None:
         self._context, self._name = context, name

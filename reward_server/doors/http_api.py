@@ -1,7 +1,7 @@
-"""The HTTP door: FastAPI routes over the service, one error table, a request id in every answer and log line.
+"""Serves the HTTP door: FastAPI routes over the service, with a request id in every answer and log line.
 
-A clip comes in through http_body.py, its result goes out as http_models.py says. Nothing here blocks
-the event loop and nothing here knows how a clip is scored.
+http_body.py reads the clips of a request, and http_models.py defines the bodies of answers. Nothing
+here blocks the event loop, and nothing here scores.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ Wait = Annotated[
 ]
 
 RunId = Annotated[
-    str, Query(max_length=MAX_CHARACTERS, description="Tell the latest discriminator version of this run.")
+    str, Query(max_length=MAX_CHARACTERS, description="Show the latest discriminator version of this run.")
 ]
 
 log = structlog.get_logger("http")
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The whole HTTP door over `service`; it owns neither of them."""
+    """The app of the HTTP door. It calls `service`, which the caller keeps and closes."""
     app = FastAPIOffline(  # the pages of the documentation bring their scripts with them
         title="Motion reward server",
         summary="Motion-realism rewards for video clips.",
@@ -71,7 +71,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(RequestScope)
-    document = _openapi(app)  # now: it takes a while, and a request would hold up all others for it
+    document = _openapi(app)  # made now, because it takes a while and would block the event loop during a request
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app
 
@@ -85,13 +85,13 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
 
     @app.post("/v1/score", responses=refusals | scored, openapi_extra=body, tags=["scoring"])
     async def score(request: Request, context: Annotated[ContextFields, Query()]) -> Results:
-        """Score clips and wait for all of them; one result each, in order, also for a clip that cannot be scored."""
+        """Score clips and wait for all of them. There is one result per clip, in order, even if it cannot be scored."""
         outcomes = await service.score(await submissions_of(request, context, settings))
         return Results(results=[Result.of(outcome) for outcome in outcomes])
 
     @app.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=body, tags=["scoring"])
     async def submit(request: Request, context: Annotated[ContextFields, Query()]) -> Jobs:
-        """Queue clips; their results are fetched by job id."""
+        """Queue clips. Fetch their results by job id."""
         job_ids = await service.submit(await submissions_of(request, context, settings))
         return Jobs(jobs=[JobReference(id=job_id) for job_id in job_ids])
 
@@ -99,7 +99,7 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
 def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
     @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
     async def job(job_id: str, wait_s: Wait = 0) -> Job:
-        """A job's state, and its result once it is done."""
+        """The state of a job, and its result once it is done."""
         if wait_s:
             async for _ in service.outcomes([job_id], timeout_s=wait_s):
                 pass
@@ -108,36 +108,36 @@ def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
 
     @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
     async def model(run_id: RunId = "") -> Model:
-        """What is served: profile, discriminator version, digests, bounds, limits and what it expects of a clip."""
+        """The served model: profile, discriminator version, digests, bounds, limits and the clips it accepts."""
         return with_timeouts(await service.model(run_id), settings)
 
 
 def _add_refresh(app: FastAPI, service: Service) -> None:
     @app.post("/v1/refresh", responses=failures(400, 404, 409, 500, 503, 504), tags=["training"])
     async def refresh(request: RefreshBody) -> RefreshResponse:
-        """Train a run's discriminators on its recent real clips and rollouts; answers once the new version serves it.
+        """Train a run's discriminators on its recent real clips and rollouts. Answers once the new version serves.
 
-        Takes seconds to minutes. A refresh that fails or is late publishes nothing: the old version serves on.
+        This takes seconds to minutes. If it fails or takes too long, nothing is published: the old version serves on.
         """
         return await service.refresh(request.value())
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
     not_ready: dict[int | str, dict[str, Any]] = {
-        503: {"model": ReadinessBody, "description": "No weights, no Redis or no live worker; the body says which."}
+        503: {"model": ReadinessBody, "description": "No weights, no Redis or no live worker. The body says which."}
     }
 
     @app.get("/healthz", tags=["health"])
     @app.get("/v2/health/live", tags=["health"], include_in_schema=False)
     async def live() -> Live:
-        """This process answers."""
+        """Whether this process answers."""
         return Live()
 
     @app.get("/readyz", tags=["health"], responses=not_ready, response_model=ReadinessBody)
     @app.get("/ready", tags=["health"], include_in_schema=False, response_model=ReadinessBody)
     @app.get("/v2/health/ready", tags=["health"], include_in_schema=False, response_model=ReadinessBody)
     async def ready() -> JSONResponse:
-        """Whether clips can be scored now: Redis answers and a worker with loaded weights lives."""
+        """Whether clips can be scored now: Redis answers, and a worker has loaded its weights."""
         readiness = await service.readiness()
         body = ReadinessBody(ready=readiness.ready, reasons=list(readiness.reasons))
         return JSONResponse(body.model_dump(), 200 if readiness.ready else 503)
@@ -149,8 +149,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    """Every error a route raises, as {"error": {"code", "message"}} with the status of errors.DOORS."""
-    if isinstance(error, HTTPException):  # the router's own: no such path, no such method
+    """The answer for an error of a route: {"error": {"code", "message"}} with the status from errors.DOORS."""
+    if isinstance(error, HTTPException):  # raised by the router: no such path, no such method
         code = ROUTER_CODES.get(error.status_code, ErrorCode.BAD_REQUEST)
         text = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
         return _failure(error.status_code, code, text, dict(error.headers or {}))
@@ -165,7 +165,7 @@ def _response(error: RewardServerError) -> JSONResponse:
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, RequestTooLarge):
-        headers["connection"] = "close"  # what is left of the body will not be read
+        headers["connection"] = "close"  # the rest of the body is not read
     return _failure(door(error).http, error.code, str(error), headers)
 
 
@@ -174,7 +174,7 @@ def _failure(status: int, code: str, message: str, headers: dict[str, str]) -> J
 
 
 class RequestScope:
-    """Around every request: its id bound to the logs and echoed, one log line, and a 500 that hides our insides."""
+    """Wraps a request: adds its id to logs and answer, logs one line, and hides the details of unexpected errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -200,7 +200,7 @@ class RequestScope:
             except (Exception, asyncio.CancelledError) as error:
                 if status:
                     raise
-                stopping = NotReady("the server is stopping; try again shortly")  # cancelled: uvicorn's drain is over
+                stopping = NotReady("the server is stopping; try again shortly")  # cancelled: uvicorn's drain has ended
                 told = door_error(error) if isinstance(error, Exception) else stopping
                 await _response(told)(scope, receive, send_with_id)
             finally:
@@ -213,7 +213,7 @@ def _log_request(scope: Scope, status: int, took_ms: float) -> None:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document without the 422 it promises for every parameter: ours are 400s."""
+    """FastAPI's document without the 422 answers, which it adds for every parameter. This server answers with 400."""
     document = FastAPI.openapi(app)
     for path in document["paths"].values():
         for operation in path.values():

@@ -1,8 +1,8 @@
-"""The body of a scoring request over HTTP -> submissions, counted while it is read, never spilled to disk.
+"""Reads the body of a scoring request over HTTP into submissions, with its size counted and nothing put on disk.
 
-Either multipart/form-data (files in the fields `video` and `tensor`, in any number and order; the
-context as one field `context` of JSON, or field by field), or one bare clip with its content type.
-Context fields in the query hold for every clip that does not say otherwise.
+The body is either multipart/form-data or one clip with its content type. A multipart body has files in
+the fields `video` and `tensor`, in any number and order. Contexts are one JSON field `context`, or
+single fields. Context fields in the query apply to every clip that does not set them itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from reward_server.errors import BadRequest, RequestTooLarge
 from reward_server.settings import MIB, Settings
 
 CLIP_FIELDS = {"video": Media.CONTAINER, "tensor": Media.TENSOR}
-ENVELOPE_BYTES = MIB  # what multipart boundaries, part headers and contexts may add to the clips
+ENVELOPE_BYTES = MIB  # for multipart boundaries, part headers and contexts, on top of the clips
 MAX_FIELDS = 16
 
 
 async def submissions_of(request: Request, shared: ContextFields, settings: Settings) -> list[Submission]:
-    """Raises BadRequest, RequestTooLarge and UnsupportedMedia. A clip that is no clip is not looked at here."""
+    """The request's submissions. Clips are not decoded here.
+
+    Raises BadRequest, RequestTooLarge and UnsupportedMedia. The body must arrive within settings.score_timeout_s.
+    """
     content_type = request.headers.get("content-type", "")
     try:
         async with asyncio.timeout(settings.score_timeout_s):
@@ -36,9 +39,11 @@ async def submissions_of(request: Request, shared: ContextFields, settings: Sett
             else:
                 submissions = [await _from_bare_body(request, content_type, shared, settings)]
     except TimeoutError as error:
-        raise BadRequest(f"the body did not arrive within {settings.score_timeout_s:g} s") from error
+        raise BadRequest(
+            f"the body did not arrive within {settings.score_timeout_s:g} s (score_timeout_s); send fewer clips at once"
+        ) from error
     except ClientDisconnect as error:
-        raise BadRequest("the client went away before its body was complete") from error
+        raise BadRequest("the client closed the connection before its body was complete; send it again") from error
     check_request(submissions, settings)
     return submissions
 
@@ -54,7 +59,7 @@ async def _from_multipart(request: Request, shared: ContextFields, settings: Set
     parser = _Multipart(
         request.headers, stream, max_files=settings.max_clips_per_request, max_fields=MAX_FIELDS, max_part_size=MIB
     )
-    parser.spool_max_size = settings.max_request_bytes + ENVELOPE_BYTES  # in memory: the queue is, too
+    parser.spool_max_size = settings.max_request_bytes + ENVELOPE_BYTES  # keep it in memory, as the queue does too
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -71,7 +76,7 @@ async def _from_multipart(request: Request, shared: ContextFields, settings: Set
 
 
 class _Multipart(MultiPartParser):
-    """Refuses a body without its end, of which starlette's would hand over all but the clip that was cut short."""
+    """Refuses a body without its end. Starlette's parser would return the clips before the one that was cut off."""
 
     _ended = False
 
@@ -85,15 +90,15 @@ class _Multipart(MultiPartParser):
     async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async for chunk in stream:
             yield chunk
-        if not self._ended:  # raised in here, where the parser closes the files it has begun
+        if not self._ended:  # raised in the stream, because the parser then closes the files it has opened
             raise MultiPartException("it ends before its closing boundary; send it whole")
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, as long as they are within the limit; then RequestTooLarge.
+    """Yield the body's chunks. Raises RequestTooLarge if they are over the limit.
 
-    What is over the limit is thrown away, up to as much again: a client that is still sending when the
-    connection closes would see a reset in place of the reason. A length declared beyond that is refused unread.
+    Up to the same number of bytes over the limit is read and thrown away. A client that still sends when the
+    connection closes would see a reset instead of the reason. A larger declared length is refused without reading.
     """
     refusal = RequestTooLarge(f"the request is over {max_bytes} bytes; send several requests, or shorter clips")
     length = request.headers.get("content-length", "")
@@ -111,19 +116,22 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 def _contexts(form: FormData, shared: ContextFields, num_clips: int) -> list[Context]:
-    """One per clip: the JSON field `context` (an object for all, or a list) over single fields over `shared`."""
+    """One context per clip. The JSON field `context` overrides single form fields, which override `shared`.
+
+    `context` is an object for all clips, or a list with one object per clip.
+    """
     fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
     if misplaced := CLIP_FIELDS.keys() & fields.keys():
         name = misplaced.pop()
         raise BadRequest(f"field '{name}' is text; send it as a file, for instance curl -F {name}=@FILE")
     written = fields.pop("context", "")
-    single = checked_fields({name: value for name, value in fields.items() if value})  # a form leaves fields empty
+    single = checked_fields({name: value for name, value in fields.items() if value})  # forms send empty fields
     if not written:
         return [context_of(shared, single)] * num_clips
     given = _parsed(written)
     each = given if isinstance(given, list) else [given] * num_clips
     if len(each) != num_clips:
-        raise BadRequest(f"`context` lists {len(each)} contexts for {num_clips} clips; give one, or one per clip")
+        raise BadRequest(f"`context` has {len(each)} contexts for {num_clips} clips; give one object, or one per clip")
     if not all(isinstance(context, dict) for context in each):
         raise BadRequest("`context` must be a JSON object, or a list of objects")
     return [context_of(shared, single, checked_fields(context)) for context in each]
@@ -138,5 +146,5 @@ def _parsed(text: str) -> Any:
 
 def _media_of_field(name: str) -> Media:
     if name not in CLIP_FIELDS:
-        raise BadRequest(f"file field '{name}' is unknown; clips come in {sorted(CLIP_FIELDS)}")
+        raise BadRequest(f"file field '{name}' is unknown; send clips in the fields {sorted(CLIP_FIELDS)}")
     return CLIP_FIELDS[name]

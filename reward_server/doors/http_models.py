@@ -1,6 +1,6 @@
-"""What the HTTP door says: response bodies as pydantic models over the contract's values, and the OpenAPI text.
+"""Defines the bodies of the HTTP door as pydantic models, and texts for the OpenAPI document.
 
-The values of protos/types.py are used as they are, so that no field is written down twice.
+The values of protos/types.py are used directly, so that no field is defined twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from reward_server.queue.door_queue import JobState
 _REWARD_HINTS = typing.get_type_hints(Reward)
 RewardBody = create_model(
     "Reward",
-    __doc__="Raw logits clipped to `bounds`, and their weighted mean; real motion is high.",
+    __doc__="Raw logits clipped to `bounds`, and their weighted mean. Real motion gets high values.",
     **{  # type: ignore[call-overload]
         field.name: (_REWARD_HINTS[field.name], ...)
         for field in dataclasses.fields(Reward)
@@ -41,7 +41,7 @@ RewardBody = create_model(
 
 
 class Result(BaseModel):
-    """What became of one clip: a reward if and only if `outcome` is ok, otherwise an error."""
+    """The result of one clip: a reward if `outcome` is ok, otherwise an error."""
 
     id: str
     outcome: OutcomeKind
@@ -64,7 +64,7 @@ class Result(BaseModel):
 
 
 class Results(BaseModel):
-    """In the order of the request."""
+    """One result per clip, in the order of the request."""
 
     results: list[Result]
 
@@ -74,13 +74,13 @@ class JobReference(BaseModel):
 
 
 class Jobs(BaseModel):
-    """In the order of the request."""
+    """One job per clip, in the order of the request."""
 
     jobs: list[JobReference]
 
 
 class Job(BaseModel):
-    """A job's state; its result once it is done."""
+    """The state of a job, and its result once it is done."""
 
     id: str
     state: JobState
@@ -92,43 +92,45 @@ class Live(BaseModel):
 
 
 class ReadinessBody(BaseModel):
-    """Whether requests can be served now; if not, every reason why."""
+    """Whether clips can be scored now, and if not, the reasons."""
 
     ready: bool
     reasons: list[str]
 
 
 class Failure(BaseModel):
-    """A request that failed as a whole. `code` is stable, for programs."""
+    """A request that failed as a whole. `code` is stable and meant for programs."""
 
     error: Error
 
 
 class RefreshBody(BaseModel):
-    """What a refresh trains on and how: a protos.types.RefreshRequest with its bounds in the document."""
+    """What a refresh trains on, and how: the fields of a protos.types.RefreshRequest with their bounds."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run_id: str = Field(min_length=1, max_length=MAX_CHARACTERS)
     steps: int = Field(ge=1, le=MAX_STEPS, description="Optimizer steps of each discriminator.")
     learning_rate: float = Field(RefreshRequest.learning_rate, gt=0, le=MAX_LEARNING_RATE)
-    ema: float = Field(RefreshRequest.ema, ge=0, lt=1, description="Decay of the average that judges, per step.")
+    ema: float = Field(RefreshRequest.ema, ge=0, lt=1, description="Decay per step of the average that scores clips.")
     clips_per_step: int = Field(
-        RefreshRequest.clips_per_step, ge=1, le=MAX_CLIPS_PER_STEP, description="Clips of each origin in a step."
+        RefreshRequest.clips_per_step, ge=1, le=MAX_CLIPS_PER_STEP, description="Clips of each origin per step."
     )
-    # END_OF_SEEDS is 2^64, but FastAPI writes bounds as floats, and 2^64 read back from one is another number.
-    seed: int = Field(RefreshRequest.seed, ge=0, lt=10**19, description="Same clips, same seed: same weights.")
+    # Not END_OF_SEEDS (2^64): FastAPI writes bounds as floats, and a reader would get another number for 2^64.
+    seed: int = Field(
+        RefreshRequest.seed, ge=0, lt=10**19, description="The same clips and seed give the same weights."
+    )
     max_real: int = Field(
         RefreshRequest.max_real,
         ge=0,
         lt=END_OF_COUNTS,
-        description="Train on the newest so many real clips; 0: on all kept.",
+        description="Train on at most this many real clips, the newest. 0: all that are kept.",
     )
     max_rollouts: int = Field(
         RefreshRequest.max_rollouts,
         ge=0,
         lt=END_OF_COUNTS,
-        description="And on the newest so many rollouts; 0: on all kept.",
+        description="Train on at most this many rollouts, the newest. 0: all that are kept.",
     )
     deadline_s: float | None = Field(
         RefreshRequest.deadline_s, gt=0, description="Seconds after which nothing is published."
@@ -136,7 +138,7 @@ class RefreshBody(BaseModel):
     idempotency_key: str = Field(
         RefreshRequest.idempotency_key,
         max_length=MAX_CHARACTERS,
-        description="Same key and run: the same refresh, once.",
+        description="The same key and run give the same refresh, which runs once.",
     )
 
     def value(self) -> RefreshRequest:
@@ -146,13 +148,13 @@ class RefreshBody(BaseModel):
 FAILURES = {
     400: "The request is malformed.",
     404: "There is no such job, or its result has expired; or no clips of the run are kept.",
-    409: "The idempotency key was used for something else; or the clips or the run are in no state for this.",
+    409: "The idempotency key was used for another request; or the state of the run or group does not allow this.",
     413: "The clips are too many bytes together.",
-    415: "Neither a video nor a safetensors file.",
+    415: "The content type is neither a video nor a safetensors file.",
     429: "The queue is full; nothing was queued. Retry after the seconds in Retry-After.",
-    500: "The server's fault.",
+    500: "The server failed.",
     503: "Not ready: no Redis or no live worker yet.",
-    504: "The time was up; nothing was published.",
+    504: "The refresh took too long; nothing was published.",
 }
 
 RESULT_EXAMPLE: dict[str, Any] = {
@@ -175,12 +177,12 @@ RESULT_EXAMPLE: dict[str, Any] = {
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can fail so."""
+    """The `responses` of a route that can fail with these HTTP statuses."""
     return {status: {"model": Failure, "description": FAILURES[status]} for status in statuses}
 
 
 def clips_request_body() -> dict[str, Any]:
-    """The request body of /v1/score and /v1/jobs for OpenAPI; `http_body.py` is what reads it."""
+    """The request body of /v1/score and /v1/jobs for OpenAPI. `http_body.py` reads it."""
     context = ContextFields.model_json_schema()["properties"]
     file = {"type": "string", "format": "binary"}
     one_context = {"type": "object", "properties": context, "additionalProperties": False}
@@ -190,7 +192,7 @@ def clips_request_body() -> dict[str, Any]:
         "properties": {
             "video": {"type": "array", "items": file, "description": "mp4, webm, mkv, avi, gif or animated webp files"},
             "tensor": {"type": "array", "items": file, "description": "safetensors files: one tensor `frames`, TCHW"},
-            "context": {"description": "For all clips, or a list with one per clip."} | many,
+            "context": {"description": "One context for all clips, or a list with one per clip."} | many,
         }
         | context,
         "anyOf": [{"required": ["video"]}, {"required": ["tensor"]}],

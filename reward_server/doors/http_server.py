@@ -1,4 +1,4 @@
-"""The HTTP door's server: uvicorn on a socket that is bound before anything is served."""
+"""Runs the HTTP door: uvicorn on a socket that is bound before serving starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reward_server.settings import Settings
 
 
 class HttpDoor:
-    """uvicorn under our own signals: `bind`, then `start`, then `stop`."""
+    """uvicorn without its signal handlers. Call `bind`, then `start`, then `stop`."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="off")
@@ -32,7 +32,7 @@ class HttpDoor:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(where)
-            bound.listen()  # until then another process could still take it
+            bound.listen()  # before this, another process could still take the address
         except OSError as error:
             bound.close()
             raise OSError(f"cannot listen on {self._address} (HTTP): {error.strerror}; is the port taken?") from error
@@ -40,7 +40,7 @@ class HttpDoor:
         return f"{host}:{bound.getsockname()[1]}"
 
     async def start(self) -> None:
-        """Return once requests are answered. Raises what kept uvicorn from it."""
+        """Return once requests are answered. Raises the error that stopped uvicorn if it does not start."""
         self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
         listening = asyncio.create_task(self._server.listening.wait())
         await asyncio.wait({self._serving, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -49,9 +49,9 @@ class HttpDoor:
             await self._serving
 
     async def stop(self, grace_s: float) -> None:
-        """No new requests, `grace_s` (whole seconds) for those under way, then they are answered 503.
+        """Take no new requests. Give running ones `grace_s` (in whole seconds), then answer them with 503.
 
-        Twice is fine: with 0 the second ends the wait of the first.
+        A second call with 0 ends the wait of the first.
         """
         if self._serving is not None:
             self._server.config.timeout_graceful_shutdown = round(grace_s)
@@ -60,7 +60,7 @@ class HttpDoor:
                 self._server.force_exit = True
                 for task in self._server.server_state.tasks:
                     task.cancel()
-            await asyncio.wait({self._serving})  # not the task itself: whoever is tired of waiting must not cancel it
+            await asyncio.wait({self._serving})  # awaiting the task itself would cancel it if the caller is cancelled
         for bound in self._sockets:
             bound.close()
 

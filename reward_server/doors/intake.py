@@ -1,7 +1,7 @@
-"""What both doors do alike with a request before the service sees it, and with an error on its way out.
+"""Checks requests and translates errors for both doors.
 
-One request is a list of submissions, checked here for number and bytes; a malformed context or
-media is a BadRequest, not an outcome, because it is the caller's code that is wrong and not a clip.
+A request is a list of submissions. Their number and their bytes are checked here. A malformed context
+or media type is a BadRequest instead of an outcome, because the caller's code is wrong and not a clip.
 """
 
 from __future__ import annotations
@@ -26,46 +26,50 @@ log = structlog.get_logger("doors")
 
 
 def request_id(given: str | None) -> str:
-    """The caller's X-Request-ID if it is 1 to 128 plain characters (it goes into the logs), else a new one."""
+    """The caller's X-Request-ID, else a new one. It goes into the logs, so only 1 to 128 plain characters are taken."""
     return given if given and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def door_error(error: Exception) -> RewardServerError:
-    """What the caller is told: its own mistake by name; one of ours without its insides, which go to the log."""
+    """The error that the caller sees. Details of an unexpected error go to the log instead."""
     if isinstance(error, RewardServerError):
         return error
     if isinstance(error, ContractError):
         kind = UnsupportedMedia if error.code is ErrorCode.BAD_MEDIA else BadRequest
         return kind(str(error))
-    log.error("a request broke", exc_info=error)
+    log.error("a request failed", exc_info=error)
     return RewardServerError("the server failed on this request; look for its request id in the server's log")
 
 
 class ContextFields(BaseModel):
-    """The context of a clip as a person writes it: form fields, query parameters or JSON."""
+    """The context of a clip as form fields, query parameters or JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     group_id: Annotated[
-        str, Field(max_length=MAX_CHARACTERS, description="Clips compared with each other share it.")
+        str, Field(max_length=MAX_CHARACTERS, description="Same for clips whose rewards are compared.")
     ] = ""
-    run_id: Annotated[str, Field(max_length=MAX_CHARACTERS, description="Training run the clip belongs to.")] = ""
+    run_id: Annotated[str, Field(max_length=MAX_CHARACTERS, description="The clip's training run.")] = ""
     origin: Annotated[Origin | None, Field(description="Camera footage or a model's rollout.")] = None
     query_seed: Annotated[int | None, Field(ge=0, lt=END_OF_SEEDS, description="Seed of the query points.")] = None
     deadline_s: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="Seconds after which the result is worthless.")
+        float | None, Field(gt=0, allow_inf_nan=False, description="Seconds within which the clip must be scored.")
     ] = None
     idempotency_key: Annotated[
-        str, Field(max_length=MAX_CHARACTERS, description="Same key and submission: the same job; another: an error.")
+        str,
+        Field(
+            max_length=MAX_CHARACTERS,
+            description="The same key and submission give the same job. Another submission is an error.",
+        ),
     ] = ""
-    policy_version: Annotated[str, Field(max_length=MAX_CHARACTERS, description="Carried through unchanged.")] = ""
+    policy_version: Annotated[str, Field(max_length=MAX_CHARACTERS, description="Returned unchanged.")] = ""
     discriminator_version: Annotated[
-        str, Field(max_length=MAX_CHARACTERS, description="Pin: this version or an error.")
+        str, Field(max_length=MAX_CHARACTERS, description="Score with this version, or fail.")
     ] = ""
 
 
 def checked_fields(fields: Mapping[str, Any]) -> ContextFields:
-    """Raises BadRequest naming every field that is unknown or out of range."""
+    """The validated fields. Raises BadRequest that names every field that is unknown or out of range."""
     try:
         return ContextFields.model_validate(fields)
     except ValidationError as error:
@@ -74,12 +78,12 @@ def checked_fields(fields: Mapping[str, Any]) -> ContextFields:
 
 
 def context_of(*layers: ContextFields) -> Context:
-    """The context in which a later layer's fields, where they were given, go before an earlier one's."""
+    """The context made of all layers. A field that is given in several layers is taken from the last of them."""
     return Context(**{name: getattr(layer, name) for layer in layers for name in layer.model_fields_set})
 
 
 class Intake:
-    """The clips of one request as they arrive; refuses it as soon as they are too many or too large together."""
+    """Counts the clips of one request as they arrive. Refuses it as soon as they are too many or too large together."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -87,7 +91,7 @@ class Intake:
         self._num_bytes = 0
 
     def count_clip(self) -> None:
-        """Raises BadRequest past settings.max_clips_per_request."""
+        """Count one clip. Raises BadRequest above settings.max_clips_per_request."""
         self._num_clips += 1
         if self._num_clips > self._settings.max_clips_per_request:
             raise BadRequest(
@@ -95,7 +99,7 @@ class Intake:
             )
 
     def count_bytes(self, num_bytes: int) -> None:
-        """Raises RequestTooLarge past settings.max_request_bytes."""
+        """Count the bytes. Raises RequestTooLarge above settings.max_request_bytes."""
         self._num_bytes += num_bytes
         if self._num_bytes > self._settings.max_request_bytes:
             raise RequestTooLarge(
@@ -105,7 +109,7 @@ class Intake:
 
 
 def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequence[Submission]:
-    """The submissions of a whole request, if they are at least one and within the settings' limits."""
+    """The submissions of a whole request. Raises BadRequest if there is none or too many, or RequestTooLarge."""
     if not submissions:
         raise BadRequest("no clip in the request; send at least one video or safetensors tensor")
     intake = Intake(settings)
@@ -116,7 +120,7 @@ def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequ
 
 
 def with_timeouts(model: Model, settings: Settings) -> Model:
-    """A worker's model with this door's own timeouts: clients allow their calls a little more."""
+    """A worker's model with this door's timeouts. Clients set the timeouts of their calls a little higher."""
     limits = replace(
         model.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s
     )
@@ -124,13 +128,13 @@ def with_timeouts(model: Model, settings: Settings) -> Model:
 
 
 def media_of_content_type(content_type: str) -> Media:
-    """Of a bare body. Raises UnsupportedMedia."""
+    """The media of a body that is one clip, by its content type. Raises UnsupportedMedia."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/vnd.safetensors":
         return Media.TENSOR
     if kind.startswith("video/") or kind in ("image/gif", "image/webp"):
         return Media.CONTAINER
     raise UnsupportedMedia(
-        f"content type '{kind}' is not taken; send multipart/form-data with files in `video` or `tensor`, "
+        f"content type '{kind}' is not accepted; send multipart/form-data with files in `video` or `tensor`, "
         "or one clip as video/* or application/vnd.safetensors"
     )

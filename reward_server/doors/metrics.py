@@ -1,8 +1,9 @@
-"""Prometheus metrics of the whole queue, as any door shows them.
+"""Exports Prometheus metrics of the whole queue. Every door shows the same queue.
 
-Counts live in Redis, written with each transition, and are exact whoever restarts. Histograms are fed
-by the stream of finished jobs, which every door reads in full: they start with the door and cover all
-workers. So look at one door's metrics; adding up two doors would count every job twice.
+Counts are kept in Redis. Every change of a job's state updates them in the same transaction, so they
+stay exact when a process restarts. Histograms and the reward counters are filled from the stream of
+finished jobs, which every door reads in full: they start with the door and cover all workers. Read the
+metrics of one door only, because the sum over two doors counts every job twice.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CLIPS = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What Redis knows at one moment; counts as DoorQueue.counts gives them."""
+    """The state of the queue at one moment. `counts` is the result of DoorQueue.counts."""
 
     depth: QueueDepth
     counts: Mapping[str, int]
@@ -40,23 +41,26 @@ class Snapshot:
 
 
 class Metrics(Collector):
-    """A registry of its own: tests and several servers in one process do not meet."""
+    """The metrics of one door. It has its own registry, so that several servers in one process stay apart."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._snapshot: Snapshot | None = None
         self._queue_wait = Histogram(
-            "motion_reward_queue_wait_seconds", "From admission to claim.", buckets=SECONDS, registry=self.registry
+            "motion_reward_queue_wait_seconds",
+            "Time from admission to claim.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self._stage = Histogram(
             "motion_reward_stage_seconds",
-            "Time of a stage; motion and discriminator: of the clip's whole batch.",
+            "Time of a stage. Motion and discriminator times are of the clip's whole batch.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self._batch = Histogram(
-            "motion_reward_batch_clips", "Clips in the batch that a clip was in.", buckets=CLIPS, registry=self.registry
+            "motion_reward_batch_clips", "Size of a clip's batch, in clips.", buckets=CLIPS, registry=self.registry
         )
         self._reward = Histogram(
             "motion_reward_reward", "Clipped logits and their mean.", ["reward"], buckets=LOGITS, registry=self.registry
@@ -69,7 +73,7 @@ class Metrics(Collector):
         )
         self._clipped = Counter(
             "motion_reward_rewards_clipped",
-            "Rewards with a discriminator at its bound; over motion_reward_rewards: the saturated fraction.",
+            "Rewards with a clipped logit. Divide by motion_reward_rewards for the clipped fraction.",
             ["discriminator_version"],
             registry=self.registry,
         )
@@ -78,7 +82,7 @@ class Metrics(Collector):
         PlatformCollector(registry=self.registry)
 
     def observe(self, finished: Finished) -> None:
-        """One job ended; give it to DoorQueue.observe."""
+        """Record one job that ended. Register this method with DoorQueue.observe."""
         self._queue_wait.observe(finished.queue_ms / 1000)
         if finished.batch:
             self._batch.observe(finished.batch)
@@ -86,12 +90,12 @@ class Metrics(Collector):
             self._observe_reward(finished.outcome.reward)
 
     def render(self, snapshot: Snapshot | None) -> str:
-        """Prometheus's text format; without a snapshot Redis is shown as down."""
+        """The metrics in Prometheus's text format. Without a snapshot Redis is shown as down."""
         self._snapshot = snapshot
         return generate_latest(self.registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """Prometheus asks for what Redis knew at the last `render`."""
+        """The metrics of the snapshot given to the last `render`. The Prometheus registry calls this."""
         snapshot = self._snapshot
         yield GaugeMetricFamily("motion_reward_redis_up", "1 if Redis answers.", float(snapshot is not None))
         if snapshot is None:
@@ -106,14 +110,14 @@ class Metrics(Collector):
         yield CounterMetricFamily("motion_reward_dead_letters", "Jobs out of attempts.", counts.get("dead", 0))
         yield CounterMetricFamily("motion_reward_refreshes", "Versions published.", counts.get("refreshed", 0))
         failed = counts.get("refresh_failed", 0)
-        yield CounterMetricFamily("motion_reward_refreshes_failed", "Refreshes that published none.", failed)
+        yield CounterMetricFamily("motion_reward_refreshes_failed", "Refreshes that published no version.", failed)
         outcomes = CounterMetricFamily("motion_reward_outcomes", "Jobs ended, by outcome.", labels=["kind"])
         for kind in OutcomeKind:
             outcomes.add_metric([kind.value], counts.get(kind.value, 0))
         yield outcomes
 
     def _observe_reward(self, reward: Reward) -> None:
-        version, _, _ = reward.provenance.discriminator_version.partition("+")  # a label per refresh would never end
+        version, _, _ = reward.provenance.discriminator_version.partition("+")  # a label per refresh would be too many
         timings = reward.provenance.timings
         self._scored.labels(version).inc()
         self._clipped.labels(version).inc(int(reward.clipped))

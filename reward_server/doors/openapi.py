@@ -1,6 +1,6 @@
-"""The OpenAPI document of the HTTP door as a command: `python -m reward_server.doors.openapi > docs/openapi.json`.
+"""Prints the HTTP door's OpenAPI document: `python -m reward_server.doors.openapi > docs/openapi.json`.
 
-The committed file is for readers and generators of clients; a test compares it with what the door serves.
+The committed file is for readers and for tools that generate clients. A test compares it with the served document.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from reward_server.settings import Settings
 
 
 def document() -> dict[str, Any]:
-    """As served at /openapi.json. It needs no Redis: routes are described, and none is called."""
+    """The document served at /openapi.json. No Redis is needed, because no route is called."""
     return create_app(cast(Service, None), Settings()).openapi()
 
 

@@ -1,4 +1,7 @@
-"""What both doors call: submit, await, score, refresh, look up. Knows the queue and no transport, and never scores."""
+"""Implements the operations of both doors on the queue: submit, await, score, refresh and look up.
+
+It knows neither HTTP nor gRPC, and it never scores.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ NO_WORKER = "no live worker: start one with `motion-reward worker`, or wait whil
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """A job as its submitter may see it; an outcome if and only if it is done."""
+    """A job as its submitter sees it. It has an outcome if and only if it is done."""
 
     id: str
     state: JobState
@@ -35,36 +38,37 @@ class JobView:
 
 @dataclass(frozen=True, kw_only=True)
 class Readiness:
-    """Whether a clip would be scored now, and if not, why."""
+    """Whether a clip would be scored now, and if not, the reasons."""
 
     ready: bool
     reasons: tuple[str, ...] = ()
 
 
 class Service:
-    """Over an open queue. Every submission that is admitted gets exactly one outcome."""
+    """The operations of the server on an open queue. Every admitted submission gets exactly one outcome."""
 
     def __init__(self, queue: DoorQueue, settings: Settings, metrics: Metrics) -> None:
         self._queue, self._settings, self._metrics = queue, settings, metrics
         queue.observe(metrics.observe)
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """Job ids in order, once all are queued; an empty or too large clip is a job that ended as invalid.
+        """Queue clips and return their job ids, in order.
 
-        Raises Overloaded, IdempotencyConflict, BadRequest and NotReady; then nothing was queued.
+        An empty or too large clip becomes a job that has already ended as invalid.
+        Raises Overloaded, IdempotencyConflict, VersionConflict, BadRequest and NotReady. Then nothing was queued.
         """
         refusals = {i: refusal for i, clip in enumerate(submissions) if (refusal := self._refusal(clip))}
         return await self._queue.admit(submissions, refusals)
 
     async def score(self, submissions: Sequence[Submission], timeout_s: float | None = None) -> list[Outcome]:
-        """Submit, wait, answer in the order of the request.
+        """Submit clips, wait for them, and return one outcome per clip, in order.
 
-        What is not done after `timeout_s` (settings.score_timeout_s) is answered as timeout; its job goes on and can
-        be fetched by id. Raises what `submit` raises.
+        A job that is not done after `timeout_s` (default: settings.score_timeout_s) gets a timeout outcome here. The
+        job itself goes on, and its outcome can be fetched by id. Raises what `submit` raises.
         """
         contexts = [clip.context for clip in submissions]
         job_ids = await self.submit(submissions)
-        del submissions  # many requests wait here: they must not all hold their bytes
+        del submissions  # many requests wait here, and they must not all keep their bytes in memory
         wait_s = self._wait_s(timeout_s)
         done = await self._collect(job_ids, wait_s)
         return [
@@ -73,26 +77,32 @@ class Service:
         ]
 
     def outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncGenerator[Outcome, None]:
-        """Each as it is ready; ends when all came, or after `timeout_s` without one. Raises UnknownJob."""
+        """Yield each outcome once it is ready. Ends when all have come, or after `timeout_s` without a new one.
+
+        `timeout_s` defaults to settings.score_timeout_s. Raises UnknownJob.
+        """
         return self._queue.outcomes(job_ids, self._wait_s(timeout_s))
 
     def run_outcomes(
         self, run_id: str, after: str = "", timeout_s: float | None = None
     ) -> AsyncGenerator[Outcome, None]:
-        """A run's outcomes after cursor `after`; ends after `timeout_s` without one. Raises BadRequest."""
+        """Yield a run's outcomes after the cursor `after`. Ends after `timeout_s` without a new one.
+
+        `timeout_s` defaults to settings.score_timeout_s. Raises BadRequest for a malformed cursor.
+        """
         return self._queue.run_outcomes(run_id, after, self._wait_s(timeout_s))
 
     async def job(self, job_id: str) -> JobView:
-        """Raises UnknownJob."""
+        """The state of a job, with its outcome if it is done. Raises UnknownJob."""
         if outcome := await self._queue.outcome(job_id):
             return JobView(id=job_id, state=JobState.DONE, outcome=outcome)
         state = await self._queue.state(job_id)
-        if state is JobState.DONE:  # it ended between the two looks
+        if state is JobState.DONE:  # it ended between the two reads
             return JobView(id=job_id, state=state, outcome=await self._queue.outcome(job_id))
         return JobView(id=job_id, state=state, outcome=None)
 
     async def model(self, run_id: str = "") -> Model:
-        """What is served, to a run if one is named. Raises NotReady without a live worker."""
+        """The served model. With a `run_id` it names the run's latest version. Raises NotReady if no worker is alive."""
         models = await self._queue.models()
         if not models:
             raise NotReady(NO_WORKER)
@@ -102,7 +112,7 @@ class Service:
         return replace(models[-1], discriminator_version=version.name, weights_digest=version.digest)
 
     async def readiness(self) -> Readiness:
-        """Redis answers, and a worker lives: one announces itself only once its weights are loaded."""
+        """Ready if Redis answers and a worker is alive. A worker announces itself only once its weights are loaded."""
         try:
             await self.model()
         except RewardServerError as error:
@@ -110,17 +120,17 @@ class Service:
         return Readiness(ready=True)
 
     async def refresh(self, request: RefreshRequest, timeout_s: float = math.inf) -> RefreshResponse:
-        """Have the run's discriminators trained on its recent clips; answers once its new version is the latest.
+        """Have a worker train the run's discriminators on recent clips. Returns once the new version serves.
 
-        Raises RefreshError leaves, IdempotencyConflict, NotReady, and DeadlinePassed after `timeout_s`, the request's
-        own deadline or settings.refresh_timeout_s; then nothing was published.
+        Raises subclasses of RefreshError, IdempotencyConflict and NotReady. Raises DeadlinePassed after `timeout_s`,
+        the request's own deadline or settings.refresh_timeout_s, whichever is first. Then nothing was published.
         """
         await self.model()
         refresh_id = await self._queue.refreshes.admit(request, timeout_s)
         return await self._queue.refreshes.response(refresh_id)
 
     async def metrics_text(self) -> str:
-        """In Prometheus's text format; without Redis what this process knows itself."""
+        """The metrics in Prometheus's text format. Without Redis, only those that this process keeps itself."""
         snapshot = None
         with contextlib.suppress(RewardServerError):
             depth, counts = await self._queue.depth(), await self._queue.counts()
@@ -139,7 +149,7 @@ class Service:
         return self._settings.score_timeout_s if timeout_s is None else timeout_s
 
     def _refusal(self, clip: Submission) -> RewardServerError | None:
-        """What can be said of a clip by its size alone."""
+        """The error of a clip that is refused because of its size, or None."""
         size, limit = len(clip.payload), self._settings.max_bytes
         if size == 0:
             return EmptyPayload("the clip has no bytes; send a video file or a safetensors tensor")

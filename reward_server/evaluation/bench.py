@@ -1,10 +1,10 @@
-"""How fast, and how big in memory? `motion-reward bench`: in this process by stage, and through a server of its own.
+"""Measures speed and memory: `motion-reward bench` scores clips in this process and through a server that it starts.
 
-Clips are made up, so nothing is needed but the product. In-process and served rounds alternate, so that a busy
-machine slows both; their ratio is what the server costs. The last line of the output is one JSON document.
+The clips are synthetic, so no data is needed. In-process and served rounds alternate, so that a busy machine slows
+both. Their ratio shows the cost of the server. The last line of the output is one JSON document.
 
-A shift profile without weights is measured on random ones, in a folder of its own that is gone afterwards, and
-the tables say so: the times are those of real weights, the rewards mean nothing.
+A `shift` profile without weights is measured with random weights in a temporary folder, and the tables say so. The
+times are the same as with real weights, but the rewards mean nothing.
 """
 
 from __future__ import annotations
@@ -57,52 +57,53 @@ class Plan:
     clients: int = 16
     rounds: int = 5  # of in-process against served
     round_clips: int = 64
-    repeats: int = 5  # of one clip alone
-    warm: bool = True  # whether clips that are not counted come first, wherever something is measured
+    repeats: int = 5  # measurements of one clip alone
+    warm: bool = True  # whether every measurement begins with warm-up clips that are not counted
 
     @property
     def scored(self) -> int:
-        """Clips in all, those to warm up included."""
+        """Number of clips that are scored in total, warm-up clips included."""
         in_process = len(self.sizes) * (self.warm + len(self.batches) * self.clips) + self.warm + self.repeats
         return in_process + 2 * self.warm * min(self.clients, self.round_clips) + 3 * self.rounds * self.round_clips
 
 
 QUICK = Plan(sizes=(PAPER,), batches=(1, 8), clips=8, rounds=2, round_clips=32)
-# The paper's networks take from a second (GPU) to minutes (CPU) for a clip: quick is then 5 clips, one of each kind.
+# The paper's networks take from a second (GPU) to minutes (CPU) per clip. HEAVY_QUICK therefore scores only 5 clips,
+# one of each kind.
 HEAVY = Plan(sizes=(PAPER,), batches=(1, 4), clips=4, clients=4, rounds=2, round_clips=4, repeats=3)
 HEAVY_QUICK = Plan(sizes=(PAPER,), batches=(1,), clips=1, clients=1, rounds=1, round_clips=1, repeats=1, warm=False)
-HEAVY_TIMEOUT_S = 3600.0  # clips wait for each other, and a busy machine may take many minutes for one
+HEAVY_TIMEOUT_S = 3600.0  # clips wait for each other, and one may take many minutes on a busy machine
 RANDOM = "RANDOM weights: times only, rewards mean nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Throughput of one way of scoring one size; milliseconds per clip by stage, see Timings, and in total."""
+    """Throughput of one way to score clips of one size, and milliseconds per clip by stage and in total."""
 
     how: str
     size: str
     batch: int
     clips_per_s: float
-    ms: dict[str, dict[str, float]]  # stage or "total" -> p50, p90, p99
+    ms: dict[str, dict[str, float]]  # stage of protos.types.Timings or "total" -> p50, p90, p99
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The same clips, round by round: in-process, and through each door by its URL; memory of the server's tree."""
+    """Rounds with the same clips, in-process and through each door (by URL), and the server's memory."""
 
     alone: tuple[Load, ...]
     doors: dict[str, tuple[Load, ...]]
     memory: MemoryMeter
 
     def ratios(self, url: str) -> list[float]:
-        """Served over in-process throughput, round by round."""
+        """Served throughput divided by in-process throughput, for each round."""
         return [door.clips_per_s / alone.clips_per_s for door, alone in zip(self.doors[url], self.alone, strict=True)]
 
 
 def run(
     settings: Settings, *, quick: bool = False, json_path: Path | None = None, console: Console | None = None
 ) -> int:
-    """The command. Raises RuntimeError where a clip comes back without a reward: then nothing was measured."""
+    """Run the command and return its exit code. Raises RuntimeError if a clip gets no reward."""
     console = console or Console()
     plan = plan_for(settings, quick=quick)
     with weighted(settings) as (loadable, weights):
@@ -142,9 +143,10 @@ def plan_for(settings: Settings, *, quick: bool) -> Plan:
 
 @contextmanager
 def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
-    """Settings that can be loaded, and whose weights they have: "given", or "random" where a shift profile has none.
+    """Settings that can be loaded, and "given" or "random" for their weights.
 
-    What is there but was changed, or does not fit, still raises NotReady.
+    The weights are random if a `shift` profile has none. Weights that were changed or do not fit still raise NotReady
+    when they are loaded.
     """
     folder = settings.models_folder
     known = [network for network in PUBLISHED.values() if (folder / network.converted).is_file()]
@@ -163,7 +165,7 @@ def weighted(settings: Settings) -> Iterator[tuple[Settings, str]]:
 
 
 def write_random(profile_name: str, folder: Path) -> None:
-    """Frozen networks and discriminators with random weights, as a pull and a pretraining would leave them."""
+    """Write random weights of the frozen networks and the discriminators, in the files of real ones."""
     torch.manual_seed(0)
     for network in PUBLISHED.values():
         store(network, folder, network.build().state_dict(), source="random", source_sha256="random")
@@ -174,7 +176,7 @@ def write_random(profile_name: str, folder: Path) -> None:
 
 
 def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
-    """One row per batch size; `total` is the time of the batch that a clip was in."""
+    """Timings in this process, one per batch size. A clip's total is the time of its batch."""
     clips = [made_up_clip(size, seed) for seed in range(min(8, plan.clips))]
     checked(pipeline.score_submissions(clips[: int(plan.warm)]))
     rows = []
@@ -185,7 +187,7 @@ def in_process(pipeline: Pipeline, size: Size, plan: Plan) -> list[Timing]:
 
 
 def alone_load(pipeline: Pipeline, clips: Sequence[Submission], batch: int) -> Load:
-    """Score the clips in this process, `batch` at once."""
+    """Score the clips in this process, `batch` at a time."""
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     latencies_s: list[float] = []
@@ -198,19 +200,19 @@ def alone_load(pipeline: Pipeline, clips: Sequence[Submission], batch: int) -> L
 
 
 def seconds_per_clip(pipeline: Pipeline, size: Size, plan: Plan) -> list[float]:
-    """Bytes to reward of one clip alone, in seconds."""
+    """Seconds from bytes to reward for one clip alone, one per repeat."""
     loads = [alone_load(pipeline, [made_up_clip(size, seed)], 1) for seed in range(plan.warm + plan.repeats)]
     return [load.wall_s for load in loads[int(plan.warm) :]]
 
 
 def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served:
-    """Rounds of the same clips: in-process, as many at once as the worker takes, then through each door."""
+    """Measure rounds with the same clips: in-process with the worker's batch size, then through each door."""
     clips = [made_up_clip(PAPER, seed) for seed in range(min(16, plan.round_clips))]
     clips = [clips[index % len(clips)] for index in range(plan.round_clips)]
     with local_server(settings) as server, ExitStack() as stack:
         timeout_s = settings.score_timeout_s + 30
         doors = {url: senders(url, plan.clients, stack, timeout_s) for url in (server.grpc_url, server.http_url)}
-        for send in doors.values() if plan.warm else ():  # warms the server and opens the connections
+        for send in doors.values() if plan.warm else ():  # warm the server up and open the connections
             checked(drive(send, clips[: plan.clients]).outcomes)
         memory = stack.enter_context(MemoryMeter(server.process).running())
         rounds = [
@@ -224,7 +226,7 @@ def against_server(pipeline: Pipeline, settings: Settings, plan: Plan) -> Served
 
 
 def senders(url: str, clients: int, stack: ExitStack, timeout_s: float) -> list[Send]:
-    """One client each, with its own connection, closed with the stack."""
+    """Functions that send a clip, each with its own client. `stack` closes the clients."""
     opened = [stack.enter_context(RewardClient(url, timeout_s=timeout_s)) for _ in range(clients)]
     return [partial(_send, client) for client in opened]
 
@@ -234,7 +236,7 @@ def _send(client: RewardClient, submission: Submission) -> Outcome:
 
 
 def checked(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    """The outcomes, all with a reward. Raises RuntimeError with the first that has none."""
+    """The outcomes, if all have a reward. Raises RuntimeError with the error of the first that has none."""
     for outcome in outcomes:
         if outcome.error is not None:
             raise RuntimeError(f"a clip of the benchmark has no reward: {outcome.error.code}: {outcome.error.message}")
@@ -245,7 +247,7 @@ def checked(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
 
 
 def timing(how: str, size: Size, batch: int, loads: Sequence[Load]) -> Timing:
-    """Figures of some rounds together."""
+    """The timing over all loads together."""
     rewards = [outcome.reward for load in loads for outcome in load.outcomes if outcome.reward is not None]
     timings = [reward.provenance.timings for reward in rewards]
     ms = {stage: [float(getattr(item, f"{stage}_ms")) for item in timings] for stage in STAGES}
@@ -268,7 +270,7 @@ def clients_of(plan: Plan) -> str:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90 and p99, linear between neighbours."""
+    """p50, p90 and p99 with linear interpolation."""
     return {f"p{q}": float(value) for q, value in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)}
 
 
@@ -281,7 +283,7 @@ def door_name(url: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and software versions of the measurement."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: version(name) for name in ("torch", "opencv-python-headless", "av")}
     return {"cpu": _cpu_name(), "cores": cores, "python": platform.python_version(), **versions}
@@ -294,12 +296,12 @@ def _cpu_name() -> str:
 
 
 def notes(plan: Plan, settings: Settings, weights: str) -> str:
-    """What stands over the figures: of how many clips they are, and of what networks, where there are any."""
+    """Notes for the tables: the number of clips, the precisions of the networks, and whether the weights are random."""
     lines = [
         f"clips: {plan.clips} in-process, {plan.rounds} x {plan.round_clips} through each door by {clients_of(plan)}"
     ]
     if not plan.warm:
-        lines.append("no clip came first to warm up")
+        lines.append("no warm-up clips")
     if settings.profile != "embedded":
         lines.append(f"networks in {settings.precision}, discriminators in {settings.discriminator_precision}")
     if weights == "random":
@@ -308,7 +310,7 @@ def notes(plan: Plan, settings: Settings, weights: str) -> str:
 
 
 def timing_table(rows: Sequence[Timing], below: str) -> Table:
-    title = f"Milliseconds per clip by stage; motion and discriminator: of the whole batch\n{below}"
+    title = f"Milliseconds per clip by stage; motion and discriminator times are of the whole batch\n{below}"
     table = report.figure_table(title, ("how", "clip", "stage"), ("batch", "clips/s", "p50", "p90", "p99"))
     for row in rows:
         for stage, ms in row.ms.items():
@@ -319,7 +321,7 @@ def timing_table(rows: Sequence[Timing], below: str) -> Table:
 
 
 def summary_table(document: dict[str, Any], plan: Plan, below: str) -> Table:
-    """The few figures that the README quotes."""
+    """The main figures, which the README quotes."""
     table = Table(title=f"{PAPER} clips\n{below}", show_header=False, box=SIMPLE, title_justify="left")
     table.add_row("one clip in this process, alone", f"{document['one_clip_s']:.2f} s")
     for door, ratio in document["served_over_in_process"].items():

@@ -1,7 +1,7 @@
-"""What a benchmark needs around the thing it measures: made-up clips, concurrent clients, a memory meter.
+"""Provides the parts of a benchmark: synthetic clips, concurrent clients and a memory meter.
 
-Used by `motion-reward bench` and benchmarks/against_litserve.py, so that both sides of a comparison are driven
-by the same code.
+`motion-reward bench` and benchmarks/against_litserve.py use it, so that the same code drives both sides of a
+comparison.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Send = Callable[[Submission], Outcome]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Size of a made-up clip."""
+    """Size of a synthetic clip. Its text form is frames x height x width."""
 
     frames: int
     height_px: int
@@ -42,7 +42,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one round of concurrent requests took, seconds, and what came back."""
+    """One round of requests: its duration and latencies in seconds, and the outcomes."""
 
     wall_s: float
     latencies_s: tuple[float, ...]
@@ -54,11 +54,14 @@ class Load:
 
 
 def made_up_clip(size: Size, seed: int) -> Submission:
-    """A textured background that drifts and sways, a textured disc that crosses it; h264 in mp4."""
+    """A synthetic clip, h264 in mp4: a textured background that drifts and sways, and a textured disc that crosses it.
+
+    The same size and seed give the same frames.
+    """
     rng = np.random.default_rng(seed)
     backdrop, disc = (_texture(rng, 2 * size.height_px, 2 * size.width_px) for _ in range(2))
     drift = rng.uniform(-0.01, 0.01, 2) * size.height_px  # px per frame
-    path = rng.uniform(0.2, 0.8, (2, 2)) * (size.width_px, size.height_px)  # of the disc, start to end
+    path = rng.uniform(0.2, 0.8, (2, 2)) * (size.width_px, size.height_px)  # start and end of the disc's centre, px
     images = []
     for index, share in enumerate(np.linspace(0, 1, size.frames)):
         sway = 2 * np.sin(index * 0.4)
@@ -72,7 +75,7 @@ def made_up_clip(size: Size, seed: int) -> Submission:
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Noise of several scales, [height,width,3]."""
+    """Noise on several scales, uint8 [height,width,3]."""
     octaves = [
         cv2.resize(rng.normal(0, 40, (height // step, width // step, 3)), (width, height)) for step in (64, 16, 6)
     ]
@@ -80,7 +83,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.ui
 
 
 def _moved(texture: NDArray[np.uint8], size: Size, shift: NDArray[np.float64], degrees: float) -> NDArray[np.uint8]:
-    """The middle of the texture, turned and shifted by (x, y) px."""
+    """The middle part of the texture with the clip's size, rotated by `degrees` and shifted by (x, y) px."""
     height, width = texture.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     matrix[:, 2] = matrix[:, 2] + shift - np.array([size.width_px, size.height_px]) / 2
@@ -89,7 +92,10 @@ def _moved(texture: NDArray[np.uint8], size: Size, shift: NDArray[np.float64], d
 
 
 def drive(senders: Sequence[Send], submissions: Sequence[Submission]) -> Load:
-    """Send every submission once, `len(senders)` at a time, each client taking the next when it has its answer."""
+    """Send every submission once, `len(senders)` at a time. A client sends the next one once it has its answer.
+
+    Latencies and outcomes are in the order of the submissions.
+    """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(submissions)):
         waiting.put(index)
@@ -119,12 +125,12 @@ def drive(senders: Sequence[Send], submissions: Sequence[Submission]) -> Load:
 
 @dataclass
 class MemoryMeter:
-    """Peak resident memory of a process and all its descendants together; pages they share count for each."""
+    """Peak resident memory of a process and all its descendants together. Shared pages count for each process."""
 
     process: psutil.Process
     period_s: float = 0.05
     peak_mib: float = 0.0
-    at_peak_mib: tuple[tuple[str, float], ...] = ()  # what each process held at that moment
+    at_peak_mib: tuple[tuple[str, float], ...] = ()  # each process's command and memory at the peak
 
     @contextmanager
     def running(self) -> Iterator[MemoryMeter]:
@@ -154,7 +160,7 @@ class MemoryMeter:
 
 
 def _resident(process: psutil.Process) -> tuple[str, float] | None:
-    """What the process runs, and its resident MiB; None if it has just ended."""
+    """The command of a process and its resident MiB, or None if it has just ended."""
     try:
         words = [Path(word).name for word in process.cmdline()[:4]]
         return " ".join(words).partition("\n")[0], process.memory_info().rss / MIB

@@ -1,4 +1,4 @@
-"""The one queue between doors and workers: what Redis keeps, and every step a Lua script that is one transaction.
+"""The queue between doors and workers. It is kept in Redis, and each step is a Lua script, which is one transaction.
 
-`DoorQueue` is the doors' side, `WorkerQueue` the workers'. Decoding, scoring, training and transports stand elsewhere.
+`DoorQueue` is the doors' side and `WorkerQueue` the workers' side. Decoding, scoring and training are elsewhere.
 """

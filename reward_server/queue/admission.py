@@ -1,6 +1,7 @@
-"""The way into the queue: what a submission asks of it (cost, fingerprint, whether it can ever fit), and admission.
+"""Admits submissions into the queue: estimates their cost, checks limits and idempotency keys, and stores them.
 
-Part of the doors' side (door_queue.py). Payloads are staged first, then all jobs of a request are admitted at once.
+This is part of the doors' side (door_queue.py). The payloads of a request are stored first. Then all its jobs are
+admitted in one transaction.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from reward_server.queue.records import pack_context, pack_outcome
 from reward_server.queue.redis_link import AWAY, Argument, RedisLink
 from reward_server.settings import Settings
 
-PIXELS_PER_BYTE = 32  # of compressed video; only the worker, which decodes it, knows better
+PIXELS_PER_BYTE = 32  # estimate for compressed video; the exact number is known only after decoding
 RETRY_S = (1.0, 60.0)
 RETRY_UNKNOWN_S = 5.0
 STAGE_S = 120
@@ -48,12 +49,12 @@ class QueueDepth:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A submission on its way into the queue, under the id it will have."""
+    """A submission on its way into the queue, with the id of its job."""
 
     id: str
     submission: Submission
-    fingerprint: str  # of all that its reward and its way depend on; empty without an idempotency key
-    refusal: RewardServerError | None  # it is done before it began: the queue holds only its outcome
+    fingerprint: str  # hash of all that its outcome depends on; empty without an idempotency key
+    refusal: RewardServerError | None  # if set, the job is already done and only its outcome is stored
 
     def fields(self, cost: int) -> list[Argument]:
         """The arguments of lua/admit.lua for this job."""
@@ -77,7 +78,7 @@ class Request:
 
 
 class Admission:
-    """How jobs come in."""
+    """Admits the jobs of requests."""
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._keys, self._settings = link, keys, settings
@@ -85,22 +86,23 @@ class Admission:
     async def admit(
         self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
     ) -> list[str]:
-        """Job ids in order; all submissions or none.
+        """Admit all submissions or none, and return their job ids in order.
 
-        The submission at a position of `refusals` becomes a job that has already ended with that error. Raises
-        Overloaded, IdempotencyConflict, VersionConflict, and BadRequest for what not even an empty queue could take.
+        `refusals` maps positions of submissions to errors. Such a submission becomes a job that has already ended with
+        the error. Raises Overloaded, IdempotencyConflict, VersionConflict and NotReady. Raises BadRequest for a request
+        that does not even fit an empty queue.
         """
         requests, positions = await requests_of(submissions, refusals)
         check_fits(requests, self._settings)
         for _ in range(2):
-            known = await self._ask(requests, dry=True)  # full, or known already? Then Redis is spared the bytes
+            known = await self._ask(requests, dry=True)  # send no bytes for a full queue or for known jobs
             await self._stage(request for request, job_id in zip(requests, known, strict=True) if request.id == job_id)
             if admitted := await self._ask(requests, dry=False):
                 return [admitted[position] for position in positions]
-        raise NotReady(f"Redis lost payloads within {STAGE_S} s; see whether it evicts keys (it must be noeviction)")
+        raise NotReady(f"Redis lost payloads within {STAGE_S} s; check that its maxmemory-policy is noeviction")
 
     async def _ask(self, requests: Sequence[Request], *, dry: bool) -> list[str]:
-        """Job ids of the requests, admitted unless `dry`; empty when staged payloads are gone."""
+        """Job ids of the requests. They are admitted unless `dry`. Empty if staged payloads are gone."""
         limits = self._settings
         jobs = (request.fields(estimated_cost(request.submission, limits)) for request in requests)
         verdict, *details = await self._link.run(
@@ -119,22 +121,22 @@ class Admission:
             raise conflict(details[0].decode(), details[1].decode())
         if verdict == b"unbound":
             raise NotReady(
-                f"no worker has ever named its discriminator version, so group '{details[0].decode()}' cannot be "
-                "held to one; wait until /readyz says so"
+                f"no worker has reported its discriminator version yet, so group '{details[0].decode()}' cannot be "
+                "bound to one; wait until /readyz reports ready"
             )
         if verdict == b"version":
             raise mixed(*(name.decode() for name in details))
         return [job_id.decode() for job_id in details[0]] if verdict == b"admitted" else []
 
     async def _stage(self, requests: Iterable[Request]) -> None:
-        """Payloads under a short life of their own; admission prolongs it."""
+        """Store the payloads for STAGE_S seconds. Admission extends their life."""
         staged: list[str] = []
         try:
             for request in requests:
                 if request.refusal is None:
                     staged.append(self._keys.payload(request.id))
                     await self._link.put(staged[-1], request.submission.payload, life_s=STAGE_S)
-        except BaseException:  # a Redis that is full, or a caller who left, must not leave it fuller for STAGE_S
+        except BaseException:  # Redis is full, or the caller has left: free the memory now, not after STAGE_S
             with suppress(*AWAY):
                 await self._link.drop(staged)
             raise
@@ -143,13 +145,14 @@ class Admission:
         limits = self._settings
         retry_s = retry_after_s(depth, await self._jobs_per_s())
         return Overloaded(
-            f"the queue holds {depth.jobs} jobs of {limits.queue_max_jobs}, {depth.cost:.3g} pixels of "
-            f"{limits.queue_max_cost:.3g}, {depth.bytes} bytes of {limits.queue_max_bytes}; retry in {retry_s:.0f} s",
+            f"the queue holds {depth.jobs} of {limits.queue_max_jobs} jobs, {depth.cost:.3g} of "
+            f"{limits.queue_max_cost:.3g} pixels, {depth.bytes} of {limits.queue_max_bytes} bytes; "
+            f"retry in {retry_s:.0f} s",
             retry_after_s=retry_s,
         )
 
     async def _jobs_per_s(self) -> float:
-        """Over the last 64 jobs that ended, up to now; 0 when none did lately."""
+        """The rate at which jobs end, from the last 64 that ended until now. 0 if none has ended lately."""
         recent = await self._link.newest(self._keys.finished, 64)
         if not recent:
             return 0.0
@@ -162,7 +165,7 @@ async def requests_of(
 ) -> tuple[list[Request], list[int]]:
     """The distinct requests, and for each submission the position of its request.
 
-    Submissions with the same idempotency key are one request. Raises IdempotencyConflict if they differ.
+    Submissions with the same idempotency key become one request. Raises IdempotencyConflict if they differ.
     """
     distinct: dict[str, Request] = {}
     names = []
@@ -185,25 +188,25 @@ def conflict(idempotency_key: str, job_id: str) -> IdempotencyConflict:
 
 def mixed(group_id: str, bound: str, wanted: str) -> VersionConflict:
     return VersionConflict(
-        f"group '{group_id}' of this run is judged by discriminator version '{bound}', not '{wanted}': the rewards of "
-        "a group must be comparable; give the clips a new group_id"
+        f"group '{group_id}' of this run is scored with discriminator version '{bound}', not '{wanted}', so that its "
+        "rewards can be compared; give the clips a new group_id"
     )
 
 
 def estimated_cost(submission: Submission, settings: Settings) -> int:
-    """Frames x height x width of a tensor clip; of a video an estimate from its bytes."""
+    """The cost of a clip in pixels: frames x height x width of a tensor clip, or an estimate from a video's bytes."""
     most = settings.max_frames * settings.max_frame_pixels
     if submission.media is Media.TENSOR:
         try:
             header = tensor_header(submission.payload)
             return min(most, header.frames * header.height_px * header.width_px)
         except ContractError:
-            return 0  # the worker will say what is wrong with it, at no cost
+            return 0  # the worker refuses it without decoding
     return min(most, len(submission.payload) * PIXELS_PER_BYTE)
 
 
 def check_fits(requests: Sequence[Request], settings: Settings) -> None:
-    """Raises BadRequest for a request that not even an empty queue takes: to retry it would be in vain."""
+    """Raises BadRequest for a request that does not even fit an empty queue, because a retry would not help."""
     sizes = [len(request.submission.payload) for request in requests if request.refusal is None]
     if len(sizes) > settings.queue_max_jobs or sum(sizes) > settings.queue_max_bytes:
         raise BadRequest(
@@ -213,7 +216,7 @@ def check_fits(requests: Sequence[Request], settings: Settings) -> None:
 
 
 def retry_after_s(depth: QueueDepth, jobs_per_s: float) -> float:
-    """When about a quarter of the queue will have drained at the recent rate; within RETRY_S."""
+    """Seconds until about a quarter of the queue has drained at the recent rate, limited to RETRY_S."""
     if jobs_per_s <= 0:
         return RETRY_UNKNOWN_S
     return min(max(depth.jobs / 4 / jobs_per_s, RETRY_S[0]), RETRY_S[1])
@@ -227,7 +230,7 @@ async def _request(submission: Submission, refusal: RewardServerError | None) ->
 
 
 def _fingerprint(submission: Submission) -> str:
-    """Of what a caller would miss if another submission's outcome came in its place."""
+    """A hash of all fields that decide a submission's outcome and where it is delivered."""
     context = submission.context
     asked = [
         submission.media.value,

@@ -1,7 +1,7 @@
-"""The doors' side of the queue: admit jobs, wait for their outcomes, and say what is queued and served.
+"""Implements the doors' side of the queue: admit jobs, wait for outcomes, and report what is queued and served.
 
-Waiters of named jobs get each outcome as it is ready, waiters of a run get its outcomes in their order. One reader
-per process (finished.py) wakes them when a job has ended. Every job ends with exactly one outcome, whatever dies when.
+Waiters for named jobs get each outcome once it is ready. Waiters for a run get its outcomes in the order the jobs
+ended. One reader per process (finished.py) wakes them. Every job ends with exactly one outcome, whichever process dies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reward_server.settings import Settings
 
 RUN_PAGE = 64
 LOOK_AGAIN_S = 0.5
-NUM_NAMED = 8  # of unknown jobs; an error's text must fit into the trailers of a call
+NUM_NAMED = 8  # unknown jobs named in an error, whose text must fit into a call's trailers
 CURSOR = re.compile(r"\d{1,19}-\d{1,19}")
 
 
@@ -40,7 +40,7 @@ class JobState(StrEnum):
 
 
 class DoorQueue:
-    """One per process of doors: `open` it, and `close` it at the end.
+    """The queue of one process with doors. `open` it first and `close` it at the end.
 
     Methods raise NotReady while Redis is unreachable.
     """
@@ -54,7 +54,7 @@ class DoorQueue:
         self.refreshes = RefreshRequests(link, self._keys, settings)
 
     async def open(self) -> None:
-        """Follow the finished jobs and end overdue ones from now on. Does not raise: Redis may come later."""
+        """Start to follow finished jobs and to end overdue ones. Does not raise, because Redis may start later."""
         await self._reader.start()
         self._sweep.start()
 
@@ -67,29 +67,33 @@ class DoorQueue:
     async def admit(
         self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
     ) -> list[str]:
-        """Job ids in order; all submissions or none. See Admission.admit for `refusals` and the errors."""
+        """Admit all submissions or none, and return their job ids in order.
+
+        See Admission.admit for `refusals` and the errors.
+        """
         return await self._admission.admit(submissions, refusals)
 
     # --- outcomes -------------------------------------------------------------------------------
 
     async def state(self, job_id: str) -> JobState:
-        """Raises UnknownJob."""
+        """The state of a job. Raises UnknownJob."""
         [[state]] = await self._link.hash_rows([self._keys.job(job_id)], "state")
         if state is None:
             raise _unknown([job_id])
         return JobState(state.decode())
 
     async def outcome(self, job_id: str) -> Outcome | None:
-        """None while the job is not done. Raises UnknownJob."""
+        """The outcome of a job, or None if it is not done. Raises UnknownJob."""
         found = await stored_outcomes(self._link, self._keys, [job_id])
         if job_id not in found:
             raise _unknown([job_id])
         return found[job_id]
 
     async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncGenerator[Outcome, None]:
-        """Each distinct job's outcome as it is ready; ends when all came, or after `timeout_s` without one.
+        """Yield the outcome of each distinct job once it is ready.
 
-        Raises UnknownJob at once if any is unknown. A job that disappears later (Redis lost its data) ends as failed.
+        Ends when all have come, or after `timeout_s` without a new one. Raises UnknownJob at once if a job is unknown.
+        A job that disappears later, because Redis lost its data, gets a failed outcome.
         """
         missing = dict.fromkeys(job_ids)
         loop = asyncio.get_running_loop()
@@ -101,7 +105,7 @@ class DoorQueue:
                     try:
                         ready += await self._look(list(missing), refuse_unknown=not all_known)
                         all_known = True
-                    except NotReady:  # the jobs are safe: an outage costs a waiter time, not its outcome
+                    except NotReady:  # an outage of Redis delays the outcome, but does not lose it
                         loop.call_later(LOOK_AGAIN_S, watch.bring, None)
                 for outcome in ready:
                     if outcome.job_id in missing:
@@ -112,9 +116,14 @@ class DoorQueue:
                     return
 
     async def run_outcomes(self, run_id: str, after: str, timeout_s: float) -> AsyncGenerator[Outcome, None]:
-        """Outcomes of a run in the order they came, from cursor `after` on; ends after `timeout_s` without one."""
+        """Yield a run's outcomes after the cursor `after`, in the order the jobs ended.
+
+        Ends after `timeout_s` without a new one. Raises BadRequest for a malformed cursor.
+        """
         if after and not CURSOR.fullmatch(after):
-            raise BadRequest(f"'{after}' is not a cursor; give the `cursor` of the last outcome seen, or none")
+            raise BadRequest(
+                f"'{after}' is not a cursor; give the `cursor` of the last outcome seen, or leave it empty"
+            )
         with self._reader.watch(run_id=run_id) as watch:
             cursor = after
             while True:
@@ -134,20 +143,22 @@ class DoorQueue:
         return [outcome for outcome in found.values() if outcome] + [_lost(job_id) for job_id in unknown]
 
     def observe(self, observer: Callable[[Finished], None]) -> None:
-        """Call `observer` with every job that ends from now on, whoever submitted or scored it."""
+        """Call `observer` with every job that ends from now on, also those of other doors."""
         self._reader.observers.append(observer)
 
     # --- what is queued and served --------------------------------------------------------------
 
     async def models(self) -> list[Model]:
-        """What each live worker serves, the latest heartbeat last."""
+        """The model of each live worker. The one with the latest heartbeat is last."""
         return [unpack_model(row) for row in await self._link.run(scripts.MODELS) if row]
 
     async def depth(self) -> QueueDepth:
         return QueueDepth(**await self._link.hash_numbers(self._keys.depth))
 
     async def counts(self) -> dict[str, int]:
-        """Since `began_ms` on Redis's clock: admitted, finished, each outcome kind, redelivered, dead."""
+        """Counters since `began_ms` on Redis's clock: admitted, finished, each outcome kind, redelivered, dead,
+        refreshed and refresh_failed.
+        """
         return await self._link.hash_numbers(self._keys.counts)
 
 

@@ -1,6 +1,6 @@
-"""How jobs end: `Endings.settle` gives a job its one outcome, `Sweep` ends the jobs whose time is up.
+"""Ends jobs: `Endings.settle` gives a job its one outcome, and `Sweep` ends overdue jobs.
 
-Doors and workers both sweep, so overdue jobs get their outcome as long as any process lives.
+Doors and workers both sweep, so overdue jobs get their outcome as long as any process is alive.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ log = structlog.get_logger(__name__)
 
 
 class Endings:
-    """The only place where a job gets its outcome after admission."""
+    """Gives jobs their outcomes. Only this class does so after admission."""
 
     def __init__(self, link: RedisLink, settings: Settings) -> None:
         self._link, self._settings = link, settings
 
     async def settle(self, job_id: str, outcome: Outcome, *, batch: int = 0, letter: str = "") -> bool:
-        """Store the outcome; False if the job had one already, which then stays.
+        """Store the outcome. False if the job already had one, which then stays.
 
-        `batch` is the number of clips that were scored together. A `letter` also goes to the dead-letter stream.
+        `batch` is the number of clips that were scored together. A `letter` is added to the dead-letter stream.
         """
         data, keep_s = pack_outcome(outcome), self._settings.result_ttl_s
         return bool(await self._link.run(scripts.FINISH, job_id, outcome.kind.value, data, batch, keep_s, letter))
 
     async def end_overdue(self) -> None:
-        """Give every job whose time is up its outcome, queued or running."""
+        """Give every overdue job its outcome, whether it is queued or running."""
         while rows := await self._link.run(scripts.OVERDUE):
             for job_id, context in rows:
                 outcome = late_outcome(job_id.decode(), unpack_context(context), self._settings)
@@ -43,7 +43,7 @@ class Endings:
 
 
 class Sweep:
-    """Ends overdue jobs every `tick_s`, from `start` to `stop`. Outages of Redis are waited out."""
+    """Ends overdue jobs every `tick_s`, from `start` to `stop`. It tries again while Redis does not answer."""
 
     def __init__(self, endings: Endings, settings: Settings) -> None:
         self._endings, self._tick_s = endings, tick_s(settings)
@@ -68,9 +68,12 @@ class Sweep:
 
 
 def late_outcome(job_id: str, context: Context, settings: Settings) -> Outcome:
-    """How a job ends that was not scored before its deadline, or within job_ttl_s."""
+    """The outcome of a job that was not scored before its deadline, or within job_ttl_s."""
     if context.deadline_s is not None and context.deadline_s < settings.job_ttl_s:
-        late = f"its deadline of {context.deadline_s:g} s passed before it was scored; allow more, or send less at once"
+        late = (
+            f"its deadline of {context.deadline_s:g} s passed before it was scored; "
+            "allow more time, or send fewer clips at once"
+        )
     else:
         late = f"it was not scored within {settings.job_ttl_s} s of admission (job_ttl_s); submit it again"
     return error_outcome(job_id, DeadlinePassed(late), context)

@@ -1,8 +1,8 @@
-"""Waiting for outcomes: one blocking reader per process on the stream of finished jobs wakes local waiters.
+"""Wakes waiters when their jobs end: one reader per process follows the stream of finished jobs.
 
-A waiter first registers its watch, then looks for what is stored already, so nothing falls between.
-Entries are numbered: after a gap (the stream was trimmed past us), a lost connection or the loss of
-Redis's data every waiter looks again.
+A waiter first registers its watch and then reads the outcomes that are already stored, so it misses
+none. Entries are numbered. All waiters read the stored outcomes again after a gap in the numbers (the
+stream was trimmed before it was read), after a lost connection, and after Redis lost its data.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ BACKOFF_S = (0.05, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One job's end, as the stream tells it to every process."""
+    """One job that ended, as the stream reports it to every process."""
 
     outcome: Outcome
-    queue_ms: float  # from admission to the claim, or to the end where nobody claimed it
-    batch: int  # clips that were scored together; 0: it was never scored
+    queue_ms: float  # from admission to the claim, or to the end if no worker claimed the job
+    batch: int  # clips that were scored together; 0: the job was not scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """Which Redis this is: since when it keeps our data, and the server's run."""
+    """Identifies a Redis and its data: the time since when it keeps our data, and the id of the server's run."""
 
     began_ms: int
     run: str
 
 
 class Watch:
-    """What one waiter waits for: outcomes of its jobs come in `take`, news of its run only wake it."""
+    """One waiter. `take` returns outcomes of its jobs. News of its run only wake it."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -53,7 +53,7 @@ class Watch:
         self._look = True
 
     def bring(self, outcome: Outcome | None) -> None:
-        """An outcome; or None: look at what is stored."""
+        """Deliver an outcome, or None to make the waiter read the stored outcomes."""
         if outcome is None:
             self._look = True
         else:
@@ -61,7 +61,7 @@ class Watch:
         self._event.set()
 
     def must_look(self) -> bool:
-        """True once after each time that something may have been missed, and at first."""
+        """Whether to read the stored outcomes: True at first, and once after each time that some may be missed."""
         look, self._look = self._look, False
         return look
 
@@ -71,7 +71,7 @@ class Watch:
         return taken
 
     async def news(self, timeout_s: float) -> bool:
-        """Wait for news; False when the time is up without."""
+        """Wait for news. False if there is none within `timeout_s`."""
         if not self._event.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -80,7 +80,7 @@ class Watch:
 
 
 class FinishedReader:
-    """Reads from `start` to `stop`, and looks about every `tick_s` whether Redis lost its data."""
+    """Reads from `start` to `stop`. About every `tick_s` it checks whether Redis lost its data."""
 
     def __init__(self, link: RedisLink, keys: Keys, *, tick_s: float) -> None:
         self._link, self._keys, self._tick_s = link, keys, tick_s
@@ -93,7 +93,7 @@ class FinishedReader:
         self.observers: list[Callable[[Finished], None]] = []
 
     async def start(self) -> None:
-        """Read from now on; returns after the first attempt to reach Redis, and does not raise."""
+        """Start reading. Returns after the first attempt to reach Redis, and does not raise."""
         self._task = asyncio.create_task(self._run(), name="finished-reader")
         await self._tried.wait()
 
@@ -103,7 +103,7 @@ class FinishedReader:
 
     @contextlib.contextmanager
     def watch(self, *, job_ids: Iterable[str] = (), run_id: str = "") -> Iterator[Watch]:
-        """A watch that is registered from here on and forgotten at the end."""
+        """A watch that is registered until the block ends."""
         watch, ids = Watch(), list(job_ids)
         runs = [run_id] if run_id else []
         _add(self._by_job, ids, watch)
@@ -115,7 +115,7 @@ class FinishedReader:
             _discard(self._by_run, runs, watch)
 
     async def _run(self) -> None:
-        """Until cancelled; outages are waited out."""
+        """Read until cancelled. Tries again while Redis does not answer."""
         backoff_s = BACKOFF_S[0]
         while True:
             try:
@@ -131,7 +131,10 @@ class FinishedReader:
             backoff_s = min(2 * backoff_s, BACKOFF_S[1])
 
     async def _catch_up(self) -> None:
-        """At first read on from the newest entry; later from the last one seen, unless Redis lost its data."""
+        """Find the place to read from: the newest entry at first, later the last one seen.
+
+        If Redis lost its data, reading begins at the start of the stream.
+        """
         known, self._known = self._known, await self._begin()
         if known is None:
             self._number = (await self._link.hash_numbers(self._keys.counts)).get("finished", 0)
@@ -148,8 +151,8 @@ class FinishedReader:
         while True:
             if loop.time() - looked_at >= self._tick_s:
                 looked_at = loop.time()
-                if await self._begin() != self._known:  # redis-py reconnects without telling us
-                    log.warning("Redis was restarted or emptied; all waiters look again")
+                if await self._begin() != self._known:  # redis-py does not report that it reconnected
+                    log.warning("Redis was restarted or emptied; all waiters read the stored outcomes again")
                     await self._catch_up()
             await self._tell(
                 await self._link.follow(
@@ -158,7 +161,7 @@ class FinishedReader:
             )
 
     async def _begin(self) -> Beginning:
-        """Make an empty Redis ready; answers which Redis this is."""
+        """Prepare an empty Redis, and return which Redis this is."""
         began_ms, run = await self._link.run(scripts.BEGIN)
         return Beginning(began_ms=int(began_ms), run=run.decode())
 
@@ -190,7 +193,7 @@ class FinishedReader:
 
 
 async def stored_outcomes(link: RedisLink, keys: Keys, job_ids: Sequence[str]) -> dict[str, Outcome | None]:
-    """The outcome of each job that is known, None where it is not done; unknown jobs are left out."""
+    """The outcome of each known job, or None if it is not done. Unknown jobs are left out."""
     rows = await link.hash_rows([keys.job(job_id) for job_id in job_ids], "state", "outcome")
     return {
         job_id: unpack_outcome(data) if data else None

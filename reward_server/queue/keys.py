@@ -1,43 +1,46 @@
-"""The keys of the queue: the names that Python uses itself, and what each key holds and for how long.
+"""Defines the keys of the queue in Redis, and describes what each key holds and how long it lives.
 
-All stand under `motion-reward:{profile}:`.
+All keys begin with `motion-reward:{profile}:`. The class has only those that Python uses itself.
 
 Jobs:
-    queue              stream of {job}, with a consumer group that was created at 0. An entry lives until its job is
-                       done, never longer, and is never trimmed
+    queue              stream of {job}, with a consumer group that was created at 0. An entry lives exactly until its
+                       job is done. The stream is not trimmed
     job:<id>           hash: state, entry, attempts, token of the claim, context, cost, times; then the outcome.
-                       Until result_ttl_s after the end; every unfinished job is in `due` and ends when it is due
-    payload:<id>       the clip's bytes. admission.STAGE_S until admitted, then until the end, or a minute past `due`
+                       Lives until result_ttl_s after the end. Every unfinished job is in `due` and ends by then
+    payload:<id>       the clip's bytes. Lives admission.STAGE_S before admission, then until the end of the job, or
+                       until a minute after its time in `due`
     due                sorted set of unfinished jobs by the time they must end: their deadline, else job_ttl_s
-    idempotency:<key>  hash: job, fingerprint. As long as its job
-    finished           stream of {job, number, ...}, wakes waiters; the last 16384, result_ttl_s after the latest
-    run:<run_id>       stream of {job, outcome} in the order they ended (protos/results.py); entries as old as
+    idempotency:<key>  hash: job, fingerprint. Lives as long as its job
+    finished           stream of {job, number, ...} that wakes waiters: the last 16384 entries. Lives result_ttl_s
+                       after the latest entry
+    run:<run_id>       stream of {job, outcome} in the order the jobs ended (protos/results.py). Entries live
                        result_ttl_s
-    group:<n>:<run>:<group>  the discriminator version that judges the group, n: characters of <run>; result_ttl_s
-                       after the group's latest admission
+    group:<n>:<run>:<group>  the discriminator version that scores the group; n is the number of characters of <run>.
+                       Lives result_ttl_s or job_ttl_s, whichever is longer, after the group's latest admission
     base               the version that workers have loaded, by the latest heartbeat
-    dead               stream of {job, attempts, letter}, the last 1024; no lifetime, for people to read
-    depth, counts      hashes of integers: unfinished jobs, cost, bytes; everything counted since `began_ms`, which
-                       tells readers an emptied Redis from the one they knew
-    workers, models    sorted set and hash of live workers; lease_s after a worker's last heartbeat
+    dead               stream of {job, attempts, letter}: the last 1024 entries, without expiry, for people to read
+    depth, counts      hashes of integers: unfinished jobs with their cost and bytes; all counters since `began_ms`.
+                       A new `began_ms` tells readers that Redis was emptied
+    workers, models    sorted set and hash of live workers. A worker counts as live for lease_s after a heartbeat
 
-What a run keeps for its refreshes (run_store.py):
-    clips:<origin>:<run>       hash of job to packed motion, within feature_max_clips and feature_max_bytes, the
-                               oldest make room; feature_ttl_s after the run's latest clip of that origin
+Clips and versions of a run, for its refreshes (run_store.py):
+    clips:<origin>:<run>       hash from job to packed motion, at most feature_max_clips and feature_max_bytes: the
+                               oldest clips are removed first. Lives feature_ttl_s after the run's latest clip of
+                               that origin
     clip-order:<origin>:<run>  list of those jobs, oldest first
-    clip-bytes:<origin>:<run>  their bytes together
-    versions:<run>             list of the run's versions, latest first, versions_kept at most
+    clip-bytes:<origin>:<run>  sum of their bytes
+    versions:<run>             list of the run's versions, latest first, at most versions_kept
     version:<version>          hash: digest, number within its run
-    discriminators:<version>   list of chunks: the file a worker scores with (the average)
-    training:<version>         the same of the weights that are trained further. All four live for version_ttl_s
-                               after the run's latest clip or refresh
+    discriminators:<version>   list of chunks: the file a worker scores with (the averaged weights)
+    training:<version>         the same for the weights that are trained further. All four live version_ttl_s after
+                               the run's latest clip or refresh
 
 Refreshes:
     refresh:<id>       hash: state, run, request, token of the claim, due_ms; then version and response, or code and
-                       message. result_ttl_s after the end or the deadline
-    refreshing:<run>   id of the run's only unfinished refresh; until its end or its deadline
-    refreshes          sorted set of unfinished ids by the end of their lease; as long as the longest of them
-    refresh-news       stream that wakes workers and waiters; a day after the latest entry
+                       message. Lives result_ttl_s after the end or the deadline
+    refreshing:<run>   id of the run's only unfinished refresh. Lives until its end or its deadline
+    refreshes          sorted set of unfinished ids by the end of their lease. Lives as long as the longest of them
+    refresh-news       stream that wakes workers and waiters. Lives a day after the latest entry
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from protos.results import results_key
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """The braces keep a profile's keys in one cluster slot."""
+    """The keys of one profile. The braces in the prefix keep them in one slot of a Redis cluster."""
 
     profile: str
 

@@ -1,7 +1,7 @@
-"""Leases, for jobs and refreshes alike: a claim makes work a worker's, until the lease ends without renewal.
+"""Defines leases of jobs and refreshes: a claim gives work to one worker until its lease ends without renewal.
 
-A worker that is silent for a lease loses its work to another worker. A worker that stops hands its work back, and then
-the attempt does not count. In Redis, lua/shared/lease.lua does both.
+A worker that does not renew its lease loses the work to another worker. A worker that stops hands its work back, and
+then the attempt does not count. The Redis part is lua/shared/lease.lua.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from reward_server.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """A job or a refresh in a worker's hands."""
+    """A job or a refresh that a worker has claimed."""
 
     id: str
     attempts: int  # claims so far, this one included
-    expires_at_s: float  # on time.monotonic(): from then on it can only end as late
+    expires_at_s: float  # on time.monotonic(); after this its result counts as too late
 
     @property
     def is_due(self) -> bool:
-        """Whether its time is up."""
+        """Whether `expires_at_s` has passed."""
         return time.monotonic() >= self.expires_at_s
 
 
 def expiry_s(left_ms: int) -> float:
-    """`Claimed.expires_at_s` of work that has `left_ms` left on Redis's clock."""
+    """`Claimed.expires_at_s` for work that has `left_ms` left by Redis's clock."""
     return time.monotonic() + left_ms / 1000
 
 
 def new_token() -> str:
-    """Names one claim, so that a script that is sent twice counts one attempt."""
+    """A new name for one claim, so that a script that is sent twice counts as one attempt."""
     return uuid.uuid4().hex
 
 
 def lease_ms(settings: Settings) -> int:
-    """How long a worker may be silent, in whole milliseconds."""
+    """The length of a lease in whole milliseconds, at least 1."""
     return max(1, int(settings.lease_s * 1000))
 
 
 def tick_s(settings: Settings) -> float:
-    """How often a process looks for overdue jobs and for an emptied Redis."""
+    """The interval at which a process checks for overdue jobs and for an emptied Redis, at most 1 s."""
     return min(1.0, settings.lease_s)

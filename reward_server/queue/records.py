@@ -1,4 +1,4 @@
-"""What the queue keeps in Redis, as bytes: the messages of the contract, never Python objects."""
+"""Converts values to the bytes that the queue keeps in Redis, and back: the contract's messages, never pickles."""
 
 from __future__ import annotations
 

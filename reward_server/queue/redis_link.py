@@ -1,4 +1,4 @@
-"""How a process reaches its Redis: the pool, the few commands of the queue with our types, failures as our errors."""
+"""Connects a process to Redis: the connection pool, typed commands for the queue, and failures as our errors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from reward_server.queue.scripts import Script
 from reward_server.settings import Settings
 
 ANSWER_S = 15.0  # longest wait for one answer
-BLOCK_MS = 5000  # longest blocking read, well below it
+BLOCK_MS = 5000  # longest blocking read, well below ANSWER_S
 FULL_RETRY_S = 10.0
 NUM_CONNECTIONS = 64
 CHUNK_BYTES = 32 * 1024**2
-PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")  # states that end: disk full, no replica, a long script
+PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")  # temporary: disk full, no replica, a long script
 
 PAUSE_S = (0.05, 2.0)
 AWAY = (NotReady, Overloaded)  # what every call raises while Redis cannot be reached or is full
@@ -44,12 +44,12 @@ class Entry(NamedTuple):
 
 
 def connect(settings: Settings) -> RedisLink:
-    """A link to settings.redis_url; connects at the first command. Raises NotReady without a URL."""
+    """A link to settings.redis_url. It connects at the first command. Raises NotReady if no URL is set."""
     if settings.redis_url is None:
         raise NotReady("no Redis: give --redis-url (MOTION_REWARD_REDIS_URL), or start with `motion-reward serve`")
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
-        max_connections=NUM_CONNECTIONS,  # more callers than that take turns instead of failing
+        max_connections=NUM_CONNECTIONS,  # further callers wait for a connection instead of failing
         timeout=ANSWER_S,
         protocol=2,
         socket_timeout=ANSWER_S,
@@ -61,25 +61,25 @@ def connect(settings: Settings) -> RedisLink:
 
 
 class RedisLink:
-    """Typed commands on one client. All raise NotReady while Redis is unreachable and Overloaded when it is full."""
+    """Typed commands on one client. All raise NotReady while Redis is unreachable, and Overloaded if it is full."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
-        self._redis: Any = redis  # redis-py's own types allow every protocol's answer at once
+        self._redis: Any = redis  # redis-py's own types are unions over the answers of all protocols
         self._prefix = prefix
-        self._scripts: dict[str, Any] = {}  # redis-py's, which send a script's text only where Redis does not have it
+        self._scripts: dict[str, Any] = {}  # of redis-py, which sends a script's text only if Redis does not have it
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def run(self, script: Script, *args: Argument) -> Any:
-        """The script's answer; it gets the prefix of all keys as its key."""
+        """Run a script and return its answer. KEYS[1] is the prefix of all keys."""
         if script.name not in self._scripts:
             self._scripts[script.name] = self._redis.register_script(script.text)
         with _failures():
             return await self._scripts[script.name](keys=[self._prefix], args=args)
 
     async def now_s(self) -> float:
-        """Redis's clock."""
+        """The time of Redis's clock, in seconds since the epoch."""
         with _failures():
             seconds, microseconds = await self._redis.time()
         return float(seconds + microseconds / 1e6)
@@ -98,7 +98,7 @@ class RedisLink:
         return value
 
     async def put_large(self, key: str, value: bytes, *, life_s: int) -> None:
-        """Under a list of chunks, as one string has a limit of 512 MiB; whole or not at all."""
+        """Store a value as a list of chunks, in one transaction. A single string is limited to 512 MiB."""
         chunks = [value[start : start + CHUNK_BYTES] for start in range(0, len(value), CHUNK_BYTES)]
         with _failures():
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -109,19 +109,19 @@ class RedisLink:
                 await pipeline.execute()
 
     async def get_large(self, key: str) -> bytes | None:
-        """What `put_large` put."""
+        """The value stored by `put_large`, or None."""
         with _failures():
             chunks: list[bytes] = await self._redis.lrange(key, 0, -1)
         return b"".join(chunks) if chunks else None
 
     async def list_items(self, key: str, start: int, end: int) -> list[bytes]:
-        """Items from `start` to `end`, both included and from the end if negative."""
+        """Items from `start` to `end`, both included. Negative numbers count from the end."""
         with _failures():
             items: list[bytes] = await self._redis.lrange(key, start, end)
         return items
 
     async def hash_rows(self, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
-        """These fields of each hash, in one round trip."""
+        """The given fields of each hash, in one round trip."""
         if not keys:
             return []
         with _failures():
@@ -132,35 +132,38 @@ class RedisLink:
         return rows
 
     async def hash_numbers(self, key: str) -> dict[str, int]:
-        """A whole hash of integers."""
+        """All fields of a hash of integers."""
         with _failures():
             held = await self._redis.hgetall(key)
         return {name.decode(): int(number) for name, number in held.items()}
 
     async def newest(self, stream: str, count: int) -> list[Entry]:
-        """Newest first."""
+        """The newest entries, newest first."""
         with _failures():
             return _entries(await self._redis.xrevrange(stream, count=count))
 
     async def page(self, stream: str, *, after: str, count: int) -> list[Entry]:
-        """Oldest first, after entry `after` or from the start."""
+        """Entries, oldest first, after the entry `after`, or from the start if it is empty."""
         with _failures():
             return _entries(await self._redis.xrange(stream, min=f"({after}" if after else "-", count=count))
 
     async def follow(self, stream: str, *, after: str, count: int, wait_ms: float) -> list[Entry]:
-        """Entries after `after`; blocks for the first."""
+        """Entries after `after`. Waits at most `wait_ms` (and BLOCK_MS) for the first."""
         with _failures():
             answer = await self._redis.xread({stream: after}, count=count, block=_block(wait_ms))
         return _entries(answer[0][1]) if answer else []
 
     async def read_group(self, stream: str, group: str, consumer: str, *, count: int, wait_ms: float) -> list[Entry]:
-        """New entries for this consumer; blocks for the first. Nothing where the group does not exist."""
+        """New entries for this consumer. Waits at most `wait_ms` (and BLOCK_MS) for the first.
+
+        Empty if the group does not exist.
+        """
         try:
             with _failures():
                 answer = await self._redis.xreadgroup(
                     group, consumer, {stream: ">"}, count=count, block=_block(wait_ms)
                 )
-        except ResponseError as error:  # UNBLOCKED: Redis was emptied while this read waited
+        except ResponseError as error:  # UNBLOCKED: Redis was emptied while this call waited
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             return []
@@ -178,7 +181,7 @@ class RedisLink:
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of a call to Redis, however long Redis is away or full."""
+    """The answer of a call to Redis. Repeats the call as long as Redis is unreachable or full."""
     pause_s = PAUSE_S[0]
     while True:
         try:
@@ -207,20 +210,20 @@ def _entries(answer: Sequence[Any]) -> list[Entry]:
 
 
 def _block(wait_ms: float) -> int | None:
-    """For BLOCK, where 0 would mean for ever and nothing means not at all."""
+    """The value for BLOCK, in ms. 0 would wait for ever, so it becomes None, which does not wait."""
     return min(BLOCK_MS, int(wait_ms)) or None
 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """An unreachable or indisposed Redis becomes NotReady and a full one Overloaded; the rest is our mistake."""
+    """Turn the errors of an unreachable Redis into NotReady and of a full one into Overloaded. Others are bugs."""
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError, ReadOnlyError) as error:
         raise NotReady(f"Redis does not answer ({type(error).__name__}: {error}); try again shortly") from error
     except ResponseError as error:
-        if isinstance(error, OutOfMemoryError) or "OOM" in str(error):  # within a script it has no type of its own
+        if isinstance(error, OutOfMemoryError) or "OOM" in str(error):  # from a script it is a plain ResponseError
             raise Overloaded("Redis is at its memory limit; retry later", retry_after_s=FULL_RETRY_S) from error
         if any(word in str(error) for word in PASSING):
-            raise NotReady(f"Redis takes no commands now ({error}); try again shortly") from error
+            raise NotReady(f"Redis accepts no commands now ({error}); try again shortly") from error
         raise

@@ -1,8 +1,8 @@
-"""Refreshes as work between a door that waits and a worker that trains: admit -> claim -> publish or fail.
+"""Passes refreshes from a waiting door to a worker that trains: admit -> claim -> publish or fail.
 
-`RefreshRequests` is the doors' side, `RefreshWork` the workers'. A refresh is queued, then running, then done. Until
-it is done it is the only one of its run. It is due at its deadline and can publish nothing after it. The guarantees
-are those of jobs: each step is one transaction, a lease ends with its worker's silence, and the first end stays.
+`RefreshRequests` is the doors' side and `RefreshWork` the workers' side. A refresh is queued, then running, then done.
+Until it is done, its run can have no other refresh. After its deadline it cannot publish. The guarantees are those of
+jobs: each step is one transaction, a silent worker loses its lease, and the first end of a refresh is final.
 """
 
 from __future__ import annotations
@@ -35,35 +35,36 @@ from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
 
-LOOK_EVERY_S = 2.0  # should news get lost
-# What a worker may end a refresh with; any other error reaches the caller as RefreshFailed.
+LOOK_EVERY_S = 2.0  # in case news is lost
+# Errors that a worker passes on to the caller as they are. Any other error becomes RefreshFailed.
 PASSED_ON = (RefreshRejected, TooFewClips, NotReady, VersionNotServed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refresh(Claimed):
-    """A claimed refresh: discriminators to train."""
+    """A claimed refresh."""
 
     token: str  # of the claim
     request: RefreshRequest
 
 
 class RefreshRequests:
-    """Part of the doors' side of the queue. Methods raise NotReady while Redis is unreachable."""
+    """The doors' side of refreshes. Methods raise NotReady while Redis is unreachable."""
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._settings = link, settings
         self._news = RefreshNews(link, keys)
 
     async def admit(self, request: RefreshRequest, patience_s: float = math.inf) -> str:
-        """The id of the refresh: a new one, or the one its idempotency key began. It has `patience_s` at most.
+        """Queue a refresh and return its id. An idempotency key that is known gives the id of the earlier refresh.
 
-        Raises UnknownRun, TooFewClips, RefreshRunning and IdempotencyConflict.
+        The refresh may take at most `patience_s`. Raises UnknownRun, TooFewClips, RefreshRunning and
+        IdempotencyConflict.
         """
         limits = self._settings
         life_s = min(patience_s, request.deadline_s or math.inf, limits.refresh_timeout_s)
         refresh_id = _id(request)
-        # How long a caller waits is no part of what it asks for: a retry waits less.
+        # The deadline is not part of the fingerprint, because a retry of the same request has less time left.
         packed = pack_refresh(replace(request, deadline_s=None))
         verdict, *details = await self._link.run(
             scripts.REFRESH_ADMIT,
@@ -76,7 +77,7 @@ class RefreshRequests:
             limits.refresh_min_clips,
         )
         if verdict == b"running":
-            raise RefreshRunning(f"run '{request.run_id}' is being refreshed; wait for that refresh, then ask again")
+            raise RefreshRunning(f"run '{request.run_id}' is being refreshed; wait for that refresh, then try again")
         if verdict == b"conflict":
             raise IdempotencyConflict(
                 f"idempotency key '{request.idempotency_key}' was used for another refresh of run '{request.run_id}'; "
@@ -91,23 +92,23 @@ class RefreshRequests:
         if real + rollouts == 0:
             return UnknownRun(
                 f"no clips of run '{run_id}' are kept; submit clips with this run_id and their origin, and ask for the "
-                f"refresh within {limits.feature_ttl_s} s (feature_ttl_s) of the last"
+                f"refresh within {limits.feature_ttl_s} s (feature_ttl_s) after the last clip"
             )
         return TooFewClips(
             f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs "
-            f"{limits.refresh_min_clips} of each (refresh_min_clips); have more scored first, with their origin"
+            f"{limits.refresh_min_clips} of each (refresh_min_clips); submit more clips with their origin first"
         )
 
     async def response(self, refresh_id: str) -> RefreshResponse:
-        """Wait for its end.
+        """Wait for the end of a refresh.
 
-        Raises DeadlinePassed once it can publish nothing any more, and RefreshError leaves for why it failed.
+        Raises DeadlinePassed if it did not publish before its deadline, and the error with which it failed otherwise.
         """
         cursor = await self._news.newest()
         while True:
             found = await self._link.run(scripts.REFRESH_LOOK, refresh_id)
             if not found:
-                raise NotReady("Redis lost the refresh; ask again")
+                raise NotReady("Redis lost the refresh; try again")
             state, left_ms, version, response, code, message = found
             if version:
                 return unpack_refreshed(response)
@@ -115,14 +116,14 @@ class RefreshRequests:
                 raise _error(code.decode(), message.decode())
             if left_ms <= 0:
                 raise DeadlinePassed(
-                    "the refresh did not end in time and published nothing; allow more seconds, in the request and in "
-                    f"refresh_timeout_s ({self._settings.refresh_timeout_s:g}), or ask for fewer steps"
+                    "the refresh did not end in time and published nothing; allow more time in the request and in "
+                    f"refresh_timeout_s (now {self._settings.refresh_timeout_s:g} s), or ask for fewer steps"
                 )
             cursor = await self._news.wait(cursor, min(left_ms / 1000, LOOK_EVERY_S))
 
 
 class RefreshWork:
-    """Part of the workers' side of the queue. Methods raise NotReady while Redis is unreachable."""
+    """The workers' side of refreshes. Methods raise NotReady while Redis is unreachable."""
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._settings = link, settings
@@ -130,11 +131,14 @@ class RefreshWork:
         self._news = RefreshNews(link, keys)
 
     async def wait(self, cursor: str, timeout_s: float) -> str:
-        """Until something happens to some refresh, or the time is up; the cursor to wait with next, at first ""."""
+        """Wait until any refresh changes, or `timeout_s` is over.
+
+        Returns the cursor for the next call. The first call takes "".
+        """
         return await self._news.wait(cursor or await self._news.newest(), timeout_s)
 
     async def claim(self) -> Refresh | None:
-        """The oldest that nobody works on."""
+        """Claim the oldest refresh that no worker holds, or None."""
         token = new_token()
         row = await self._link.run(scripts.REFRESH_CLAIM, token, self._lease_ms)
         if not row:
@@ -149,17 +153,18 @@ class RefreshWork:
         )
 
     async def renew(self, refresh: Refresh) -> bool:
-        """Whether it is still the claimer's to end."""
+        """Renew the lease. False if the refresh was taken over, is done or is due."""
         return bool(await self._link.run(scripts.REFRESH_RENEW, refresh.id, refresh.token, self._lease_ms))
 
     async def hand_back(self, refresh: Refresh) -> None:
-        """Give it up unfinished: another worker may have it at once, with no attempt counted."""
+        """Give the refresh back unfinished. Another worker can claim it at once, and the attempt does not count."""
         await self._link.run(scripts.REFRESH_HAND_BACK, refresh.id, refresh.token)
 
     async def publish(self, refresh: Refresh, version: Version, response: RefreshResponse) -> bool:
-        """Make the staged version the run's latest, and end the refresh with it, in one transaction.
+        """Make the staged version the run's latest and end the refresh, in one transaction.
 
-        False if it came too late or was taken over: then nothing changed. Raises NotReady if it is not staged.
+        False if the refresh is due or was taken over. Then nothing changed. Raises NotReady if the version's files are
+        not staged.
         """
         limits = self._settings
         published = await self._link.run(
@@ -178,32 +183,32 @@ class RefreshWork:
         return bool(published)
 
     async def fail(self, refresh: Refresh, error: RewardServerError) -> None:
-        """End it without a version."""
+        """End the refresh with an error and without a version."""
         keep_s = self._settings.result_ttl_s
         await self._link.run(scripts.REFRESH_FAIL, refresh.id, refresh.token, error.code, str(error), keep_s)
 
 
 class RefreshNews:
-    """The stream that tells workers and doors that something happened to some refresh."""
+    """The stream that tells workers and doors that a refresh changed."""
 
     def __init__(self, link: RedisLink, keys: Keys) -> None:
         self._link, self._stream = link, keys.refresh_news
 
     async def newest(self) -> str:
-        """The cursor to wait with for what comes from now on."""
+        """The cursor for waiting for news from now on."""
         newest = await self._link.newest(self._stream, 1)
         return newest[0].id if newest else "0-0"
 
     async def wait(self, cursor: str, timeout_s: float) -> str:
-        """The cursor after the news, or `cursor` when the time is up without any."""
+        """Wait for news. Returns the cursor after it, or `cursor` if there was none within `timeout_s`."""
         entries = await self._link.follow(self._stream, after=cursor, count=64, wait_ms=timeout_s * 1000)
         if not entries:
-            await asyncio.sleep(0)  # a wait of no time at all must still let others run
+            await asyncio.sleep(0)  # let other tasks run even if timeout_s is 0
         return entries[-1].id if entries else cursor
 
 
 def _id(request: RefreshRequest) -> str:
-    """The same for the same run and key; without a key every refresh is another one."""
+    """The id of a refresh: the same for the same run and key, or a new one without a key."""
     if not request.idempotency_key:
         return uuid.uuid4().hex
     named = f"{len(request.run_id)}:{request.run_id}{request.idempotency_key}"
@@ -211,6 +216,6 @@ def _id(request: RefreshRequest) -> str:
 
 
 def _error(code: str, message: str) -> RewardServerError:
-    """What a worker ended a refresh with, as it was raised there."""
+    """The error with which a worker ended a refresh."""
     kinds: dict[str, type[RewardServerError]] = {kind.code: kind for kind in PASSED_ON}
     return kinds.get(code, RefreshFailed)(message)

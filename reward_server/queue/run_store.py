@@ -1,7 +1,7 @@
-"""What Redis keeps of a training run for its refreshes: recent clips' motion, and discriminator versions.
+"""Stores in Redis what a training run needs for refreshes: the motion of recent clips, and discriminator versions.
 
-A worker puts the packed motion of a scored clip here before it settles the job, so that whoever has the
-outcomes of a buffer can have it refreshed. Keys and their lifetimes: keys.py.
+A worker stores the packed motion of a scored clip before it settles the job. A caller who has all
+outcomes of a buffer can therefore ask for a refresh at once. Keys and their lifetimes are in keys.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Version:
 
 
 class RunStore:
-    """Part of both sides of the queue. Methods raise NotReady while Redis is unreachable."""
+    """The runs' clips and versions. Both sides of the queue have one. Methods raise NotReady without Redis."""
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._keys, self._settings = link, keys, settings
 
     async def keep_clip(self, run_id: str, origin: Origin, job_id: str, packed: bytes) -> None:
-        """Add a clip to what a refresh of the run trains on; once, however often it is called."""
+        """Add a clip to those that a refresh of the run trains on. A second call for the same job changes nothing."""
         limits = self._settings
         await self._link.run(
             scripts.KEEP_CLIP,
@@ -50,18 +50,18 @@ class RunStore:
         )
 
     async def clips(self, run_id: str, origin: Origin, newest: int = 0) -> list[bytes]:
-        """Packed motion of the run's clips, oldest first; of the `newest` so many, 0: of all that are kept."""
+        """Packed motion of the run's `newest` newest clips, oldest first. 0 means all that are kept."""
         order = await self._link.list_items(self._keys.clip_order(origin.value, run_id), -newest, -1)
         jobs = [job.decode() for job in order]
         clips = []
-        for start in range(0, len(jobs), READ_CLIPS):  # in parts, to let others have their answers in between
+        for start in range(0, len(jobs), READ_CLIPS):  # in parts, so that Redis can answer others in between
             names = jobs[start : start + READ_CLIPS]
             [row] = await self._link.hash_rows([self._keys.clips(origin.value, run_id)], *names)
             clips += [packed for packed in row if packed]
         return clips
 
     async def latest(self, run_id: str) -> Version | None:
-        """None before the run's first refresh."""
+        """The run's latest version. None before its first refresh."""
         names = await self._link.list_items(self._keys.versions(run_id), 0, 0) if run_id else []
         if not names:
             return None
@@ -72,23 +72,28 @@ class RunStore:
         return Version(name=name, digest=digest.decode(), number=int(number))
 
     async def discriminators(self, version: str) -> bytes:
-        """The file of a version's discriminators. Raises VersionNotServed when it is not kept."""
+        """The file of a version's discriminators. Raises VersionNotServed if it is not kept."""
         data = await self._link.get_large(self._keys.discriminators(version))
         if data is None:
             raise VersionNotServed(
-                f"discriminator version '{version}' is not served: it never was, or its run has gone on by "
-                f"{self._settings.versions_kept} versions (versions_kept); pin a later one, or leave the pin out"
+                f"discriminator version '{version}' is not kept: it never existed, it has expired, or it is not among "
+                f"the {self._settings.versions_kept} latest of its run (versions_kept); pin a later one, or pin none"
             )
         return data
 
     async def training(self, version: str) -> bytes:
-        """The weights a version is trained further from. Raises RefreshFailed when they are not kept."""
+        """The weights from which a version is trained further. Raises RefreshFailed if they are not kept."""
         data = await self._link.get_large(self._keys.training(version))
         if data is None:
-            raise RefreshFailed(f"version '{version}' has lost its training weights; see whether Redis evicts keys")
+            raise RefreshFailed(
+                f"the training weights of version '{version}' are gone from Redis; check that it is set to noeviction"
+            )
         return data
 
     async def stage(self, version: str, discriminators: bytes, training: bytes) -> None:
-        """Put a candidate's files where `RefreshWork.publish` makes them the run's latest version."""
+        """Store a candidate's files. `RefreshWork.publish` then makes them the run's latest version.
+
+        Files that are not published within STAGE_S seconds expire.
+        """
         await self._link.put_large(self._keys.discriminators(version), discriminators, life_s=STAGE_S)
         await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)

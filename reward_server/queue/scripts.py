@@ -1,9 +1,10 @@
-"""The steps of the queue as Lua: each script in `lua/` is one transaction, named here with the functions it uses.
+"""Loads the Lua scripts of the queue, and lists each with the shared functions it uses. A script is one transaction.
 
-A connection can break after a command was run and before its answer came, and redis-py then sends the command again.
-So every script may run twice without doing more: callers make job ids and claim tokens, and a script looks before it
-writes. Redis keeps the only clock (leases, deadlines, lifetimes), so machines need not agree on the time. The scripts
-use commands of Redis 6.2 at most. Arguments and answers stand at the head of each file, keys and lifetimes in keys.py.
+A connection can break after a command has run and before its answer has come. redis-py then sends the command again.
+A script that runs twice must therefore change nothing the second time. Callers choose job ids and claim tokens for
+this, and a script checks them before it writes. Leases, deadlines and lifetimes use only Redis's clock, so machines
+need not agree on the time. The scripts need Redis 6.2. Each file begins with its arguments and answers. Keys and their
+lifetimes are in keys.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FOLDER = files("reward_server.queue") / "lua"
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What Redis runs, and the files of `lua/` that it is made of."""
+    """A script's text, and the files in `lua/` that it is made of."""
 
     name: str
     parts: tuple[str, ...]
@@ -25,7 +26,7 @@ class Script:
 
 
 def script(name: str, *shared: str) -> Script:
-    """The group's name, the prelude, the shared functions in this order, and the step itself."""
+    """Put a script together: the group's name, the prelude, the shared functions in this order, the script's file."""
     parts = ("prelude.lua", *(f"shared/{function}.lua" for function in shared), f"{name}.lua")
     texts = [FOLDER.joinpath(part).read_text(encoding="utf-8") for part in parts]
     return Script(name=name, parts=parts, text="\n".join([f"local group = '{GROUP}'\n", *texts]))
@@ -41,12 +42,12 @@ HAND_BACK = script("hand_back", "stream", "lease")
 FINISH = script("finish", "stream", "settle")
 OVERDUE = script("overdue")
 
-# The workers that live, and the models they serve.
+# Live workers, and the models they serve.
 ANNOUNCE = script("announce", "stream", "forget")
 LEAVE = script("leave", "stream", "forget")
 MODELS = script("models")
 
-# What a run keeps for its refreshes, and a refresh from admission to its new version.
+# Clips that a run keeps for its refreshes, and a refresh from admission to its new version.
 KEEP_CLIP = script("keep_clip", "renew_versions")
 REFRESH_ADMIT = script("refresh_admit", "refresh")
 REFRESH_LOOK = script("refresh_look")

@@ -1,7 +1,7 @@
-"""The workers' side of the queue: claim -> payload -> renew -> finish, or hand back; heartbeats.
+"""Implements the workers' side of the queue: claim -> payload -> renew -> finish or hand back, and heartbeats.
 
-A claim is a lease (lease.py): a worker that is silent for one loses its jobs to another. A job over which too many
-workers died ends as failed and goes to the dead-letter stream.
+A claim is a lease (lease.py): a worker that does not renew it loses its jobs to another. A job that was held by too
+many workers when they died ends as failed and is added to the dead-letter stream.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ class Job(Claimed):
     queue_ms: float
     media: Media
     context: Context
-    version: str  # of the discriminators that must judge it; empty: those the worker has loaded
+    version: str  # of the discriminators that must score it; empty: those the worker has loaded
 
     @property
     def suspect(self) -> bool:
-        """Whether a worker died while it held this job. It is then scored alone, so that it takes no others with it."""
+        """Whether a worker died while it held this job. The job then runs alone, so that a crash loses no other job."""
         return self.attempts > 1
 
 
 class WorkerQueue:
-    """One per worker: `open` it, and `close` it at the end. Methods raise NotReady while Redis is unreachable."""
+    """The queue of one worker. `open` it first and `close` it at the end.
+
+    Methods raise NotReady while Redis is unreachable.
+    """
 
     def __init__(self, link: RedisLink, settings: Settings) -> None:
         self._link, self._settings = link, settings
@@ -51,24 +54,25 @@ class WorkerQueue:
         self.refreshes = RefreshWork(link, self._keys, settings)
 
     async def open(self) -> None:
-        """End overdue jobs from now on. Does not wait for Redis: it may come later."""
+        """Start to end overdue jobs. This does not wait for Redis, which may start later."""
         self._sweep.start()
 
     async def close(self) -> None:
-        """Stop that, and close the connections to Redis."""
+        """Stop ending overdue jobs, and close the connections to Redis."""
         await self._sweep.stop()
         await self._link.close()
 
     async def claim(self, worker_id: str, *, count: int, wait_ms: float, abandoned: bool = True) -> list[Job]:
-        """Up to `count` jobs; blocks at most `wait_ms` (5 s at most) for the first.
+        """Claim up to `count` jobs. Waits at most `wait_ms` (limited to 5 s) for the first.
 
-        A job whose worker fell silent comes first, and alone. Jobs that are overdue or out of attempts end here.
+        With `abandoned`, a job whose worker has fallen silent comes first, and alone. Jobs that are overdue or out of
+        attempts end here and are not returned.
         """
         if abandoned and (job := await self._claim_abandoned(worker_id)):
             return [job]
         entries = await self._link.read_group(self._keys.queue, scripts.GROUP, worker_id, count=count, wait_ms=wait_ms)
         if not entries:
-            await self._link.run(scripts.BEGIN)  # a new or emptied Redis has no group yet
+            await self._link.run(scripts.BEGIN)  # in case Redis is new or was emptied, and has no group
             return []
         pairs = (part for entry in entries for part in (entry.id, entry.fields["job"]))
         rows = await self._link.run(scripts.CLAIM, new_token(), *pairs)
@@ -76,37 +80,40 @@ class WorkerQueue:
         return [job for job in jobs if job]
 
     async def abandoned(self) -> bool:
-        """Whether a job waits whose worker has been silent for a lease."""
+        """Whether there is a job whose worker has not renewed its lease."""
         return await self._link.has_silent(self._keys.queue, scripts.GROUP, idle_ms=lease_ms(self._settings))
 
     async def payload(self, job: Job) -> bytes:
-        """The clip's bytes. Raises ScoringFailed when they are gone."""
+        """The clip's bytes. Raises ScoringFailed if they are gone."""
         payload = await self._link.get(self._keys.payload(job.id))
         if payload is None:
             raise ScoringFailed(f"the payload of job {job.id} is gone from Redis; submit the clip again")
         return payload
 
     async def renew(self, worker_id: str, jobs: Sequence[Job]) -> set[str]:
-        """Begin their leases anew; returns the ids still held. The others were taken over, or have ended."""
+        """Renew the leases and return the ids still held. The other jobs were taken over or have ended."""
         kept = set(await self._link.run(scripts.RENEW, worker_id, *(job.entry for job in jobs)) if jobs else ())
         return {job.id for job in jobs if job.entry.encode() in kept}
 
     async def finish(self, job: Job, outcome: Outcome, *, batch: int = 0) -> bool:
-        """Settle the job; False if it had an outcome already, which then stays. `batch`: clips scored together."""
+        """Store the job's outcome. False if it already had one, which then stays. `batch`: clips scored together."""
         return await self._endings.settle(job.id, outcome, batch=batch)
 
     async def hand_back(self, worker_id: str, jobs: Sequence[Job]) -> int:
-        """Give up jobs unfinished: others get them at once, with no attempt counted. Returns how many were held."""
+        """Give jobs back unfinished. Others can claim them at once, and the attempt does not count.
+
+        Returns how many of them this worker still held.
+        """
         pairs = (part for job in jobs for part in (job.entry, job.id))
         return int(await self._link.run(scripts.HAND_BACK, worker_id, *pairs)) if jobs else 0
 
     async def announce(self, worker_id: str, model: Model) -> None:
-        """Heartbeat: for a lease from now on this worker lives and serves `model`."""
+        """Send a heartbeat: this worker is alive for the length of a lease, and serves `model`."""
         life_ms, version = lease_ms(self._settings), model.discriminator_version
         await self._link.run(scripts.ANNOUNCE, worker_id, pack_model(model), life_ms, version)
 
     async def leave(self, worker_id: str) -> None:
-        """This worker will not come back."""
+        """Remove this worker from the live ones, because it ends."""
         await self._link.run(scripts.LEAVE, worker_id)
 
     async def _claim_abandoned(self, worker_id: str) -> Job | None:
@@ -116,14 +123,14 @@ class WorkerQueue:
         return None
 
     async def _viable(self, job: Job) -> Job | None:
-        """The job, unless it must end without being scored."""
+        """The job, or None if it is overdue or out of attempts. Then it ends here."""
         if job.is_due:
             await self.finish(job, late_outcome(job.id, job.context, self._settings))
             return None
         if job.attempts > self._settings.max_attempts:
             died = AttemptsExhausted(
-                f"{self._settings.max_attempts} workers died over job {job.id}; it is on the dead-letter stream. "
-                "Score the clip alone with `motion-reward score` to see what it does"
+                f"{self._settings.max_attempts} workers (max_attempts) died while they held job {job.id}; it is on the "
+                "dead-letter stream; score the clip alone with `motion-reward score` to find out why"
             )
             await self._endings.settle(job.id, error_outcome(job.id, died, job.context), letter=str(died))
             return None
@@ -131,7 +138,7 @@ class WorkerQueue:
 
 
 def _job(row: Sequence[Any]) -> Job:
-    """From a row of lua/shared/start.lua."""
+    """The job in a row of lua/shared/start.lua."""
     entry, job_id, attempts, queue_ms, left_ms, media, context, version = row
     return Job(
         id=job_id.decode(),

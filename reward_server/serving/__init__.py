@@ -1,4 +1,4 @@
-"""Starting and ending processes: the server, its workers, a private Redis, signals.
+"""Starts and ends processes: the server, its workers and a private Redis. Handles signals.
 
-What the processes do stands in `doors` and `worker`.
+The code that these processes run is in `doors` and `worker`.
 """

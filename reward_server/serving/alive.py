@@ -1,7 +1,7 @@
-"""`python -m reward_server.serving.alive`: a container's health check. Exit code 0 if a worker of this host is alive.
+"""Checks a container's health: `python -m reward_server.serving.alive` exits with 0 if a worker of this host is alive.
 
-A worker announces itself once its weights are loaded, then three times per lease (worker.py); ids begin with the
-host's name. The doors are asked at /readyz instead.
+A worker sends a heartbeat once its weights are loaded, and then three times per lease (worker.py). Worker ids begin
+with the host's name. For the doors, check /readyz instead.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def live_workers(settings: Settings, host: str) -> list[str]:
 
 
 def main() -> None:
-    """Exit code 0 if one beats; else 1, with the reason on the standard error."""
+    """Exit with 0 if a worker is alive, otherwise with 1 and the reason on standard error."""
     settings, host = Settings.model_validate({}), socket.gethostname()  # from the environment alone
     if settings.redis_url is None:
-        sys.exit("no Redis to ask: set MOTION_REWARD_REDIS_URL")
+        sys.exit("no Redis URL is set; set MOTION_REWARD_REDIS_URL")
     try:
         alive = live_workers(settings, host)
     except RedisError as error:
         sys.exit(f"Redis does not answer: {error}")
     if not alive:
-        sys.exit(f"no worker of {host} beats: it loads its weights, or hangs; see its log")
+        sys.exit(f"no worker of {host} has sent a heartbeat lately: it loads its weights or hangs; see its log")
     print(*alive)
 
 

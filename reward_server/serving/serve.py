@@ -1,8 +1,9 @@
-"""`motion-reward serve` and `worker`: what is started, in which order, and how it ends.
+"""Runs `motion-reward serve` and `motion-reward worker`: starts the parts in order and ends them in reverse.
 
-Load first, then open the doors: take the addresses, start Redis and the workers, wait until one has
-its weights, then serve. SIGTERM or Ctrl-C drains in the reverse order: doors shut to new requests,
-those under way are answered, workers finish or hand back, Redis ends. A second signal does not wait.
+The server starts Redis, takes its addresses, starts the workers, waits until one has loaded its
+weights, and then serves. SIGTERM or Ctrl-C starts the drain: the doors refuse new requests, running
+requests are answered, workers finish or hand back their jobs, Redis ends. A second signal ends the
+waiting.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ log = structlog.get_logger("serve")
 
 
 def run_server(settings: Settings, num_workers: int) -> None:
-    """Serve until a signal. Raises NotReady if the workers cannot start, OSError if an address is taken."""
+    """Serve until a signal comes. Raises NotReady if the workers cannot start, OSError if an address is taken."""
     logs.configure(settings.log_level)
     asyncio.run(serve(settings, num_workers))
 
 
 def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) -> None:
-    """Work until a signal, in this process if it is one worker; with `end_with_parent` until standard input ends.
+    """Run workers until a signal comes. With `end_with_parent`, also until standard input ends.
 
-    Raises NotReady if one worker in this process has no weights.
+    A single worker runs in this process, and NotReady is raised if it has no weights. More run in processes of their
+    own.
     """
     logs.configure(settings.log_level)
     if end_with_parent:
@@ -49,14 +51,14 @@ def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) 
     if num_workers > 1:
         asyncio.run(keep_workers(settings, num_workers))
         return
-    from reward_server.worker.scoring import load_scorer  # noqa: PLC0415 - torch stays out of the doors
+    from reward_server.worker.scoring import load_scorer  # noqa: PLC0415 - the doors must not import torch
 
-    scorer = load_scorer(settings)  # a signal that comes meanwhile ends the process at once: there is nothing to drain
+    scorer = load_scorer(settings)  # a signal ends the process at once meanwhile: there is nothing to drain yet
     asyncio.run(work(settings, scorer))
 
 
 async def work(settings: Settings, scorer: Scorer) -> None:
-    """One worker in this process, until a signal and through its drain."""
+    """Run one worker in this process until a signal comes and it has drained."""
     from reward_server.worker.worker import run_worker  # noqa: PLC0415
 
     stop = Stop()
@@ -65,7 +67,7 @@ async def work(settings: Settings, scorer: Scorer) -> None:
 
 
 async def keep_workers(settings: Settings, num_workers: int) -> None:
-    """Worker processes without doors, from start to end."""
+    """Run worker processes without doors, from start to end."""
     stop = Stop()
     with stop.on_signals():
         workers = WorkerProcesses(settings, num_workers, stop.hurry)
@@ -75,7 +77,7 @@ async def keep_workers(settings: Settings, num_workers: int) -> None:
 
 
 async def serve(settings: Settings, num_workers: int) -> None:
-    """The whole server, from start to end."""
+    """Run the whole server, from start to end."""
     stop = Stop()
     async with AsyncExitStack() as stack:
         stack.enter_context(stop.on_signals())
@@ -90,7 +92,7 @@ async def serve(settings: Settings, num_workers: int) -> None:
         workers = WorkerProcesses(settings, num_workers, stop.hurry)
         workers.start()
         stack.push_async_callback(workers.stop)
-        stack.push_async_callback(_close, http, grpc, 0.0)  # also where we never got to open them
+        stack.push_async_callback(_close, http, grpc, 0.0)  # also if they were never started
         if num_workers and not await _workers_ready(service, workers, stop):
             return
         await asyncio.gather(http.start(), grpc.start())
@@ -106,9 +108,9 @@ async def _close(http: HttpDoor, grpc: GrpcDoor, grace_s: float) -> None:
 
 
 async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> Settings:
-    """The settings with a Redis in them: the given one, or a private one that lives as long as `stack`.
+    """The settings with the URL of a Redis: the given one, or a private one that runs until `stack` ends.
 
-    A private one that dies and cannot be started again is the end of everything: then the server stops with it.
+    If a private Redis dies and cannot be started again, the server stops too.
     """
     if settings.redis_url is not None:
         return settings
@@ -122,7 +124,7 @@ async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> 
 
 
 async def _workers_ready(service: Service, workers: WorkerProcesses, stop: Stop) -> bool:
-    """Whether a worker has its weights; False if a signal came first. Raises NotReady if one dies of its start."""
+    """Wait until a worker is ready. False if a signal came first. Raises NotReady if a worker dies while it starts."""
     while not stop.asked.is_set():
         if (await service.readiness()).ready:
             return True

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C as events to wait for, for the server and for a worker.
+"""Turns SIGTERM and Ctrl-C into events to wait for, for the server and for a worker.
 
-This is the only place that handles signals: what a process runs is given the event that stops it.
+Signals are handled only here. Other code gets the event that stops it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Stop:
         (self.hurry if self.asked.is_set() else self.asked).set()
 
     def if_failed(self, task: asyncio.Task[Any]) -> None:
-        """For a task's end: if it has failed, stop at once, and let `check` raise its error."""
+        """A task's done callback: if the task failed, stop at once. `check` then raises its error."""
         if not task.cancelled() and (error := task.exception()):
             self._failure = error
             self.asked.set()
             self.hurry.set()
 
     def check(self) -> None:
-        """Raises the error of the task that failed."""
+        """Raise the error of the task that failed, if one did."""
         if self._failure:
             raise self._failure
 

@@ -1,7 +1,7 @@
-"""Worker processes beside the doors, so that scoring never holds up an answer: started, restarted, ended.
+"""Starts, restarts and ends worker processes. They are apart from the doors, so that scoring never delays an answer.
 
-A worker that dies is started again after a pause that doubles while it keeps dying. Each watches a
-pipe from this process and ends itself when this process is gone, however it went.
+A worker that dies is started again after a pause, which doubles while it keeps dying. Each worker
+watches a pipe from this process and ends when this process is gone, however that ended.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from reward_server.settings import PREFIX, Settings
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-CALM_S = 60.0  # a worker that lived this long was not dying of its start
-KILL_S = 5.0  # past the drain, before SIGKILL
+CALM_S = 60.0  # a worker that lived this long did not die while starting, so the pause is short again
+KILL_S = 5.0  # after the drain, before SIGKILL
 
 log = structlog.get_logger("workers")
 
 
 class WorkerProcesses:
-    """`num` workers kept alive from `start` to `stop`; once `hurry` is set, `stop` does not wait for their drain."""
+    """Keeps `num` workers alive from `start` to `stop`. Once `hurry` is set, `stop` does not wait for their drain."""
 
     def __init__(self, settings: Settings, num: int, hurry: asyncio.Event) -> None:
         self._environment = worker_environment(settings)
@@ -43,7 +43,7 @@ class WorkerProcesses:
         self._tasks = [asyncio.create_task(self._keep(index), name=f"worker-{index}") for index in range(self._num)]
 
     async def stop(self) -> None:
-        """SIGTERM to all; they have the drain time to finish or hand back what they hold."""
+        """Send SIGTERM to all. They have settings.drain_s to finish their jobs or hand them back."""
         self._stopping.set()
         await asyncio.gather(*self._tasks)
 
@@ -61,12 +61,12 @@ class WorkerProcesses:
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     async def _run_one(self) -> int:
-        """From start to end of one process; its exit code."""
+        """Run one process from start to end and return its exit code."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "reward_server", "worker", "--end-with-stdin"),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end the workers in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the workers in order
         )
         ended = asyncio.create_task(process.wait())
         try:
@@ -81,14 +81,14 @@ class WorkerProcesses:
 
 
 async def _first(ended: asyncio.Task[int], other: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> None:
-    """Wait until either is over."""
+    """Wait until one of the two is over, or `timeout_s` has passed."""
     waiting = asyncio.create_task(other)
     await asyncio.wait({ended, waiting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 
 def worker_environment(settings: Settings) -> Mapping[str, str]:
-    """Our own environment with every setting that was given, so that the worker reads the same ones."""
+    """This process's environment with every setting that was given, so that the worker reads the same settings."""
     given = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if settings.redis_url is not None:
         given["redis_url"] = settings.redis_url.get_secret_value()
@@ -96,7 +96,7 @@ def worker_environment(settings: Settings) -> Mapping[str, str]:
 
 
 def end_with_stdin() -> None:
-    """SIGTERM to this process once its standard input ends, that is, once its parent is gone."""
+    """Send SIGTERM to this process once its standard input ends, which means that its parent is gone."""
 
     def watch() -> None:
         while os.read(0, 1024):

@@ -1,4 +1,4 @@
-"""A worker: claims jobs, decodes, scores in batches, trains a run's discriminators when asked.
+"""Runs a worker: it claims jobs, decodes clips, scores them in batches, and trains a run's discriminators on request.
 
-What it scores with is a `scorer.Scorer`; what Redis keeps stands in `queue`.
+It scores with a `scorer.Scorer`. The queue in Redis is in `queue`.
 """

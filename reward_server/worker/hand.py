@@ -1,4 +1,4 @@
-"""The jobs a worker has in hand, from claim to finish, and the choice of the next batch among them."""
+"""Keeps the jobs that a worker holds, from claim to finish, and chooses the next batch among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reward_server.scorer import Prepared
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ready:
-    """A job whose clip is decoded, and the discriminator version that will judge it."""
+    """A job whose clip is decoded, and the discriminator version that will score it. "" is the loaded version."""
 
     job: Job
     prepared: Prepared
@@ -25,12 +25,12 @@ class Ready:
 
 
 class Hand:
-    """The jobs in hand: what is not in `jobs` any more was taken over, or has ended, and is not worked on."""
+    """The jobs that a worker holds. A job that is no longer in `jobs` has ended or was taken over."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
-        self.unscored: set[str] = set()  # of them, those whose batch has not begun
-        self.ready: list[Ready] = []  # of these, those that are decoded, oldest first
+        self.unscored: set[str] = set()  # ids of the jobs whose batch has not begun
+        self.ready: list[Ready] = []  # unscored jobs that are decoded, oldest first
         self._moved = asyncio.Event()
 
     def take(self, job: Job) -> None:
@@ -44,7 +44,7 @@ class Hand:
         self.move()
 
     def move(self) -> None:
-        """Something changed: let everyone in `until` look."""
+        """Report a change: everyone who waits in `until` checks again."""
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
@@ -53,14 +53,18 @@ class Hand:
         self.move()
 
     async def until(self, holds: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Wait until it holds, or for at most `timeout_s`."""
+        """Wait until `holds` returns True, or for at most `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not holds():
                     await self._moved.wait()
 
     def next_batch(self, max_jobs: int, max_cost: float) -> list[Ready]:
-        """The oldest ready clip and those of its version and shape, within `max_cost` unless it alone is over."""
+        """Take the next batch: the oldest ready clip, and others of the same version and shape.
+
+        The batch has at most `max_jobs` clips and at most `max_cost` in total. A single clip over `max_cost` is still
+        taken, alone.
+        """
         batch: list[Ready] = []
         for item in self.ready:
             same = not batch or item.kind == batch[0].kind

@@ -1,6 +1,6 @@
-"""A refresh's training, in a thread of its own: the run's clips and weights -> train -> judge -> the version's files.
+"""Trains a refresh in a thread: the run's clips and weights -> train -> check -> the files of the new version.
 
-`refresher.py` brings what it begins with and publishes what it makes. Training stops within a step when it must.
+`refresher.py` loads the clips and weights and publishes the result. Training can be stopped before each step.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = structlog.get_logger("refresh")
 
 
 class Halted(Exception):
-    """The refresh is not ours any more, or the worker ends."""
+    """The refresh was stopped: another worker took it over, it is due, or this worker ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a refresh begins with; files are None where the run goes out from the loaded discriminators."""
+    """The clips and weights of a refresh. The files are None for a run that starts from the loaded discriminators."""
 
     began_s: float  # on time.monotonic()
     previous: Version | None
@@ -47,7 +47,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A version that is ready to be published: its name, its two files and what is told of it."""
+    """A version that is ready to be published: its name, its two files and the response for the caller."""
 
     version: Version
     discriminators: bytes
@@ -56,13 +56,16 @@ class Made:
 
 
 class RefreshTraining:
-    """What a refresh does in its thread."""
+    """The part of a refresh that runs in a thread."""
 
     def __init__(self, scorer: Scorer, settings: Settings) -> None:
         self._scorer, self._settings = scorer, settings
 
     def train(self, refresh: Refresh, start: Start, halt: threading.Event) -> Made:
-        """A version that passed the gate. Raises Halted within a step once `halt` is set or the refresh is due."""
+        """Train and return a version that passed `check_candidate`.
+
+        Raises Halted before the next step once `halt` is set or the refresh is due. Raises RefreshRejected.
+        """
         from reward_server.profiles.run_clips import read_clip  # noqa: PLC0415
         from reward_server.training.adversarial import Buffers, refresh_discriminators  # noqa: PLC0415 - torch
 
@@ -112,7 +115,7 @@ class RefreshTraining:
         )
 
     def _file(self, version: str, weights: Weights) -> bytes:
-        """In single precision: a step may be smaller than half precision can tell."""
+        """The weights as a file, in single precision, because half precision would round small steps away."""
         from reward_server.profiles.discriminators import pack_discriminators  # noqa: PLC0415 - torch
 
         return pack_discriminators(
@@ -124,26 +127,27 @@ class RefreshTraining:
 
 
 def check_candidate(candidate: Candidate) -> None:
-    """The gate: the one place where a candidate is judged before it may serve. Raises RefreshRejected.
+    """Check a candidate before it may serve. Raises RefreshRejected if a weight is not finite.
 
-    Losses and held-out logits are known to be finite by now; what remains is every weight. Demands on the held-out
-    figures of `candidate.report`, and on drift, belong here.
+    Losses and held-out logits have been checked during training. Further conditions, such as limits on the held-out
+    figures of `candidate.report` or on drift, belong here.
     """
     for kind, weights in (("averaged", candidate.average), ("trained", candidate.training)):
         for discriminator, state in weights.items():
             if bad := [name for name, value in state.items() if not bool(value.isfinite().all())]:
                 raise RefreshRejected(
-                    f"{kind} weights of the {discriminator} discriminator are not finite: {', '.join(bad)[:200]}"
+                    f"{kind} weights of the {discriminator} discriminator are not finite: {', '.join(bad)[:200]}; "
+                    "try a lower learning_rate or fewer steps"
                 )
 
 
 def version_name(base: str, run_id: str, number: int, weights: str) -> str:
-    """`base+run.number-weights`: the weights' digits keep names apart even where Redis has lost its count."""
+    """The name `base+run.number-weights`. `weights` keeps names distinct if Redis lost its data and numbers repeat."""
     return f"{base}+{run_id[:RUN_LABEL]}.{number}-{weights}"
 
 
 class _Progress:
-    """Called before each step: reports now and then, and stops what must stop."""
+    """Called before each step: logs every REPORT_EVERY_S, and raises Halted if the refresh must stop."""
 
     def __init__(self, refresh: Refresh, halt: threading.Event) -> None:
         self._refresh, self._halt = refresh, halt

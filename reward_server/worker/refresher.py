@@ -1,8 +1,8 @@
-"""A worker's refreshes: claim -> the run's clips and weights from Redis -> train (refresh_training.py) -> publish.
+"""Does a worker's refreshes: claim -> load the run's clips and weights -> train (refresh_training.py) -> publish.
 
-Scoring goes on meanwhile. The refresh is renewed like a job. It stops within a step and publishes nothing if another
-worker took it over, if it is due, or if this worker must end. A version is whole or absent: its files are staged
-first, and one transaction makes it the run's latest and ends the refresh.
+Scoring goes on meanwhile. The lease of a refresh is renewed like that of a job. Training stops before its next step and
+nothing is published if another worker took the refresh over, if it is due, or if this worker ends. A version is never
+published in part: its files are staged first, and one transaction makes it the run's latest and ends the refresh.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = structlog.get_logger("refresh")
 
 
 class Refresher:
-    """One per worker; it does one refresh at a time."""
+    """Does one refresh at a time. Each worker has one."""
 
     def __init__(self, refreshes: RefreshWork, store: RunStore, scorer: Scorer, settings: Settings) -> None:
         self._refreshes, self._store, self._settings = refreshes, store, settings
@@ -41,7 +41,7 @@ class Refresher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refresh")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`; then what is under way is handed back."""
+        """Do refreshes until `stop` is set. A refresh that is running then is handed back."""
         cursor = ""
         while not stop.is_set():
             try:
@@ -55,7 +55,7 @@ class Refresher:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, refresh: Refresh, stop: asyncio.Event) -> None:
-        """See it through, for as long as it is ours."""
+        """Do a claimed refresh, and stop it if its lease is lost or `stop` is set."""
         halt = threading.Event()
         ending = asyncio.create_task(self._end(refresh, halt))
         stopping = asyncio.create_task(stop.wait())
@@ -69,27 +69,29 @@ class Refresher:
                     await asyncio.wait({ending})
         finally:
             halt.set()
-            for task in (stopping, ending):  # the latter is over, unless we are being cancelled
+            for task in (stopping, ending):  # `ending` is already done, unless this task is being cancelled
                 task.cancel()
         if await ending:
             return
         log.info("refresh halted", stopping=stop.is_set())
         if stop.is_set():
-            with suppress(*AWAY):  # then its lease ends by itself
+            with suppress(*AWAY):  # without Redis, its lease ends by itself
                 await self._refreshes.hand_back(refresh)
 
     async def _kept(self, refresh: Refresh) -> bool:
-        """Whether to go on with it; while Redis is away there is hope."""
+        """Renew the lease. While Redis is unreachable, the refresh goes on until it is due."""
         try:
             return await self._refreshes.renew(refresh)
         except AWAY:
             return not refresh.is_due
 
     async def _end(self, refresh: Refresh, halt: threading.Event) -> bool:
-        """Publish a version or say why not; False if it was halted before that."""
+        """Train and publish a version, or end the refresh with an error. False if it was halted before that."""
         try:
             if refresh.attempts > self._settings.max_attempts:
-                raise RefreshFailed(f"{self._settings.max_attempts} workers died over it; see their logs")
+                raise RefreshFailed(
+                    f"{self._settings.max_attempts} workers died during this refresh (max_attempts); see their logs"
+                )
             made = await self._made(refresh, halt)
             return await self._until(halt, lambda: self._publish(refresh, made))
         except Halted:
@@ -103,7 +105,7 @@ class Refresher:
             return True
 
     async def _until(self, halt: threading.Event, call: Callable[[], Any]) -> bool:
-        """A call to Redis, however long Redis is away, unless the refresh is halted."""
+        """Repeat a call while Redis is unreachable, until the refresh is halted."""
         return bool(await patiently(lambda: _unless(halt, call)))
 
     async def _publish(self, refresh: Refresh, made: Made) -> bool:
@@ -146,5 +148,5 @@ async def _unless(halt: threading.Event, call: Callable[[], Any]) -> Any:
 
 
 def _surprise(error: Exception) -> RewardServerError:
-    log.error("refresh broke", exc_info=error)
-    return RefreshFailed(f"training broke with {type(error).__name__}: {error}; the worker's log says more")
+    log.error("refresh failed unexpectedly", exc_info=error)
+    return RefreshFailed(f"training failed with {type(error).__name__}: {error}; see the worker's log")

@@ -1,7 +1,7 @@
-"""The blocking work of a worker, in threads: decode and prepare clips, score a batch, load discriminators.
+"""Runs the blocking work of a worker in threads: prepare clips, score a batch, load discriminators.
 
-Clips are prepared in several threads and scored in one. A call that never returns ends the process: its leases end,
-and other workers take its jobs.
+Clips are prepared in several threads and scored in one. If a call takes longer than settings.max_stall_s, the process
+ends. Its leases then end too, and other workers take over its jobs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from reward_server.settings import Settings
 
 T = TypeVar("T")
 
-STALLED_EXIT = 75  # EX_TEMPFAIL: start another
+STALLED_EXIT = 75  # EX_TEMPFAIL: the failure is temporary, start another worker
 
 log = structlog.get_logger("worker")
 
 
 def load_scorer(settings: Settings) -> Scorer:
-    """The profile's pipeline, and as many CPU threads as the settings say. Raises NotReady without weights."""
-    import cv2  # noqa: PLC0415 - only the process that scores pays for it
+    """Load the profile's pipeline and set the CPU threads of cv2 and torch. Raises NotReady without weights."""
+    import cv2  # noqa: PLC0415 - only a process that scores needs it
     import torch  # noqa: PLC0415
 
     from reward_server.pipeline import Pipeline  # noqa: PLC0415
@@ -45,11 +45,11 @@ def num_threads(settings: Settings) -> int:
 
 
 class Scoring:
-    """A scorer and its threads; `close` ends them."""
+    """A scorer and its threads. `close` ends the threads."""
 
     def __init__(self, scorer: Scorer, settings: Settings, *, worker_id: str) -> None:
         self._scorer, self._worker_id, self._max_stall_s = scorer, worker_id, settings.max_stall_s
-        self.num_decoders = max(1, num_threads(settings) // 2)  # the other half is scoring
+        self.num_decoders = max(1, num_threads(settings) // 2)  # the other half is for scoring
         self._decoders = ThreadPoolExecutor(self.num_decoders, thread_name_prefix="decode")
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="score")
 
@@ -67,7 +67,7 @@ class Scoring:
         return await self._in_thread(self._decoders, prepare, submission)
 
     async def results(self, prepared: Sequence[Prepared]) -> Sequence[Scored]:
-        """One result each; if the batch fails as a whole, each clip alone, so that only the guilty one fails."""
+        """One result per clip. If the batch fails, each clip is scored alone, so that only the faulty one fails."""
         try:
             results = await self._in_thread(self._scoring, self._scorer.score, prepared)
             if len(results) != len(prepared):
@@ -89,8 +89,8 @@ class Scoring:
 
 
 def as_ours(error: Exception) -> RewardServerError:
-    """An error of ours as it is; any other as a failure that says where to look."""
+    """The error itself if it is a RewardServerError, otherwise a ScoringFailed that points to the log."""
     if isinstance(error, RewardServerError):
         return error
     log.error("scoring failed", exc_info=error)
-    return ScoringFailed(f"scoring failed with {type(error).__name__}: {error}; the worker's log has the job id")
+    return ScoringFailed(f"scoring failed with {type(error).__name__}: {error}; look for the job in the worker's log")

@@ -1,4 +1,4 @@
-"""The discriminator versions a worker judges with: the one it has loaded, and those of runs, from Redis on demand."""
+"""Gives a worker the discriminators of a version: the ones it has loaded, or those of a run, loaded from Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ InThread = Callable[[Callable[[bytes], Any], bytes], Awaitable[Any]]
 
 
 class DiscriminatorsLoader(Protocol):
-    """What is needed of pipeline.Pipeline."""
+    """The part of pipeline.Pipeline that is used here."""
 
     @property
     def model(self) -> Model: ...
@@ -23,7 +23,7 @@ class DiscriminatorsLoader(Protocol):
 
 
 class Versions:
-    """Keeps the `num_kept` that were used last; who still holds an older one may go on using it."""
+    """Keeps the `num_kept` versions that were used last. Callers may go on using older ones that they hold."""
 
     def __init__(self, store: RunStore, loader: DiscriminatorsLoader, num_kept: int, in_thread: InThread) -> None:
         self._store, self._loader, self._num_kept, self._in_thread = store, loader, num_kept, in_thread
@@ -31,18 +31,18 @@ class Versions:
         self._loading = asyncio.Lock()
 
     async def discriminators(self, version: str) -> Any:
-        """The discriminators of a version; None for the one that is loaded anyway, which is meant by "" too.
+        """The discriminators of a version. None for the version that the worker has loaded, or for "".
 
-        Raises VersionNotServed when it is not kept or does not fit, NotReady while Redis is away.
+        Raises VersionNotServed if the version is not kept or does not fit, and NotReady while Redis is unreachable.
         """
         if version in ("", self._loader.model.discriminator_version):
             return None
-        async with self._loading:  # all jobs of a new version come at once, and one of them loads it
+        async with self._loading:  # many jobs of a new version come at once, but only the first one loads it
             if version not in self._kept:
                 data = await self._store.discriminators(version)
                 try:
                     self._kept[version] = await self._in_thread(self._loader.discriminators_of, data)
-                except NotReady as error:  # the file itself: waiting would not help
+                except NotReady as error:  # the file does not fit this worker, so waiting would not help
                     raise VersionNotServed(f"discriminator version '{version}' cannot be served: {error}") from error
             self._kept.move_to_end(version)
             while len(self._kept) > self._num_kept:

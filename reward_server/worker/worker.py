@@ -1,8 +1,8 @@
-"""A worker: claim -> payload -> decode in threads -> batch of one shape -> score in one thread -> finish.
+"""Runs a worker: claim -> payload -> decode in threads -> batch of one shape -> score in one thread -> finish.
 
-While one batch is scored the next is claimed and decoded, at most `batch_jobs` of it. Leases are renewed and the
-worker announces itself all the while. A job whose last worker died runs alone, so that another crash loses no other
-job. Redis going away costs time only: results are kept until they are stored.
+While one batch is scored, up to `batch_jobs` clips of the next are claimed and decoded. Meanwhile the worker renews its
+leases and sends heartbeats. A job whose last worker died runs alone, so that another crash loses no other job. If Redis
+is unreachable, results are kept until they can be stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger("worker")
 
 
 async def run_worker(settings: Settings, scorer: Scorer, stop: asyncio.Event) -> None:
-    """Score jobs until `stop`, then drain for at most settings.drain_s."""
+    """Score jobs until `stop` is set, then drain for at most settings.drain_s."""
     queue = WorkerQueue(connect(settings), settings)
     await queue.open()
     try:
@@ -47,7 +47,7 @@ async def run_worker(settings: Settings, scorer: Scorer, stop: asyncio.Event) ->
 
 
 class Worker:
-    """One worker on an open queue; leave it as a context manager to end its threads."""
+    """One worker on an open queue. Use it as a context manager, which ends its threads."""
 
     def __init__(self, queue: WorkerQueue, scorer: Scorer, settings: Settings) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -57,8 +57,8 @@ class Worker:
         self._versions = Versions(queue.store, scorer, settings.versions_loaded, self._scoring.load)
         self._refresher = Refresher(queue.refreshes, queue.store, scorer, settings)
         self._decoding = asyncio.Semaphore(self._scoring.num_decoders)
-        self._tasks: set[asyncio.Task[None]] = set()  # the loops, and one per job that is being prepared or stored
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # of any of them: our mistake
+        self._tasks: set[asyncio.Task[None]] = set()  # the loops, and one for each job being prepared or stored
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # first error of a task: a bug
 
     def __enter__(self) -> Worker:
         return self
@@ -67,13 +67,16 @@ class Worker:
         self._scoring.close()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`, then finish what is in hand for at most settings.drain_s and hand back the rest."""
+        """Work until `stop` is set. Then finish held jobs for at most settings.drain_s, and hand back the rest.
+
+        Raises the error of a task that failed unexpectedly.
+        """
         log.info("working", worker=self.id, discriminator_version=self._scorer.model.discriminator_version)
         claiming, refreshing = self._spawn(self._claim(stop)), self._spawn(self._refresher.run(stop))
         for loop in (self._keep(), self._score(), self._hand.move_after(stop)):
             self._spawn(loop)
         try:
-            # A claim under way at `stop` comes to its end: cancelled, it could leave a job with us unseen.
+            # A claim that runs when `stop` is set is not cancelled: its job would be held without anyone knowing.
             await asyncio.wait([claiming, self._failure], return_when=asyncio.FIRST_COMPLETED)
             await self._hand.until(lambda: not self._hand.jobs or self._failure.done(), self._settings.drain_s)
             await asyncio.wait([refreshing, self._failure], return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +85,7 @@ class Worker:
                 await end_task(task)
             if not self._failure.done():
                 await self._hand_back(list(self._hand.jobs.values()))
-            # else their leases end and the attempt counts: what broke this worker could break one after another
+            # After a failure the leases end and the attempt counts, because these jobs might break other workers too.
             with suppress(*AWAY):
                 await self._queue.leave(self.id)
             log.info("left", worker=self.id)
@@ -111,7 +114,7 @@ class Worker:
             return []
         wait_ms = min(CLAIM_WAIT_MS, self._settings.lease_s * 500)
         jobs = await self._queue.claim(self.id, count=count, wait_ms=wait_ms, abandoned=abandoned)
-        if stop.is_set():  # too late for these: another worker may have them at once
+        if stop.is_set():  # this worker ends: let other workers claim the jobs at once
             await self._hand_back(jobs)
             return []
         return jobs
@@ -122,7 +125,7 @@ class Worker:
             self._spawn(self._prepare(job))
 
     async def _prepare(self, job: Job) -> None:
-        """Fetch and decode one clip; what is wrong with it is its outcome."""
+        """Fetch and decode one clip. If that fails, the error is the job's outcome."""
         with structlog.contextvars.bound_contextvars(job_id=job.id):
             async with self._decoding:
                 if not await self._worth_it(job):
@@ -143,7 +146,7 @@ class Worker:
             self._hand.move()
 
     async def _worth_it(self, job: Job) -> bool:
-        """Whether the job is still ours and in time; if it is late, that is its outcome."""
+        """Whether this worker still holds the job. An overdue job ends here."""
         if job.is_due:
             await self._finish(job, late_outcome(job.id, job.context, self._settings))
         return job.id in self._hand.jobs
@@ -162,7 +165,10 @@ class Worker:
                 self._spawn(self._store(item.job, result, batch=len(batch)))
 
     async def _store(self, job: Job, scored: Scored, *, batch: int) -> None:
-        """First what a refresh may train on, so that whoever has all outcomes of a run can have it refreshed."""
+        """Store the clip's motion for refreshes, then the outcome.
+
+        In this order a caller who has all outcomes of a run can ask for a refresh that trains on all its clips.
+        """
         origin = job.context.origin
         if scored.features and origin and isinstance(scored.result, Reward):
             try:
@@ -172,7 +178,7 @@ class Worker:
         await self._finish(job, _outcome(job, scored.result), batch=batch)
 
     async def _finish(self, job: Job, outcome: Outcome, *, batch: int = 0) -> None:
-        """Store the outcome, however long Redis is away; only then is the job out of our hands."""
+        """Store the outcome, and wait for Redis if it is unreachable. The worker holds the job until then."""
         await patiently(lambda: self._queue.finish(job, outcome, batch=batch))
         log.debug("finished", job_id=job.id, outcome=outcome.kind.value, batch=batch)
         self._hand.drop(job.id)
@@ -180,7 +186,7 @@ class Worker:
     # --- stay alive, leave ----------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Heartbeat and leases, three times per lease."""
+        """Send a heartbeat and renew leases, three times per lease."""
         while True:
             with suppress(*AWAY):
                 await self._queue.announce(self.id, self._scorer.model)
@@ -188,11 +194,11 @@ class Worker:
                 kept = await self._queue.renew(self.id, held)
                 for job in held:
                     if job.id not in kept:
-                        self._hand.drop(job.id)  # finished, or another worker has it
+                        self._hand.drop(job.id)  # it has ended, or another worker has it
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _hand_back(self, jobs: Sequence[Job]) -> None:
-        with suppress(*AWAY):  # then their leases end by themselves
+        with suppress(*AWAY):  # without Redis, their leases end by themselves
             returned = await self._queue.hand_back(self.id, jobs)
             if returned:
                 log.info("handed back", worker=self.id, jobs=returned)

@@ -1,5 +1,5 @@
-"""The client against the real server: the same outcomes over both transports and in both colours, and its manners
-when the server is busy, gone or silent."""
+"""Tests the client against the real server: both transports, blocking and async, give the same outcomes, and a busy,
+unreachable or silent server is handled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def clip(payload: bytes = TENSOR, **context: object) -> Submission:
 
 
 def big_clip(seed: int) -> Submission:
-    """Half of what one Score message takes, and a little."""
+    """A little more than half of what fits into one Score message."""
     frames = np.random.default_rng(seed).integers(0, 256, (10, 3, 240, 240), dtype=np.uint8)
     made = submission(frames, fps=12.0)
     assert SCORE_BYTES / 2 < len(made.payload) < SCORE_BYTES
@@ -102,7 +102,7 @@ def test_a_submission_from_frames_is_lossless() -> None:
     assert np.array_equal(codec.tensor_to_clip(floats.payload).frames, TCHW)
 
 
-def test_frames_that_break_the_contract_are_refused_before_they_travel() -> None:
+def test_frames_that_break_the_contract_are_not_sent() -> None:
     for make in (lambda: submission(TCHW), lambda: submission(FRAMES, fps=12.0), lambda: submission(TCHW, fps=0.0)):
         with pytest.raises(ContractError):
             make()
@@ -129,7 +129,7 @@ async def test_both_transports_in_both_colours_give_the_same_outcomes(doors: Doo
         assert_alike(answer, answers[0])
 
 
-async def test_clips_too_big_for_one_message_go_in_chunks_and_come_back_in_order(doors: Doors) -> None:
+async def test_large_clips_are_sent_in_chunks_and_answered_in_order(doors: Doors) -> None:
     clips = [big_clip(0), clip(group_id="small"), big_clip(1)]
     answers = [await score(url, clips) for url in doors.urls for score in (score_blocking, score_async)]
     for answer in answers:
@@ -236,7 +236,7 @@ async def test_a_refusal_is_not_retried(doors: Doors, retries: list[RetryDetails
     assert retries == []
 
 
-async def test_an_unreachable_server_is_an_error_after_a_bounded_number_of_tries(retries: list[RetryDetails]) -> None:
+async def test_an_unreachable_server_is_an_error_after_the_attempts(retries: list[RetryDetails]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         for scheme in ("http", "grpc"):
@@ -251,7 +251,7 @@ async def test_an_unreachable_server_is_an_error_after_a_bounded_number_of_tries
 async def test_a_retry_finds_the_jobs_whose_answer_was_lost(
     doors: Doors, monkeypatch: pytest.MonkeyPatch, retries: list[RetryDetails]
 ) -> None:
-    """Though the caller named nothing: a clip must not be scored twice because a connection broke."""
+    """Also without an idempotency key from the caller, a broken connection must not score a clip twice."""
     for url in doors.urls:
         async with AsyncRewardClient(url) as client:
             for name in ("submit", "score"):
@@ -274,7 +274,7 @@ async def test_a_retry_finds_the_jobs_whose_answer_was_lost(
     "body", ["", "[]", "{}", '{"results": [3]}', '{"results": [{"outcome": "ok"}]}', '{"results": []}']
 )
 async def test_an_answer_of_another_form_is_an_error_of_the_client(body: str) -> None:
-    """Of a proxy, or of a server of another version."""
+    """Such an answer may come from a proxy, or from a server of another version."""
     async with AsyncRewardClient("http://server") as client:
         answering = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
         client._transport._client = httpx.AsyncClient(transport=answering, base_url="http://server")
@@ -292,7 +292,7 @@ async def test_a_silent_server_is_an_error_once_the_time_is_up(retries: list[Ret
     assert retries == []
 
 
-async def test_a_wait_of_no_time_at_all_ends_at_once_and_not_after_the_client_s_own(
+async def test_a_wait_of_zero_seconds_ends_at_once(
     make_settings: MakeSettings,
 ) -> None:
     async with open_doors(make_settings()) as doors, asyncio.timeout(30):  # no worker is there to score it
@@ -302,8 +302,8 @@ async def test_a_wait_of_no_time_at_all_ends_at_once_and_not_after_the_client_s_
                 assert [outcome async for outcome in client.await_outcomes(waiting, 0.0)] == []
 
 
-async def test_what_no_worker_scores_in_time_is_a_timeout_and_never_a_number(make_settings: MakeSettings) -> None:
-    """Over gRPC the big request is submit + await, and it is the client that runs out of time."""
+async def test_a_clip_not_scored_in_time_is_a_timeout(make_settings: MakeSettings) -> None:
+    """Over gRPC the large request is submit and await, where the client's own timeout ends the wait."""
     async with open_doors(make_settings(score_timeout_s=0.5)) as doors:
         for url, clips in ((doors.http_url, [clip()]), (doors.grpc_url, [clip()]), (doors.grpc_url, [big_clip(0)] * 2)):
             async with AsyncRewardClient(url, timeout_s=1.0) as client:
@@ -313,7 +313,7 @@ async def test_what_no_worker_scores_in_time_is_a_timeout_and_never_a_number(mak
 
 
 class Waits:
-    """A transport that only notes how long it may take; it asks for the model over the real one."""
+    """A transport that only records its timeouts. It asks for the model over the real transport."""
 
     one_request_bytes = None
 
@@ -329,7 +329,7 @@ class Waits:
 
 
 async def ask_for_everything(url: str, **options: Any) -> list[float]:
-    """How long the clients, blocking and async, allow score, submit and refresh."""
+    """The timeouts that the blocking and the async client use for score, submit and refresh."""
     seen: list[float] = []
     blocking, client = RewardClient(url, **options), AsyncRewardClient(url, **options)
     blocking._transport, client._transport = Waits(blocking._transport, seen), Waits(client._transport, seen)  # type: ignore[assignment]
@@ -343,7 +343,7 @@ async def ask_for_everything(url: str, **options: Any) -> list[float]:
     return seen
 
 
-async def test_a_client_waits_longer_than_the_server_unless_its_caller_says_so(
+async def test_a_client_waits_longer_than_the_server_by_default(
     make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     settings = make_settings(score_timeout_s=500.0, refresh_timeout_s=7000.0, lease_s=5.0)
@@ -358,7 +358,7 @@ async def test_a_client_waits_longer_than_the_server_unless_its_caller_says_so(
             assert seen == [3.0]
 
 
-async def test_where_the_server_does_not_tell_a_client_goes_by_its_default(make_settings: MakeSettings) -> None:
+async def test_without_the_servers_timeout_the_default_is_used(make_settings: MakeSettings) -> None:
     async with open_doors(make_settings()) as doors:  # no worker lives: there is no model to ask for
         assert doors.settings.score_timeout_s < TIMEOUT_S
         for url in doors.urls:
@@ -370,7 +370,7 @@ async def test_where_the_server_does_not_tell_a_client_goes_by_its_default(make_
 
 
 async def test_awaiting_survives_a_restart_of_the_doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> None:
-    """The job is in Redis, so a connection lost while waiting costs time and nothing else."""
+    """The job is in Redis, so a lost connection only delays the outcome."""
     settings = make_settings(lease_s=5.0)
     async with open_doors(settings) as first:
         addresses = {"http": first.http_url.partition("//")[2], "grpc": first.grpc_url.partition("//")[2]}

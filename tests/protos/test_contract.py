@@ -1,5 +1,5 @@
-"""The contract holds: values survive every wire form, error codes and stubs are what was agreed on,
-and no setting is declared that nothing reads."""
+"""Tests the contract: values survive every wire format, error codes and stubs are as agreed, and every setting is
+read by code."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_submission_survives_the_wire_unchanged(context: Context, media: Media
     assert codec.submission_from_message(through_wire(codec.submission_to_message(submission))) == submission
 
 
-def test_json_whole_numbers_are_floats_where_the_contract_says_float() -> None:
+def test_whole_numbers_in_json_become_floats_for_float_fields() -> None:
     assert json_codec.from_json(Logits, {"instantaneous": 1, "long_term": -2}) == Logits(
         instantaneous=1.0, long_term=-2.0
     )
@@ -254,7 +254,7 @@ def test_a_result_without_a_field_is_refused() -> None:
                 json_codec.result_from_json({key: value for key, value in whole.items() if key != name})
 
 
-def test_an_outcome_that_holds_a_reward_and_an_error_cannot_come_in() -> None:
+def test_an_outcome_with_a_reward_and_an_error_is_refused() -> None:
     result = json_codec.result_to_json(Outcome(job_id="a", kind=OutcomeKind.FAILED, error=Error(code="x", message="y")))
     with pytest.raises(ContractError):
         json_codec.result_from_json({**result, "outcome": "ok"})
@@ -318,7 +318,7 @@ def server_errors() -> dict[str, type[errors.RewardServerError]]:
     return {kind.__name__: kind for kind in kinds if issubclass(kind, errors.RewardServerError)}
 
 
-def test_the_error_codes_are_these_and_each_is_the_name_of_its_member() -> None:
+def test_the_error_codes_are_these_and_match_their_members() -> None:
     assert {code.value for code in ErrorCode} == {*SERVER_CODES.values(), *OTHER_CODES}
     assert all(code.name == code.value.upper() for code in ErrorCode)
 
@@ -358,8 +358,8 @@ def test_a_uint8_tensor_clip_is_lossless() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
-def test_a_tensor_clip_is_a_safetensors_file_and_its_bytes_do_not_vary(dtype: type[np.generic]) -> None:
-    """The library's own writer orders the metadata at random: keys would conflict, seeds would change."""
+def test_a_tensor_clip_is_safetensors_and_its_bytes_do_not_vary(dtype: type[np.generic]) -> None:
+    """The library's own writer orders metadata at random, so keys would conflict and seeds would change."""
     frames = frames_of(dtype)[:, :, ::-1]  # not contiguous
     made = [
         codec.clip_to_tensor(Clip(frames=frames, fps=12.0))
@@ -372,7 +372,7 @@ def test_a_tensor_clip_is_a_safetensors_file_and_its_bytes_do_not_vary(dtype: ty
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_float_tensor_clip_comes_back_as_the_bytes_it_was_made_of(dtype: type[np.generic]) -> None:
+def test_a_float_tensor_clip_round_trips_to_its_bytes(dtype: type[np.generic]) -> None:
     back = codec.tensor_to_clip(codec.frames_to_tensor(frames_of(dtype), 12.0))
     assert np.array_equal(back.frames, frames_of(np.uint8))
 
@@ -388,7 +388,7 @@ def test_a_float_tensor_clip_comes_back_as_the_bytes_it_was_made_of(dtype: type[
     ],
     ids=["above one", "below zero", "nan", "uint8 zero to one", "channels last"],
 )
-def test_a_tensor_clip_outside_its_declaration_is_refused_by_name(frames: np.ndarray, named: str) -> None:
+def test_a_tensor_clip_outside_its_declaration_is_refused(frames: np.ndarray, named: str) -> None:
     as_float = frames.dtype != np.uint8
     data = codec.frames_to_tensor(frames, 8.0) if as_float else codec.clip_to_tensor(Clip(frames=frames, fps=8.0))
     with pytest.raises(ContractError, match=named) as refused:
@@ -435,7 +435,7 @@ def test_every_setting_is_read_by_code() -> None:
 
 
 def behind_properties(read: set[str]) -> set[str]:
-    """Fields that a property of Settings makes its value of, where that property is read."""
+    """Fields from which a property of Settings computes its value, if that property is read."""
     properties = {name: value.fget for name, value in vars(Settings).items() if isinstance(value, property)}
     return {name for prop in read & set(properties) for name in properties[prop].__code__.co_names}
 
@@ -445,7 +445,7 @@ def test_every_setting_has_a_sentence() -> None:
         assert field.description and field.description.endswith("."), name
 
 
-def test_an_unknown_setting_is_an_error_in_code_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         Settings(nonsense=1)
     monkeypatch.setenv("MOTION_REWARD_BATCH_JOB", "4")

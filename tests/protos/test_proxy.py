@@ -1,5 +1,5 @@
-"""Which way a request goes when the environment names a proxy: a stub stands for the proxy and another for the
-server, and each writes down what reaches it."""
+"""Tests which requests go through the proxy that the environment names. One stub is the proxy and another the server,
+and each records what reaches it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 
 
 class Stub:
-    """Accepts connections, writes down the first bytes of each, and hangs up."""
+    """Accepts connections, records the first bytes of each, and closes them."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._socket = socket.create_server((host, 0))
@@ -58,7 +58,7 @@ def make_stub() -> Iterator[Callable[..., Stub]]:
 
 @pytest.fixture
 def proxy(make_stub: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Named by every variable, in both spellings; no host is exempt."""
+    """A proxy that every variable names, in upper and lower case, without exempt hosts."""
     stub = make_stub()
     for name in (*PROXIES, "NO_PROXY", "NO_GRPC_PROXY"):
         for spelt in (name, name.lower()):
@@ -160,7 +160,7 @@ def test_no_proxy_of_another_machine_exempts_nobody(
 
 
 @pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
-def test_a_proxy_that_httpx_cannot_use_is_no_matter_for_this_machine(
+def test_a_proxy_httpx_cannot_use_does_not_affect_loopback(
     kind: Callable[[str], object], proxy: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for spelt in ("ALL_PROXY", "all_proxy"):

@@ -1,4 +1,4 @@
-"""The results stream, read as a trainer reads it: a raw redis client, a consumer group of its own, protos alone."""
+"""Tests the results stream as a trainer reads it: with a plain redis client, a consumer group, and protos only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def finish_one(queue: Queue, value: float) -> Outcome:
 
 
 async def read(redis: Redis, consumer: str, since: str) -> list[tuple[bytes, Outcome]]:
-    """New entries (since ">") or those that the consumer has read and not acknowledged (since "0")."""
+    """New entries (`since` is ">"), or those that the consumer has read and not acknowledged (`since` is "0")."""
     answer: Any = await redis.xreadgroup("trainer", consumer, {KEY: since})
     return [(entry, outcome_of(fields)) for _, entries in answer for entry, fields in entries]
 
@@ -45,9 +45,7 @@ async def test_a_run_s_stream_holds_every_outcome_as_it_is_awaited(open_queue: O
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK, OutcomeKind.INVALID]
 
 
-async def test_a_group_created_late_still_gets_what_came_before_and_again_what_it_did_not_acknowledge(
-    open_queue: OpenQueue, redis: Redis
-) -> None:
+async def test_a_late_group_gets_old_and_unacknowledged_entries(open_queue: OpenQueue, redis: Redis) -> None:
     queue = await open_queue()
     outcomes = [await finish_one(queue, value) for value in (1.0, 2.0, 3.0)]
     await redis.xgroup_create(KEY, "trainer", id="0")
@@ -65,7 +63,7 @@ def test_an_entry_without_an_outcome_is_named() -> None:
         assert error.value.code == "bad_result"
 
 
-async def test_an_error_that_quotes_what_no_wire_can_carry_is_an_outcome_all_the_same(open_queue: OpenQueue) -> None:
+async def test_an_error_with_a_lone_surrogate_becomes_an_outcome(open_queue: OpenQueue) -> None:
     queue = await open_queue()
     [job_id] = await queue.door.admit([submission(run_id="run-1")])
     job = await claim_one(queue.worker)

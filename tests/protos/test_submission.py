@@ -1,5 +1,5 @@
-"""What `submission()` says of inputs it does not take: what came, what is wanted, and a line that converts it. The
-lines are run here, and must give the frames that were meant."""
+"""Tests the errors of `submission()`: they describe the input and what is accepted, and give a line that converts it.
+The tests run these lines, which must give the intended frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's health check, against heartbeats on a real Redis."""
+"""Tests the health check of workers with heartbeats on a real Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.running import open_doors, working
 
 
 def check(settings: Settings) -> tuple[int, str, str]:
-    """Exit code, standard output and error of `python -m reward_server.serving.alive`, as a container runs it."""
+    """Exit code, stdout and stderr of `python -m reward_server.serving.alive`, run as in a container."""
     assert settings.redis_url
     done = subprocess.run(
         [sys.executable, "-m", "reward_server.serving.alive"],

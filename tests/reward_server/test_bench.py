@@ -1,4 +1,4 @@
-"""The benchmark's own parts: its clips, its clients, its memory meter, its figures; and a whole quick run."""
+"""Tests the parts of the benchmark (clips, clients, memory meter, figures) and a whole quick run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def failed(code: str) -> Outcome:
     return Outcome(job_id="", kind=OutcomeKind.FAILED, error=Error(code=code, message="told"))
 
 
-def test_a_made_up_clip_is_an_h264_video_of_its_size_that_moves_and_differs_by_seed():
+def test_a_made_up_clip_is_h264_moves_and_depends_on_its_seed():
     submission = made_up_clip(SIZE, 3)
     decoded = decode(submission, Sampling(min_frames=8), LIMITS, 30.0)
     assert (decoded.source.frames, decoded.source.height_px, decoded.source.width_px) == (12, 96, 128)
@@ -42,7 +42,7 @@ def test_a_made_up_clip_is_an_h264_video_of_its_size_that_moves_and_differs_by_s
     assert submission == made_up_clip(SIZE, 3) != made_up_clip(SIZE, 4)
 
 
-def test_clients_share_the_work_and_every_clip_is_answered_once_and_in_place():
+def test_clients_share_the_work_and_results_keep_their_order():
     submissions = [Submission(payload=bytes([index]), media=Media.CONTAINER) for index in range(40)]
     busy, most, lock = [0], [0], threading.Lock()
 
@@ -76,7 +76,7 @@ def test_the_memory_meter_counts_the_children_too():
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             with MemoryMeter(psutil.Process(process.pid), period_s=0.005).running() as meter:
-                assert process.stdout.readline() == b"1\n"  # the child holds its 64 MiB from here on
+                assert process.stdout.readline() == b"1\n"  # from here on the child holds its 64 MiB
                 deadline = time.monotonic() + 10
                 while meter.peak_mib < 64 and time.monotonic() < deadline:
                     time.sleep(0.01)
@@ -101,8 +101,8 @@ def test_a_clip_without_a_reward_ends_the_benchmark():
 # --- how much is measured -----------------------------------------------------------------------
 
 
-def test_a_clip_that_takes_a_minute_is_scored_five_times_in_a_quick_run():
-    """Alone, in the table, once a round in this process and through each door, without any that are not counted."""
+def test_a_quick_run_of_a_heavy_profile_scores_five_clips():
+    """The five: one alone, one in the table, and one in-process and one per door in the only round. No warm-up."""
     assert HEAVY_QUICK.scored == 1 + 1 + 1 + 2
     assert dataclasses.replace(HEAVY_QUICK, warm=True).scored == 5 + 2 + 2
     assert QUICK.scored == (1 + 2 * 8) + (1 + 5) + 2 * 16 + 3 * 2 * 32
@@ -110,11 +110,11 @@ def test_a_clip_that_takes_a_minute_is_scored_five_times_in_a_quick_run():
     assert bench.plan_for(Settings(), quick=False) == Plan()
 
 
-def test_the_tables_say_of_how_many_clips_they_are_and_of_what_networks():
+def test_the_notes_name_the_clips_and_the_networks():
     shift = notes(HEAVY_QUICK, Settings(profile="shift", precision="bf16"), "given")
     assert shift.splitlines() == [
         "clips: 1 in-process, 1 x 1 through each door by 1 client",
-        "no clip came first to warm up",
+        "no warm-up clips",
         "networks in bf16, discriminators in fp32",
     ]
     assert notes(QUICK, Settings(), "given") == "clips: 8 in-process, 2 x 32 through each door by 16 clients"
@@ -122,7 +122,7 @@ def test_the_tables_say_of_how_many_clips_they_are_and_of_what_networks():
 
 @pytest.mark.slow
 def test_the_quick_run_of_a_heavy_profile_goes_to_its_end(monkeypatch, tmp_path):
-    """Its plan, with the embedded profile: alone and served, every clip counted, then one JSON line."""
+    """The heavy plan with the embedded profile counts every clip, in-process and served, and prints one JSON line."""
     monkeypatch.setattr(bench, "plan_for", lambda settings, *, quick: HEAVY_QUICK)
     counted = []
     monkeypatch.setattr(bench, "checked", lambda outcomes: (counted.extend(outcomes), checked(outcomes))[1])
@@ -139,4 +139,4 @@ def test_the_quick_run_of_a_heavy_profile_goes_to_its_end(monkeypatch, tmp_path)
     assert len(counted) == HEAVY_QUICK.scored
     assert tables[0] == "scoring 5 clips with the profile embedded"
     assert not any("…" in line for line in tables)
-    assert sum("no clip came first to warm up" in line for line in tables) == 2
+    assert sum("no warm-up clips" in line for line in tables) == 2

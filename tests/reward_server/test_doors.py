@@ -1,4 +1,4 @@
-"""Both doors are one server: every case goes through HTTP and gRPC and must end alike, and as the table says."""
+"""Tests both doors: every case is sent over HTTP and gRPC and must end the same way, as the error table says."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def doors(make_settings: MakeSettings, small_pipeline: Pipeline) -> AsyncI
 
 @pytest.fixture
 async def idle_doors(make_settings: MakeSettings) -> AsyncIterator[Doors]:
-    """Without a worker: nothing is ever scored, and there is no model to tell."""
+    """Both doors without a worker: no clip is scored, and no model is known."""
     async with open_doors(make_settings(**SMALL, queue_max_jobs=2)) as doors:
         yield doors
 
@@ -57,7 +57,7 @@ def tensor(**context: Any) -> Submission:
 
 
 def float_tensor_of_bytes() -> Submission:
-    """uint8 data declared float: the [0,1] against [0,255] mistake."""
+    """Values 0..255 declared as float: the confusion of [0,1] and [0,255]."""
     lying = media.tensor(FRAMES, 12.0).replace(b'"range":"0-255"', b'"range":"0-1"  ')
     return clip(lying, Media.TENSOR)
 
@@ -175,7 +175,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], list[Submission]], type[RewardServerE
 
 
 def bad_context(**fields: Any) -> Submission:
-    """A context that our own types refuse to hold, as another program might send it."""
+    """A context that our types refuse, but that another program might send."""
     context = Context()
     for name, value in fields.items():
         object.__setattr__(context, name, value)
@@ -184,7 +184,7 @@ def bad_context(**fields: Any) -> Submission:
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 @pytest.mark.parametrize("way", ["score", "submit"])
-async def test_a_bad_request_is_refused_alike_and_leaves_nothing_queued(idle_doors: Doors, name: str, way: str) -> None:
+async def test_a_bad_request_is_refused_and_queues_nothing(idle_doors: Doors, name: str, way: str) -> None:
     make, error = BAD_REQUESTS[name]
     submissions = make()
     async with knocking(idle_doors) as knocks:
@@ -193,7 +193,7 @@ async def test_a_bad_request_is_refused_alike_and_leaves_nothing_queued(idle_doo
     assert "motion_reward_queue_jobs 0.0" in await idle_doors.service.metrics_text()
 
 
-async def test_a_key_used_for_other_bytes_conflicts_and_for_the_same_is_the_same_job(idle_doors: Doors) -> None:
+async def test_a_key_gives_the_same_job_and_conflicts_for_other_bytes(idle_doors: Doors) -> None:
     async with knocking(idle_doors) as knocks:
         ids = [await knock.submit([tensor(idempotency_key="k")]) for knock in knocks]
         assert ids[0] == ids[1]
@@ -202,7 +202,7 @@ async def test_a_key_used_for_other_bytes_conflicts_and_for_the_same_is_the_same
             assert refused == refusal(knock, errors.IdempotencyConflict)
 
 
-async def test_a_full_queue_is_told_at_both_doors_with_when_to_come_back(idle_doors: Doors) -> None:
+async def test_a_full_queue_is_reported_with_a_retry_time(idle_doors: Doors) -> None:
     async with knocking(idle_doors) as knocks:
         assert isinstance(await knocks[0].submit([tensor(), tensor()]), list)
         for knock in knocks:
@@ -214,7 +214,7 @@ async def test_a_full_queue_is_told_at_both_doors_with_when_to_come_back(idle_do
 
 
 async def test_a_bound_address_is_taken_before_it_is_served(idle_doors: Doors) -> None:
-    """Between `bind` and `start` the workers load their weights: minutes in which nobody else may come in."""
+    """Workers load their weights between `bind` and `start`. No other process may take the address meanwhile."""
     service, settings = idle_doors.service, idle_doors.settings
     first = HttpDoor(service, settings)
     address = first.bind()
@@ -252,7 +252,7 @@ async def test_a_pending_job_has_a_state_and_no_result(idle_doors: Doors) -> Non
 
 
 def test_every_error_has_a_door() -> None:
-    """Each leaf finds its own or its parent's row, and the row names statuses that exist."""
+    """Each error class has its own row or that of a base class, and the row's statuses exist."""
     leaves = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RewardServerError)]
     for kind in leaves:
         error = kind("x", retry_after_s=1.0) if kind is errors.Overloaded else kind("x")
@@ -307,7 +307,7 @@ async def test_a_broken_stream_is_an_invalid_argument(idle_doors: Doors, name: s
 
 
 async def test_a_submit_given_up_between_two_clips_admits_none(idle_doors: Doors) -> None:
-    """To the server such a stream ends like one that is complete: hence the number in its first header."""
+    """To the server such a stream looks complete. The number of clips in its first header shows that it is not."""
     async with knocking(idle_doors) as (_, knock):
         call = knock.stub.Submit()
         for part in parts([tensor(), tensor()])[:2]:
@@ -315,7 +315,7 @@ async def test_a_submit_given_up_between_two_clips_admits_none(idle_doors: Doors
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    await asyncio.sleep(0.3)  # nothing tells when the server has seen it
+    await asyncio.sleep(0.3)  # there is no event for the moment when the server has seen it
     assert "motion_reward_jobs_admitted_total 0.0" in await idle_doors.service.metrics_text()
 
 
@@ -331,7 +331,7 @@ async def test_a_bad_await_is_an_invalid_argument(idle_doors: Doors, request_: p
 
 
 async def test_score_waits_no_longer_than_the_caller_does(idle_doors: Doors) -> None:
-    """The caller's own deadline ends the wait with a timeout outcome, not with a broken call."""
+    """The caller's own deadline ends the wait with a timeout outcome, not with a failed call."""
     async with knocking(idle_doors) as (_, knock):
         message = pb.ScoreRequest(clips=[pb.Clip(media=pb.TENSOR, payload=tensor().payload)])
         answer = await knock.stub.Score(message, timeout=1.5)
@@ -374,7 +374,7 @@ async def test_a_malformed_body_is_refused_with_a_hint(idle_doors: Doors, name: 
 
 
 async def test_an_undeclared_length_is_stopped_as_it_is_passed(idle_doors: Doors) -> None:
-    """Chunked transfer declares nothing: the door must count, and stop reading long before the end."""
+    """Chunked transfer declares no size, so the door must count and stop reading long before the end."""
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -389,7 +389,7 @@ async def test_an_undeclared_length_is_stopped_as_it_is_passed(idle_doors: Doors
             answer = await client.post("/v1/jobs", content=endless(), headers={"content-type": "video/mp4"})
             assert answer.status_code == 413
         except httpx.TransportError:
-            pass  # the door hung up on us while we were still sending, which is as good
+            pass  # the door closed the connection during the upload, which is fine too
     assert sent < 50_000_000
 
 
@@ -408,7 +408,7 @@ async def test_a_bare_body_with_its_context_in_the_query_is_a_clip(doors: Doors)
 
 
 async def test_contexts_come_as_fields_as_one_object_or_one_per_clip(idle_doors: Doors) -> None:
-    """More specific wins: one per clip over single fields over the query."""
+    """The more specific value is used: a context per clip, then single fields, then the query."""
     files = [("video", ("a", b"")), ("tensor", ("b", b""))]
     cases: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         ({}, {"group_id": "f"}, ["f", "f"]),
@@ -460,7 +460,7 @@ READY_PATHS = ("/readyz", "/ready", "/v2/health/ready")
 
 
 async def test_health_follows_the_worker_and_redis(make_settings: MakeSettings, small_pipeline: Pipeline) -> None:
-    """Not ready without a worker, ready with one, not ready once it is gone; alive all the time."""
+    """Not ready without a worker, ready with one, not ready once it has ended. Alive all the time."""
     settings = make_settings()
     async with open_doors(settings) as doors, knocking(doors) as (http, knock):
         watch = health_pb2_grpc.HealthStub(knock.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -498,7 +498,7 @@ async def test_metrics_count_what_came_through(doors: Doors) -> None:
     assert 'motion_reward_outcomes_total{kind="invalid"} 2.0' in text
 
 
-# --- small words --------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------
 
 
 def outcomes(answer: Answer) -> list[Outcome]:
@@ -512,7 +512,7 @@ def only(answer: Answer) -> Outcome:
 
 
 def refusal(knock: Knock, kind: type[RewardServerError]) -> Refused:
-    """What the error table says of `kind` at that door."""
+    """The status of an error class at a door, from the error table."""
     error = kind("x", retry_after_s=1.0) if kind is errors.Overloaded else kind("x")  # type: ignore[call-arg]
     status = door(error).grpc if isinstance(knock, GrpcKnock) else door(error).http
     return Refused(status=status, code=error.code)

@@ -1,4 +1,4 @@
-"""The queue on a real redis-server: what it promises its submitters, its workers and the dead."""
+"""Tests the queue on a real redis-server: admission, claims, outcomes, deadlines, dead workers and outages of Redis."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from reward_server.queue.worker_queue import Job, WorkerQueue
 from tests.conftest import MakeSettings, OpenQueue, Queue
 
 KEYS = Keys(profile="embedded")
-PATIENCE_S = 20.0  # far beyond what anything here takes; reaching it is a failure
+PATIENCE_S = 20.0  # far longer than anything here takes; reaching it is a failure
 
 
 def submission(payload: bytes = b"clip", media: Media = Media.CONTAINER, **context: object) -> Submission:
@@ -110,7 +110,7 @@ def ok(job: Job, value: float = 1.0) -> Outcome:
 
 
 async def claim_one(queue: WorkerQueue, worker: str = "w1") -> Job:
-    """The next job, whoever left it; waits for a lease to end if it must."""
+    """The next job, also one of a silent worker. Waits for the end of a lease if necessary."""
     async with asyncio.timeout(PATIENCE_S):
         while not (jobs := await queue.claim(worker, count=1, wait_ms=50)):
             pass
@@ -118,7 +118,7 @@ async def claim_one(queue: WorkerQueue, worker: str = "w1") -> Job:
 
 
 async def until(look: Callable[[], Awaitable[Any]], satisfied: Callable[[Any], bool]) -> None:
-    """Look again until it is so; for things that end with a lease."""
+    """Repeat `look` until its result is satisfying. For changes that come with the end of a lease."""
     async with asyncio.timeout(PATIENCE_S):
         while not satisfied(await look()):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.02)
@@ -165,7 +165,7 @@ async def test_unknown_jobs_are_named(open_queue: OpenQueue) -> None:
     [{"queue_max_jobs": 3}, {"queue_max_bytes": 30}, {"queue_max_cost": 32 * 30}],
     ids=["jobs", "bytes", "cost"],
 )
-async def test_each_bound_refuses_the_whole_request_and_frees_as_jobs_end(
+async def test_each_limit_refuses_whole_requests_until_jobs_end(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, bound: dict[str, int]
 ) -> None:
     queue = await open_queue(make_settings(**bound))
@@ -173,7 +173,9 @@ async def test_each_bound_refuses_the_whole_request_and_frees_as_jobs_end(
     with pytest.raises(Overloaded) as refused:
         await queue.door.admit([submission(b"x" * 10)] * 2)
     assert 1 <= refused.value.retry_after_s <= 60
-    assert (await queue.door.depth()).jobs == 2 and len(await redis.keys("*payload*")) == 2  # nothing of it stayed
+    assert (await queue.door.depth()).jobs == 2 and len(
+        await redis.keys("*payload*")
+    ) == 2  # nothing of the request is kept
     job = await claim_one(queue.worker)
     await queue.worker.finish(job, ok(job))
     await queue.door.admit([submission(b"x" * 10)] * 2)
@@ -215,7 +217,7 @@ async def test_retry_after_follows_throughput(open_queue: OpenQueue, make_settin
         return refused.value.retry_after_s
 
     await queue.door.admit([submission()] * 39)
-    assert await retry_after_s() == 5.0  # nothing ended yet: no rate to go by
+    assert await retry_after_s() == 5.0  # no job has ended yet, so the rate is unknown
     for job in await queue.worker.claim("w1", count=30, wait_ms=0):
         await queue.worker.finish(job, ok(job))
     await queue.door.admit([submission()] * 30)
@@ -260,7 +262,7 @@ async def test_same_key_twice_in_one_request(open_queue: OpenQueue) -> None:
         submission(b"a", idempotency_key="k", origin=Origin.REAL),
     ],
 )
-async def test_same_key_for_another_submission_conflicts_and_admits_nothing(
+async def test_a_key_used_for_another_submission_is_a_conflict(
     open_queue: OpenQueue, redis: Redis, other: Submission
 ) -> None:
     queue = await open_queue()
@@ -397,7 +399,7 @@ async def test_renewal_keeps_a_job_from_others(open_queue: OpenQueue) -> None:
     assert job.attempts == 1 and (await queue.door.counts()).get("redelivered", 0) == 0
 
 
-async def test_who_lost_a_lease_cannot_renew_it_but_may_still_finish_first(open_queue: OpenQueue) -> None:
+async def test_a_lost_lease_cannot_be_renewed_but_finish_still_counts(open_queue: OpenQueue) -> None:
     queue = await open_queue()
     await queue.door.admit([submission()])
     stalled = await claim_one(queue.worker, "stalled")
@@ -440,7 +442,7 @@ async def test_a_job_handed_back_is_fresh_at_once(open_queue: OpenQueue, make_se
 
 
 async def test_a_claim_sent_twice_counts_one_attempt(open_queue: OpenQueue) -> None:
-    """A broken connection makes redis-py send a script again."""
+    """redis-py sends a script again after a broken connection."""
     queue = await open_queue()
     await queue.door.admit([submission()])
     await claim_one(queue.worker, "dead")
@@ -479,7 +481,7 @@ async def test_a_worker_lives_for_a_lease_after_its_heartbeat(open_queue: OpenQu
 
 
 async def test_a_forgotten_worker_takes_no_job_with_it(open_queue: OpenQueue, redis: Redis) -> None:
-    """Deleting a consumer deletes its pending entries: a dead worker's must survive the clean-up."""
+    """Deleting a consumer deletes its pending entries, so a dead worker's consumer must be kept."""
     queue = await open_queue()
     [job_id] = await queue.door.admit([submission()])
     await queue.worker.announce("dead", model())
@@ -506,7 +508,7 @@ async def test_a_deadline_ends_a_queued_job_whichever_side_lives(open_queue: Ope
     assert await queue.worker.claim("w1", count=1, wait_ms=0) == [] and (await queue.door.depth()).jobs == 0
 
 
-async def test_a_deadline_ends_a_running_job_and_its_late_reward_changes_nothing(open_queue: OpenQueue) -> None:
+async def test_a_deadline_ends_a_running_job_for_good(open_queue: OpenQueue) -> None:
     queue = await open_queue()
     [job_id] = await queue.door.admit([submission(deadline_s=0.2)])
     job = await claim_one(queue.worker)
@@ -517,7 +519,7 @@ async def test_a_deadline_ends_a_running_job_and_its_late_reward_changes_nothing
 
 
 async def test_an_expired_job_is_never_handed_to_a_worker(make_settings: MakeSettings) -> None:
-    """Nothing sweeps here: the claim itself must notice."""
+    """Nothing sweeps here, so the claim itself must end the job."""
     settings = make_settings()
     queue = Queue(door=DoorQueue(connect(settings), settings), worker=WorkerQueue(connect(settings), settings))
     late, fine = await queue.door.admit([submission(deadline_s=0.001), submission(deadline_s=1000)])
@@ -536,7 +538,7 @@ async def test_no_job_waits_for_ever(open_queue: OpenQueue, make_settings: MakeS
     assert outcome.kind is OutcomeKind.TIMEOUT and outcome.error and "job_ttl_s" in outcome.error.message
 
 
-async def test_a_worker_ends_overdue_jobs_without_reading_what_has_finished(
+async def test_a_worker_ends_overdue_jobs_without_a_reader(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
     settings = make_settings()
@@ -569,7 +571,7 @@ async def test_a_waiter_is_woken_by_the_stream_and_does_not_poll(open_queue: Ope
     before = (await redis.info("commandstats")).get("cmdstat_hmget", {"calls": 0})["calls"]
     await asyncio.sleep(0.5)
     after = (await redis.info("commandstats")).get("cmdstat_hmget", {"calls": 0})["calls"]
-    assert after == before  # nobody looked at the job meanwhile
+    assert after == before  # the job was not read meanwhile
     job = await claim_one(worker)
     await worker.finish(job, ok(job))
     assert await waiting == [ok(job)]
@@ -613,7 +615,7 @@ async def test_a_gap_in_the_stream_makes_waiters_look_again(open_queue: OpenQueu
     waiting = asyncio.create_task(collect(door.outcomes([lost, seen], PATIENCE_S)))
     await asyncio.sleep(0.1)
     jobs = await worker.claim("w1", count=2, wait_ms=0)
-    # The door never sees the first entry: it is gone before the transaction's end.
+    # The door never sees the first entry, because the same transaction removes it.
     async with redis.pipeline(transaction=True) as transaction:
         transaction.hset(KEYS.job(lost), mapping={"state": "done", "outcome": b""})
         transaction.hincrby(KEYS.counts, "finished", 1)
@@ -724,7 +726,7 @@ async def test_broken_connections_cost_a_waiter_nothing(open_queue: OpenQueue, r
 async def test_an_indisposed_redis_is_not_ready(
     open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    """A full disk under the AOF: to claim and to store must be tried again, and the doors answer 503."""
+    """With a full disk under the AOF, claims and outcomes must be tried again, and the doors answer 503."""
     queue = await open_queue()
 
     async def refuse(*_: object, **__: object) -> None:
@@ -736,7 +738,7 @@ async def test_an_indisposed_redis_is_not_ready(
 
 
 async def test_an_error_names_few_of_many_unknown_jobs(open_queue: OpenQueue) -> None:
-    """Thousands would not fit into the trailers of a gRPC call, and the caller would see a broken call instead."""
+    """Thousands of ids would not fit into the trailers of a gRPC call, and the caller would get no error message."""
     queue = await open_queue()
     with pytest.raises(UnknownJob, match=r"job-0, .* and 992 more") as refused:
         [_ async for _ in queue.door.outcomes([f"job-{number}" for number in range(1000)], 1.0)]
@@ -746,7 +748,7 @@ async def test_an_error_names_few_of_many_unknown_jobs(open_queue: OpenQueue) ->
 async def test_what_is_staged_goes_when_its_request_does_not_come_in(
     open_queue: OpenQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Redis at its limit would otherwise be fuller for two minutes by every request it could not take."""
+    """Otherwise every refused request would fill a Redis at its limit further, for two minutes."""
     queue = await open_queue()
     put, calls = RedisLink.put, 0
 
@@ -762,10 +764,10 @@ async def test_what_is_staged_goes_when_its_request_does_not_come_in(
     assert calls == 2 and await redis.keys("*payload*") == []
 
 
-async def test_a_group_waits_for_a_worker_to_say_which_version_it_would_be_held_to(
+async def test_a_group_needs_a_worker_that_reported_its_version(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    """Admitted before, it would be judged by whatever worker has it, and its second half by another."""
+    """If it were admitted before, workers with different versions could score parts of the group."""
     queue = await open_queue(make_settings(result_ttl_s=10))
     with pytest.raises(NotReady, match="'g'"):
         await queue.door.admit([submission(), submission(run_id="r", group_id="g")])
@@ -775,7 +777,7 @@ async def test_a_group_waits_for_a_worker_to_say_which_version_it_would_be_held_
     with pytest.raises(VersionConflict):
         await queue.door.admit([submission(run_id="r", group_id="g", discriminator_version="v2")])
     assert await queue.door.admit([submission(run_id="r", group_id="h")])
-    job_life_s = make_settings().job_ttl_s  # as long as a job may wait, its group must be bound
+    job_life_s = make_settings().job_ttl_s  # the group must stay bound as long as a job may wait
     assert {await redis.ttl(key) > job_life_s - 60 for key in await redis.keys("*:group:*")} == {True}
 
 

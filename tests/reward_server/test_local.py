@@ -38,7 +38,7 @@ def test_a_process_that_ends_at_once_is_reported(capfd):
     command = [sys.executable, "-c", "raise SystemExit('no weights here')"]
     with (
         started(command, os.environ, stdout=subprocess.PIPE) as child,
-        pytest.raises(NotReady, match="ended with 1 before it was ready"),
+        pytest.raises(NotReady, match="ended with exit code 1 before it was ready"),
     ):
         ready_line(child, "ready")
     assert "no weights here" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The queue's Lua, read by a parser: it is valid, uses no undeclared name, and is part of the package."""
+"""Tests the queue's Lua with a parser: it is valid, uses no undeclared name, and is part of the package."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reward_server.queue.scripts import GROUP, Script
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "reward_server" / "queue" / "lua"
 SCRIPTS = [value for value in vars(scripts).values() if isinstance(value, Script)]
-# What our scripts use of what Redis gives to every script. Redis refuses to create any other global variable.
+# The globals of Redis that our scripts use. Redis lets no script create other global variables.
 GIVEN = frozenset({"KEYS", "ARGV", "redis", "table", "math", "string", "unpack", "ipairs", "pairs", "tonumber"})
 
 
 def undeclared(text: str) -> list[str]:
-    """Names that are neither local where they stand nor given by Redis. Raises SyntaxException for what is not Lua."""
+    """Names that are neither local at their place nor given by Redis. Raises SyntaxException for invalid Lua."""
     return list(free_names(ast.parse(text).body, GIVEN))
 
 
 def free_names(node: Any, known: frozenset[str]) -> Iterator[str]:
-    """Names of a statement or an expression that are not among those `known` around it."""
+    """Names that a statement or an expression uses and that are not `known` around it."""
     if isinstance(node, astnodes.Name) and node.id not in known:
         yield node.id
     elif isinstance(node, astnodes.Block):
@@ -34,7 +34,7 @@ def free_names(node: Any, known: frozenset[str]) -> Iterator[str]:
             if isinstance(statement, astnodes.LocalFunction):  # it may call itself
                 known |= {statement.name.id}
             yield from free_names(statement, known)
-            if isinstance(statement, astnodes.LocalAssign):  # its values do not see its names
+            if isinstance(statement, astnodes.LocalAssign):  # its values cannot use its names
                 known |= ids(statement.targets)
     elif not isinstance(node, astnodes.Name):
         for child, declared in parts(node):
@@ -42,7 +42,7 @@ def free_names(node: Any, known: frozenset[str]) -> Iterator[str]:
 
 
 def parts(node: Any) -> list[tuple[Any, list[Any]]]:
-    """The parts of a node in which names may be used, each with the names that the node declares for it."""
+    """The parts of a node that may use names, each with the names that the node declares for it."""
     found: list[tuple[Any, list[Any]]] = []
     match node:
         case astnodes.LocalAssign():
@@ -54,7 +54,7 @@ def parts(node: Any) -> list[tuple[Any, list[Any]]]:
         case astnodes.Forin():
             found = [(node.iter, []), (node.body, node.targets)]
         case astnodes.Index(notation=astnodes.IndexNotation.DOT) | astnodes.Field(between_brackets=False):
-            found = [(node.value, [])]  # what follows a dot is no variable, nor is the name of a field
+            found = [(node.value, [])]  # the name of a field, also after a dot, is not a variable
         case astnodes.Node():
             found = [(child, []) for name, child in vars(node).items() if not name.startswith("_")]
         case list():

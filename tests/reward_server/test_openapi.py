@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: schemathesis makes requests from it and holds every answer against it."""
+"""Tests the OpenAPI document: schemathesis makes requests from it and compares every answer with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.running import open_doors, working
 def http_url(
     redis_server: PrivateRedis, small_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A whole server in a thread of its own."""
+    """A whole server in its own thread."""
     folder: Path = tmp_path_factory.mktemp("openapi")
     settings = Settings(redis_url=SecretStr(redis_server.url), data_dir=folder, threads=1, score_timeout_s=20.0)
     ready, url = threading.Event(), ""
@@ -74,7 +74,7 @@ def test_the_committed_document_is_what_the_door_describes() -> None:
     assert committed.read_text() == text(), "run: python -m reward_server.doors.openapi > docs/openapi.json"
 
 
-def test_the_document_served_is_the_one_tested_and_names_every_route(http_url: str) -> None:
+def test_the_served_document_is_tested_and_names_every_route(http_url: str) -> None:
     served = httpx.get(f"{http_url}/openapi.json").json()
     assert served == json.loads(json.dumps(document()))
     assert served["paths"].keys() == {

@@ -1,4 +1,4 @@
-"""What people may import from `reward_server`."""
+"""Tests which names `reward_server` exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refresh from order to cut-over: a real queue, a real worker, and every way in which it can end."""
+"""Tests refreshes from request to publication with a real queue and a real worker, and every way they can end."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def served(settings: Settings, pipeline: Pipeline) -> AsyncIterator[Doors]
 
 
 def submission(seed: int = 0, **context: object) -> Submission:
-    """Eight frames of a texture that slides by a pixel each."""
+    """A clip of eight frames, in which a texture moves by one pixel per frame."""
     texture = np.kron(np.random.default_rng(seed).integers(0, 256, (12, 20, 3)), np.ones((6, 6, 1)))
     frames = np.stack([texture[:48, step : step + 64] for step in range(8)]).astype(np.uint8)
     clip = Clip(frames=frames.transpose(0, 3, 1, 2).copy(), fps=12.0)
@@ -96,7 +96,7 @@ def version(reward: Reward) -> str:
 # --- what a refresh changes, and what it does not -------------------------------------------------
 
 
-async def test_a_refreshed_run_is_judged_by_its_new_version_and_everything_else_by_the_old(
+async def test_a_new_version_scores_only_the_refreshed_run(
     make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     async with served(make_settings(), small_pipeline) as doors, AsyncRewardClient(doors.grpc_url) as client:
@@ -124,7 +124,7 @@ async def test_a_refreshed_run_is_judged_by_its_new_version_and_everything_else_
         assert (await client.model("run-2")).discriminator_version == "untrained"
 
 
-async def test_a_pinned_version_gives_the_very_same_reward_after_later_refreshes(
+async def test_a_pinned_version_gives_the_same_reward_later(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
     await fill((await open_queue()).worker.store, "run-1")
@@ -136,7 +136,7 @@ async def test_a_pinned_version_gives_the_very_same_reward_after_later_refreshes
         assert second.previous_version == first.discriminator_version != second.discriminator_version
         assert second.discriminator_version.startswith("untrained+run-1.2-")
         [latest] = await rewards(doors, submission())
-        [after] = await rewards(doors, pin)  # loaded anew, as only one fits
+        [after] = await rewards(doors, pin)  # loaded again, because only one version is kept
         assert version(latest) == second.discriminator_version and latest.logits != before.logits
         assert after.logits == before.logits and version(after) == first.discriminator_version
 
@@ -144,7 +144,7 @@ async def test_a_pinned_version_gives_the_very_same_reward_after_later_refreshes
 async def test_clips_of_a_run_are_trained_on_as_the_pipeline_saw_them(
     make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
 ) -> None:
-    """Only what says its run and its origin, and only what was scored, is kept."""
+    """Only clips with a run and an origin that were scored are kept."""
     async with served(make_settings(), small_pipeline) as doors:
         broken = replace(submission(9, origin=Origin.REAL), payload=b"")
         await rewards(doors, submission(1, origin=Origin.REAL, group_id="g"), submission(2), submission(3, run_id=""))
@@ -153,7 +153,7 @@ async def test_clips_of_a_run_are_trained_on_as_the_pipeline_saw_them(
     assert kept == [1, 0]
 
 
-async def test_a_group_is_judged_by_one_version_whenever_its_clips_come(
+async def test_a_group_is_scored_with_one_version_at_all_times(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
     await fill((await open_queue()).worker.store, "run-1")
@@ -165,7 +165,7 @@ async def test_a_group_is_judged_by_one_version_whenever_its_clips_come(
         found = [version(reward) for reward in together]
         assert found == [version(early), response.discriminator_version] * 2 == ["untrained", found[1]] * 2
         alone = [reward for clip in mixed for reward in await rewards(doors, clip)]
-        for ours, theirs in zip(together, alone, strict=True):  # nor do versions share a batch
+        for ours, theirs in zip(together, alone, strict=True):  # versions do not share a batch
             assert ours.logits.long_term == pytest.approx(theirs.logits.long_term, abs=TOLERANCE)
         with pytest.raises(VersionConflict, match=r"'g' .* 'untrained'"):
             pin = submission(5, group_id="g", discriminator_version=response.discriminator_version)
@@ -191,7 +191,7 @@ async def test_versions_beyond_those_kept_are_gone_and_say_so(
     assert forever <= bounded
 
 
-# --- what is refused, and what happens once -------------------------------------------------------
+# --- refused refreshes, and repeated requests -----------------------------------------------------
 
 
 async def test_too_few_clips_say_what_there_is_and_what_is_needed(
@@ -206,7 +206,7 @@ async def test_too_few_clips_say_what_there_is_and_what_is_needed(
         await queue.door.refreshes.admit(QUICK)
 
 
-async def test_one_refresh_at_a_time_for_a_run_and_the_same_key_is_the_same_refresh(open_queue: OpenQueue) -> None:
+async def test_a_run_has_one_refresh_at_a_time(open_queue: OpenQueue) -> None:
     queue = await open_queue()
     await fill(queue.worker.store, "run-1", num=2)
     await fill(queue.worker.store, "run-2", num=2)
@@ -220,7 +220,7 @@ async def test_one_refresh_at_a_time_for_a_run_and_the_same_key_is_the_same_refr
     assert await queue.door.refreshes.admit(replace(named, run_id="run-2")) != first
 
 
-async def test_a_key_that_succeeded_is_answered_again_and_one_that_failed_is_tried_again(
+async def test_a_key_repeats_a_failed_refresh_but_not_a_finished_one(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     queue = await open_queue()
@@ -237,7 +237,7 @@ async def test_a_key_that_succeeded_is_answered_again_and_one_that_failed_is_tri
     assert "motion_reward_refreshes_total 1.0" in text and "motion_reward_refreshes_failed_total 1.0" in text
 
 
-async def test_a_refresh_that_is_late_publishes_nothing_and_frees_its_run(
+async def test_a_late_refresh_publishes_nothing_and_frees_its_run(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
     await fill((await open_queue()).worker.store, "run-1", num=2)
@@ -251,7 +251,7 @@ async def test_a_refresh_that_is_late_publishes_nothing_and_frees_its_run(
 # --- what a run's buffer holds --------------------------------------------------------------------
 
 
-async def test_a_run_s_clips_are_bounded_by_number_and_by_bytes_and_the_oldest_go(
+async def test_a_runs_oldest_clips_go_at_both_limits(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
 ) -> None:
     store = (await open_queue(make_settings(feature_max_clips=3, feature_max_bytes=10))).worker.store
@@ -266,7 +266,7 @@ async def test_a_run_s_clips_are_bounded_by_number_and_by_bytes_and_the_oldest_g
     assert all([0 < await redis.ttl(key) <= 86400 for key in await redis.keys("*clip*")])
 
 
-async def test_only_the_newest_clips_are_trained_on_where_so_many_are_asked_for(
+async def test_max_real_and_max_rollouts_select_the_newest_clips(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
     await fill((await open_queue()).worker.store, "run-1", num=5)
@@ -291,7 +291,7 @@ async def staged(queue: Queue, refresh: Refresh, small: RefreshResponse) -> bool
     return await queue.worker.refreshes.publish(refresh, version, small)
 
 
-async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publishes(
+async def test_a_silent_workers_refresh_goes_to_another_worker(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
     queue = await open_queue()
@@ -309,7 +309,7 @@ async def test_a_silent_worker_s_refresh_goes_to_another_and_only_that_one_publi
 async def test_a_publication_sent_again_leaves_the_version_its_life(
     open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline, redis: Redis
 ) -> None:
-    """A worker whose answer was lost stages again, with a short life. The served version must not end with it."""
+    """A worker whose answer was lost stages its files again, with a short life. The served version must outlive it."""
     queue = await open_queue()
     await fill(queue.worker.store, "run-1", num=2)
     refresh = await claimed(queue, QUICK)
@@ -330,7 +330,7 @@ async def test_a_refresh_that_kills_every_worker_ends(
         refresh = await claimed(queue, replace(QUICK, idempotency_key="deadly"))
         await asyncio.sleep(0.06)
     async with served(settings, small_pipeline):
-        with pytest.raises(RefreshFailed, match="2 workers died"):
+        with pytest.raises(RefreshFailed, match="2 workers died during this refresh"):
             await queue.door.refreshes.response(refresh.id)
 
 

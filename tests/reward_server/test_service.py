@@ -1,4 +1,4 @@
-"""The service over a real queue and a real worker: what its callers are promised, whatever the door."""
+"""Tests the service with a real queue and a real worker: the guarantees for callers of both doors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATIENCE_S = 30.0
 
 @contextlib.asynccontextmanager
 async def serving(settings: Settings, open_queue: OpenQueue, *, worker: bool = True) -> AsyncIterator[Service]:
-    """A service as a door has it, and a worker that has announced itself."""
+    """The service of a door, with a worker that has announced itself."""
     service = Service((await open_queue(settings)).door, settings, Metrics())
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, PixelScorer(), stop=stop)) if worker else None
@@ -200,7 +200,7 @@ async def test_metrics_count_every_end_once(open_queue: OpenQueue, make_settings
 
 
 def test_a_label_stands_for_all_refreshes_of_its_base_version() -> None:
-    """A long run refreshes for every buffer: a label for each would grow the exposition for ever."""
+    """A long run has a refresh for every buffer. A label for each version would make the metrics grow for ever."""
     metrics = Metrics()
     for name in ("base", "base+run.1-0a", "base+run.2-0b"):
         given = reward()
@@ -213,7 +213,7 @@ def test_a_label_stands_for_all_refreshes_of_its_base_version() -> None:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Prometheus's text format, "name{label=value}" -> value."""
+    """The values in Prometheus's text format, by "name{label=value}"."""
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -279,7 +279,7 @@ def test_logs_on_a_terminal_are_for_people() -> None:
 
 
 def test_a_door_does_not_load_what_only_a_worker_needs() -> None:
-    """Memory: the doors' process must stay small."""
+    """The doors' process must stay small in memory."""
     code = (
         "import sys; import reward_server.doors.service, reward_server.queue.door_queue;"
         "import reward_server.serving.private_redis, reward_server.log;"

@@ -1,4 +1,4 @@
-"""The worker: batches, faults that stay with their clip, drains, deaths, and a Redis that goes away."""
+"""Tests the worker: batches, failures of single clips, drains, crashes, and outages of Redis."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.conftest import MakeSettings, OpenQueue
 from tests.pixel_scorer import MODEL, PixelScorer, moving
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0  # far beyond what anything here takes; reaching it is a failure
+PATIENCE_S = 60.0  # far longer than anything here takes; reaching it is a failure
 
 
 @asynccontextmanager
 async def working(settings: Settings, scorer: PixelScorer) -> AsyncIterator[asyncio.Event]:
-    """A worker in this event loop; yields what stops it."""
+    """A worker in this event loop. Yields the event that stops it."""
     stop = asyncio.Event()
     task = asyncio.create_task(run_worker(settings, scorer, stop=stop))
     try:
@@ -51,7 +51,7 @@ async def working(settings: Settings, scorer: PixelScorer) -> AsyncIterator[asyn
 
 @asynccontextmanager
 async def process(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker process of its own, with the pixel scorer."""
+    """A worker in its own process, with the pixel scorer."""
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     environment = {**os.environ, "MOTION_REWARD_REDIS_URL": url, "MOTION_REWARD_LEASE_S": str(settings.lease_s)}
     environment |= {
@@ -97,7 +97,7 @@ async def live(queue: DoorQueue, num_workers: int) -> bool:
 
 
 async def outcomes_of(queue: DoorQueue, job_ids: list[str]) -> list[Outcome]:
-    """In the order of the ids."""
+    """The outcomes in the order of the ids."""
     async with asyncio.timeout(PATIENCE_S):
         found = {outcome.job_id: outcome async for outcome in queue.outcomes(job_ids, PATIENCE_S)}
     return [found[job_id] for job_id in job_ids]
@@ -114,7 +114,7 @@ async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settin
     queue, scorer = (await open_queue()).door, PixelScorer()
     clips = [moving(step, height_px=8 + 8 * (step % 2), group_id=f"g{step}") for step in range(10)]
     job_ids = await queue.admit(clips)
-    await asyncio.sleep(0.01)  # waits are told in whole milliseconds
+    await asyncio.sleep(0.01)  # waiting times are reported in whole milliseconds
     async with working(make_settings(), scorer):
         outcomes = await outcomes_of(queue, job_ids)
     assert rewards(outcomes) == list(range(10))
@@ -134,7 +134,7 @@ async def test_batches_are_of_one_shape_and_within_cost_and_number(
         await outcomes_of(queue, job_ids)
     assert all(len(set(batch)) == 1 for batch in scorer.batches)
     assert max(len(batch) for batch in scorer.batches) == 3  # cost allows 3 of the small shape
-    assert [(4, 3, 64, 8)] in scorer.batches  # over the cost alone, and scored alone
+    assert [(4, 3, 64, 8)] in scorer.batches  # one clip is over the cost, and is scored alone
     assert sum(len(batch) for batch in scorer.batches) == 9
 
 
@@ -148,12 +148,14 @@ async def test_the_next_batch_is_decoded_while_one_is_scored(
         others = await queue.admit([moving(2), moving(3), moving(4), moving(5)])
         await until_async(number_running(queue, others, 2))
         states = [await queue.state(job_id) for job_id in others]
-        assert states == ["running"] * 2 + ["queued"] * 2 and len(scorer.batches) == 1  # bounded, and ahead
+        assert (
+            states == ["running"] * 2 + ["queued"] * 2 and len(scorer.batches) == 1
+        )  # it claims ahead, but not more than one batch
         scorer.release.set()
         assert rewards(await outcomes_of(queue, held + others)) == [1, 2, 3, 4, 5]
 
 
-# --- faults that stay with their clip ---------------------------------------------------------------
+# --- failures of single clips -----------------------------------------------------------------------
 
 
 async def test_what_is_wrong_with_a_clip_is_its_outcome_alone(
@@ -168,9 +170,7 @@ async def test_what_is_wrong_with_a_clip_is_its_outcome_alone(
     assert surprise.kind is OutcomeKind.FAILED and surprise.error and "RuntimeError" in surprise.error.message
 
 
-async def test_wrong_number_of_results_is_never_shifted_onto_other_clips(
-    open_queue: OpenQueue, make_settings: MakeSettings
-) -> None:
+async def test_a_wrong_number_of_results_mixes_up_no_clips(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
     class Forgetful(PixelScorer):
         def score(self, prepared):  # type: ignore[no-untyped-def]
             return super().score(prepared)[1:] if len(prepared) > 1 else super().score(prepared)
@@ -214,12 +214,12 @@ async def test_a_stopped_worker_finishes_what_it_holds(
     assert await queue.state(later[0]) == "queued" and await queue.models() == []
 
 
-async def test_what_does_not_finish_within_the_drain_is_handed_back_at_once(
+async def test_jobs_unfinished_after_the_drain_are_handed_back(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
     queue, leaving, other = (await open_queue()).door, PixelScorer(), PixelScorer()
     other.release.set()
-    settings = make_settings(lease_s=60, drain_s=0.1)  # so long a lease that only a hand-back can help
+    settings = make_settings(lease_s=60, drain_s=0.1)  # a long lease, so that only a hand-back frees the job
     async with working(settings, leaving) as stop:
         job_ids = await queue.admit([moving(1, policy_version="held"), moving(2, height_px=16)])
         await until(lambda: len(leaving.batches) == 1)
@@ -231,7 +231,7 @@ async def test_what_does_not_finish_within_the_drain_is_handed_back_at_once(
     assert counts["ok"] == counts["finished"] == 2 and counts.get("redelivered", 0) == 0
 
 
-# --- death ------------------------------------------------------------------------------------------
+# --- crashes ----------------------------------------------------------------------------------------
 
 
 async def test_a_killed_workers_jobs_are_scored_by_the_next(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
@@ -247,7 +247,7 @@ async def test_a_killed_workers_jobs_are_scored_by_the_next(open_queue: OpenQueu
 
 
 class PatientScorer(PixelScorer):
-    """Does not take its time where it was asked to."""
+    """Does not sleep for clips that ask for "slow"."""
 
     def _fault(self, wanted: str) -> None:
         if not wanted.startswith("slow:"):
@@ -274,10 +274,10 @@ async def test_a_clip_that_kills_every_worker_takes_no_other_with_it(
     assert deaths == Settings().max_attempts
 
 
-async def test_a_clip_that_breaks_every_worker_by_our_mistake_is_given_up_too(
+async def test_a_clip_that_triggers_a_bug_in_workers_is_given_up(
     open_queue: OpenQueue, make_settings: MakeSettings
 ) -> None:
-    """Handed back, its attempts would not count and it would break one worker after another for ever."""
+    """If the job were handed back, its attempts would not count, and it would break worker after worker."""
     queue, settings, scorer = (await open_queue()).door, make_settings(lease_s=0.3), PixelScorer()
     scorer.score = lambda prepared: [Scored(result="no reward")] * len(prepared)  # type: ignore
     [job_id] = await queue.admit([moving(1)])
@@ -346,10 +346,8 @@ async def test_work_goes_on_through_broken_connections(
     assert counts["ok"] == counts["finished"] == 20
 
 
-async def test_a_private_redis_that_dies_costs_its_jobs_but_not_the_service(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
-    """Redis is killed with a job in a worker's hands; it comes back empty, and everything goes on."""
+async def test_a_private_redis_that_dies_loses_only_its_jobs(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Redis is killed while a worker holds a job. It comes back empty, and the service goes on."""
     with PrivateRedis(make_settings(data_dir=tmp_path / "data")) as server:
         settings, scorer = make_settings(redis_url=SecretStr(server.url)), PixelScorer()
         queue = DoorQueue(connect(settings), settings)
@@ -370,10 +368,10 @@ async def test_a_private_redis_that_dies_costs_its_jobs_but_not_the_service(
         await queue.close()
 
 
-async def test_a_private_redis_that_cannot_come_back_is_the_servers_end(
+async def test_the_server_ends_if_private_redis_cannot_restart(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another port no client would find it, so the server must not go on beside it."""
+    """No client would find it on another port, so the server must end."""
     with PrivateRedis(make_settings(data_dir=tmp_path / "data")) as server:
         port = urlsplit(server.url).port
         monkeypatch.setattr(time, "sleep", lambda _: None)

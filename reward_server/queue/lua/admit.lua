@@ -1,9 +1,9 @@
 -- Admits all jobs of a request, or none.
--- ARGV: dry run?, jobs, cost and bytes at most, job_ttl_s, keep_s, then 13 for each job: id, media, bytes, cost,
--- context, run, idempotency key, fingerprint, deadline_ms or '', kind and outcome of a clip refused at the door or '',
--- '', group, pinned version or ''.
--- Answers {'admitted', ids}; or why not: {'conflict', key, job}, {'unbound', group}, {'version', group, bound, pin},
--- {'full', jobs, cost, bytes}, {'lost'} if a staged payload is gone.
+-- ARGV: '1' for a dry run, the largest numbers of jobs, cost and bytes, job_ttl_s, keep_s, then 13 for each job: id,
+-- media, bytes, cost, context, run, idempotency key, fingerprint, deadline_ms or '', kind and outcome of a clip that a
+-- door refused or '' and '', group, pinned version or ''.
+-- Returns {'admitted', ids}, or the reason for a refusal: {'conflict', key, job}, {'unbound', group},
+-- {'version', group, bound, pin}, {'full', jobs, cost, bytes}, or {'lost'} if a staged payload is gone.
 
 local dry, max_jobs, max_cost, max_bytes, job_ttl_s, keep_s = ARGV[1] == '1', unpack(ARGV, 2, 6)
 local ids, fresh, versions, asked = {}, {}, {}, {jobs = 0, cost = 0, bytes = 0}
@@ -42,7 +42,7 @@ end
 if asked.jobs > 0 then
   local depth = redis.call('HMGET', key('depth'), 'jobs', 'cost', 'bytes')
   local jobs, cost, bytes = tonumber(depth[1] or 0), tonumber(depth[2] or 0), tonumber(depth[3] or 0)
-  -- Cost is an estimate. An empty queue takes a clip of any cost, or a large clip could never be scored.
+  -- Cost is an estimate. An empty queue accepts any cost, because otherwise a large clip could never be scored.
   if jobs + asked.jobs > tonumber(max_jobs) or bytes + asked.bytes > tonumber(max_bytes)
     or (cost > 0 and cost + asked.cost > tonumber(max_cost)) then
     return refuse({'full', jobs, cost, bytes})
@@ -75,7 +75,7 @@ for _, at in ipairs(fresh) do
   if kind ~= '' then settle(id, kind, outcome, 0, keep_s) end
 end
 for bound, version in pairs(chosen) do redis.call('SET', bound, version, 'EX', math.max(keep_s, job_ttl_s)) end
-for at = 7, #ARGV, 13 do  -- bytes that were sent again for a job that is already here
+for at = 7, #ARGV, 13 do  -- remove payloads that were sent again for a known job
   if ids[(at - 7) / 13 + 1] ~= ARGV[at] then redis.call('UNLINK', key('payload', ARGV[at])) end
 end
 return {'admitted', ids}

@@ -1,4 +1,4 @@
--- A worker's heartbeat. Also forgets the workers whose last heartbeat is over.
+-- Records a worker's heartbeat. Also forgets the workers whose last heartbeat has expired.
 -- ARGV: worker, model, life_ms, the model's version.
 
 relieve()

@@ -1,5 +1,5 @@
--- Makes entries that a worker has just read running jobs.
--- ARGV: token, then entry and job id of each entry. Answers the rows of `start`.
+-- Starts the jobs whose entries a worker has just read.
+-- ARGV: token, then entry and job id of each entry. Returns the rows of `start`.
 
 relieve()
 local rows = {}

@@ -1,5 +1,5 @@
 -- Ends a job with its outcome.
--- ARGV: job id, kind, outcome, batch size, keep_s, dead letter or ''. Answers 1 if this outcome was the first, else 0.
+-- ARGV: job id, kind, outcome, batch size, keep_s, dead letter or ''. Returns 1 if this outcome was the first, else 0.
 
 local attempts = redis.call('HGET', key('job', ARGV[1]), 'attempts')
 local settled = settle(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])

@@ -1,6 +1,6 @@
 -- Gives a worker's jobs back unfinished. Each gets a new entry, because a new entry wakes a waiting worker at once and
 -- a pending one does not.
--- ARGV: worker, then entry and job id of each. Answers how many the worker still held.
+-- ARGV: worker, then entry and job id of each. Returns how many of them the worker still held.
 
 relieve()
 local returned = 0

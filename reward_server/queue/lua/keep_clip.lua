@@ -1,6 +1,6 @@
--- Keeps a clip's motion for refreshes of its run, once. The oldest clips make room.
--- ARGV: run, origin, job, packed motion, clips and bytes at most, life_s, the versions' life_s. Answers 1, or 0 if the
--- clip was kept already.
+-- Keeps a clip's motion for refreshes of its run, once. The oldest clips are removed to make room.
+-- ARGV: run, origin, job, packed motion, the largest numbers of clips and bytes, life_s, the versions' life_s.
+-- Returns 1, or 0 if the clip was already kept.
 
 local run, origin, job, data, max_clips, max_bytes, life_s, version_life_s = unpack(ARGV)
 local clips, order, size = key('clips', origin, run), key('clip-order', origin, run), key('clip-bytes', origin, run)

@@ -1,4 +1,4 @@
--- A worker that will not come back. ARGV: worker.
+-- Forgets a worker that ends. ARGV: worker.
 
 forget(ARGV[1])
 return 1

@@ -1,4 +1,4 @@
--- Answers the models of the workers that live, latest heartbeat last.
+-- Returns the models of the live workers. The one with the latest heartbeat is last.
 
 local live = redis.call('ZRANGEBYSCORE', key('workers'), now, '+inf')
 if #live == 0 then return {} end

@@ -1,4 +1,4 @@
--- Answers up to 64 pairs of job id and context whose time is up, oldest first.
+-- Returns up to 64 pairs of job id and context of overdue jobs, oldest first.
 
 local rows = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', now, 'LIMIT', 0, 64)) do

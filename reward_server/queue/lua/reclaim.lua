@@ -1,5 +1,5 @@
--- Takes over the oldest job whose worker has been silent for a lease.
--- ARGV: worker, token, lease_ms. Answers a row of `start`, or nothing.
+-- Takes over the oldest job whose worker has not renewed its lease.
+-- ARGV: worker, token, lease_ms. Returns a row of `start`, or nothing.
 
 relieve()
 local worker, token, lease_ms = unpack(ARGV)
@@ -9,7 +9,7 @@ local function job_of(entry)
 end
 
 local mine = redis.pcall('XPENDING', stream, group, '-', '+', 64, worker)
-for _, pending in ipairs(mine) do  -- the answer to this very claim was lost: give it again
+for _, pending in ipairs(mine) do  -- if the answer to this claim was lost, give it again
   local id = job_of(pending[1])
   if id and redis.call('HGET', key('job', id), 'token') == token then return start(pending[1], id, token) or false end
 end
@@ -22,7 +22,7 @@ for _, pending in ipairs(silent) do
     local row = start(entry, id, token)
     if row then return row end
   else
-    drop(entry)  -- somebody trimmed the stream; the job itself ends when it is due
+    drop(entry)  -- the stream was trimmed from outside; the job itself ends when it is due
   end
 end
 return false

@@ -1,6 +1,7 @@
--- Admits a refresh. Only one that succeeded or is under way is found again by its id; one that failed is tried anew.
--- ARGV: id, run, request, fingerprint, life_ms, keep_s, clips of each origin at least.
--- Answers {'admitted'}; or why not: {'conflict'}, {'running'}, {'few', real clips, rollouts}.
+-- Admits a refresh. If the id is known and the refresh succeeded or is still running, nothing changes. A refresh that
+-- failed is started again.
+-- ARGV: id, run, request, fingerprint, life_ms, keep_s, the smallest number of clips of each origin.
+-- Returns {'admitted'}, or the reason for a refusal: {'conflict'}, {'running'}, {'few', real clips, rollouts}.
 
 local id, run, request, fingerprint, life_ms, keep_s, min_clips = unpack(ARGV)
 local refresh = key('refresh', id)

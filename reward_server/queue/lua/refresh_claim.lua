@@ -1,5 +1,5 @@
--- Claims the oldest refresh that nobody holds, or whose worker has been silent for a lease.
--- ARGV: token, lease_ms. Answers id, attempts, ms left, request; or nothing.
+-- Claims the oldest refresh that no worker holds, or whose worker has not renewed its lease.
+-- ARGV: token, lease_ms. Returns id, attempts, ms left, request, or nothing.
 
 local token, lease_ms = unpack(ARGV)
 for _, id in ipairs(redis.call('ZRANGE', key('refreshes'), 0, 63)) do
@@ -7,7 +7,7 @@ for _, id in ipairs(redis.call('ZRANGE', key('refreshes'), 0, 63)) do
   local state, held, due_ms, request = unpack(redis.call('HMGET', refresh, 'state', 'token', 'due_ms', 'request'))
   if not state or state == 'done' or tonumber(due_ms) <= now then
     redis.call('ZREM', key('refreshes'), id)
-  elseif silent or held == token then  -- held by this token: the answer to this very claim was lost
+  elseif silent or held == token then  -- held by this token: the answer to this claim was lost
     local attempts = take(refresh, token)
     redis.call('ZADD', key('refreshes'), now + lease_ms, id)
     return {id, attempts, due_ms - now, request}

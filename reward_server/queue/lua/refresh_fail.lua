@@ -1,5 +1,5 @@
 -- Ends a refresh without a version.
--- ARGV: id, token, code, message, keep_s. Answers 1, or 0 if it was taken over, is done or due.
+-- ARGV: id, token, code, message, keep_s. Returns 1, or 0 if it was taken over, is done or due.
 
 local id, token, code, message, keep_s = unpack(ARGV)
 if not mine(id, token) then return 0 end

@@ -1,5 +1,5 @@
--- Gives a refresh back, so that another worker may have it at once.
--- ARGV: id, token. Answers 1, or 0 if it was taken over, is done or due.
+-- Gives a refresh back, so that another worker can claim it at once.
+-- ARGV: id, token. Returns 1, or 0 if it was taken over, is done or due.
 
 local id, token = unpack(ARGV)
 if not mine(id, token) then return 0 end

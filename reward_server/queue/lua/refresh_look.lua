@@ -1,5 +1,6 @@
--- How a refresh stands. ARGV: id.
--- Answers state, ms left, then its version and response, or the code and message of its error; nothing if unknown.
+-- Reads the state of a refresh. ARGV: id.
+-- Returns state, ms left, version, response, and the error's code and message, where each of the last four may be ''.
+-- Returns nothing if the refresh is unknown.
 
 local state, due_ms, version, response, code, message = unpack(redis.call('HMGET', key('refresh', ARGV[1]),
   'state', 'due_ms', 'version', 'response', 'code', 'message'))

@@ -1,11 +1,11 @@
--- The cut-over: the staged version becomes the run's latest in the transaction that ends the refresh.
+-- Makes the staged version the run's latest, and ends the refresh.
 -- ARGV: id, token, version, digest, response, versions kept, their life_s, keep_s.
--- Answers 1; 0 if it came too late or was taken over; -1 if the version is not staged.
+-- Returns 1, or 0 if the refresh is due or was taken over, or -1 if the version is not staged.
 
 local id, token, version, digest, response, num_kept, life_s, keep_s = unpack(ARGV)
 local run, published = unpack(redis.call('HMGET', key('refresh', id), 'run', 'version'))
 if published == version then
-  renew_versions(run, life_s)  -- sent again, it was staged again, with the short life of a staged file
+  renew_versions(run, life_s)  -- the script was sent again, and the files were staged again with their short life
   return 1
 end
 if not mine(id, token) then return 0 end

@@ -1,5 +1,5 @@
--- Begins the lease of a refresh anew.
--- ARGV: id, token, lease_ms. Answers 1, or 0 if it was taken over, is done or due.
+-- Renews the lease of a refresh.
+-- ARGV: id, token, lease_ms. Returns 1, or 0 if it was taken over, is done or due.
 
 local id, token, lease_ms = unpack(ARGV)
 if not mine(id, token) then return 0 end

@@ -1,5 +1,5 @@
--- Begins the leases of a worker's jobs anew.
--- ARGV: worker, then entries. Answers the entries that the worker still holds.
+-- Renews the leases of a worker's jobs.
+-- ARGV: worker, then entries. Returns the entries that the worker still holds.
 
 local kept = {}
 for at = 2, #ARGV do

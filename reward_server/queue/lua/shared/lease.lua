@@ -1,7 +1,7 @@
--- How a job and a refresh pass from hand to hand. `work` is the key of either one's hash.
+-- Gives a job or a refresh to a worker, and takes it back. `work` is the key of its hash.
 
--- Makes the work the claimer's, and answers the number of its claims and whether this claim is a new one. It is not new
--- if the answer to this very claim was lost and the script was sent again: then the work has this token already.
+-- Gives the work to the claimer. Returns the number of claims so far, and whether this claim is new. If its answer was
+-- lost and the script was sent again, the claim is not new: the work already has this token.
 local function take(work, token)
   local current, attempts = unpack(redis.call('HMGET', work, 'token', 'attempts'))
   if current == token then return tonumber(attempts), false end
@@ -10,7 +10,7 @@ local function take(work, token)
   return attempts, true
 end
 
--- Makes the work free for others. The attempt does not count, because no worker died.
+-- Frees the work for other workers. The attempt does not count, because no worker died.
 local function give_back(work)
   redis.call('HSET', work, 'state', 'queued')
   redis.call('HINCRBY', work, 'attempts', -1)

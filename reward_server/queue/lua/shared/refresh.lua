@@ -1,4 +1,4 @@
--- What the scripts of a refresh share.
+-- Functions shared by the scripts of a refresh.
 
 -- Wakes the workers and doors that wait for news of refreshes.
 local function tell(id)
@@ -12,7 +12,7 @@ local function mine(id, token)
   return state == 'running' and current == token and tonumber(due_ms) > now
 end
 
--- Ends the refresh; the further arguments are fields and values of its hash.
+-- Ends the refresh. The other arguments are fields and values for its hash.
 local function done(id, keep_s, ...)
   local refresh = key('refresh', id)
   local run = redis.call('HGET', refresh, 'run')

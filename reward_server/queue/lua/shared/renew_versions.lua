@@ -1,4 +1,4 @@
--- Lets all versions of a run live for another `life_s`.
+-- Extends the life of all versions of a run to `life_s` from now.
 
 local function renew_versions(run, life_s)
   for _, version in ipairs(redis.call('LRANGE', key('versions', run), 0, -1)) do

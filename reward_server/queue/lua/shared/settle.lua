@@ -1,5 +1,5 @@
--- The only way in which a job ends. The first outcome wins, every later one changes nothing.
--- Needs stream.lua. Answers 1 if this outcome was the first, else 0.
+-- Ends a job. Every job ends here. The first outcome is final, and later ones change nothing.
+-- Needs stream.lua. Returns 1 if this outcome was the first, else 0.
 
 local function settle(id, kind, outcome, batch, keep_s)
   local job = key('job', id)

@@ -1,7 +1,7 @@
 -- Makes a claimed entry a running job. Needs stream.lua and lease.lua.
--- Answers all that a worker must know: entry, id, attempts, ms in the queue, ms until it is due, media, context,
+-- Returns the row that a worker needs: entry, id, attempts, ms in the queue, ms until it is due, media, context,
 -- version.
--- Drops the entry and answers nil if the job has ended or has another entry.
+-- Drops the entry and returns nil if the job has ended or has another entry.
 
 local function start(entry, id, token)
   local job = key('job', id)

@@ -1,8 +1,8 @@
--- The discriminator version that judges a job: its pin, else the run's latest version, else '', which means whatever
--- version a worker has loaded. The first job of a (run, group) chooses for the whole group, so that no group can mix
--- versions. For a group '' becomes the name of the base version. Answers nil if no worker has ever named its version.
+-- The discriminator version that scores a job: its pinned version, else the run's latest, else '', which means the
+-- version that a worker has loaded. The first job of a (run, group) decides for the whole group, so that no group mixes
+-- versions. For a group, '' becomes the name of the base version. Returns nil if no worker has reported it yet.
 
-local chosen = {}  -- the key of each group that chose in this script, and its version
+local chosen = {}  -- versions of the groups in this call, by the group's key
 
 local function version_of(run, group_id, pin)
   local latest = run ~= '' and redis.call('LINDEX', key('versions', run), 0)

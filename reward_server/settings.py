@@ -139,7 +139,9 @@ class Settings(BaseSettings):
         600.0, gt=0, description="A worker that spends this long on one batch ends itself, in seconds."
     )
     max_attempts: int = Field(
-        3, ge=1, description="Workers that may die while scoring a job. Then it fails and goes to the dead-letter stream."
+        3,
+        ge=1,
+        description="Workers that may die while scoring a job. Then it fails and goes to the dead-letter stream.",
     )
 
     # Refresh

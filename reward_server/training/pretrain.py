@@ -84,9 +84,9 @@ def configs(
 ) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
     """What to cache and how to train each discriminator for a profile.
 
-    Of the embedded discriminators the instantaneous one learns sooner, and from mirrored clips no better. Of the paper's figures
-    for `shift` (arXiv 2603.17426) the batch is 6 without accumulation and every step takes 256 of the cached tracks;
-    rate, decay, clipping and loss are its own.
+    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` takes
+    learning rate, weight decay, gradient clipping and loss from the paper (arXiv 2603.17426). Its batch is 6 without
+    accumulation, and each step takes 256 of the cached tracks; these two are ours.
     """
     if profile == "embedded":
         return CacheConfig(seed=seed), {

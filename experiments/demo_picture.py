@@ -31,7 +31,7 @@ REAL, FULL, HALF = "#2a9d8f", "#d1495b", "#edae9f"
 def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
     """`rewards`: combined rewards by name, "real" and "FAULT STRENGTH", as `experiments.demo.twins_of` names them."""
     figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.6, 1])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.6, 1])[0]
     panels = left.subplots(2, COLUMNS)
     twin = with_fault(window, FAULT, 1.0, seed=0)
     for row, clip, name, reward in (

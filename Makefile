@@ -19,7 +19,7 @@ SEED ?= 0
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.server ## Set up .venv, score a real clip and faulty copies of it, and take a few training steps. KEEP=1 keeps the server.
+demo: $(VENV)/.server ## Set up .venv, score a real clip and faulty copies, take a few training steps. KEEP=1 leaves the server running.
 	$(BIN)/python -m experiments.demo $(if $(KEEP),--keep)
 
 test: lint ## Set up .venv, lint, type-check and run all tests. PYTEST_ARGS goes to pytest.
@@ -30,7 +30,7 @@ lint: $(VENV)/.dev ## Run ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev ## Write the generated tables of docs/ anew: settings and errors.
+docs: $(VENV)/.dev ## Regenerate the tables of settings and errors in docs/serving.md.
 	$(BIN)/python docs/tables.py
 
 lock: $(VENV)/.dev ## Write docker/requirements.lock from the versions installed in .venv.
@@ -50,21 +50,21 @@ weights: $(VENV)/.dev ## Train the shipped weights from packaged data: about two
 		--steps 7200 --work $(DATA)/pretrain --out reward_server/weights/embedded.safetensors
 
 # The claims are in experiments/proof/plan.md. A run resumes in $(PROOF).
-proof: $(VENV)/.dev ## Train a toy model with SHIFT against known rewards (Level 1): about an hour per SEED.
+proof: $(VENV)/.dev ## Train a toy model with SHIFT against a known reward (docs/proof.md): about an hour per SEED.
 	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED)
 
 proof-smoke: $(VENV)/.dev ## Run the code of `make proof` in minutes, at a size too small for results.
 	rm -rf $(PROOF)/smoke-$(SEED)
 	$(BIN)/python -m experiments.proof mechanism --out $(PROOF) --seed $(SEED) --size smoke
 
-proof-rewards: $(VENV)/.dev ## Measure whether learned rewards rank toy rollouts by their motion (Level 2).
+proof-rewards: $(VENV)/.dev ## Measure whether learned rewards prefer real motion to a toy model's rollouts.
 	$(BIN)/python -m experiments.proof rewards --out $(PROOF) --seed $(SEED)
 
-proof-motion: $(VENV)/.dev ## Ask the paper's question on a toy: is lost motion restored? (Level 3)
+proof-motion: $(VENV)/.dev ## Test the paper's claim on a toy model: does SHIFT restore lost motion?
 	$(BIN)/python -m experiments.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
 
 # Needs no virtual environment, only Python and Docker with Compose.
-stack-test: ## Build the Docker stack, score, scale, kill a worker, train, and remove it again.
+stack-test: ## Test the Docker stack: build it, score, scale, kill a worker, train, and remove it again.
 	PIP_ARGS="$(PIP_ARGS)" $(PYTHON) docker/stack_test.py $(if $(KEEP),--keep)
 
 $(VENV)/.server: pyproject.toml

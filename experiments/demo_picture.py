@@ -30,16 +30,18 @@ REAL, FULL, HALF = "#2a9d8f", "#d1495b", "#edae9f"
 
 def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
     """`rewards`: combined rewards by name, "real" and "FAULT STRENGTH", as `experiments.demo.twins_of` names them."""
-    figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(2, COLUMNS + 1, width_ratios=[1.0] * COLUMNS + [1.35])
+    figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.6, 1])[0]
+    panels = left.subplots(2, COLUMNS)
     twin = with_fault(window, FAULT, 1.0, seed=0)
-    for row, (clip, title) in enumerate(
-        [(window, f"real clip: reward {rewards['real']:.2f}"), (twin, f"{FAULT}: reward {rewards[f'{FAULT} 1']:.2f}")]
+    for row, clip, name, reward in (
+        (panels[0], window, "real clip", rewards["real"]),
+        (panels[1], twin, f"{FAULT} copy", rewards[f"{FAULT} 1"]),
     ):
-        panels = [figure.add_subplot(grid[row, column]) for column in range(COLUMNS)]
-        _frames(panels, clip)
-        panels[0].set_title(title, loc="left", fontsize=11)
-    _bars(figure.add_subplot(grid[:, COLUMNS]), rewards)
+        _frames(list(row), clip)
+        row[0].set_title(f"{name}: reward {reward:.2f}", loc="left", fontsize=12)
+    left.supxlabel("coloured lines: paths of tracked points since the first frame", fontsize=11)
+    _bars(right.subplots(), rewards)
     FigureCanvasAgg(figure)  # no display, no global figure
     figure.savefig(path)
     Image.open(path).convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
@@ -48,17 +50,18 @@ def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
 def _frames(panels: list[Axes], clip: Clip) -> None:
     """Frames over the clip's length; each track from the first frame up to this one, as long as it is followed."""
     tracks_TN2, followed_TN = _tracks(clip)
-    colours = colormaps["turbo"](tracks_TN2[0, :, 1] / clip.frames.shape[2])
+    rows = tracks_TN2[0, :, 1] / clip.frames.shape[2]
+    colours = colormaps["turbo"](0.15 + 0.75 * rows)  # without the two dark ends
     moments = np.linspace(0, len(clip.frames) - 1, len(panels)).round().astype(int)
     for panel, t in zip(panels, moments, strict=True):
         panel.imshow(clip.frames[t].transpose(1, 2, 0))
         seen = followed_TN[: t + 1].all(axis=0)
-        tails = LineCollection(list(tracks_TN2[: t + 1, seen].transpose(1, 0, 2)), colors=colours[seen], linewidths=1.6)
+        tails = LineCollection(list(tracks_TN2[: t + 1, seen].transpose(1, 0, 2)), colors=colours[seen], linewidths=1.3)
         panel.add_collection(tails)
         x, y = tracks_TN2[t, seen].T
-        panel.scatter(x, y, s=5, c=colours[seen])
+        panel.scatter(x, y, s=4, c=colours[seen])
         panel.set(xlim=(0, clip.frames.shape[3]), ylim=(clip.frames.shape[2], 0), xticks=[], yticks=[])
-        panel.set_xlabel(f"{t / clip.fps:.1f} s", fontsize=9)
+        panel.set_xlabel(f"{t / clip.fps:.1f} s", fontsize=11)
 
 
 def _tracks(clip: Clip) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -77,9 +80,11 @@ def _bars(panel: Axes, rewards: Mapping[str, float]) -> None:
     panel.barh(rows - 0.2, [rewards[f"{name} 1"] for name in faults], 0.38, color=FULL, label="full strength")
     panel.barh(rows + 0.2, [rewards[f"{name} 0.5"] for name in faults], 0.38, color=HALF, label="half strength")
     panel.barh(len(faults), rewards["real"], 0.7, color=REAL)
-    panel.axvline(rewards["real"], color=REAL, linestyle="--", linewidth=1)
+    panel.axvline(rewards["real"], color=REAL, linestyle="--", linewidth=1.2, label="real clip")
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks([*rows, len(faults)], [*(name.replace("_", " ") for name in faults), "real clip"], fontsize=9)
-    panel.set_title("combined reward", loc="left", fontsize=11)
-    panel.legend(loc="upper left", bbox_to_anchor=(0, 0.92), fontsize=9, frameon=False)
+    panel.set_yticks([*rows, len(faults)], [*(name.replace("_", " ") for name in faults), "real clip"], fontsize=11)
+    panel.tick_params(axis="x", labelsize=11)
+    panel.set_xlabel("higher: motion looks more real", fontsize=11)
+    panel.set_title("combined reward", loc="left", fontsize=12)
+    panel.legend(loc="upper left", bbox_to_anchor=(0, 0.92), fontsize=11, frameon=False)
     panel.spines[["top", "right"]].set_visible(False)

@@ -34,12 +34,12 @@ class Settings(BaseSettings):
     checkpoint: Path | None = Field(
         None,
         description="Discriminator weights, a .safetensors file. Default: those shipped with the profile, or "
-        "PROFILE-discriminators.safetensors in models_dir.",
+        "PROFILE-discriminators.safetensors in the models folder.",
     )
     models_dir: Path | None = Field(
         None,
-        description="Folder with the frozen networks' weights (see `motion-reward models`). Default: `models` in "
-        "data_dir.",
+        description="Folder with the frozen networks' weights (see `motion-reward models`). Default: `models` in the "
+        "data folder.",
     )
     device: str = Field("cpu", description="torch device of the frozen networks and the discriminators.")
     precision: Literal["fp32", "bf16"] = Field(
@@ -133,13 +133,15 @@ class Settings(BaseSettings):
         86400, ge=1, description="Time from admission after which an unscored job ends as a timeout, in seconds."
     )
     lease_s: float = Field(
-        15.0, gt=0, description="A job goes to another worker when its worker is silent for this long, in seconds."
+        15.0, gt=0, description="Seconds without a sign of life after which a worker's jobs go to another worker."
     )
     max_stall_s: float = Field(
         600.0, gt=0, description="A worker that spends this long on one batch ends itself, in seconds."
     )
     max_attempts: int = Field(
-        3, ge=1, description="Workers that may die while scoring a job before it goes to the dead-letter stream."
+        3,
+        ge=1,
+        description="Workers that may die while scoring a job. Then it fails and goes to the dead-letter stream.",
     )
 
     # Refresh

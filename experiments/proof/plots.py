@@ -59,7 +59,7 @@ def plot_loophole(table: Table, records: Sequence[Mapping[str, Any]], path: Path
         _history(right, records, name, "reward_real/combined", style="s:", label=f"{name}, real")
     right.set(xlabel="buffer", ylabel="mean logit")
     if right.lines:
-        right.legend()
+        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves, not over them
     _save(figure, path)
 
 

@@ -3,7 +3,7 @@
 1. Views of every real clip, and their negatives, go through the frozen estimators once; their motion
    features stay on disk. Negatives are the user's generated clips, or, without those, motion faults
    applied to the views.
-2. The discriminators train on the cached features alone (`discriminators/training.py`), held-out sources
+2. The discriminators train on the cached features alone (`discriminator_trainer.py`), held-out sources
    deciding when to stop.
 3. The best averaged weights are written as one safetensors file.
 """
@@ -84,9 +84,9 @@ def configs(
 ) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
     """What to cache and how to train each discriminator for a profile.
 
-    Of the embedded discriminators the instantaneous one learns sooner, and from mirrored clips no better. Of the paper's figures
-    for `shift` (arXiv 2603.17426) the batch is 6 without accumulation and every step takes 256 of the cached tracks;
-    rate, decay, clipping and loss are its own.
+    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` takes
+    learning rate, weight decay, gradient clipping and loss from the paper (arXiv 2603.17426). Unlike the
+    paper, it takes batches of 6 without accumulation and 256 of the cached tracks per step.
     """
     if profile == "embedded":
         return CacheConfig(seed=seed), {

@@ -1,4 +1,4 @@
-"""Pretraining: the feature cache keeps what the discriminators need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
+"""Pretraining: the cache keeps what discriminators need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
 
 from __future__ import annotations
 

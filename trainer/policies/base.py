@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """How to load and run a base model. The subclasses' defaults are the paper's values."""
+    """How to load and run a base model. The subclasses' defaults are those of SHIFT's reference code."""
 
     side_multiple_px: ClassVar[int] = 8
     """Height and width must be multiples of this."""

@@ -25,7 +25,7 @@ from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 @dataclass(frozen=True, kw_only=True)
 class SvdConfig(PolicyConfig):
-    """Configuration of SVD. The defaults are the paper's values for img2vid-xt."""
+    """Configuration of SVD. The defaults are those of SHIFT's reference code for img2vid-xt."""
 
     base: str = "stabilityai/stable-video-diffusion-img2vid-xt"
     num_frames: int = 24

@@ -1,4 +1,4 @@
-"""Measurements of speed, memory and agreement with the official networks; each module is a command. Not installed.
+"""Measures speed, memory and agreement with the official networks. Each module is a command. Not installed.
 
-Each prints a table and ends with one JSON line. Nothing imports a benchmark but its test.
+Each prints a table and ends with one JSON line. Only tests import a benchmark.
 """

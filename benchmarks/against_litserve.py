@@ -1,14 +1,15 @@
-"""The same pipeline behind LitServe and behind our doors: same clips, same clients, alternating rounds in one run.
+"""Compares the same pipeline behind LitServe and behind our server, with the same clips and clients.
 
     python -m benchmarks.against_litserve [--rounds 5] [--clips 64] [--clients 16] [--json FILE]
 
-LitServe (dev extra) runs one worker process and batches up to `batch_jobs` requests for `batch_wait_ms`, as ours
-does; each batch goes to `Pipeline.score_submissions` and the answer is our door's JSON. It keeps requests in memory,
-where ours queue through Redis. Its idle processes poll, for about 7% of two cores, so they are stopped while ours are
-driven. Ratios are ours over theirs; the last line of the output is one JSON document.
+LitServe (dev extra) runs one worker process and batches up to `batch_jobs` requests for `batch_wait_ms`, like our
+server. Each batch goes to `Pipeline.score_submissions`, and the answer is the same JSON as ours. LitServe keeps
+requests in memory; ours queue in Redis. Rounds alternate between the servers. LitServe's idle processes poll and take
+about 7% of two cores, so they are suspended while ours are measured. Ratios are ours over LitServe's. The last line
+of the output is one JSON document.
 """
 
-# No `from __future__ import annotations`: LitServe compares the annotations of decode_request with classes.
+# No `from __future__ import annotations`: LitServe compares the annotations of decode_request with real classes.
 
 import argparse
 import os
@@ -42,7 +43,7 @@ THEIRS = "litserve, http"
 
 
 class RewardApi(litserve.LitAPI):
-    """The pipeline as LitServe wants it: a multipart field `video` in, the JSON of its result out."""
+    """The pipeline as a LitServe API: a multipart field `video` in, the JSON of its result out."""
 
     def setup(self, device: str) -> None:
         self._pipeline = Pipeline.load(Settings())
@@ -64,7 +65,7 @@ class RewardApi(litserve.LitAPI):
 
 
 def serve_litserve(port: int) -> None:
-    """What the benchmark starts as a process of its own."""
+    """Serve the pipeline with LitServe until the process ends. The benchmark runs this as a separate process."""
     settings = Settings()
     api = RewardApi(max_batch_size=settings.batch_jobs, batch_timeout=settings.batch_wait_ms / 1000)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=TIMEOUT_S)
@@ -73,7 +74,7 @@ def serve_litserve(port: int) -> None:
 
 @contextmanager
 def litserve_senders(clients: int) -> Iterator[tuple[psutil.Process, list[Send]]]:
-    """A LitServe of its own, and clients with a connection each."""
+    """Start a LitServe process and open `clients` clients, each with its own connection."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.against_litserve", "--serve", str(port)]
     with tempfile.TemporaryFile("w+") as log, ExitStack() as stack:
@@ -84,14 +85,14 @@ def litserve_senders(clients: int) -> Iterator[tuple[psutil.Process, list[Send]]
 
 
 def _await_health(client: httpx.Client, child: subprocess.Popen[str], log: IO[str]) -> None:
-    """Return once LitServe answers 200. Raises RuntimeError with the end of its log if it does not."""
+    """Return once LitServe answers 200. Raises RuntimeError with the end of its log if it never does."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
         try:
             if client.get("/health", timeout=2).is_success:
                 return
         except httpx.TransportError:
-            pass  # it does not listen yet
+            pass  # it is not listening yet
         time.sleep(0.1)
     log.seek(0)
     raise RuntimeError(f"LitServe did not answer within {START_TIMEOUT_S:g} s: {log.read()[-2000:]}")
@@ -99,7 +100,7 @@ def _await_health(client: httpx.Client, child: subprocess.Popen[str], log: IO[st
 
 @contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
-    """It and its children stand still meanwhile."""
+    """Suspend a process and its children for the duration of the block."""
     family = [process, *process.children(recursive=True)]
     for member in family:
         member.suspend()
@@ -116,7 +117,7 @@ def _post(client: httpx.Client, submission: Submission) -> Outcome:
 
 
 def measure(settings: Settings, *, rounds: int, num_clips: int, clients: int) -> dict[str, list[Load]]:
-    """Loads by server; every round drives each server once, with the order turned round from one to the next."""
+    """Loads by server. Every round measures each server once, and every second round reverses their order."""
     made = [made_up_clip(PAPER, seed) for seed in range(16)]
     clips = [made[index % len(made)] for index in range(num_clips)]
     with local_server(settings) as ours, litserve_senders(clients) as (litserve_process, theirs), ExitStack() as stack:
@@ -125,7 +126,7 @@ def measure(settings: Settings, *, rounds: int, num_clips: int, clients: int) ->
         } | {THEIRS: theirs}
         loads: dict[str, list[Load]] = {name: [] for name in servers}
         for clients_of_one in servers.values():
-            checked(drive(clients_of_one, clips[:clients]).outcomes)  # warm
+            checked(drive(clients_of_one, clips[:clients]).outcomes)  # warm up
         for index in range(rounds):
             for name in list(servers)[:: 1 if index % 2 == 0 else -1]:
                 with nullcontext() if name == THEIRS else stopped(litserve_process):
@@ -135,7 +136,7 @@ def measure(settings: Settings, *, rounds: int, num_clips: int, clients: int) ->
 
 
 def compare(loads: dict[str, list[Load]]) -> dict[str, Any]:
-    """Per server throughput and latency; per door of ours the ratios to LitServe, round by round."""
+    """Throughput and latency of each server; for our HTTP and gRPC also the ratios to LitServe, round by round."""
     per_server = {
         name: {
             "clips_per_s": spread([load.clips_per_s for load in rounds]),
@@ -160,7 +161,7 @@ def _p99(load: Load) -> float:
 
 
 def result_table(document: dict[str, Any]) -> Table:
-    """One row per server; ratios are the median over rounds, with the range."""
+    """One row per server. Ratios are the median over rounds, with the range."""
     title = f"{document['clips']} clips of {PAPER} a round, {document['clients']} clients; ratios: ours over LitServe's"
     columns = ("clips/s", "p50 ms", "p90 ms", "p99 ms", "throughput", "p99")
     table = report.figure_table(title, ("server",), columns)
@@ -178,10 +179,10 @@ def _range(ratio: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=64, help="per round and server")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--json", type=Path, help="write the document here too")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each server")
+    parser.add_argument("--clips", type=int, default=64, help="clips per round and server")
+    parser.add_argument("--clients", type=int, default=16, help="concurrent clients")
+    parser.add_argument("--json", type=Path, help="also write the JSON document to this file")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve is not None:

@@ -1,15 +1,17 @@
-"""The official CoTracker3 and SEA-RAFT against ours: time, memory and error on the same weights and the same clip.
+"""Compares the official CoTracker3 and SEA-RAFT with ours in time, memory and error, on equal weights and clips.
 
     python -m benchmarks.against_official --cotracker CHECKOUT --searaft CHECKOUT [--quick] [--parts speed,memory,bf16]
 
-Sides run in one process and take turns: the official code as shipped and with malloc told to keep big
-blocks; ours in plain torch, on packed weights, in bf16 with discriminators in fp32, and all in bf16. A ratio is
-official seconds over ours in the same turn; its spread is over turns. With `--device cuda` the table is the
-same, and two sides are compiled by torch.compile, after runs that are not timed; float32 is float32 there unless
-`--tf32` lets cuDNN round, as torch does by default. On a machine that others use too, `--cpu-time` counts seconds of
-CPU, which waiting for one does not lengthen: take one thread then. Peak memory is that of a process that does nothing
-else. Weights are random (`golden_weights.py`), clips made up; the reference's two discriminators are stood in for, see
-`official.py`. The last line is one JSON document.
+All sides run in one process and take turns. The official code runs as shipped, and with malloc set to keep big blocks.
+Ours runs in plain torch, on packed weights, in bf16 with discriminators in fp32, and all in bf16. A ratio is official
+seconds over ours in the same turn; its spread is over turns.
+
+`--device cuda` gives the same table and adds two sides compiled by torch.compile, after warm-up runs that are not
+timed. On a GPU, float32 convolutions stay exact unless `--tf32` lets cuDNN round, as torch does by default. On a
+shared machine, use `--cpu-time` with one thread: it counts seconds of CPU, which waiting does not lengthen. Peak
+memory is measured in a separate process for each side. Weights are random (`golden_weights.py`) and clips are
+synthetic. Stand-ins replace the two discriminators of SHIFT's reference code (`official.py`). The last line of the
+output is one JSON document.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ from reward_server.networks.prepacked import Compute, Linear, Precision, packing
 from reward_server.networks.tf32 import exact_convolutions
 
 WAYS = ("plain", "fp32", "bf16", "all bf16")
-COMPILED = ("compiled", "compiled bf16")  # sides of ours that `--compile` adds
-RUNS_TO_WARM = 3  # a first run compiles, a second records CUDA graphs
+COMPILED = ("compiled", "compiled bf16")  # our sides that `--compile` adds
+RUNS_TO_WARM = 3  # the first run compiles, the second records CUDA graphs
 OFFICIAL = ("as shipped", "tuned malloc")
 GROUPS = {stage: (stage,) for stage in (*LC, *IC)} | {"LC reward": LC, "IC reward": IC, "whole reward": (*LC, *IC)}
 
 
 def ways_of(args: argparse.Namespace) -> dict[str, tuple[Compute, Compute | None]]:
-    """How each of our sides computes, its discriminators too where they differ."""
+    """How each of our sides computes, and how its discriminators compute if that differs."""
     exact = Compute(memory_mib=args.pass_memory_mib)
     bf16 = dataclasses.replace(exact, precision="bf16")
     ways: dict[str, tuple[Compute, Compute | None]] = {
@@ -63,7 +65,7 @@ def ways_of(args: argparse.Namespace) -> dict[str, tuple[Compute, Compute | None
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per stage and turn of every side, work and errors."""
+    """Seconds per stage and turn of every side, number of operations, and errors."""
     case = Case.made_up(args.seed, args.frames, args.tracks, args.device)
     theirs = Theirs(official.load(args.cotracker, args.searaft, args.seed), args.device)
     ways = ways_of(args)
@@ -78,7 +80,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         for malloc, told in zip(OFFICIAL, (as_shipped, keep_big_blocks), strict=True):
             told()
             turns[malloc].append(scored(theirs, case, clock_of(args))[1])
-        as_shipped()  # ours too
+        as_shipped()  # our side uses glibc's default too
         for way, compute in ways.items():
             got, spent = scored(ours.told(*compute), case, clock_of(args))
             errors[way] = differences(got, expected)
@@ -100,12 +102,12 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def clock_of(args: argparse.Namespace) -> Clock:
-    """What seconds are measured by."""
+    """The clock that measures seconds."""
     return time.process_time if args.cpu_time else device_clock(args.device)
 
 
 def counted(side: Theirs | Ours, case: Case) -> tuple[Scored, dict[str, float]]:
-    """A first, untimed run: what it scores, and operations of products and convolutions per stage."""
+    """A first, untimed run: its result, and the floating-point operations of each stage."""
     with FlopCounterMode(display=False) as counter:
         return scored(side, case, lambda: float(counter.get_total_flops()))
 
@@ -135,7 +137,7 @@ def _ratios(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]
 
 
 def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
-    """The best of a few large linear layers, plain and packed, GFLOP/s, per precision."""
+    """The best rate of a few large linear layers, plain and packed, in GFLOP/s for each precision."""
     scale = 1 if args.device == "cpu" else 4
     shapes = [tuple(scale * side for side in shape) for shape in ((2048, 2048, 2048), (1536, 1110, 384))]
     best: dict[str, float] = {}
@@ -149,7 +151,7 @@ def gemm_peak(args: argparse.Namespace) -> dict[str, float]:
 
 @torch.no_grad()
 def layer_gflop_s(shape: tuple[int, ...], dtype: torch.dtype, compute: Compute, args: argparse.Namespace) -> float:
-    """GFLOP/s of one of our linear layers on `shape` (rows, inputs, outputs): the fastest of a dozen runs."""
+    """GFLOP/s of one of our linear layers on `shape` (rows, inputs, outputs), from the fastest of twelve runs."""
     rows, inputs, outputs = shape
     layer, clock = Linear(inputs, outputs, device=args.device), clock_of(args)
     layer.compute = compute
@@ -163,7 +165,7 @@ def layer_gflop_s(shape: tuple[int, ...], dtype: torch.dtype, compute: Compute, 
 
 
 def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
-    """Rewards of a group of clips in bf16 against fp32, per way: rank correlation, and error of the advantages."""
+    """Rewards of a group of clips in bf16 against fp32: rank correlation and error of the advantages, for each way."""
     ours = Ours(Compute(), args.seed, device=args.device)
     ways = {way: compute for way, compute in ways_of(args).items() if way == "fp32" or "bf16" in way}
     rewards: dict[str, list[Scored]] = {way: [] for way in ways}
@@ -176,7 +178,7 @@ def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, float]:
-    """Rank correlation of a group's rewards, and the largest error of a centred one as a share of their spread."""
+    """Rank correlation of a group's rewards, and the largest error of a centred reward over their spread."""
     measured: dict[str, float] = {}
     for name in ("reward", "lc", "ic"):
         a, b = (torch.tensor([getattr(one, name) for one in group]).double() for group in (exact, coarse))
@@ -191,7 +193,7 @@ def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, fl
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak MiB (on a GPU its own, else resident) and seconds of one whole reward, each side in its own process."""
+    """Peak MiB (GPU memory, or resident memory on a CPU) and seconds of one reward, each side in its own process."""
     return {side: _alone(args, side) for side in (OFFICIAL[0], *ways_of(args))}
 
 
@@ -212,7 +214,7 @@ def _alone(args: argparse.Namespace, side: str) -> dict[str, float]:
 
 
 def alone(args: argparse.Namespace) -> dict[str, float]:
-    """One reward by one side, what its process took at most, and what it took before the clip."""
+    """One reward by one side: the peak memory of its process, the memory before the clip, and seconds."""
     theirs = args.alone == OFFICIAL[0]
     compute, discriminators = ways_of(args)["fp32" if theirs else args.alone]
     side = (
@@ -233,7 +235,7 @@ def _peak_mib(device: str) -> float:
 
 
 def printed(result: dict[str, Any]) -> None:
-    """The tables."""
+    """Print the tables."""
     if "speed" in result:
         _print_speed(result["speed"], result["gemm_peak"])
     for side, of in result.get("memory", {}).items():
@@ -271,23 +273,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cotracker", type=Path, required=True, help="checkout of facebookresearch/co-tracker")
     parser.add_argument("--searaft", type=Path, required=True, help="checkout of princeton-vl/SEA-RAFT")
     parser.add_argument("--frames", type=int, default=24, help="frames of the clip of 320x576 pixels")
-    parser.add_argument("--tracks", type=int, default=1024, help="queries; 36 of support are added by both sides")
+    parser.add_argument("--tracks", type=int, default=1024, help="query points; both sides add 36 support points")
     parser.add_argument("--repeats", type=int, default=3, help="turns of every side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and clips")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for the same table on a GPU")
     parser.add_argument(
-        "--compile", choices=get_args(CompileMode), help="torch.compile's mode; default: none, on a GPU reduce-overhead"
+        "--compile",
+        choices=get_args(CompileMode),
+        help="mode of torch.compile; default: reduce-overhead on a GPU, else none",
     )
     parser.add_argument(
         "--tf32", action="store_true", help="on a GPU, let fp32 convolutions of both sides round to TF32"
     )
-    parser.add_argument("--pass-memory-mib", type=int, help="the setting; default: 64, on a GPU 4096")
-    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, all threads together")
+    parser.add_argument("--pass-memory-mib", type=int, help="MiB per pass; default: 4096 on a GPU, else 64")
+    parser.add_argument("--cpu-time", action="store_true", help="measure seconds of CPU, summed over threads")
     parser.add_argument("--parts", default="speed,memory,bf16", help="which of speed, memory, bf16 to measure")
-    parser.add_argument("--clips", type=int, default=16, help="clips of the group that bf16 is judged by")
-    parser.add_argument("--quality-frames", type=int, default=6, help="frames of each of them")
-    parser.add_argument("--quality-tracks", type=int, default=256, help="queries of each of them")
+    parser.add_argument("--clips", type=int, default=16, help="clips in the group that judges bf16")
+    parser.add_argument("--quality-frames", type=int, default=6, help="frames of each clip that judges bf16")
+    parser.add_argument("--quality-tracks", type=int, default=256, help="query points of each clip that judges bf16")
     parser.add_argument("--quick", action="store_true", help="4 frames, 64 tracks, one turn, 4 clips of 3 frames")
     parser.add_argument(
         "--alone", choices=(OFFICIAL[0], *WAYS, *COMPILED), help="score one clip by one side; print its memory"
@@ -300,7 +304,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.compile = args.compile or ("reduce-overhead" if on_gpu else "none")
     args.pass_memory_mib = args.pass_memory_mib or (4096 if on_gpu else 64)
     if unknown := set(args.parts.split(",")) - {"speed", "memory", "bf16"}:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; choose of speed, memory, bf16")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; give some of speed, memory, bf16")
     return args
 
 
@@ -317,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """The chosen parts, and on what they were measured."""
+    """The chosen parts, with the settings and the machine."""
     result: dict[str, Any] = {
         "frames": args.frames,
         "tracks": args.tracks,

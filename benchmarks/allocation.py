@@ -1,7 +1,7 @@
-"""How glibc hands out big blocks: as it does by itself, or keeping them for reuse.
+"""Sets how glibc allocates big blocks: with its defaults, or keeping freed blocks for reuse.
 
-By itself it returns each to the system and faults it in again, which takes up to half of the official
-code's time. `against_official.py` measures that code both ways.
+By default glibc returns each big block to the system and faults its pages in again at the next use. That takes up to
+half of the official code's time. `against_official.py` measures the official code both ways.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, ma
 
 
 def keep_big_blocks(limit_mib: int = 1024) -> bool:
-    """Blocks up to `limit_mib` come from the heap, which is not trimmed before. False where this is not glibc."""
+    """Take blocks up to `limit_mib` from the heap and never trim it. Returns False if this is not glibc."""
     return _told({MMAP_THRESHOLD: limit_mib * MIB, TRIM_THRESHOLD: 2047 * MIB, TOP_PAD: 64 * MIB})
 
 
 def as_shipped() -> bool:
-    """Where glibc's own moving thresholds end up once a process has freed big blocks; also returns free memory."""
+    """Set the thresholds that glibc reaches by itself once a process has freed big blocks, and return free memory.
+
+    Returns False if this is not glibc.
+    """
     done = _told({MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8})
     if done:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""One golden file of the `shift` profile: its inputs and weights, and our value of every array it stores.
+"""Reads a golden file of the `shift` profile and computes our value of every array that it stores.
 
-A golden file holds inputs, the seed of the weights and the official outputs; sizes, frame and query
-counts are its own. `parity.py` compares. Weights come from the folder's `weights_recipe.py` where it has
-one, else from `golden_weights.py`.
+A golden file holds inputs, the seed of the weights and the official outputs. Each file has its own size, number of
+frames and number of queries. `parity.py` does the comparison. Weights come from the folder's `weights_recipe.py` if
+there is one, else from `golden_weights.py`.
 
 Shapes: B clips, T frames, N tracks, P = T-1 pairs.
 """
@@ -38,7 +38,7 @@ INPUTS = TRACKER_INPUTS | {"frames", "pad_frames", "random_tokens_shape", "small
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """One golden file, with the weights its seed stands for."""
+    """One golden file, and the recipe that makes weights from its seed."""
 
     path: Path
     stored: Stored
@@ -48,6 +48,7 @@ class Golden:
 
     @classmethod
     def read(cls, path: Path, compute: Compute, device: str = "cpu") -> Golden:
+        """Load the file at `path`."""
         with np.load(path, allow_pickle=False) as arrays:
             stored = dict(arrays)
         return cls(path=path, stored=stored, recipe=_recipe(path.parent), compute=compute, device=device)
@@ -57,7 +58,7 @@ class Golden:
         return [name for name in self.stored if name not in INPUTS]
 
     def numbered(self, prefix: str) -> list[tuple[str, int]]:
-        """Stored arrays named prefix + iteration, with the iteration."""
+        """Names of the stored arrays that consist of `prefix` and an iteration number, with that number."""
         return [(name, int(name.removeprefix(prefix))) for name in self.outputs if name.startswith(prefix)]
 
     def tensor(self, name: str) -> Tensor:
@@ -71,7 +72,10 @@ class Golden:
         return int(self.number("seed"))
 
     def weighted(self, module: nn.Module, model: str, prefix: str = "") -> nn.Module:
-        """`module` in eval mode, its entries filled as prefix + name of the recipe's `model`, told how to compute."""
+        """Put `module` into eval mode on the device and fill it with the recipe's weights of `model`.
+
+        The recipe names an entry `prefix` + its name in the module.
+        """
         state = module.state_dict()
         values = self.recipe.fill(
             {prefix + name: tuple(entry.shape) for name, entry in state.items()}, model, self.seed
@@ -83,7 +87,7 @@ class Golden:
 
 
 def _recipe(folder: Path) -> ModuleType:
-    """The folder's own `weights_recipe.py` where it has one, else ours."""
+    """The folder's own `weights_recipe.py` if it has one, else ours."""
     path = folder / "weights_recipe.py"
     spec = importlib.util.spec_from_file_location("weights_recipe", path) if path.is_file() else None
     if spec is None or spec.loader is None:
@@ -94,6 +98,7 @@ def _recipe(folder: Path) -> ModuleType:
 
 
 def cotracker3(golden: Golden) -> dict[str, Tensor]:
+    """Our tracks, visibilities, tokens and intermediate values of a clip."""
     model, video, queries = _tracker(golden), golden.tensor("video"), golden.tensor("queries")
     queries = model.model_queries(queries, *video.shape[-2:])
     pyramid = model.encode(video)
@@ -138,7 +143,7 @@ def _volume_rows(golden: Golden, pyramid: Pyramid, queries: Tensor, centres_NT2:
 
 
 def lc(golden: Golden) -> dict[str, Tensor]:
-    """Long-term logits [B,1] for the tracker's tokens of a clip, for those of its time-flip, and for random tokens."""
+    """Long-term logits [B,1] for the tracker's tokens of a clip, those of the reversed clip, and random tokens."""
     clip = Golden.read(
         golden.path.with_name(golden.path.name.replace("lc", "cotracker3", 1)), golden.compute, golden.device
     )
@@ -159,6 +164,7 @@ def lc(golden: Golden) -> dict[str, Tensor]:
 
 
 def searaft_m(golden: Golden) -> dict[str, Tensor]:
+    """Our flow and intermediate values, also of frames that need padding."""
     model = SeaRaft()
     golden.weighted(model, "searaft")
     frames = golden.tensor("frames")[None]
@@ -178,7 +184,7 @@ def searaft_m(golden: Golden) -> dict[str, Tensor]:
 
 
 def ic(golden: Golden) -> dict[str, Tensor]:
-    """Logits of the instantaneous discriminator on a clip and its time-flip, and the maps of the clip it reads."""
+    """Logits of the instantaneous discriminator on a clip and the reversed clip, and the maps that it reads."""
     flow_net, discriminator = SeaRaft(), ResidualViT(ResidualViTConfig())
     golden.weighted(flow_net, "ic", "flow_layer.model.")
     golden.weighted(discriminator, "ic", "flow_vit.")
@@ -200,7 +206,7 @@ def ic(golden: Golden) -> dict[str, Tensor]:
 
 
 def _ic_frames(video_T3HW: Tensor, config: ResidualViTConfig) -> Tensor:
-    """Frames 0..255 at the discriminator's size. The reference scales a clip whose values are all at most 1."""
+    """Frames 0..255 at the discriminator's size. Like the reference code, scales a clip whose values are at most 1."""
     frames = video_T3HW.float()
     frames = frames * 255 if frames.max() <= 1 else frames
     return F.interpolate(frames, (config.height_px, config.width_px), mode="bilinear", align_corners=False)
@@ -215,11 +221,11 @@ CHECKS: dict[str, Callable[[Golden], dict[str, Tensor]]] = {
 
 
 def kind(path: Path) -> str | None:
-    """Which check a golden file is for: `cotracker3_long.npz` is for cotracker3."""
+    """The check that a golden file is for: `cotracker3_long.npz` is for cotracker3. None if there is none."""
     return next((name for name in CHECKS if path.stem.startswith(name)), None)
 
 
 @torch.no_grad()
 def computed(golden: Golden) -> dict[str, Tensor]:
-    """Our value, on the CPU, of every output of a golden file that has a check."""
+    """Our value, on the CPU, of every output of a golden file. Raises KeyError if the file has no check."""
     return {name: value.cpu() for name, value in CHECKS[kind(golden.path) or ""](golden).items()}

@@ -1,8 +1,8 @@
-"""Deterministic weights for parity checks: every tensor is a function of its name, its shape and a seed.
+"""Makes deterministic weights for parity checks: every tensor is a function of its name, its shape and a seed.
 
-value = base + scale * z, z standard normal from Philox keyed by crc32(name) + (seed << 32). The rules
-keep activations of the random networks in a sane range. A golden folder may bring its own
-`weights_recipe.py` with the same two functions; see `parity.py`.
+value = base + scale * z, where z is standard normal from Philox with the key crc32(name) + (seed << 32). The rules
+keep the activations of the random networks in a reasonable range. A golden folder may bring its own
+`weights_recipe.py` with the functions `normal` and `fill`; see `parity.py`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ GAINS: dict[str, tuple[tuple[str, float], ...]] = {  # first match wins; else 1,
 
 
 def normal(name: str, shape: tuple[int, ...], seed: int = 0) -> Array:
-    """Standard normal float32 of `shape`, the same wherever `name` and `seed` are."""
+    """Standard normal float32 of `shape`, reproducible from `name` and `seed`."""
     generator = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode()) + (seed << 32)))
     return generator.standard_normal(size=shape, dtype=np.float32)
 
 
 def fill(shapes: Mapping[str, tuple[int, ...]], model: str, seed: int = 0) -> dict[str, Array]:
-    """Arrays of the named entries; `model` is a key of GAINS or `ic`, whose parts are told by their prefixes.
+    """Weights of the named entries. `model` is a key of GAINS, or `ic`, whose prefixes tell flow network and ViT apart.
 
     Entries that stay as constructed (time_emb, num_batches_tracked, sobel_layer.*) are left out.
     """

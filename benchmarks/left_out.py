@@ -1,12 +1,13 @@
-"""What discriminators make of a fault that they were never trained on: one pretraining for every fault left out.
+"""Measures how discriminators rank a fault that they were never trained on, with one pretraining per fault left out.
 
     python -m benchmarks.left_out --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
         --shots data/clips [--steps 600] [--fault wobbled ...]
 
-Each training is short, and one with no fault left out, as short, stands beside them: the difference is what
-leaving out costs. `--fault wobbled,ghosted` leaves out both at once: fewer trainings, and a harder question.
-Then the sanity ladder of the held-out shots, of which the rows of the faults count. Features that
-`motion-reward pretrain --work` has cached are used again. The last line of the output is one JSON document.
+Each training is short. One training with all faults, equally short, serves as the baseline: the difference to it is
+the cost of leaving a fault out. `--fault wobbled,ghosted` leaves out both at once, which takes fewer trainings and is
+harder. Each checkpoint is judged by the sanity ladder of the held-out shots, on the rows of the faults left out.
+Features that `motion-reward pretrain --work` has cached are used again. The last line of the output is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:
-    """Ladders of `faults` by discriminators trained without them; none given: all ladders, trained on all faults."""
+    """Ladders of `faults` by discriminators trained without them. If none is given: all ladders, trained on all."""
     work = args.work / f"left-out-{args.steps}"
     checkpoint = work / f"{'+'.join(faults) or 'none'}.safetensors"
     if not checkpoint.is_file():
@@ -51,7 +52,7 @@ def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Fig
 
 
 def shares(fault: str, figures: Sequence[Figures], reward_name: str = "combined") -> dict[str, float | None]:
-    """Share of pairs ordered right, by strength."""
+    """Share of correctly ordered pairs by strength."""
     (row,) = (row for row in figures if row.reward_name == reward_name and row.name == fault)
     return {str(strength): share.fraction for strength, share in zip(STRENGTHS, row.by_strength, strict=True)}
 
@@ -61,21 +62,25 @@ def percents(by_strength: dict[str, float | None]) -> str:
 
 
 def together(text: str) -> list[str]:
-    """Faults that are left out of one training, by commas."""
+    """Comma-separated faults that are left out of one training. Raises ArgumentTypeError for an unknown fault."""
     faults = text.split(",")
     if unknown := set(faults) - set(TRAINED_FAULTS):
-        raise argparse.ArgumentTypeError(f"nothing trains on {sorted(unknown)}; give {', '.join(TRAINED_FAULTS)}")
+        raise argparse.ArgumentTypeError(
+            f"{sorted(unknown)} are not trained on; give some of {', '.join(TRAINED_FAULTS)}"
+        )
     return faults
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--real", type=Path, action="append", required=True, help="as of `motion-reward pretrain`")
-    parser.add_argument("--work", type=Path, required=True, help="folder of its run; trainings go below it")
-    parser.add_argument("--shots", type=Path, required=True, help="clips of the ladder, as of `motion-reward sanity`")
-    parser.add_argument("--steps", type=int, default=600, help="of each training")
-    parser.add_argument("--fault", action="append", type=together, help="only this one, or these; may be repeated")
-    parser.add_argument("--windows", type=int, default=1, help="ladders of one shot, at most")
+    parser.add_argument(
+        "--real", type=Path, action="append", required=True, help="real clips, as for `motion-reward pretrain`"
+    )
+    parser.add_argument("--work", type=Path, required=True, help="work folder of that run; trainings go below it")
+    parser.add_argument("--shots", type=Path, required=True, help="clips of the ladder, as for `motion-reward sanity`")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each training")
+    parser.add_argument("--fault", action="append", type=together, help="leave out this fault; may be repeated")
+    parser.add_argument("--windows", type=int, default=1, help="largest number of ladders per shot")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     everything = figures_without([], args)

@@ -1,10 +1,10 @@
-"""The official networks of the `shift` profile, run from a user's own checkouts, for `against_official.py`.
+"""Runs the official networks of the `shift` profile from the user's own checkouts, for `against_official.py`.
 
 Nothing is copied: CoTracker3 (github.com/facebookresearch/co-tracker, CC-BY-NC) and SEA-RAFT
-(github.com/princeton-vl/SEA-RAFT, BSD-3) are imported from where the user put them. The reference's
-discriminators have no licence to run under, so what they are built of stands in for them: the
-official update transformer with a plain pooled logit, and timm's stock ViT-B/16. Weights are those of
-`golden_weights.py`, loaded strictly.
+(github.com/princeton-vl/SEA-RAFT, BSD-3) are imported from the user's folders. The discriminators of SHIFT's
+reference code have no licence that would allow running them, so stand-ins are built from the same parts: the official
+update transformer with a plain pooled logit, and timm's original ViT-B/16. Weights are those of `golden_weights.py`,
+loaded strictly.
 
 Shapes: T frames, P = T-1 pairs, N tracks, D token size.
 """
@@ -45,7 +45,7 @@ class Official:
     vit: VitHead
 
     def tokens(self, frames_T3HW: Tensor, queries_N3: Tensor) -> Tensor:
-        """What the last iteration's update transformer reads of the given queries: [N,T,D]."""
+        """The last iteration's input to the update transformer, for the given queries: [N,T,D]."""
         height, width = frames_T3HW.shape[-2:]
         video = F.interpolate(frames_T3HW, MODEL_SIZE, mode="bilinear", align_corners=True)[None]
         scale = frames_T3HW.new_tensor([1.0, (MODEL_SIZE[1] - 1) / (width - 1), (MODEL_SIZE[0] - 1) / (height - 1)])
@@ -55,13 +55,13 @@ class Official:
         return seen[-1].view(len(queries[0]), len(video[0]), -1)[: len(queries_N3)]
 
     def flow(self, frames_T3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow [P,2,H,W] and info [P,4,H,W], all pairs in one batch as the reference runs them."""
+        """Flow [P,2,H,W] and info [P,4,H,W], with all pairs in one batch as the reference code runs them."""
         result = self.flow_net(frames_T3HW[:-1], frames_T3HW[1:], iters=4, test_mode=True)
         return result["flow"][-1], result["info"][-1]
 
 
 class TrackHead(nn.Module):
-    """The reference's long-term discriminator: an official update transformer's features, pooled to a logit."""
+    """Stand-in for the long-term discriminator: the official update transformer's features, pooled to a logit."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TrackHead(nn.Module):
 
 
 class VitHead(nn.Module):
-    """The instantaneous discriminator's stand-in: timm's ViT-B/16 over maps [P,2,H,W], mean class token, one logit."""
+    """Stand-in for the instantaneous discriminator: timm's ViT-B/16 on maps [P,2,H,W], mean class token, a logit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class VitHead(nn.Module):
 
 
 def load(cotracker: Path, searaft: Path, seed: int) -> Official:
-    """Build the networks from the two checkouts. Raises SystemExit that names what a checkout lacks."""
+    """Build the networks from the two checkouts. Raises SystemExit with the file that a checkout lacks."""
     tracker = _tracker(cotracker)
     return Official(
         tracker=weighted(tracker, "cotracker", seed),
@@ -99,13 +99,13 @@ def load(cotracker: Path, searaft: Path, seed: int) -> Official:
 
 
 def weighted(module: Module, model: str, seed: int, prefix: str = "") -> Module:
-    """`module` in eval mode with the recipe's weights of `model`, its entries named prefix + name there."""
+    """Put `module` into eval mode with the recipe's weights of `model`, where an entry is named prefix + its name."""
     return filled(module, {name: prefix + name for name in module.state_dict()}, model, seed)
 
 
 def filled(module: Module, names: dict[str, str], model: str, seed: int) -> Module:
-    """`module` in eval mode; entry `name` gets the recipe's values of `names[name]`."""
-    for name, entry in module.state_dict().items():  # one at a time, as peak memory is measured too
+    """Put `module` into eval mode. Entry `name` gets the recipe's values of `names[name]`."""
+    for name, entry in module.state_dict().items():  # one at a time, because peak memory is measured too
         for value in golden_weights.fill({names[name]: tuple(entry.shape)}, model, seed).values():
             entry.copy_(torch.from_numpy(value))
     return module.eval().requires_grad_(False)
@@ -128,7 +128,7 @@ def _track_head(former: type[nn.Module], seed: int) -> TrackHead:
 
 def _flow_net(checkout: Path) -> nn.Module:
     with _imported(checkout / "core", "raft", "raft", "update", "corr", "utils", "extractor", "layer") as module:
-        module.ResNetFPN._init_weights = lambda *_: None  # ImageNet weights, which ours replace
+        module.ResNetFPN._init_weights = lambda *_: None  # skip ImageNet weights: ours replace them
         config = json.loads((checkout / "config" / "eval" / "spring-M.json").read_text())
         model: nn.Module = module.RAFT(Namespace(**config))
     return model
@@ -136,7 +136,7 @@ def _flow_net(checkout: Path) -> nn.Module:
 
 @contextmanager
 def _imported(folder: Path, name: str, *rooms: str) -> Iterator[ModuleType]:
-    """Import `name` from `folder`; its top-level `rooms` (names as common as `utils`) are forgotten afterwards."""
+    """Import `name` from `folder`. Afterwards, unload its top-level `rooms`, whose names are as common as `utils`."""
     if not (folder / f"{name.replace('.', '/')}.py").is_file():
         raise SystemExit(
             f"{folder} has no {name.replace('.', '/')}.py: give the root of a checkout of the official code"
@@ -152,7 +152,7 @@ def _imported(folder: Path, name: str, *rooms: str) -> Iterator[ModuleType]:
 
 @contextmanager
 def _last_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The input of the module's latest call."""
+    """Record the first input of the module's latest call."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.__setitem__(slice(None), [inputs[0]]))
     try:

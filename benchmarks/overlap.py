@@ -1,11 +1,12 @@
-"""What waiting for rewards costs a training run: the same run with the remote reward, and with rewards at hand.
+"""Measures how much waiting for rewards slows a training run down, against the same run with rewards at hand.
 
     python -m benchmarks.overlap --server grpc://127.0.0.1:50051 --redis-url redis://127.0.0.1:6379 --clips FOLDER \
         --config tiny loop.num_buffers=3
 
-First a run against the server, then the same one with the first run's rewards answered instantly, from memory: same
-rollouts, same steps, bit for bit. The ratio of their times, the first buffer left out as warm-up, is what the issue
-bounds by 1.05 where the server keeps up; server and trainer must not share a processor. Ends with one JSON line.
+The first run uses the server. The second run is the same, bit for bit, but gets the first run's rewards instantly from
+memory. The result is the ratio of their times without the first buffer, which is the warm-up. The target is a ratio of
+at most 1.05 where the server keeps up. Server and trainer must not share a processor. The output ends with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trainer.train import train
 
 
 class RememberedRewards(NoRewards):
-    """The rewards that an earlier run stored, at once. Clips are encoded all the same: both runs do that."""
+    """Returns the rewards that an earlier run stored, at once. Clips are still encoded, as in that run."""
 
     def __init__(self, journal: Path, version: str) -> None:
         with Journal(journal) as results:
@@ -39,7 +40,7 @@ class RememberedRewards(NoRewards):
         return False
 
     def submit(self, group: ClipGroup) -> None:
-        assert f"{group.key}/0" in self._scored, f"{group.key} is no group of the first run: the runs differ"
+        assert f"{group.key}/0" in self._scored, f"{group.key} is not a group of the first run: the runs differ"
 
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
         groups = [[self._scored[f"{key}/{at}"] for at in range(num_clips)] for key in keys]
@@ -50,7 +51,7 @@ class RememberedRewards(NoRewards):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, help="the reward server's grpc://HOST:PORT")
-    parser.add_argument("--redis-url", default="", help="its Redis; without, outcomes come over gRPC")
+    parser.add_argument("--redis-url", default="", help="the server's Redis; if empty, outcomes come over gRPC")
     parser.add_argument("--clips", required=True, help="folder or manifest of real clips")
     parser.add_argument("--config", default="tiny", help="preset or file")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def seconds_of(config: Config) -> float:
-    """From the end of the first buffer's filling to the last step."""
+    """Seconds from the end of the first buffer's filling to the last step."""
     times = [json.loads(line)["time_s"] for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     return float(times[-1] - times[0])
 

@@ -1,12 +1,12 @@
-"""Compare the `shift` profile's networks with stored outputs of the official code.
+"""Compares the networks of the `shift` profile with stored outputs of the official code.
 
     python -m benchmarks.parity DIR [--threads N] [--plain] [--memory-mib N] [--device cuda [--tf32]]
 
 DIR holds golden files `cotracker3*.npz`, `lc*.npz`, `searaft_m*.npz`, `ic*.npz` (see `golden.py`) and
-`tolerances.json`, the largest absolute error per array. Prints a table and, as the last line,
-{"checked", "failed", "worst"}; exits 1 if an array is off, if a stored output could not be checked, or
-if there was nothing to check. `--plain` checks the path without packed weights. On a GPU convolutions keep to float32;
-`--tf32` lets them round as torch does there by default.
+`tolerances.json`, the largest allowed absolute error per array. The command prints a table and, as the last line,
+{"checked", "failed", "worst"}. It exits 1 if an array is beyond its tolerance, if a stored output could not be
+checked, or if there was nothing to check. `--plain` checks the code path without packed weights. On a GPU,
+convolutions use float32; `--tf32` lets them round, as torch does there by default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from reward_server.networks.tf32 import exact_convolutions
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One stored array against ours. `error` is infinite where they cannot be compared, and `note` says why."""
+    """One stored array against ours. If they cannot be compared, `error` is infinite and `note` gives the reason."""
 
     file: str
     array: str
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Error as a share of the tolerance; infinite where either says nothing, as a NaN does."""
+        """Error as a share of the tolerance. Infinite if the error is not finite or the tolerance is 0."""
         if self.error == 0:
             return 0.0
         return self.error / self.tolerance if math.isfinite(self.error) and self.tolerance > 0 else math.inf
@@ -55,7 +55,7 @@ class Row:
 
 
 def rows(path: Path, tolerances: Mapping[str, Mapping[str, float]], compute: Compute, device: str = "cpu") -> list[Row]:
-    """The checks of one file. A file that cannot be checked is one failed row, and does not hide the others."""
+    """The checks of one file. A file that cannot be checked gives one failed row and does not stop the others."""
     try:
         golden = Golden.read(path, compute, device)
         ours, allowed = computed(golden), tolerances[kind(path) or ""]
@@ -78,7 +78,10 @@ def _row(file: str, array: str, stored: NDArray[np.generic], ours: Tensor | None
 
 
 def summary(checked: Iterable[Row]) -> dict[str, object]:
-    """What the last line says; `worst` has the largest share of its tolerance. JSON has no infinity: null."""
+    """The document of the last line. `worst` is the array with the largest share of its tolerance.
+
+    Infinite numbers become null, because JSON has no infinity.
+    """
     checked = list(checked)
     worst = max(checked, key=lambda row: row.share, default=None)
     finite = {name: value if math.isfinite(value) else None for name, value in _numbers(worst).items()}
@@ -98,11 +101,11 @@ def _line(row: Row) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden files")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
-    parser.add_argument("--plain", action="store_true", help="plain torch operators, no packed weights")
-    parser.add_argument("--memory-mib", type=int, default=64, help="what a pass over tracks or frames may take, MiB")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument("--plain", action="store_true", help="use plain torch operators without packed weights")
+    parser.add_argument("--memory-mib", type=int, default=64, help="MiB that a pass over tracks or frames may take")
     parser.add_argument("--device", default="cpu", help="torch device, for instance cuda")
-    parser.add_argument("--tf32", action="store_true", help="on a GPU, convolutions in TF32")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU, run convolutions in TF32")
     args = parser.parse_args(argv)
     compute = Compute(packed=not args.plain, memory_mib=args.memory_mib)
     if args.threads > 0:

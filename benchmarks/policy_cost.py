@@ -1,11 +1,12 @@
-"""What a policy's work costs on a device, part by part: encoding, rollouts, decoding, a gradient; and its memory.
+"""Measures a policy's time and memory on a device by part: encoding, sampling, decoding, gradient, optimizer step.
 
     python -m benchmarks.policy_cost --config svd [--device cuda] [policy.base=FOLDER ...]
 
-The policy is the configured one (`random_bases.py` writes real-size bases where the real weights are not at hand), the
-clip is made up. From the parts follows what a step of SHIFT takes: 1 + P samples where fine-tuning has one, and its
-share of P rollouts, which K passes use. (Against fine-tuning on 1 + P samples a step that comes near the paper's 2.46.)
-Waiting for rewards is not in it (`overlap.py`). The last line is one JSON document.
+The policy is the configured one; the clip is synthetic. `random_bases.py` writes bases of real size for use without
+the real weights. The time of a SHIFT step is computed from the parts: it has 1 + P samples where fine-tuning has one,
+plus its share of P rollouts, which serve K passes. (Against fine-tuning on 1 + P samples, a step comes near the
+paper's factor of 2.46.) Waiting for rewards is not included; `overlap.py` measures it. The last line of the output is
+one JSON document.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ MIB = 1024**2
 
 
 class Meter:
-    """Seconds and peak memory of named parts, after the device has finished them."""
+    """Measures seconds and peak memory of named parts. Waits until the device has finished each part."""
 
     def __init__(self, device: str, repeats: int) -> None:
         self.device, self.repeats = torch.device(device), repeats
         self.parts: dict[str, dict[str, float]] = {}
 
     def measured(self, name: str, call: Callable[[], Any], *, warm: bool = True) -> Any:
-        """The call's last result; the part's seconds are the median of `repeats` calls after one that is not timed."""
+        """Measure a part and return its last result. Seconds are the median of `repeats` calls after an untimed one.
+
+        With `warm=False`, the part runs once and that run is timed.
+        """
         result = call() if warm else None
         times = []
         self._finished(reset=True)
@@ -63,7 +67,7 @@ class Meter:
 
 
 def parts(config: Config, device: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds, and on a GPU peak MiB, of every part of one clip's way through a buffer and a step."""
+    """Seconds, and on a GPU peak MiB, of every part of a clip's way through a buffer and a step."""
     meter = Meter(device, repeats)
     with tempfile.TemporaryDirectory() as folder:
         based = with_base(config.policy, Path(folder))
@@ -79,21 +83,21 @@ def parts(config: Config, device: str, repeats: int) -> dict[str, dict[str, floa
 
 
 def made_up(policy: DiffusersPolicy) -> Clip:
-    """Noise that drifts to the right."""
+    """A clip of noise that moves to the right by two pixels per frame."""
     shape = (3, policy.height_px, policy.width_px)
     texture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return Clip(frames=np.stack([np.roll(texture, 2 * t, axis=2) for t in range(policy.num_frames)]), fps=policy.fps)
 
 
 def gradient(policy: DiffusersPolicy, example: Example) -> float:
-    """Of one sample, as a chunk of a step takes it."""
+    """Compute the loss and gradient of one sample, as a step does for each chunk, and return the loss."""
     loss = policy.losses(stack([example]), policy.draw(1, torch.Generator().manual_seed(0))).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
 
 def per_step(measured: dict[str, dict[str, float]], config: Config) -> dict[str, float]:
-    """Seconds of an optimizer step of one clip: fine-tuning on it, on as many samples as SHIFT takes, and SHIFT."""
+    """Seconds of an optimizer step of one clip: fine-tuning, fine-tuning on as many samples as SHIFT, and SHIFT."""
     seconds = {name: part["seconds"] for name, part in measured.items()}
     num_rollouts, passes = config.loop.num_rollouts, config.loop.passes
     group = config.policy.group_size

@@ -1,10 +1,10 @@
-"""Stable Video Diffusion and Wan2.2 TI2V-5B at their real sizes with random weights, as ordinary diffusers folders.
+"""Writes Stable Video Diffusion and Wan2.2 TI2V-5B at real size with random weights, as ordinary diffusers folders.
 
     python -m benchmarks.random_bases svd FOLDER [--device cuda]
 
-What a GPU can hold and how long it takes do not hang on the values of weights: `policy_cost.py` and the trainer
-can be tried before the real ones (9 GB and 34 GB) are there. Sizes are those of the published configurations; the
-frozen parts are written in bf16, as they are used, the VAE in fp32. 5 GB of disk for `svd`, 25 GB for `wan`.
+GPU memory and time do not depend on the values of the weights. So `policy_cost.py` and the trainer can be tried
+before the real weights (9 GB and 34 GB) are downloaded. Sizes are those of the published configurations. The frozen
+parts are written in bf16, as they are used, and the VAE in fp32. `svd` takes 5 GB of disk, `wan` 25 GB.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.policies.tiny import svd_pipeline, wan_pipeline, wan_vae
 
 
 def random_svd(device: str) -> Any:
-    """img2vid-xt."""
+    """A pipeline of the size of img2vid-xt."""
     with made_of(torch.float32, device):
         vae = AutoencoderKLTemporalDecoder(
             block_out_channels=(128, 256, 512, 512),
@@ -59,7 +59,7 @@ def random_svd(device: str) -> Any:
 
 
 def random_wan(device: str) -> Any:
-    """TI2V-5B; the tokenizer is one of bytes, the text encoder has its real vocabulary."""
+    """A pipeline of the size of TI2V-5B. The tokenizer works on bytes; the text encoder has its real vocabulary."""
     with made_of(torch.float32, device):
         vae = wan_vae(
             base_dim=160,
@@ -81,7 +81,7 @@ BASES: dict[str, Callable[[str], Any]] = {"svd": random_svd, "wan": random_wan}
 
 @contextmanager
 def made_of(dtype: torch.dtype, device: str) -> Iterator[None]:
-    """New parameters have this type and device."""
+    """Create new parameters in this type and on this device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=BASES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cpu", help="where weights are drawn; a GPU is much faster")
+    parser.add_argument("--device", default="cpu", help="device that draws the weights; a GPU is much faster")
     args = parser.parse_args()
     torch.manual_seed(0)
     BASES[args.model](args.device).save_pretrained(args.folder)

@@ -1,10 +1,10 @@
-"""A refresh step from stored features against one that would run the frozen networks again, `shift` profile.
+"""Compares a refresh step on stored features with one that runs the frozen networks again, for the `shift` profile.
 
     python -m benchmarks.refresh_cost [--frames 24] [--tracks 1024] [--steps 3] [--clips-per-step 1] [--cpu-time]
 
-Runs the server's own refresh (`discriminators/adversarial.py`) on packed motion of made-up clips, with random
-weights. A step takes `clips-per-step` real clips and as many rollouts; recomputing would add the networks'
-time for each. The last line of the output is one JSON document.
+It runs the server's own refresh (`reward_server/training/adversarial.py`) on packed motion of synthetic clips, with
+random weights. A step takes `clips-per-step` real clips and as many rollouts. Recomputing would add the frozen
+networks' time for each of them. The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from reward_server.profiles.run_clips import RunClip
 from reward_server.profiles.shift import Networks, ShiftProfile
 from reward_server.training.adversarial import Buffers, refresh_discriminators
 
-NUM_GROUPS = 4  # of clips of either origin; one is held out
+NUM_GROUPS = 4  # groups of each origin; one is held out
 
 
 def random_profile(seed: int, compute: Compute) -> ShiftProfile:
-    """The profile `shift` on random networks."""
+    """The profile `shift` with random networks."""
     networks = Networks(
         tracker=weighted(CoTracker3(compute=compute), "cotracker", seed),
         flow_net=weighted(SeaRaft(compute=compute), "searaft", seed),
@@ -58,7 +58,7 @@ def random_discriminators(profile: ShiftProfile, seed: int) -> Discriminators:
 
 
 def measured(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the networks per clip and of a step from stored features, and what a recomputing step would take."""
+    """Seconds of the frozen networks per clip, of a step on stored features, and of a step that recomputes them."""
     clock = time.process_time if args.cpu_time else time.perf_counter
     profile = random_profile(args.seed, Compute(precision=args.precision))
     clip = Clip(frames=Case.made_up(args.seed, args.frames, 1).frames.byte().numpy(), fps=14.0)
@@ -95,15 +95,17 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=24, help="frames of a clip of 320x576 pixels")
+    parser.add_argument("--frames", type=int, default=24, help="frames of the clip of 320x576 pixels")
     parser.add_argument("--tracks", type=int, default=1024, help="query points of a clip")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after a first one")
-    parser.add_argument("--clips-per-step", type=int, default=1, help="of either origin")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after a first untimed one")
+    parser.add_argument("--clips-per-step", type=int, default=1, help="clips of each origin per step")
     parser.add_argument("--repeats", type=int, default=1, help="runs of the frozen networks")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the frozen networks")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the frozen networks"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and clips")
-    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, for machines that others use too")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and clips")
+    parser.add_argument("--cpu-time", action="store_true", help="measure seconds of CPU, for shared machines")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     result = measured(args)

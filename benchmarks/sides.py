@@ -1,6 +1,6 @@
-"""The two sides of `against_official.py`: the whole SHIFT reward of one clip, and seconds per stage.
+"""Computes the SHIFT reward of one clip with the official networks and with ours, and times each stage.
 
-Shapes: T frames, P = T-1 pairs, N tracks, D token size.
+`against_official.py` compares the two sides. Shapes: T frames, P = T-1 pairs, N tracks, D token size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Case:
 
     @classmethod
     def made_up(cls, seed: int, num_frames: int, num_tracks: int, device: str = "cpu") -> Case:
-        """Smooth texture that drifts, turns brighter and darker, and wobbles, each a little, by the seed."""
+        """A smooth texture. It drifts, changes brightness and wobbles, each by a small amount drawn from the seed."""
         generator = torch.Generator().manual_seed(seed)
         texture = F.interpolate(
             255 * torch.rand(1, 3, 48, 80, generator=generator), (HEIGHT + 128, WIDTH + 128), mode="bicubic"
@@ -58,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a side makes of a clip: tokens [N,T,D], flow [P,2,H,W] and the two logits."""
+    """A side's result for a clip: tokens [N,T,D], flow [P,2,H,W] and the two logits."""
 
     tokens: Tensor
     flow: Tensor
@@ -71,7 +71,7 @@ class Scored:
 
 
 class Theirs:
-    """The official networks, run as the reference runs them."""
+    """The official networks, run as SHIFT's reference code runs them."""
 
     def __init__(self, networks: Official, device: str = "cpu") -> None:
         self._networks = networks
@@ -92,7 +92,7 @@ class Theirs:
 
     @property
     def parts(self) -> dict[str, tuple[Any, str]]:
-        """Where the tracker's stages are."""
+        """The methods of the tracker's stages."""
         tracker: Any = self._networks.tracker
         return {"feature net": (tracker.fnet, "forward"), "updater": (tracker.updateformer, "forward")}
 
@@ -110,7 +110,7 @@ class Ours:
         self.told(compute, discriminators)
 
     def told(self, compute: Compute, discriminators: Compute | None = None) -> Ours:
-        """The same networks, computing as told; the discriminators in their own way where one is given."""
+        """Set how the networks compute, and the discriminators separately if given. Returns self."""
         for network in (self._tracker, self._flow_net):
             set_compute(network, compute)
         for head in (self._track_head, self._vit):
@@ -139,7 +139,7 @@ Clock = Callable[[], float]
 
 
 def device_clock(device: str) -> Clock:
-    """Seconds, after the device has finished what it was given."""
+    """A clock in seconds that waits until the device has finished its work."""
 
     def now() -> float:
         if device != "cpu":
@@ -151,7 +151,10 @@ def device_clock(device: str) -> Clock:
 
 @torch.no_grad()
 def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) -> tuple[Scored, dict[str, float]]:
-    """The reward of one clip, and what `clock` counted in each stage; the tracker's rest is its correlation."""
+    """The reward of one clip, and what `clock` counted in each stage.
+
+    The tracker's time without its feature network and updater counts as correlation.
+    """
     spent: dict[str, float] = defaultdict(float)
 
     def timed(stage: str, call: Callable[..., Any], *given: Any) -> Any:
@@ -173,14 +176,14 @@ def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) ->
 
 @contextmanager
 def _watched(parts: dict[str, tuple[Any, str]], timed: Callable[..., Any]) -> Iterator[None]:
-    """Time every call of the named methods while inside."""
+    """Time every call of the named methods inside the block."""
     for stage, (owner, name) in parts.items():
         setattr(owner, name, _wrapped(timed, stage, getattr(owner, name)))
     try:
         yield
     finally:
         for owner, name in parts.values():
-            delattr(owner, name)  # the class's own shows again
+            delattr(owner, name)  # uncovers the class's own method
 
 
 def _wrapped(timed: Callable[..., Any], stage: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.tracker`: how well points are followed, held against exact tracks of simulated scenes.
+"""Measures how well trackers follow points, against exact tracks of simulated scenes: `python -m benchmarks.tracker`.
 
-The metrics are TAP-Vid's (arXiv 2211.03726), with queries in the first frame, which itself is not counted, and
-distances at 256x256. Every scene counts the same. The classical tracker of the embedded profile is
-always measured, CoTracker3 of the shift profile when its weights are in the models folder.
+The metrics are those of TAP-Vid (arXiv 2211.03726). Queries are in the first frame, which is not counted itself.
+Distances are at 256x256. Every scene has the same weight. The classical tracker of the `embedded` profile is always
+measured. CoTracker3 of the `shift` profile is measured if its weights are in the models folder.
 
 Legend: T frames, N points, K thresholds.
 """
@@ -35,7 +35,7 @@ from reward_server.stats import mean_bootstrap
 THRESHOLDS_PX = (1, 2, 4, 8, 16)
 SIDE_PX = 256
 FPS = 12.0
-SURELY_VISIBLE = 0.9  # CoTracker3's own rule for its visibility
+SURELY_VISIBLE = 0.9  # CoTracker3's own threshold for visibility
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -45,17 +45,17 @@ METRICS = ("average_jaccard", "delta_avg", "occlusion_accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which scenes, and how many points in each."""
+    """The scenes, and the number of points in each."""
 
     scenes: int = 20
-    seed: int = 1_000_000  # far from the seeds that the recipe's scenes start at
+    seed: int = 1_000_000  # far from the seeds of the recipe's scenes
     frames: int = 24
     points: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackScores:
-    """One scene's figures, 0..1; by threshold: of the visible points, those predicted closer than it."""
+    """One scene's scores, 0..1. `delta` and `jaccard` have one value per threshold of THRESHOLDS_PX."""
 
     average_jaccard: float
     delta_avg: float
@@ -65,12 +65,14 @@ class TrackScores:
 
 
 def track_scores(truth_TN2: Floats, visible_TN: Bools, tracks_TN2: Floats, predicted_TN: Bools) -> TrackScores:
-    """TAP-Vid's metrics of tracks in pixels of a 256x256 frame; row 0, the queries', is left out.
+    """TAP-Vid's metrics of tracks in pixels of a 256x256 frame. Row 0, the frame of the queries, is left out.
 
-    delta: share of the visible points whose distance is below the threshold. Jaccard: true positives over
-    true positives + false positives + false negatives, where true positives are visible, predicted
-    visible and within; false positives predicted visible and occluded or not within; false negatives
-    visible and not predicted so or not within. Raises ValueError where no point is visible after row 0.
+    delta is the share of visible points whose distance is below the threshold. Jaccard is true positives over
+    true positives + false positives + false negatives. A true positive is visible, predicted visible, and within the
+    threshold. A false positive is predicted visible, but occluded or not within the threshold. A false negative is
+    visible, but predicted occluded or not within the threshold.
+
+    Raises ValueError if no point is visible after row 0.
     """
     visible, predicted = visible_TN[1:], predicted_TN[1:]
     if not visible.any():
@@ -91,14 +93,15 @@ def track_scores(truth_TN2: Floats, visible_TN: Bools, tracks_TN2: Floats, predi
 
 
 def classical_tracker(clip: Clip, points_N2: NDArray[np.int64]) -> tuple[Floats, Bools]:
+    """The embedded profile's tracker: tracks [T,N,2] in the clip's pixels and visibility [T,N]."""
     motion = ClassicalEstimators().estimate(clip, points_N2)
     return motion.tracks.numpy(), motion.visibility.numpy() > 0.5
 
 
 def cotracker3(models: Path, device: str) -> Tracker | None:
-    """CoTracker3 as the shift profile runs it, all updates included; None if its weights are not there.
+    """CoTracker3 as the shift profile runs it, with all updates. None if its weights are not in the models folder.
 
-    Raises NotReady where they are, but were changed.
+    Raises NotReady if the weights have changed since they were pulled.
     """
     if read_record(COTRACKER3, models) is None:
         return None
@@ -110,7 +113,10 @@ def cotracker3(models: Path, device: str) -> Tracker | None:
 
 
 def network_tracker(network: Any, device: str) -> Tracker:
-    """A CoTracker3 as a tracker: in the clip's pixels, the query's frame as given, visible where it is sure."""
+    """A CoTracker3 network as a tracker: tracks [T,N,2] in the clip's pixels and visibility [T,N].
+
+    In the first frame the tracks are the query points. A point counts as visible above SURELY_VISIBLE.
+    """
 
     @torch.inference_mode()
     def track(clip: Clip, points_N2: NDArray[np.int64]) -> tuple[Floats, Bools]:
@@ -128,7 +134,10 @@ def network_tracker(network: Any, device: str) -> Tracker:
 
 
 def run(plan: Plan, settings: Settings, *, outputs: report.Outputs, console: Console | None = None) -> int:
-    """The command. Raises RenderingUnavailable without MuJoCo or an off-screen OpenGL."""
+    """Measure the trackers and print and write the results. Returns the exit status.
+
+    Raises RenderingUnavailable without MuJoCo or off-screen OpenGL.
+    """
     console = console or Console()
     trackers: dict[str, Tracker] = {"classical": classical_tracker}
     network = cotracker3(settings.models_folder, settings.device)
@@ -145,7 +154,7 @@ def run(plan: Plan, settings: Settings, *, outputs: report.Outputs, console: Con
     console.print(table(document, plan))
     if network is None:
         missing = f"CoTracker3 was not measured: no weights in {settings.models_folder}"
-        console.print(f"{missing}; `motion-reward models pull shift` fetches them", soft_wrap=True)
+        console.print(f"{missing}; run `motion-reward models pull shift` to fetch them", soft_wrap=True)
     records = [{"tracker": name, "scene": seed, **asdict(scores)} for name, seed, scores in rows]
     report.write_json(outputs.json, {**document, "scenes": records})
     columns = ("tracker", "scene", *METRICS, *(f"delta_{px}px" for px in THRESHOLDS_PX))
@@ -155,7 +164,7 @@ def run(plan: Plan, settings: Settings, *, outputs: report.Outputs, console: Con
 
 
 def scored(plan: Plan, trackers: dict[str, Tracker]) -> Iterator[tuple[str, int, TrackScores]]:
-    """Each tracker's figures on each scene: (tracker, seed of the scene, scores)."""
+    """Scores of each tracker on each scene, as (tracker, seed of the scene, scores)."""
     with report.progress_bar() as bar:
         for seed in bar.track(range(plan.seed, plan.seed + plan.scenes), description="scenes"):
             scene = render_scene(seed, plan.frames, FPS, SIDE_PX, SIDE_PX)
@@ -177,6 +186,7 @@ def summary(scores: Sequence[TrackScores]) -> dict[str, Any]:
 
 
 def table(document: dict[str, Any], plan: Plan) -> Table:
+    """One row per tracker, in per cent."""
     title = f"{plan.scenes} scenes of {plan.frames} frames, {plan.points} first-frame points each; per cent"
     near = tuple(f"<{px} px" for px in THRESHOLDS_PX)
     drawn = report.figure_table(title, ("tracker",), ("AJ", "delta avg", "occlusion", *near))
@@ -193,17 +203,17 @@ def _csv_row(name: str, seed: int, scores: TrackScores) -> dict[str, object]:
 
 def main(
     *,
-    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes, of seeds --seed, --seed + 1, ...")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene; that of its points too.")] = 1_000_000,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of each scene, 12 a second.")] = 24,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes; their seeds count up from --seed.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene and of its points.")] = 1_000_000,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of each scene, at 12 frames per second.")] = 24,
     points: Annotated[int, typer.Option(min=1, help="Random first-frame points of each scene.")] = 256,
     models_dir: ModelsFolder = None,
     json: JsonFile = None,
     csv: CsvFile = None,
 ) -> None:
-    """Point tracking against exact tracks of simulated scenes (TAP-Vid metrics). One JSON line ends the output.
+    """Measure point tracking against exact tracks of simulated scenes (TAP-Vid metrics). Ends with one JSON line.
 
-    The classical tracker always, CoTracker3 when its weights are in the models folder. Scenes need MuJoCo.
+    The classical tracker is always measured, CoTracker3 if its weights are in the models folder. Scenes need MuJoCo.
     """
     plan = Plan(scenes=scenes, seed=seed, frames=frames, points=points)
     raise typer.Exit(run(plan, settings_of(models_dir=models_dir), outputs=report.Outputs(json=json, csv=csv)))

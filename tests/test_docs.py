@@ -1,4 +1,4 @@
-"""What the documents say is true: examples run, commands, settings and files exist, generated tables are current."""
+"""Tests that the documents are true: examples run, commands, settings and files exist, generated tables are current."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVERY = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: docu
 
 
 def tables() -> ModuleType:
-    """docs/tables.py, which is a program and in no package."""
+    """Load docs/tables.py, which is a script outside the packages."""
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -88,7 +88,7 @@ def test_commands_in_shell_blocks_exist_with_their_options(document: Document) -
 
 
 def check_options(app: typer.Typer, words: list[str]) -> None:
-    """Whether the command line `words` names a command of `app`, and only options that this command has."""
+    """Assert that the command line `words` names a command of `app` and uses only options that it has."""
     command: Any = typer.main.get_command(app)
     rest = list(words)
     while rest and hasattr(command, "commands"):
@@ -101,7 +101,7 @@ def check_options(app: typer.Typer, words: list[str]) -> None:
 
 
 def check_training(words: list[str]) -> None:
-    """The options of `python -m trainer`, and its configuration with these overrides."""
+    """Assert that `python -m trainer` has these options and that the configuration accepts these overrides."""
     check_options(trainer_app, words)
     source = words[words.index("--config") + 1]
     overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
@@ -175,13 +175,13 @@ def test_every_error_is_explained_and_every_setting_listed() -> None:
     assert made.FIRST_OF_SECTION.keys() | made.UNPROVEN | made.COMPUTED.keys() <= Settings.model_fields.keys()
 
 
-def test_every_key_of_a_training_run_is_explained_with_its_default() -> None:
+def test_every_training_key_is_explained_with_its_default() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \|", (ROOT / "docs" / "training.md").read_text(), flags=re.M)
     by_model = {model: flat(to_dict(from_dict({"policy": {"model": model}}))) for model in MODELS}
     keys = dict.fromkeys(key for values in by_model.values() for key in values)
     shown = {key: default for key, default in rows if key in keys}
     assert keys.keys() == shown.keys()
-    for key in keys.keys() - {"policy.model", "policy.negative_prompt"}:  # the latter is a paragraph
+    for key in keys.keys() - {"policy.model", "policy.negative_prompt"}:  # negative_prompt is too long for the table
         values = {model: printed(values[key]) for model, values in by_model.items() if key in values}
         same = len(set(values.values())) == 1 and len(values) == len(MODELS)
         expected = values["svd"] if same else ", ".join(f"{model} {value}" for model, value in values.items())
@@ -189,7 +189,7 @@ def test_every_key_of_a_training_run_is_explained_with_its_default() -> None:
 
 
 def printed(value: Any) -> str:
-    """A default as the tables print it."""
+    """A default value as the tables print it."""
     if value is None:
         return "none"
     if value == "":

@@ -1,4 +1,4 @@
-"""What is installed and what a deployment pins: the packages of the wheel, and docker/requirements.lock."""
+"""Tests what is installed and what a deployment pins: the packages of the wheel, and docker/requirements.lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOCKED_EXTRAS = ("server", "trainer")
 
 
 def locked_requirements() -> list[str]:
-    """Those that hold on the images: Python 3.11 on x86-64 Linux."""
+    """The requirements that apply on the images: Python 3.11 on x86-64 Linux."""
     image = {"python_version": "3.11", "sys_platform": "linux", "platform_machine": "x86_64"}
     extras = PROJECT["project"]["optional-dependencies"]
     lines = {*PROJECT["project"]["dependencies"], *(line for name in LOCKED_EXTRAS for line in extras[name])}
@@ -36,8 +36,8 @@ def test_the_lock_satisfies_a_requirement(line: str) -> None:
     assert requirement.specifier.contains(version, prereleases=True), f"{line} is locked at {version}; run `make lock`"
 
 
-def test_the_lock_holds_versions_alone() -> None:
-    """No index, no path, no local build of torch, no package of CUDA, and nothing that only development needs."""
+def test_the_lock_holds_only_versions() -> None:
+    """It has no index, path, local build of torch or CUDA package, and nothing that only development needs."""
     lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
     assert len(lines) == len(PINS)
     assert all(Version(version).local is None for version in PINS.values())
@@ -45,7 +45,7 @@ def test_the_lock_holds_versions_alone() -> None:
     assert not PINS.keys() & {"pytest", "mypy", "ruff", "motion-reward"}
 
 
-def test_the_wheel_holds_the_three_packages_alone() -> None:
+def test_the_wheel_holds_only_the_three_packages() -> None:
     find = PROJECT["tool"]["setuptools"]["packages"]["find"]
     found = find_packages(str(ROOT), include=find["include"])
     assert {name.partition(".")[0] for name in found} == TOP_LEVEL

@@ -1,7 +1,7 @@
-"""The project's rooms: what may import what, what each room says of itself, and what loads without what.
+"""Tests the project's rooms: what each may import, what its docstring says, and what loads without what.
 
-A room is a folder with its modules; a module that lies loose at the top of a package is a room of its own. The import
-graph is read from the source, imports inside functions and under TYPE_CHECKING included.
+A room is a folder with its modules. A loose module at the top of a package is a room of its own. The import graph is
+read from the source and includes imports inside functions and under TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ APART = ("experiments", "benchmarks")
 PACKAGES = (*PRODUCT, *APART)
 MAY_IMPORT = {"protos": set(), "reward_server": {"protos"}, "trainer": {"protos"}}
 
-# From the ground up: a room imports only rooms that stand before it.
+# From the bottom up: a room may import only the rooms before it.
 FLOORS = {
     "protos": """
         reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions submissions client __init__
@@ -36,7 +36,7 @@ FLOORS = {
         rewards rollout board run step train evaluate __init__ __main__
     """,
 }
-LOOSE_AT_MOST = 10  # modules at the top of reward_server, `__init__` and `__main__` among them
+LOOSE_AT_MOST = 10  # modules at the top of reward_server, including `__init__` and `__main__`
 PROJECT_WIDE = {"test_compose.py", "test_docs.py", "test_packaging.py", "test_readme.py", "test_rooms.py"}
 
 Graph = Mapping[str, set[str]]
@@ -46,13 +46,13 @@ Graph = Mapping[str, set[str]]
 
 
 def modules(root: Path, packages: Iterable[str]) -> dict[str, Path]:
-    """Files by dotted name; a package's own file by the name of the package."""
+    """Files by dotted name. A package's `__init__` has the name of the package."""
     files = (file for package in packages for file in sorted((root / package).rglob("*.py")))
     return {".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """Every absolute name imported anywhere in a file: also inside functions, and by importlib's name."""
+    """Every absolute name that a file imports, also inside functions and with importlib."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,7 +64,7 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def file_graph(root: Path, packages: Iterable[str]) -> dict[str, set[str]]:
-    """Module -> the modules it imports."""
+    """Each module with the modules that it imports."""
     files = modules(root, packages)
     graph = {}
     for name, path in files.items():
@@ -74,14 +74,14 @@ def file_graph(root: Path, packages: Iterable[str]) -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    """`trainer.rewards.remote` stands in `trainer.rewards`, `trainer.train` in a room of its own."""
+    """The room of a module: `trainer.rewards.remote` is in `trainer.rewards`, `trainer.train` is its own room."""
     package, _, rest = module.partition(".")
     first = rest.partition(".")[0] or "__init__"
     return f"{package}.{first}"
 
 
 def room_graph(root: Path, packages: Iterable[str]) -> dict[str, set[str]]:
-    """Room -> the other rooms that its modules import."""
+    """Each room with the other rooms that its modules import."""
     graph: dict[str, set[str]] = {}
     for module, reached in file_graph(root, packages).items():
         room = room_of(module)
@@ -91,7 +91,7 @@ def room_graph(root: Path, packages: Iterable[str]) -> dict[str, set[str]]:
 
 
 def circle(graph: Graph) -> list[str]:
-    """One circle, its first name again at its end; empty where there is none."""
+    """The names of one circle, with the first repeated at the end. Empty if there is none."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -100,7 +100,7 @@ def circle(graph: Graph) -> list[str]:
 
 
 def upward(graph: Graph, floors: Mapping[str, str]) -> list[str]:
-    """The arrows that do not lead downward, and the rooms that stand on no floor."""
+    """Imports that do not lead to a room further down, and rooms that are on no floor."""
     order = {f"{package}.{room}": at for package, rooms in floors.items() for at, room in enumerate(rooms.split())}
     inside = {room: reached for room, reached in graph.items() if room.partition(".")[0] in floors}
     wrong = [f"{room} is on no floor" for room in inside if room not in order]
@@ -111,7 +111,7 @@ def upward(graph: Graph, floors: Mapping[str, str]) -> list[str]:
 
 
 def crossing(root: Path) -> list[str]:
-    """Imports of the product that lead into another package than they may."""
+    """Imports from another package that the importing package may not use."""
     return [
         f"{module} -> {name}"
         for module, path in modules(root, PRODUCT).items()
@@ -129,20 +129,20 @@ def test_no_file_and_no_room_is_in_a_circle() -> None:
     assert circle(room_graph(ROOT, PACKAGES)) == []
 
 
-def test_nothing_imports_what_stands_above_it() -> None:
+def test_nothing_imports_a_room_above_it() -> None:
     assert upward(room_graph(ROOT, PRODUCT), FLOORS) == []
 
 
-def test_the_floors_name_no_room_that_is_gone() -> None:
+def test_the_floors_name_exactly_the_rooms_that_exist() -> None:
     named = {f"{package}.{room}" for package, rooms in FLOORS.items() for room in rooms.split()}
     assert named == room_graph(ROOT, PRODUCT).keys()
 
 
-def test_trainer_and_server_meet_in_protos_alone_and_need_no_experiment() -> None:
+def test_no_package_imports_more_than_it_may() -> None:
     assert crossing(ROOT) == []
 
 
-def test_few_modules_lie_loose_at_the_top_of_the_server() -> None:
+def test_few_modules_are_loose_at_the_top_of_the_server() -> None:
     assert len(loose(ROOT / "reward_server")) <= LOOSE_AT_MOST
 
 
@@ -150,7 +150,7 @@ def loose(package: Path) -> list[str]:
     return sorted(file.name for file in package.glob("*.py"))
 
 
-def test_every_room_says_what_lives_there_and_what_does_not() -> None:
+def test_every_room_has_a_docstring_of_two_sentences() -> None:
     assert unsaid(ROOT, PACKAGES) == []
 
 
@@ -165,12 +165,12 @@ def explained(init: Path) -> bool:
     return said is not None and said.count(".\n") + said.endswith(".") >= 2
 
 
-def test_every_test_stands_with_the_room_it_tests() -> None:
+def test_every_test_is_in_the_folder_of_its_package() -> None:
     assert misplaced(ROOT / "tests") == []
 
 
 def misplaced(tests: Path) -> list[str]:
-    """Test files outside the folder of a package, or loose though they are of one; and folders of no package."""
+    """Test files in a folder that is no package's, and loose test files that are not project-wide."""
     found = [file.relative_to(tests) for file in tests.rglob("test_*.py")]
     return sorted(
         str(file)
@@ -209,14 +209,14 @@ def test_a_relative_import_is_refused(tmp_path: Path) -> None:
         list(imported_names(write(tmp_path, {"m.py": "from .n import x\n"}) / "m.py"))
 
 
-def test_a_circle_of_files_is_found_though_it_closes_inside_a_function(tmp_path: Path) -> None:
+def test_a_circle_closed_inside_a_function_is_found(tmp_path: Path) -> None:
     files = {"trainer/a.py": "import trainer.b\n", "trainer/b.py": "def f():\n    from trainer.a import x\n"}
     graph = file_graph(write(tmp_path, files), ["trainer"])
     assert set(circle(graph)) == {"trainer.a", "trainer.b"}
     assert circle({"trainer.a": {"trainer.b"}, "trainer.b": set()}) == []
 
 
-def test_a_circle_of_rooms_is_found_though_no_file_is_in_one(tmp_path: Path) -> None:
+def test_a_circle_of_rooms_without_a_circle_of_files_is_found(tmp_path: Path) -> None:
     files = {
         "trainer/rewards/x.py": "from trainer.measures.x import a\n",
         "trainer/measures/x.py": "",
@@ -228,7 +228,7 @@ def test_a_circle_of_rooms_is_found_though_no_file_is_in_one(tmp_path: Path) -> 
     assert set(circle(room_graph(tmp_path, ["trainer"]))) == {"trainer.rewards", "trainer.measures"}
 
 
-def test_an_arrow_upward_and_a_room_without_a_floor_are_found(tmp_path: Path) -> None:
+def test_an_upward_import_and_a_room_without_a_floor_are_found(tmp_path: Path) -> None:
     files = {"trainer/data/x.py": "import trainer.train\n", "trainer/train.py": "", "trainer/attic.py": ""}
     found = upward(room_graph(write(tmp_path, files), ["trainer"]), {"trainer": "data train"})
     assert found == ["trainer.attic is on no floor", "trainer.data -> trainer.train"]
@@ -248,7 +248,7 @@ def test_an_import_across_packages_is_found(tmp_path: Path, file: str, source: s
     assert len(crossing(write(tmp_path, {file: source, "trainer/ok.py": "import protos.types\n"}))) == 1
 
 
-def test_a_room_that_says_nothing_is_found(tmp_path: Path) -> None:
+def test_a_room_without_a_docstring_is_found(tmp_path: Path) -> None:
     files = {
         "trainer/__init__.py": '"""What trains. The server stands elsewhere."""',
         "trainer/silent/__init__.py": "",
@@ -260,7 +260,7 @@ def test_a_room_that_says_nothing_is_found(tmp_path: Path) -> None:
     assert found == ["trainer", "trainer/short", "trainer/silent", "trainer/without"]
 
 
-def test_a_test_in_no_room_is_found(tmp_path: Path) -> None:
+def test_a_test_outside_the_packages_folders_is_found(tmp_path: Path) -> None:
     files = {"test_doors.py": "", "test_readme.py": "", "trainer/test_step.py": "", "doors/test_http.py": ""}
     assert misplaced(write(tmp_path, files)) == ["doors/test_http.py", "test_doors.py"]
 
@@ -274,7 +274,7 @@ def test_loose_modules_are_counted(tmp_path: Path) -> None:
 
 
 def run_without(blocked: Iterable[str], code: str) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own, in which the modules cannot be imported."""
+    """Run Python code in a process in which the blocked modules cannot be imported."""
     prelude = f"import sys\nfor name in {tuple(blocked)}: sys.modules[name] = None\n"
     return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, cwd=ROOT, check=False)
 
@@ -299,7 +299,7 @@ def test_the_client_needs_no_torch_and_no_opencv() -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def test_a_process_of_these_tests_really_is_without_the_modules() -> None:
+def test_a_blocked_module_really_cannot_be_imported() -> None:
     ran = run_without(["redis"], "import reward_server.queue.redis_link")
     assert ran.returncode == 1
     assert "ModuleNotFoundError: No module named 'redis" in ran.stderr

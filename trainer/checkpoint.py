@@ -1,14 +1,15 @@
-"""Checkpoints of a run: a folder per optimizer step, written whole or not at all, the latest few kept.
+"""Saves and loads checkpoints of a run: one folder per saved optimizer step, of which the latest few are kept.
 
-    step-00000120/progress.json          where in Algorithm 1 the run is; the configuration it has
-                  trainable.safetensors  what is trained, by name, exactly
+    step-00000120/progress.json          where in Algorithm 1 the run is, and its configuration
+                  trainable.safetensors  every trained parameter by name, bit for bit
                   optimizer.pt           read with weights_only
                   rng.safetensors        torch's generators of every process
-                  lora/                  for people: load_lora_weights, or policies/lora.py's attach
+                  lora/                  for use elsewhere: load_lora_weights, or policies/lora.py's attach
 
-The learning rate, the order of the data and every draw are functions of the step and the seed (config.py, data.py,
-seeds.py), so the step is their state. Rollouts of the current buffer have files of their own (rollout.py). What FSDP
-or ZeRO keeps in shards is written whole: a checkpoint is the same for DDP, FSDP, DeepSpeed and one process.
+A checkpoint is written completely or not at all. The learning rate, the order of the data and every random draw are
+functions of the step and the seed (config.py, data.py, seeds.py), so they need no state of their own. Rollouts of the
+current buffer have their own files (rollout.py). What FSDP or ZeRO shards is written whole, so DDP, FSDP, DeepSpeed
+and a single process write the same checkpoint.
 """
 
 from __future__ import annotations
@@ -37,22 +38,23 @@ PREFIX = "step-"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run is: all that a resumed run must know besides weights, optimizer and generators."""
+    """Where a run is: everything that a resumed run needs besides weights, optimizer and generators."""
 
     step: int = 0  # optimizer steps taken
     buffer: int = 0  # number of the current buffer
-    position: int = 0  # optimizer steps taken on it
+    position: int = 0  # optimizer steps taken on the current buffer
     buffer_version: str = ""  # discriminators that score the current buffer
-    version: str = ""  # discriminators that score buffers begun from now on
+    version: str = ""  # discriminators that score buffers started from now on
 
 
 class Checkpoints:
-    """In `folder`: the latest `keep`, and the one that the current buffer began with."""
+    """The checkpoints in `folder`: the latest `keep`, and the one at the start of the current buffer."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
     def latest(self) -> Path | None:
+        """The checkpoint of the highest step; None if there is none."""
         return max(self._folder.glob(f"{PREFIX}*"), default=None)
 
     def save(
@@ -64,7 +66,7 @@ class Checkpoints:
         accelerator: Accelerator,
         config: Mapping[str, Any],
     ) -> None:
-        """Call it in every process; the main one writes. Afterwards all go on."""
+        """Write a checkpoint. Call it in every process: the main one writes, the others wait until it is done."""
         generators = _generators(accelerator)
         module = accelerator.unwrap_model(policy.module)
         trained = {name: whole(parameter.detach()).cpu() for name, parameter in trainable(module)}
@@ -86,35 +88,36 @@ class Checkpoints:
     def _publish(self, partial: Path, final: Path) -> None:
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
-        if final.exists():  # the same step again: after a refresh, or after a resume
+        if final.exists():  # the same step was saved before: by a refresh, or before a resume
             final.rename(_gone(final))
         partial.rename(final)
         _sync(self._folder)
         for stale in [*self._folder.glob(f".{PREFIX}*.partial"), *self._folder.glob(f".{PREFIX}*.removed")]:
             shutil.rmtree(stale)
-        for old in self._stale():
-            old.rename(_gone(old))  # out of sight first: a folder that is half removed is no checkpoint
-            shutil.rmtree(_gone(old))
+        begun = self.begun()
+        for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
+            if old != begun:
+                old.rename(_gone(old))  # rename first: a half-removed folder must not look like a checkpoint
+                shutil.rmtree(_gone(old))
 
     def begun(self) -> Path | None:
-        """The latest at a buffer's beginning: from there another number of processes can go on."""
+        """The latest checkpoint at the start of a buffer. A run with another number of processes can resume there."""
         found = sorted(self._folder.glob(f"{PREFIX}*"), reverse=True)
         return next((path for path in found if read_about(path)["progress"]["position"] == 0), None)
 
-    def _stale(self) -> list[Path]:
-        begun = self.begun()
-        return [path for path in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep] if path != begun]
-
     def mend(self) -> None:
-        """Finish what a kill interrupted between the two renames of a replacement. For the run's main process alone."""
+        """Finish a replacement that was killed between its two renames. Call it in the main process only."""
         for gone in self._folder.glob(f".{PREFIX}*.removed"):
             final = gone.with_name(gone.stem.removeprefix("."))
             partial = gone.with_suffix(".partial")
-            if partial.exists() and not final.exists():  # whole: the old one goes only once the new one is on disk
+            if partial.exists() and not final.exists():  # partial is complete: it was written before the old one moved
                 partial.rename(final)
 
     def load(self, folder: Path, *, policy: Policy, optimizer: Any, accelerator: Accelerator) -> Progress:
-        """Set policy, optimizer and generators to a checkpoint's. Raises CheckpointError where they do not fit."""
+        """Restore policy, optimizer and generators. Raises CheckpointError if they do not fit the checkpoint.
+
+        Generators are restored only if the run has as many processes as the one that saved them.
+        """
         about = read_about(folder)
         module = accelerator.unwrap_model(policy.module)
         load_trainable(module, folder)
@@ -129,28 +132,28 @@ class Checkpoints:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError."""
+    """The contents of a checkpoint's progress.json. Raises CheckpointError if `folder` is not a checkpoint."""
     path = folder / "progress.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no progress.json; give one of its run's {PREFIX}*")
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no progress.json; give a run's {PREFIX}* folder")
     about: dict[str, Any] = json.loads(path.read_text())
     return about
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What is trained, by name."""
+    """The parameters that are trained, with their names."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def load_trainable(module: nn.Module, folder: Path) -> None:
-    """Set what is trained to a checkpoint's values. Raises CheckpointError where names or shapes differ."""
+    """Set the trained parameters to a checkpoint's values. Raises CheckpointError if names or shapes differ."""
     saved, ours = load_file(folder / "trainable.safetensors"), dict(trainable(module))
     have = {name: list(tensor.shape) for name, tensor in ours.items()}
     given = {name: list(tensor.shape) for name, tensor in saved.items()}
     differ = sorted(name for name in have.keys() | given.keys() if have.get(name) != given.get(name))
     if differ:
         raise CheckpointError(
-            f"{folder} is of another policy: {len(differ)} parameters differ, first {differ[0]}: "
+            f"{folder} was saved from another policy: {len(differ)} parameters differ. The first is {differ[0]}: "
             f"{given.get(differ[0])} for {have.get(differ[0])}; use the same base and LoRA"
         )
     with torch.no_grad():
@@ -165,7 +168,7 @@ def _whole_state(accelerator: Accelerator, module: nn.Module, optimizer: Any) ->
 
 
 def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """A whole optimizer's state in shards as its parameters are; step counts are scalars, and every process's own."""
+    """A whole optimizer state, sharded as its parameters are. Step counts are scalars, which each process keeps."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         at: {name: shard_like(value, parameters[at]) if value.ndim else value for name, value in values.items()}
@@ -175,7 +178,7 @@ def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
 
 
 def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
-    """States of torch's own generators, [processes, bytes]."""
+    """States of torch's generators in all processes, [processes, bytes] each."""
     states = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
@@ -183,7 +186,7 @@ def _generators(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    # Copies: torch 2.14 reads the state of a row, which begins within its storage, from beyond it.
+    # Clone: torch 2.14 misreads a state that is a view, because it ignores where the row starts in its storage.
     own = {name: rows[accelerator.process_index].clone() for name, rows in states.items()}
     torch.set_rng_state(own["cpu"])
     if "cuda" in own and accelerator.device.type == "cuda":
@@ -191,7 +194,7 @@ def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> N
 
 
 def _gone(folder: Path) -> Path:
-    """Where a checkpoint is on its way out."""
+    """The name of a checkpoint that is being removed."""
     return folder.with_name(f".{folder.name}.removed")
 
 

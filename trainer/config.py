@@ -1,7 +1,7 @@
-"""The whole configuration of a run as one frozen value: a preset or YAML file, then `key=value` from the command line.
+"""Defines the configuration of a run as one frozen value, read from a preset or YAML file and `key=value` overrides.
 
 `load("svd", ["loop.batch_clips=2"])` starts from trainer/presets/svd.yaml. A file may build on a preset with
-`preset: svd`. Every key must exist: an unknown one is an error that names the nearest there are.
+`preset: svd`. An unknown key is an error that names the most similar known one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from trainer.policies.wan import WanConfig
 
 PRESETS = Path(__file__).parent / "presets"
 MODELS: dict[str, type[PolicyConfig]] = {"svd": SvdConfig, "wan": WanConfig}
-POLICY_MODEL = "model"  # the key of the policy section that says which class the others belong to
+POLICY_MODEL = "model"  # key of the policy section that selects the model's class
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How much of what, in Algorithm 1. Counts of clips are over all processes, unless they say otherwise."""
+    """Sizes in Algorithm 1. Counts of clips are over all processes, unless the field says otherwise."""
 
     num_buffers: int = 10
     buffer_clips: int = 640  # real clips per buffer
     num_rollouts: int = 8  # P, per real clip; 0 is supervised fine-tuning
     batch_clips: int = 1  # B, real clips per optimizer step and process
-    passes: int = 10  # K, over each buffer, shuffled from the second on
-    max_lag: int = 0  # optimizer steps that a rollout's policy may be behind when its buffer begins; 0: on-policy
+    passes: int = 10  # K, passes over each buffer; the second and later ones are shuffled
+    max_lag: int = 0  # optimizer steps by which a rollout's policy may lag when its buffer begins; 0: on-policy
 
     def __post_init__(self) -> None:
         _at_least(self, "loop", {"num_buffers": 1, "buffer_clips": 1, "num_rollouts": 0, "batch_clips": 1, "passes": 1})
@@ -45,18 +45,20 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW over what the policy trains."""
+    """AdamW over the policy's trained parameters."""
 
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
-    warmup_steps: int = 20  # the rate rises linearly to `lr` over so many steps, then stays
+    warmup_steps: int = 20  # the rate rises linearly to `lr` over this many steps, then stays
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         _at_least(self, "optimizer", {"lr": 0, "weight_decay": 0, "warmup_steps": 0})
         if not self.max_grad_norm > 0:
-            raise ConfigError(f"optimizer.max_grad_norm is {self.max_grad_norm:g}; give more than 0, .inf not to clip")
+            raise ConfigError(
+                f"optimizer.max_grad_norm is {self.max_grad_norm:g}; give more than 0, or .inf for no clipping"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas is {list(self.betas)}; give two numbers from 0 to below 1")
 
@@ -67,22 +69,24 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardsConfig:
-    """Where rewards come from, and what becomes of a clip without one."""
+    """Where rewards come from, and what happens to a clip that gets none."""
 
-    server: str = "grpc://127.0.0.1:50051"  # the reward server's gRPC door
-    redis_url: str = ""  # the queue's Redis, to read the run's results stream; empty: outcomes come over gRPC
-    on_missing: Literal["mask", "retry", "abort_after_fraction"] = "retry"  # `retry` masks what fails for good
-    max_retries: int = 2  # of one clip, where on_missing is retry
-    max_missing_fraction: float = 0.1  # of a buffer's clips, where on_missing is abort_after_fraction
-    max_in_flight: int = 64  # clips submitted by one process and not yet rewarded
-    patience_s: float = 60.0  # silence after which the server is asked; what it lost is submitted again
-    max_outage_s: float = 1800.0  # silence or refusals after which the run gives up
+    server: str = "grpc://127.0.0.1:50051"  # address of the reward server, gRPC
+    redis_url: str = ""  # the server's Redis, to read the run's results stream; empty: outcomes come over gRPC
+    on_missing: Literal["mask", "retry", "abort_after_fraction"] = "retry"  # `retry` masks a clip after its last retry
+    max_retries: int = 2  # retries of one clip, if on_missing is retry
+    max_missing_fraction: float = 0.1  # share of a buffer's clips, if on_missing is abort_after_fraction
+    max_in_flight: int = 64  # clips that one process has submitted and that have no outcome yet
+    patience_s: float = 60.0  # silence after which the trainer asks the server and submits lost clips again
+    max_outage_s: float = 1800.0  # silence or refusals after which the run stops
     real_as: Literal["pixels", "decoded"] = "pixels"  # score the real clip as it is, or through the policy's VAE
 
     def __post_init__(self) -> None:
         _at_least(self, "rewards", {"max_retries": 0, "max_in_flight": 1})
         if not 0 <= self.max_missing_fraction <= 1:
-            raise ConfigError(f"rewards.max_missing_fraction is {self.max_missing_fraction:g}; give a share, 0 to 1")
+            raise ConfigError(
+                f"rewards.max_missing_fraction is {self.max_missing_fraction:g}; give a share from 0 to 1"
+            )
         if self.patience_s <= 0 or self.max_outage_s < self.patience_s:
             raise ConfigError(
                 f"rewards.patience_s is {self.patience_s:g} and rewards.max_outage_s {self.max_outage_s:g}; "
@@ -95,14 +99,14 @@ class RefreshConfig:
     """The adversarial refresh of the discriminators after each buffer (Eq. 7, on the server)."""
 
     enabled: bool = True
-    steps_per_step: float = 1.0  # D:G: steps of the discriminators per optimizer step of the policy
+    steps_per_step: float = 1.0  # D:G ratio: discriminator steps per optimizer step of the policy
     lr: float = RefreshRequest.learning_rate
-    ema: float = RefreshRequest.ema  # of the discriminators that score
+    ema: float = RefreshRequest.ema  # decay of the averaged weights that score
     clips_per_step: int = RefreshRequest.clips_per_step  # of each origin
-    max_real: int = RefreshRequest.max_real  # train on the newest so many real clips that the server keeps; 0: all
+    max_real: int = RefreshRequest.max_real  # train on this many of the newest real clips on the server; 0: all
     max_rollouts: int = RefreshRequest.max_rollouts
-    recompute: bool = False  # have the buffer's motion seen again first, from other query points, and train on that
-    timeout_s: float = 0.0  # 0: as long as the server allows, which is its MOTION_REWARD_REFRESH_TIMEOUT_S
+    recompute: bool = False  # first measure the buffer's motion again from other query points, and train on that
+    timeout_s: float = 0.0  # 0: the server's own limit, MOTION_REWARD_REFRESH_TIMEOUT_S
 
     def __post_init__(self) -> None:
         _at_least(self, "refresh", {"steps_per_step": 0, "timeout_s": 0})
@@ -112,7 +116,7 @@ class RefreshConfig:
             raise ConfigError(f"refresh: {error}") from error
 
     def request(self, *, run_id: str, steps: int, seed: int) -> RefreshRequest:
-        """What is asked of the server. Raises ContractError for a value out of the contract's bounds."""
+        """The request to the server. Raises ContractError if a value is outside the contract's bounds."""
         return RefreshRequest(
             run_id=run_id,
             steps=steps,
@@ -127,10 +131,10 @@ class RefreshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Besides the one at the end of each buffer."""
+    """Checkpoints within a buffer. One is always written at the end of each buffer."""
 
-    every_steps: int = 100  # optimizer steps; 0: at the end of buffers only
-    keep: int = 3  # the latest so many, and the one that the current buffer began with
+    every_steps: int = 100  # optimizer steps; 0: only at the end of a buffer
+    keep: int = 3  # keep this many of the latest, and the one at the start of the current buffer
 
     def __post_init__(self) -> None:
         _at_least(self, "checkpoint", {"every_steps": 0, "keep": 1})
@@ -138,12 +142,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written down on the way."""
+    """What is logged during training."""
 
     every_steps: int = 10
-    samples_every_buffers: int = 1  # clips with their tracks drawn on; 0: none
-    num_samples: int = 4  # rollouts among them
-    wandb: bool = False  # log to Weights & Biases too, under the run's id
+    samples_every_buffers: int = 1  # buffers between saved sample clips with their tracks drawn on; 0: none
+    num_samples: int = 4  # rollouts among the sample clips
+    wandb: bool = False  # also log to Weights & Biases, under the run's id
 
     def __post_init__(self) -> None:
         _at_least(self, "logs", {"every_steps": 1, "samples_every_buffers": 0, "num_samples": 0})
@@ -151,11 +155,11 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What `evaluate` and `rollout` make."""
+    """What the commands `evaluate` and `rollout` sample."""
 
     num_clips: int = 32  # first frames, taken in order
     per_clip: int = 1  # samples of each first frame
-    discriminator_version: str = ""  # that scores; empty: the server's base version
+    discriminator_version: str = ""  # discriminators that score; empty: the server's base version
 
     def __post_init__(self) -> None:
         _at_least(self, "evaluate", {"num_clips": 1, "per_clip": 1})
@@ -163,15 +167,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run hangs on."""
+    """Everything that determines a run."""
 
     out: Path = Path("runs/shift")  # folder of the run; the same folder resumes it
     run_id: str = ""  # name of the run on the reward server; empty: made once from the folder's name
     seed: int = 0
-    device: str = ""  # cpu, or empty: what Accelerate finds, of the GPUs that CUDA_VISIBLE_DEVICES shows
-    threads: int = (
-        0  # of torch on the CPU; 0: as many as it chooses. 1 for toys, whose threads only wait for each other
-    )
+    device: str = ""  # cpu; empty: what Accelerate finds among the GPUs in CUDA_VISIBLE_DEVICES
+    # CPU threads of torch. 0: torch's default. Use 1 for tiny models, where threads mostly wait for each other.
+    threads: int = 0
     policy: PolicyConfig = field(default_factory=SvdConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -188,11 +191,11 @@ class Config:
             raise ConfigError(f"threads is {self.threads}; give 0 or more")
         if self.device not in ("", "cpu"):
             raise ConfigError(
-                f"device is {self.device!r}; give cpu, or nothing for a GPU: which one, CUDA_VISIBLE_DEVICES says"
+                f"device is {self.device!r}; give cpu, or leave it empty to use the GPU that CUDA_VISIBLE_DEVICES names"
             )
 
     def steps_per_pass(self, num_processes: int) -> int:
-        """Optimizer steps in one pass over a buffer. Raises ConfigError where the buffer does not divide."""
+        """Optimizer steps in one pass over a buffer. Raises ConfigError if the buffer does not divide evenly."""
         per_step = num_processes * self.loop.batch_clips
         if self.loop.buffer_clips % per_step:
             raise ConfigError(
@@ -203,12 +206,15 @@ class Config:
 
 
 def load(source: str | None, overrides: Sequence[str] = ()) -> Config:
-    """A preset's name or a YAML file, then overrides `section.key=value` (values in YAML). Raises ConfigError."""
+    """The configuration of a preset or YAML file with overrides `section.key=value`. Raises ConfigError.
+
+    `source` is a preset's name or a file's path; None starts from the defaults. Values are parsed as YAML.
+    """
     return from_dict(overridden(read(source, PRESETS) if source else {}, overrides))
 
 
 def from_dict(data: Mapping[str, Any]) -> Config:
-    """Raises ConfigError for an unknown key, a value of another type and a value out of range."""
+    """The configuration of plain values. Raises ConfigError for an unknown key, or a wrong type or value."""
     policy = dict(data.get("policy") or {})
     model = policy.pop(POLICY_MODEL, "svd")
     if model not in MODELS:
@@ -221,7 +227,7 @@ def from_dict(data: Mapping[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values, for YAML and JSON; `from_dict` makes the same configuration of them."""
+    """Plain values for YAML and JSON. `from_dict` restores the same configuration."""
     data: dict[str, Any] = plain(asdict(config))
     model = next(name for name, kind in MODELS.items() if type(config.policy) is kind)
     data["policy"] = {POLICY_MODEL: model, **data["policy"]}
@@ -229,12 +235,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
+    """The configuration as YAML text that `load` reads."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
     return text
 
 
 def differences(ours: Config, theirs: Mapping[str, Any], *, ignore: Sequence[str]) -> list[str]:
-    """Keys whose values differ, as `loop.passes: 10, was 5`; keys that begin with one of `ignore` are passed over."""
+    """Keys whose values differ, as `loop.passes: 10, was 5`. Keys that start with one of `ignore` are skipped."""
     mine, other = flat(to_dict(ours)), flat(theirs)
     keys = [key for key in sorted(mine.keys() | other.keys()) if not key.startswith(tuple(ignore))]
     return [f"{key}: {mine.get(key)!r}, was {other.get(key)!r}" for key in keys if mine.get(key) != other.get(key)]

@@ -1,10 +1,10 @@
-"""Algorithm 1 of SHIFT, top to bottom.
+"""Trains a policy with Algorithm 1 of SHIFT.
 
     buffer of real clips -> P rollouts each -> submitted, scored while the next are sampled -> rewards -> advantages
     -> K passes of the hybrid loss -> refresh of the discriminators -> checkpoint -> next buffer
 
-Everything random is a function of the seed and of what it is for (seeds.py), so a run that was killed and resumed
-takes the same steps. Several processes (Accelerate) each hold their share of a buffer; B groups per step and process.
+Every random draw is a function of the seed and its purpose (seeds.py), so a run that is killed and resumed takes the
+same steps. With several processes (Accelerate), each holds its share of a buffer; a step takes B groups per process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.step import every, train_step
 log = logging.getLogger(__name__)
 
 DISCRIMINATORS = ("instantaneous", "long_term")
-# What a resumed run may have otherwise: where and how it runs, and what must be changed to get past a failure.
+# Keys that a resumed run may change: where and how it runs, and what may have to change to get past a failure.
 MAY_CHANGE = (
     "out",
     "run_id",
@@ -56,23 +56,23 @@ MAY_CHANGE = (
 
 
 def run_training(config: Config) -> Progress:
-    """`python -m trainer train`."""
+    """Open the run and train it: the command `python -m trainer train`."""
     with open_run(config) as run:
         return train(run)
 
 
 def train(run: Run) -> Progress:
-    """Train to the last buffer, from the latest checkpoint in the run's folder if there is one."""
+    """Train to the last buffer. Continues from the latest checkpoint in the run's folder, if there is one."""
     loop = run.config.loop
     progress = resume(run)
     steps = loop.passes * run.config.steps_per_pass(run.accelerator.num_processes)
     run.board.start(progress, loop.num_buffers * steps)
     buffer = new_buffer(run, progress.buffer, progress.buffer_version)
     while progress.buffer < loop.num_buffers:
-        buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; submitted as they come
+        buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; each is submitted as soon as it is ready
         gained = buffer_advantages(run, buffer, progress)  # 3 rewards, 4 advantages
         following = new_buffer(run, progress.buffer + 1, progress.version)
-        sample_ahead(run, following, progress, progress.position - 1)  # resumed: what was begun keeps its version
+        sample_ahead(run, following, progress, progress.position - 1)  # after a resume: restore what was begun
         for rows in batches(run, buffer, progress.position):  # 5 K passes
             sample_ahead(run, following, progress, progress.position)
             train_step(run, [buffer.groups[row] for row in rows], gained.real[rows], gained.rollouts[rows], progress)
@@ -83,7 +83,7 @@ def train(run: Run) -> Progress:
         progress = replace(
             progress, buffer=following.number, position=0, buffer_version=following.version, version=version
         )
-        if not following.groups:  # nothing is scored yet: it may have the new discriminators
+        if not following.groups:  # nothing of it was submitted yet, so the new discriminators can score it
             progress = replace(progress, buffer_version=version)
             following = new_buffer(run, following.number, version)
         save(run, progress)
@@ -93,7 +93,10 @@ def train(run: Run) -> Progress:
 
 
 def resume(run: Run) -> Progress:
-    """From the latest checkpoint, or from the start with the discriminators that are served now."""
+    """Load the latest checkpoint, or start with the discriminators that the server uses now.
+
+    Raises CheckpointError if the checkpoint has another configuration, or another number of processes mid-buffer.
+    """
     if run.accelerator.is_main_process:
         run.checkpoints.mend()
     run.accelerator.wait_for_everyone()
@@ -103,18 +106,22 @@ def resume(run: Run) -> Progress:
         return Progress(version=version, buffer_version=version)
     about = read_about(latest)
     if changed := differences(run.config, about["config"], ignore=MAY_CHANGE):
-        raise CheckpointError(f"{latest} was trained otherwise ({'; '.join(changed)}); undo that, or give another out")
+        raise CheckpointError(
+            f"{latest} was trained with other settings ({'; '.join(changed)}); undo that, or give another out"
+        )
     before, now = about["num_processes"], run.accelerator.num_processes
     if before != now and about["progress"]["position"]:
         raise CheckpointError(
-            f"{latest} is in the middle of a buffer that {before} processes share, this run has {now}; start {before}, "
-            f"or remove the checkpoints after {run.checkpoints.begun() or 'the start'}, where the buffer began"
+            f"{latest} is in the middle of a buffer shared by {before} processes, but this run has {now}; start "
+            f"{before} processes, or remove the checkpoints after {run.checkpoints.begun() or 'the start'}, where the "
+            "buffer began"
         )
     log.info("resuming from %s", latest)
     return run.checkpoints.load(latest, policy=run.policy, optimizer=run.optimizer, accelerator=run.accelerator)
 
 
 def save(run: Run, progress: Progress) -> None:
+    """Write a checkpoint. Call it in every process."""
     run.checkpoints.save(
         progress,
         policy=run.policy,
@@ -128,7 +135,7 @@ def save(run: Run, progress: Progress) -> None:
 
 
 def new_buffer(run: Run, number: int, version: str) -> Buffer:
-    """This process's share: of consecutive slots every `num_processes`-th."""
+    """This process's share of a buffer: every `num_processes`-th of its consecutive slots."""
     config, rank, num_processes = run.config, run.accelerator.process_index, run.accelerator.num_processes
     first = number * config.loop.buffer_clips
     return Buffer(
@@ -142,24 +149,26 @@ def new_buffer(run: Run, number: int, version: str) -> Buffer:
         num_rollouts=config.loop.num_rollouts,
         seed=config.seed,
         decode_real=config.rewards.real_as == "decoded",
-        # A sharded denoiser answers only when all processes call it: what one lacks after a kill, all sample again.
+        # A sharded denoiser needs all processes to call it. If one lost a sample in a kill, all sample it again.
         agreed=partial(true_in_all, run.accelerator) if run.accelerator.is_fsdp2 else bool,
     )
 
 
 def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantages:
-    """Advantages of this process's groups; where the batch is compared, it is the whole buffer of all processes."""
+    """Advantages of this process's groups. Comparisons within the batch use the whole buffer of all processes.
+
+    Raises VersionLost if the server lost the buffer's discriminators, MissingRewards if no rollout has a reward.
+    """
     started = time.monotonic()
     collected = buffer.rewards()
     waited_s = time.monotonic() - started
-    if (
-        ErrorCode.VERSION_NOT_SERVED in collected.errors
-    ):  # masked, the rest of the buffer would be trained on without its rewards
+    if ErrorCode.VERSION_NOT_SERVED in collected.errors:
+        # Masking these clips would train on the rest of the buffer without its rewards.
         buffer.forget_missing()
         raise VersionLost(
-            f"the server no longer has discriminator version '{progress.buffer_version}', on which buffer "
-            f"{buffer.number} depends; give it back its Redis and start the run again, or let a new run begin from "
-            "this one's LoRA (policy.sft_lora)"
+            f"the server no longer has discriminator version '{progress.buffer_version}', which buffer {buffer.number} "
+            "needs; restore the server's Redis and start the run again, or start a new run from this one's LoRA "
+            "(policy.sft_lora)"
         )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
     tables = {
@@ -173,8 +182,9 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
     if run.config.loop.num_rollouts and num_weighted(whole.rollouts, objective) == 0:
         buffer.forget_missing()
         raise MissingRewards(
-            f"no rollout of buffer {buffer.number} has a reward ({collected.errors}); without any this would be plain "
-            "fine-tuning: mend the cause and start the run again, which asks for them anew, or set loop.num_rollouts=0"
+            f"no rollout of buffer {buffer.number} has a reward ({collected.errors}). Training without rewards would "
+            "be plain fine-tuning: fix the cause and start the run again to request them again, or set "
+            "loop.num_rollouts=0"
         )
     if progress.position == 0:
         lags = [progress.step - group.policy_step for group in buffer.groups]
@@ -187,7 +197,7 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
 def batches(run: Run, buffer: Buffer, position: int) -> Iterator[list[int]]:
     """Rows of this process's groups for each step of the K passes, from step `position` on.
 
-    The first pass is in the order of the data, which is random; each later one is shuffled anew.
+    The first pass follows the order of the data, which is already random. Each later pass is shuffled anew.
     """
     size, passes = run.config.loop.batch_clips, run.config.loop.passes
     per_pass = len(buffer) // size
@@ -201,13 +211,16 @@ def batches(run: Run, buffer: Buffer, position: int) -> Iterator[list[int]]:
 
 
 def sample_ahead(run: Run, following: Buffer, progress: Progress, position: int) -> None:
-    """What is to be there of the next buffer before step `position` of this one."""
+    """Sample the part of the next buffer that is due before step `position` of this one."""
     if following.number < run.config.loop.num_buffers:
         following.fill(due(run, len(following), position), policy_step=progress.step)
 
 
 def due(run: Run, num_groups: int, position: int) -> int:
-    """How many groups of the next buffer are to be there before a step: none earlier than max_lag steps ahead of it."""
+    """Number of groups of the next buffer to sample before step `position`, at most max_lag steps ahead of its start.
+
+    `num_groups` is the size of this process's share of a buffer.
+    """
     loop = run.config.loop
     num_steps = loop.passes * (num_groups // loop.batch_clips)
     window = min(loop.max_lag, num_steps)
@@ -216,9 +229,10 @@ def due(run: Run, num_groups: int, position: int) -> int:
 
 
 def refresh(run: Run, buffer: Buffer, progress: Progress) -> str:
-    """The version that scores from now on; trained as many steps as the policy was, times the D:G ratio.
+    """Refresh the discriminators and return the version that scores from now on.
 
-    After the last buffer too: more buffers may follow, or an evaluation that asks for the run's last version.
+    They train as many steps as the policy did on this buffer, times the D:G ratio. The last buffer is followed by a
+    refresh too: more buffers may follow, or an evaluation with the run's last version.
     """
     config = run.config.refresh
     steps = round(config.steps_per_step * progress.position)
@@ -228,6 +242,6 @@ def refresh(run: Run, buffer: Buffer, progress: Progress) -> str:
         buffer.see_again()
     seed = derived_seed(run.config.seed, "refresh", progress.buffer)
     key = f"{run.board.run_id}/refresh/{progress.buffer}"
-    run.accelerator.wait_for_everyone()  # all clips of the buffer are on the server
+    run.accelerator.wait_for_everyone()  # until all clips of the buffer are on the server
     order = partial(run.rewards.refresh, steps, seed=seed, key=key)
     return from_main(run.accelerator, order if run.accelerator.is_main_process else None)

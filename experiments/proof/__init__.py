@@ -1,5 +1,5 @@
-"""The proof: SHIFT on a toy model that trains on a laptop, with known rewards and with learned ones.
+"""Tests SHIFT on a toy model that trains on a laptop, with known rewards and with learned ones.
 
-plan.md says what is claimed and how it is judged, RESULTS.md what came out; docs/proof.md is the short account.
-`python -m experiments.proof mechanism | rewards | motion | seeds` runs it; measures and verdicts are pure functions.
+plan.md states the claims and how they are judged. RESULTS.md records the results; docs/proof.md is a short account.
+`python -m experiments.proof mechanism | rewards | motion | seeds` runs it. Measures and verdicts are pure functions.
 """

@@ -1,6 +1,7 @@
-"""`python -m experiments.proof mechanism | rewards | motion | seeds`: the levels of plan.md, and level 3 over seeds.
+"""Runs the proof: `python -m experiments.proof mechanism | rewards | motion | seeds`.
 
-Resumable: what is finished in `--out` is not done again.
+The first three commands are the levels of plan.md; `seeds` combines Level 3 over data seeds.
+A run can be resumed: results that are already in `--out` are kept.
 """
 
 from __future__ import annotations
@@ -43,32 +44,29 @@ from trainer.video import write_clip
 log = logging.getLogger("experiments.proof")
 
 
-app = typer.Typer(help="SHIFT on a toy base; experiments/proof/plan.md says what is claimed.", no_args_is_help=True)
+app = typer.Typer(help="Test SHIFT on a toy base; experiments/proof/plan.md has the claims.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="Folder for base, arms and report; the same folder resumes.")]
-Seed = Annotated[int, typer.Option(help="Of the base, the data and the held-out first frames.")]
+Seed = Annotated[int, typer.Option(help="Seed of the base, the data and the held-out first frames.")]
 Size = Annotated[
     Literal["full", "long", "short", "pilot", "smoke"],
     typer.Option(
-        help="full: what plan.md means. long: its second plan, twice the steps, a third of the lambdas. short: a base "
-        "trained a third as long. pilot: a weak base and one stream. smoke: verdicts mean nothing."
+        help="full: the size of plan.md. long: its second plan, with twice the steps and a third of the lambdas. "
+        "short: the base trains a third as long. pilot: a weak base and one stream. smoke: a "
+        "quick test, whose verdicts mean nothing."
     ),
 ]
-Only = Annotated[list[str] | None, typer.Option(help="Run this arm, may be repeated; none: all of them.")]
-Jobs = Annotated[
-    int, typer.Option(min=1, help="Threads of what runs alone, and arms that run side by side, a thread each.")
-]
+Only = Annotated[list[str] | None, typer.Option(help="Run only this arm; may be repeated. Default: all arms.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Arms that run side by side, with one thread each.")]
 OneOrBoth = Annotated[Literal["static", "moving", "both"], typer.Option(help="Which fine-tuning set.")]
-Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm; none: the size's.")]
+Streams = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of every arm. Default: the size's.")]
 Server = Annotated[
     str | None,
-    typer.Option(help="A running reward server, grpc://HOST:PORT; none: discriminators are pretrained and served."),
+    typer.Option(help="A running reward server, grpc://HOST:PORT. Default: pretrain discriminators and serve them."),
 ]
 NegativesOption = Annotated[
     Negatives,
-    typer.Option(
-        help="What discriminators are pretrained against: the base's rollouts, or motion faults of real clips."
-    ),
+    typer.Option(help="Negatives in pretraining the discriminators: the base's rollouts, or faults of real clips."),
 ]
 OUT = Path("runs/proof")
 TWO_CORES = min(2, os.cpu_count() or 1)
@@ -84,7 +82,7 @@ def mechanism(
     only: Only = None,
     streams: Streams = None,
 ) -> None:
-    """Train a toy base, fine-tune it in every arm of plan.md, and say which claims of the plan hold."""
+    """Train a toy base, fine-tune it in every arm of plan.md, and report which claims of the plan hold."""
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     num_streams = streams or counts.streams
@@ -98,6 +96,7 @@ def mechanism(
 
 
 def chosen_arms(all_arms: list[Arm], only: list[str] | None) -> list[Arm]:
+    """The arms named in `only`, or all. Raises ConfigError for an unknown name."""
     names = [arm.name for arm in all_arms]
     if unknown := set(only or ()) - set(names):
         raise ConfigError(f"there is no arm {sorted(unknown)}; give some of {names}")
@@ -108,14 +107,14 @@ def chosen_arms(all_arms: list[Arm], only: list[str] | None) -> list[Arm]:
 def rewards(
     *,
     server: Server = None,
-    timeout_s: Annotated[float, typer.Option(help="For all rewards together.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for all rewards together.")] = 600.0,
     out: Out = OUT,
     seed: Seed = 0,
     size: Size = "full",
     jobs: Jobs = TWO_CORES,
     negatives: NegativesOption = "rollouts",
 ) -> None:
-    """Say whether learned rewards point the right way on held-out scenes and rollouts of the base."""
+    """Report whether learned rewards point the right way, on held-out scenes and rollouts of the base."""
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     prepare(folder, counts, seed=seed)
     policy = make_policy(policy_config(folder / "base", counts.base))
@@ -152,7 +151,7 @@ def motion(
     server: Server = None,
     negatives: NegativesOption = "rollouts",
 ) -> None:
-    """Does fine-tuning lose motion, and does SHIFT with learned rewards restore it? A report for each set."""
+    """Test whether fine-tuning loses motion and SHIFT with learned rewards restores it. Reports on each set."""
     started = time.monotonic()
     counts, folder = SIZES[size], out / f"{size}-{seed}"
     num_streams = streams or counts.motion_streams
@@ -176,13 +175,13 @@ def motion(
 @app.command()
 def seeds(
     *,
-    seed: Annotated[list[int], typer.Option(help="Whose `motion` has run; repeat it for each.")],
+    seed: Annotated[list[int], typer.Option(help="A seed for which `motion` has run; repeat it for each.")],
     out: Out = OUT,
     size: Size = "full",
     on: OneOrBoth = "both",
     negatives: NegativesOption = "rollouts",
 ) -> None:
-    """What `motion` found, over data seeds: the plan's claim holds where it holds on every one of them."""
+    """Combine the results of `motion` over data seeds. The plan's claim holds if it holds on every seed."""
     found, folder = {}, out / named(f"{size}-seeds", negatives)
     for name in SETS if on == "both" else (on,):
         runs = [read_seed(out / f"{size}-{one}" / named(f"motion-{name}", negatives), one) for one in seed]
@@ -193,8 +192,8 @@ def seeds(
 
 
 def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:
-    """The trained base and the files of the fine-tuning set."""
-    torch.set_num_threads(1)  # a toy is no faster with two, and hundreds of times slower once they wait for a core
+    """Train the base and write the files of the fine-tuning set, unless they exist."""
+    torch.set_num_threads(1)  # two are no faster for a toy, and hundreds of times slower once they wait for a core
     mix = SceneMix(glow_share=0.5)
     scenes = draw_scenes(size.base.num_scenes, seed=derived_seed(seed, "base"), mix=mix)
     trained_base(folder, [scene.clip() for scene in scenes], size.base, seed=seed)
@@ -205,13 +204,13 @@ def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:
 
 
 def arm_records(chosen: list[Arm], num_streams: int, jobs: int, task: Callable[..., Task]) -> list[dict[str, Any]]:
-    """What every arm came to in every stream, stream by stream; `task` is told the arm and the stream."""
+    """Records of every arm in every stream, stream by stream. `task` makes a Task from an arm and a stream."""
     tasks = [task(arm=arm, stream=stream) for stream in range(num_streams) for arm in chosen]
     return [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
 
 
 def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
-    """Results in the order of the tasks."""
+    """Run the tasks in up to `jobs` processes. Returns their result files in the order of the tasks."""
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     results = []
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
@@ -219,7 +218,7 @@ def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
             for number, path in enumerate(pool.map(run_arm, tasks), 1):
                 log.info("%d of %d arms: %s", number, len(tasks), path.stem)
                 results.append(path)
-        except SystemExit:  # nobody waits for arms that are under way: they are run again
+        except SystemExit:  # do not wait for running arms: a resumed run starts them again
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
@@ -227,7 +226,7 @@ def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
 
 
 def end_on_sigterm() -> None:
-    """As a program ends, so that the reward server that was started and the arms under way end too."""
+    """Exit normally on SIGTERM, so that the reward server and the running arms are stopped too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 

@@ -1,7 +1,7 @@
-"""The arms of the proof, each one fine-tuning by the trainer's own loop from one base, and what its rollouts measure.
+"""Defines the arms of the proof: each fine-tunes the base with the trainer's own loop and measures fresh rollouts.
 
-`run_arm(task)` -> `trainer.train.train` with the arm's rewards -> fresh rollouts from held-out first frames -> a JSON
-file. An arm whose file is there is not run again.
+`run_arm(task)` calls `trainer.train.train` with the arm's rewards, samples fresh rollouts from held-out first frames,
+and writes a JSON file. An arm whose file exists is not run again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,14 +43,14 @@ from trainer.train import train
 from trainer.video import write_clip
 
 RewardName = Literal["none", "speed", "loophole", "learned"]
-NUM_SHOWN = 4  # rollouts kept as clips
+NUM_SHOWN = 4  # rollouts saved as clips
 MEASURES = ("reward", *NAMES, "flow_px", "dynamic")
-"""Of every fresh rollout. `reward` is the known one, whatever the arm was trained with."""
+"""Measures of every fresh rollout. `reward` is the known reward, whatever reward the arm was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of fine-tuning. `objective` changes the middle of Level 1's grid."""
+    """One way of fine-tuning. `objective` changes the settings of the middle of Level 1's grid."""
 
     name: str
     reward: RewardName = "speed"
@@ -61,7 +60,7 @@ class Arm:
 
 
 def arms(size: ProofSize) -> list[Arm]:
-    """Those that the verdicts need first, then the other ablations of plan.md."""
+    """All arms. Those that the verdicts need come first, then the other ablations of plan.md."""
     low, mid, high = size.lambdas
     grid = {"shift-low": low, "shift-mid": mid, "shift-high": high}
     leaky = {"lambda_aw": size.lambda_loophole}
@@ -83,15 +82,15 @@ def arms(size: ProofSize) -> list[Arm]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """An arm in one stream of one seed, and where its files go."""
+    """An arm in one stream of one seed, and the places of its files."""
 
     arm: Arm
     seed: int
     stream: int
     size: ProofSize
-    folder: Path  # of the seed, with base/
-    level: str = ""  # folder below it with train/ and arms/; empty: the seed's own
-    server: str = ""  # of learned rewards
+    folder: Path  # folder of the seed, which holds base/
+    level: str = ""  # subfolder that holds train/ and arms/; empty: the seed's folder itself
+    server: str = ""  # URL of the server for learned rewards
 
     @property
     def train(self) -> Path:
@@ -103,7 +102,7 @@ class Task:
 
 
 def run_arm(task: Task) -> Path:
-    """The result's file. What an interrupted attempt left is thrown away: the rewards' state went with it."""
+    """Run the task and return its result file. An interrupted attempt is discarded, as the rewards' state is lost."""
     if task.result.exists():
         return task.result
     torch.set_num_threads(1)  # arms run side by side
@@ -163,7 +162,7 @@ def run_config(task: Task, folder: Path) -> Config:
         ),
         objective=Objective(**{"lambda_aw": size.lambdas[1], **arm.objective}),
         optimizer=OptimizerConfig(lr=size.lr, warmup_steps=min(10, size.num_steps // 4), weight_decay=0.0),
-        # decoded: the autoencoder's blur must not give rollouts away
+        # decoded: rollouts must not be recognisable by the autoencoder's blur
         rewards=RewardsConfig(server=task.server, real_as="decoded"),
         refresh=RefreshConfig(
             enabled=arm.refreshed,
@@ -178,7 +177,7 @@ def run_config(task: Task, folder: Path) -> Config:
 
 
 def rewards_of(task: Task, policy: Policy) -> RewardSource | None:
-    """None: those of the server in the configuration."""
+    """The arm's rewards. None: rewards come from the server in the configuration."""
     match task.arm.reward:
         case "none":
             return NoRewards()
@@ -192,7 +191,7 @@ def rewards_of(task: Task, policy: Policy) -> RewardSource | None:
 
 
 def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
-    """Pretrained on scenes whose walls all glow against the same scenes without: glow alone looks real to it."""
+    """A discriminator with a planted flaw: it was pretrained to see glowing scenes as real and others as not."""
     size = task.size
     glowing, steady = (_scene_cues(task, policy, glow_share) for glow_share in (1.0, 0.0))
     with torch.random.fork_rng(devices=[]):
@@ -210,7 +209,7 @@ def flawed_discriminator(task: Task, policy: Policy) -> CueDiscriminator:
 
 
 def _scene_cues(task: Task, policy: Policy, glow_share: float) -> torch.Tensor:
-    """Cues [N,5] of scenes as the autoencoder shows them."""
+    """Cues [N,5] of scenes after a pass through the autoencoder."""
     mix = SceneMix(glow_share=glow_share)
     scenes = draw_scenes(task.size.num_train, seed=derived_seed(task.seed, "flawed"), mix=mix)
     examples = policy.encode([scene.clip() for scene in scenes], [""] * len(scenes))
@@ -218,7 +217,7 @@ def _scene_cues(task: Task, policy: Policy, glow_share: float) -> torch.Tensor:
 
 
 def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, list[float]]]:
-    """Measures of fresh rollouts by name, of each held-out first frame's samples; the first few are kept as clips.
+    """Measures of fresh rollouts by name, for the samples of each held-out first frame. Saves the first few as clips.
 
     First frames and seeds are the same for all arms of a stream.
     """
@@ -229,27 +228,25 @@ def evaluate(task: Task, policy: Policy, shown: Path) -> list[dict[str, list[flo
         rollouts = policy.decode(policy.sample(example, seeds))
         if number < NUM_SHOWN:
             write_clip(shown / f"{number}.safetensors", rollouts[0])
-        rows.append(_row(rollouts, task.size))
+        found = [measured(clip, task.size) for clip in rollouts]
+        rows.append({name: [one[name] for one in found] for name in MEASURES})
     return rows
 
 
 def held_out(task: Task) -> list[Clip]:
+    """The clips of the held-out scenes."""
     return [scene.clip() for scene in draw_scenes(task.size.num_held_out, seed=derived_seed(task.seed, "held out"))]
 
 
-def _row(clips: Sequence[Clip], size: ProofSize) -> dict[str, list[float]]:
-    found = [measured(clip, size) for clip in clips]
-    return {name: [one[name] for one in found] for name in MEASURES}
-
-
 def measured(clip: Clip, size: ProofSize) -> dict[str, float]:
+    """The MEASURES of a clip."""
     of, degree = measures(clip), dynamic_degree(clip)
     known = {"reward": speed_reward(size.target_px)(clip), "flow_px": degree.flow_px, "dynamic": float(degree.dynamic)}
     return {name: getattr(of, name) for name in NAMES} | known
 
 
 def _history(path: Path) -> dict[str, list[float]]:
-    """Mean reward of the rollouts of each buffer, as the loop logged it."""
+    """Mean rewards of each buffer and the logged gradient ratios, as the loop logged them."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     names = ("reward_rollouts/combined", "reward_real/combined", "gradient/aw_over_sft")
     return {name: [line[name] for line in lines if name in line] for name in names}

@@ -1,4 +1,4 @@
-"""The toy base of the proof: a tiny Stable Video Diffusion, trained from scratch on scenes."""
+"""Trains the toy base of the proof: a tiny Stable Video Diffusion, trained from scratch on scenes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from trainer.policies.tiny import tiny_svd
 log = logging.getLogger(__name__)
 
 REPORT_STEPS = 100
-SIGMA_MAX = 80.0  # of the sampler: 700, as in img2vid-xt, would spend half of so few steps on nothing but noise
+SIGMA_MAX = 80.0  # img2vid-xt samples from 700, which would spend half of these few steps on noise alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSize:
-    """How large a base is and how long it trains."""
+    """The size of a base and how long it trains."""
 
     num_scenes: int = 512
     channels: tuple[int, ...] = (32, 64)
@@ -39,7 +39,7 @@ class BaseSize:
 
 
 def policy_config(base: Path, size: BaseSize, *, rank: int = 16) -> SvdConfig:
-    """Without guidance and dropout of conditions: the toy's first frame is all there is to follow."""
+    """The toy policy on `base`. It has no guidance and no condition dropout: the first frame is its only condition."""
     return SvdConfig(
         base=str(base),
         num_frames=NUM_FRAMES,
@@ -57,22 +57,19 @@ def policy_config(base: Path, size: BaseSize, *, rank: int = 16) -> SvdConfig:
 
 
 def trained_base(folder: Path, clips: Sequence[Clip], size: BaseSize, *, seed: int) -> Path:
-    """A diffusers folder with the trained base; made once."""
+    """Train the base once and return its diffusers folder."""
     final = folder / "base"
     if final.exists():
         return final
     untrained, partial = folder / "untrained", folder / "base.partial"
     shutil.rmtree(partial, ignore_errors=True)
     tiny_svd(untrained, seed=seed, num_frames=NUM_FRAMES, channels=size.channels, vae_channels=size.vae_channels)
-    _lower_sigma(untrained / "scheduler" / "scheduler_config.json")
+    scheduler = untrained / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "sigma_max": SIGMA_MAX}))
     config = policy_config(untrained, size)
     train_base(config, clips, [""] * len(clips), folder=partial, plan=size.plan, report=_Progress())
     shutil.rmtree(untrained)
     return partial.rename(final)
-
-
-def _lower_sigma(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "sigma_max": SIGMA_MAX}))
 
 
 class _Progress:

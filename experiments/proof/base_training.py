@@ -1,8 +1,8 @@
 """Trains a toy base model from scratch: its autoencoder, its latent scale, its denoiser.
 
 `train_base(config, clips, captions, folder=...)` reads the pipeline that `trainer/policies/tiny.py` wrote and writes
-the trained one as a diffusers folder. The denoiser is trained in full with the policy's own loss.
-What differs between Stable Video Diffusion and Wan stands at the end.
+the trained one as a diffusers folder. All parameters of the denoiser are trained, with the policy's own loss. The code
+that differs between Stable Video Diffusion and Wan is at the end.
 B clips, T frames, H and W pixels; N clips of latents with F frames, C channels and sides h and w.
 """
 
@@ -25,23 +25,23 @@ from trainer.policies.protocol import Example, PolicyError, stack
 from trainer.policies.svd import SvdPolicy
 
 Report = Callable[[str, int, float], None]
-"""Told stage ("autoencoder" or "denoiser"), step from 1, and loss of each step."""
+"""Called after each step with the stage ("autoencoder" or "denoiser"), the step from 1, and the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
-    """How long and how fast to train; rates fall along a cosine after a tenth of the steps."""
+    """How long and how fast to train. Learning rates warm up over a tenth of the steps, then fall along a cosine."""
 
     autoencoder_steps: int = 500
     autoencoder_batch: int = 2
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-6
-    """Of the posterior's divergence from a unit Gaussian, per latent value, beside the mean absolute pixel error."""
+    """Weight of the posterior's divergence from a unit Gaussian, per latent value. The pixel error's weight is 1."""
     denoiser_steps: int = 2000
     denoiser_batch: int = 4
     denoiser_lr: float = 1e-3
     ema: float = 0.995
-    """Decay of the average of the denoiser's weights, which is what is kept."""
+    """Decay of the average of the denoiser's weights. The average is what is saved."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ def train_base(
     device: torch.device | str = "cpu",
     report: Report = lambda stage, step, loss: None,
 ) -> Path:
-    """Trains the pipeline at `config.base` on the clips and saves it to `folder`; the same seed, the same weights."""
+    """Train the pipeline at `config.base` on the clips and save it to `folder`. A seed gives the same weights again."""
     plan = plan or BasePlan()
     policy = make_policy(replace(config, lora=None, sft_lora=None), device)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -74,7 +74,7 @@ def train_base(
 def train_autoencoder(
     policy: DiffusersPolicy, clips: Sequence[Clip], plan: BasePlan, generator: torch.Generator, report: Report
 ) -> None:
-    """Fits the VAE to reconstruct the clips."""
+    """Fit the VAE to reconstruct the clips."""
     vae: nn.Module = policy.pipe.vae
     vae.requires_grad_(True)
     train = _Training(vae, plan.autoencoder_lr, plan.autoencoder_steps)
@@ -86,7 +86,7 @@ def train_autoencoder(
 
 
 def fit_latent_scale(policy: DiffusersPolicy, clips: Sequence[Clip], captions: Sequence[str]) -> None:
-    """Sets the pipeline's latent statistics so that the clips' latents have unit variance, as its noise levels want."""
+    """Set the pipeline's latent statistics so that latents have unit variance, as the noise levels assume."""
     latents = torch.stack([example.latents for example in policy.encode(clips, captions)])
     rescale = _rescale_svd if isinstance(policy, SvdPolicy) else _rescale_wan
     rescale(policy.pipe.vae, latents)
@@ -95,7 +95,7 @@ def fit_latent_scale(policy: DiffusersPolicy, clips: Sequence[Clip], captions: S
 def train_denoiser(
     policy: DiffusersPolicy, examples: Sequence[Example], plan: BasePlan, generator: torch.Generator, report: Report
 ) -> None:
-    """Fits every parameter of the denoiser with the policy's loss; leaves their running average in it."""
+    """Fit every parameter of the denoiser with the policy's loss, and leave their running average in it."""
     train = _Training(policy.denoiser, plan.denoiser_lr, plan.denoiser_steps)
     average = EMAModel(policy.denoiser.parameters(), decay=plan.ema)
     for step, chosen in enumerate(_batches(len(examples), plan.denoiser_batch, plan.denoiser_steps, generator), 1):
@@ -106,7 +106,7 @@ def train_denoiser(
 
 
 class _Training:
-    """AdamW with clipped gradients and a cosine rate; called with a loss, it makes one step."""
+    """AdamW with clipped gradients and a cosine schedule. Calling it with a loss takes one step."""
 
     def __init__(self, module: nn.Module, lr: float, num_steps: int) -> None:
         self.module = module
@@ -123,7 +123,7 @@ class _Training:
 
 
 def _batches(num: int, size: int, num_batches: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Indices of random batches, each example once before any comes again."""
+    """Indices of random batches. Each example appears once before any appears again."""
     if num < size:
         raise PolicyError(f"a batch of {size} needs as many clips, got {num}; give more clips or a smaller batch")
     order: list[int] = []
@@ -155,18 +155,18 @@ def _autoencode_wan(vae: Any, pixels_BT3HW: Tensor, generator: torch.Generator) 
 
 
 def _divergence(posterior: Any) -> Tensor:
-    """From a unit Gaussian, in nats per latent value, mean over all."""
+    """Divergence from a unit Gaussian in nats per latent value, averaged over all."""
     divergence: Tensor = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
     return divergence
 
 
 def _rescale_svd(vae: Any, latents_NFChw: Tensor) -> None:
-    """One factor for all channels."""
+    """Set one factor for all channels."""
     vae.register_to_config(scaling_factor=vae.config.scaling_factor / latents_NFChw.std().item())
 
 
 def _rescale_wan(vae: Any, latents_NFChw: Tensor) -> None:
-    """Mean and deviation of each channel."""
+    """Set mean and standard deviation of each channel."""
     mean, deviation = (latents_NFChw.new_tensor(value) for value in (vae.config.latents_mean, vae.config.latents_std))
     deviations, means = torch.std_mean(latents_NFChw.transpose(0, 2).flatten(1), dim=1)
     vae.register_to_config(
@@ -175,12 +175,12 @@ def _rescale_wan(vae: Any, latents_NFChw: Tensor) -> None:
 
 
 def save_base(policy: DiffusersPolicy, folder: Path) -> None:
-    """Writes the whole pipeline as a diffusers folder. Raises PolicyError if a LoRA is injected."""
+    """Write the whole pipeline as a diffusers folder. Raises PolicyError if a LoRA is injected."""
     if hasattr(policy.denoiser, "peft_config"):
-        raise PolicyError("a pipeline with a LoRA injected cannot be saved whole; use save_lora, or lora=None")
+        raise PolicyError("a pipeline with a LoRA injected cannot be saved whole; use save_lora, or set lora=None")
     scheduler = policy.pipe.scheduler
     if isinstance(policy, SvdPolicy):
-        policy.pipe.scheduler = scheduler.euler  # diffusers can load it; the seeded one is ours alone
+        policy.pipe.scheduler = scheduler.euler  # the one that diffusers can load
     try:
         policy.pipe.save_pretrained(folder)
     finally:

@@ -1,6 +1,6 @@
 """Pretrains and serves discriminators for one seed: real scenes against the base's rollouts or against motion faults.
 
-Pretraining and serving run as processes of their own, as a user starts them.
+Pretraining and serving run in separate processes, as a user would start them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Negatives = Literal["rollouts", "faults"]
 
 
 def named(name: str, negatives: Negatives) -> str:
-    """`name`, with a suffix unless the negatives are rollouts, as in the first plan."""
+    """`name`, with a suffix if the negatives are faults. The first plan had rollouts only, so they have no suffix."""
     return name if negatives == "rollouts" else f"{name}-{negatives}"
 
 
 def pretrained_discriminators(
     folder: Path, policy: Policy, size: DiscriminatorsSize, *, seed: int, negatives: Negatives
 ) -> Path:
-    """The checkpoint; made once. Raises CalledProcessError where the pretraining fails.
+    """Pretrain once and return the checkpoint. Raises CalledProcessError if the pretraining fails.
 
-    They learn real clips against the base's rollouts, which differ in look and motion, or against motion faults of the
+    The negatives are the base's rollouts, which differ from real clips in look and motion, or motion faults of the
     same real clips, which differ in motion alone.
     """
     discriminators = folder / f"{named('discriminators', negatives)}.safetensors"
@@ -58,14 +58,14 @@ def pretrained_discriminators(
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:
-    """Writes real/ and generated/: each real clip and one rollout of it, if any, under the same file name."""
+    """Write each real clip to real/ and its rollout, if there is one, to generated/ under the same file name."""
     for number, group in enumerate(groups):
         for kind, clip in zip(("real", "generated"), group, strict=False):
             write_video(folder / kind / f"{number:05d}.mkv", clip)
 
 
 def write_video(path: Path, clip: Clip) -> None:
-    """Lossless, in RGB: at 16 x 16 pixels a camera's chroma would be 8 x 8."""
+    """Write a lossless RGB video. At 16 x 16 pixels, subsampled chroma would be only 8 x 8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), mode="w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=Fraction(clip.fps).limit_denominator(1001))
@@ -80,7 +80,7 @@ def write_video(path: Path, clip: Clip) -> None:
 def reward_server(
     given: str | None, folder: Path, policy: Policy, size: DiscriminatorsSize, *, seed: int, negatives: Negatives
 ) -> Iterator[str]:
-    """URL of the `given` server, else of one that serves the seed's own discriminators, pretrained if need be."""
+    """URL of the `given` server, or of one that serves the seed's own discriminators, pretrained if need be."""
     if given:
         yield given
         return
@@ -90,6 +90,6 @@ def reward_server(
 
 @contextmanager
 def served(discriminators: Path, size: DiscriminatorsSize) -> Iterator[str]:
-    """gRPC URL of a server with these discriminators and no earlier runs; ended on leaving. Raises NotReady."""
+    """gRPC URL of a server with these discriminators and no earlier runs. It stops on leaving. Raises NotReady."""
     with local_server(Settings(checkpoint=discriminators, num_tracks=size.num_tracks)) as server:
         yield server.grpc_url

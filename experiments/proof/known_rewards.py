@@ -1,7 +1,7 @@
-"""What of a toy clip can be measured well enough to be a reward: the body's track, and how the wall changes.
+"""Measures toy clips well enough to reward them: the path and size of the body, and changes of the wall.
 
-`measures(clip)` -> speed, size drift, glow, look error, ...; `speed_reward(target)` -> clip -> reward.
-T frames, H and W pixels. Bodies are bright and walls dark (scenes.py), so a threshold parts them.
+`measures(clip)` gives speed, size drift, glow, look error and more; `speed_reward(target)` gives a reward function.
+T frames, H and W pixels. Bodies are bright and walls dark (scenes.py), so a threshold separates them.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from protos.types import Clip
 Floats = NDArray[np.float64]
 Reward = Callable[[Clip], float]
 
-BRIGHT = (110.0, 160.0)  # brightest channel: from here to there a pixel becomes the body's
-LOST_SHARE = 0.3  # of its first size, below which the body counts as gone
-MARGIN_PX = 2.0  # beyond the body's radius, where the wall is surely seen
+BRIGHT = (110.0, 160.0)  # brightest channel of a pixel: between these values its share of the body rises from 0 to 1
+LOST_SHARE = 0.3  # share of its first area below which the body counts as gone
+MARGIN_PX = 2.0  # distance beyond the body's radius at which a pixel counts as wall
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Of one clip."""
+    """The measures of one clip."""
 
     speed_px: float
-    """Mean length of the body's path per frame; a frame without a body adds nothing."""
+    """Mean length of the body's path per frame, in pixels. A frame without a body adds nothing."""
     acceleration_px: float
-    """Mean length of the path's second difference."""
+    """Mean length of the path's second difference, in pixels."""
     size_drift: float
-    """Mean relative difference of the body's area from that in the first frame."""
+    """Mean relative difference of the body's area from its area in the first frame."""
     glow: float
-    """Grey levels that the wall gains from the first frame to the last."""
+    """Grey levels by which the wall brightens from the first frame to the last."""
     flicker: float
-    """Mean change of the wall's level between frames beyond the steady one, in grey levels."""
+    """Mean deviation of the wall's change between frames from its average change, in grey levels."""
     wall_error: float
-    """Mean absolute difference of the wall from that of the first frame, 0..1."""
+    """Mean absolute difference of the wall from the wall of the first frame, 0..1."""
 
     @property
     def look_error(self) -> float:
@@ -48,7 +48,7 @@ NAMES = (*(field.name for field in fields(Measures)), "look_error")
 
 
 def track(clip: Clip) -> tuple[Floats, Floats]:
-    """Centres [T,2] (x, y) and areas [T] in pixels of the body; a frame that lost it keeps the last centre."""
+    """Centres [T,2] (x, y) and areas [T] of the body in pixels. A frame without the body keeps the last centre."""
     low, high = BRIGHT
     frames = clip.frames.astype(np.float64)
     weights = ((frames.max(axis=1) - low) / (high - low)).clip(0, 1)
@@ -63,6 +63,7 @@ def track(clip: Clip) -> tuple[Floats, Floats]:
 
 
 def measures(clip: Clip) -> Measures:
+    """Measure a toy clip."""
     centres, areas = track(clip)
     steps = np.diff(centres, axis=0)
     gray = clip.frames.astype(np.float64).mean(axis=1)
@@ -81,7 +82,7 @@ def measures(clip: Clip) -> Measures:
 
 
 def speed_reward(target_px: float) -> Reward:
-    """Minus the distance of the tracked speed from `target_px`; at most 0, and 0 only there."""
+    """A reward: minus the distance of the tracked speed from `target_px`. At most 0, and 0 at the target only."""
     return lambda clip: -abs(measures(clip).speed_px - target_px)
 
 
@@ -90,7 +91,7 @@ def _radius(area: float) -> float:
 
 
 def _wall_rows(gray: Floats, centre: Floats, radius: float) -> Floats:
-    """Level of the wall in each row of the first frame, [H]: walls are even along a row."""
+    """Grey level of the wall in each row of the first frame, [H]. Walls are uniform along a row."""
     return np.array(
         [
             np.median(row[kept] if kept.any() else row)
@@ -100,7 +101,7 @@ def _wall_rows(gray: Floats, centre: Floats, radius: float) -> Floats:
 
 
 def _off_wall(gray: Floats, rows: Floats, centre: Floats, radius: float) -> Floats:
-    """Differences from the wall of the first frame where no body is, [pixels]."""
+    """Differences from the first frame's wall, at the pixels without a body, [pixels]."""
     off: Floats = (gray - rows[:, None])[_seen(gray, centre, radius)]
     return off
 

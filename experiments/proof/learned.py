@@ -1,8 +1,8 @@
-"""Level 2: do learned rewards point the right way? Real scenes and the base's rollouts through a running reward server.
+"""Tests whether learned rewards point the right way (Level 2), on real scenes and rollouts of the base.
 
-`score_groups(...)` asks a server; `discriminators.py` starts one with the seed's own discriminators. `direction(...)`
-says how well each discriminator tells real clips from rollouts, and what its advantages favour.
-G groups, each a real clip and its P rollouts.
+`score_groups(...)` asks a running reward server; `discriminators.py` starts one with the seed's own discriminators.
+`direction(...)` computes how well each discriminator separates real clips from rollouts, and what its advantages
+favour. G groups, each with a real clip and its P rollouts.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from trainer.seeds import derived_seed
 
 DISCRIMINATORS = ("combined", "instantaneous", "long_term")
 FAVOURS = ("speed_px", "look_error", "acceleration_px")
-SPEED_ALONE = "speed_px, look_error alike"  # a faster rollout may look worse: what is left of the correlation
+SPEED_ALONE = "speed_px, look_error alike"  # with the look held fixed, because faster rollouts may look worse
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredGroups:
-    """Rewards of each discriminator and measures by name, [G,1+P] each, the real clip first."""
+    """Rewards by discriminator and measures by name, [G,1+P] each, with the real clip first."""
 
     rewards: dict[str, Floats]
     measures: dict[str, Floats]
 
 
 def groups_of(policy: Policy, clips: Sequence[Clip], num_rollouts: int, *, seed: int) -> list[list[Clip]]:
-    """Each clip as the autoencoder shows it, then its rollouts; blur must not give the rollouts away."""
+    """Each clip after a pass through the autoencoder, then its rollouts. Otherwise blur would reveal the rollouts."""
     groups = []
     for number, example in enumerate(policy.encode(clips, [""] * len(clips))):
         seeds = [derived_seed(seed, "learned", number, at) for at in range(num_rollouts)]
@@ -47,7 +47,7 @@ def groups_of(policy: Policy, clips: Sequence[Clip], num_rollouts: int, *, seed:
 
 
 def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, timeout_s: float) -> ScoredGroups:
-    """Raises MissingRewards where any clip ended without a reward: a mean over the rest would be another question."""
+    """Score all groups. Raises MissingRewards if a clip has no reward: the mean of the rest would be biased."""
     job_ids = [
         client.submit([_submission(clip, number, at)])[0]
         for number, group in enumerate(groups)
@@ -59,7 +59,7 @@ def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, time
     if len(rewards) < len(found):
         raise MissingRewards(
             f"{len(found) - len(rewards)} of {len(found)} clips have no reward within {timeout_s:g} s; "
-            "see that the server has a live worker and takes clips of this size, and try again"
+            "check that the server has a live worker and accepts clips of this size, and try again"
         )
     shape = len(groups), len(groups[0])
     of_clips = [measures(clip) for group in groups for clip in group]
@@ -80,7 +80,7 @@ def _submission(clip: Clip, number: int, at: int) -> Submission:
 def direction(scored: ScoredGroups) -> dict[str, dict[str, Any]]:
     """For each discriminator: its AUC, rank correlations of its advantages with FAVOURS, and whether it points right.
 
-    Right means, as in plan.md: the AUC above 0.5, and the advantage not falling with speed.
+    As in plan.md, it points right if its AUC is above 0.5 and its advantage does not fall with speed.
     """
     found: dict[str, dict[str, Any]] = {}
     for discriminator, rewards in scored.rewards.items():
@@ -105,14 +105,14 @@ def _favoured_alone(rewards: Floats, values: Floats, given: Floats) -> Interval:
 
 
 def auc(real: Floats, rollouts: Floats) -> float:
-    """Over all pairs, ties half; one-dimensional."""
+    """AUC of real clips against rollouts, both [num]. A tie counts half."""
     ranks = rankdata(np.concatenate([real, rollouts]))
     wins = ranks[: len(real)].sum() - len(real) * (len(real) + 1) / 2
     return float(wins / (len(real) * len(rollouts)))
 
 
 def advantage_correlation(rewards: Floats, values: Floats) -> float:
-    """Rank correlation over rollouts, both less the mean of their group; 0 where either never differs."""
+    """Rank correlation over rollouts, each minus the mean of its group. 0 if rewards or values are constant."""
     ranks = [rankdata((of[:, 1:] - of[:, 1:].mean(axis=1, keepdims=True)).ravel()) for of in (rewards, values)]
     if min(np.ptp(rank) for rank in ranks) == 0:
         return 0.0
@@ -120,7 +120,7 @@ def advantage_correlation(rewards: Floats, values: Floats) -> float:
 
 
 def partial_correlation(rewards: Floats, values: Floats, given: Floats) -> float:
-    """`advantage_correlation` of what `given` does not explain of either, linearly in the ranks."""
+    """`advantage_correlation` of the parts that `given` does not explain, linearly in the ranks."""
     own, first, second = (
         advantage_correlation(one, other) for one, other in ((rewards, values), (rewards, given), (values, given))
     )
@@ -129,7 +129,7 @@ def partial_correlation(rewards: Floats, values: Floats, given: Floats) -> float
 
 
 def _bootstrap(statistic: Callable[[NDArray[np.int64]], float], num_groups: int) -> Interval:
-    """Over groups."""
+    """The statistic with a bootstrap interval over groups."""
     rng = np.random.default_rng(0)
     drawn = [statistic(rng.integers(num_groups, size=num_groups)) for _ in range(RESAMPLES // 4)]
     return percentile_interval(statistic(np.arange(num_groups)), drawn)

@@ -1,7 +1,7 @@
-"""Level 3: does supervised fine-tuning lose motion, and does SHIFT with learned rewards restore it?
+"""Tests whether supervised fine-tuning loses motion and SHIFT with learned rewards restores it (Level 3).
 
-The arms, the two fine-tuning sets, and what is made of the arms' fresh rollouts beyond the means of Level 1: how far
-their speeds are from the data's, and how well a discriminator that never trained anyone tells them from real clips.
+It defines the arms and the two fine-tuning sets. Beyond the means of Level 1, it measures how far the speeds of
+rollouts are from the data's, and how well an independent discriminator separates rollouts from real clips.
 S streams, N held-out first frames, R rollouts of each.
 """
 
@@ -47,7 +47,7 @@ FRESH_STEPS, FRESH_LR = 400, 5e-3
 
 
 def motion_arms(size: ProofSize) -> list[Arm]:
-    """Those that the claim needs first."""
+    """The arms of Level 3. Those that the claim needs come first."""
     low, mid, high = size.logit_lambdas
     middle = {"lambda_aw": mid}
     return [
@@ -67,14 +67,14 @@ def motion_arms(size: ProofSize) -> list[Arm]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataMeasures:
-    """MEASURES of real clips as the base's autoencoder shows them: those fine-tuned on, and others of the same mix."""
+    """MEASURES of real clips after the base's autoencoder: of the fine-tuning set, and of unseen clips like it."""
 
     train: Mapping[str, Sequence[float]]
     unseen: Mapping[str, Sequence[float]]
 
 
 def fine_tuning_data(name: SetName, folder: Path, policy: Policy, size: ProofSize, *, seed: int) -> DataMeasures:
-    """Writes the set's clips to `folder`/train and measures them; made once."""
+    """Write the set's clips to `folder`/train and measure them, once."""
     path = folder / "data.json"
     if not path.exists():
         mix = SceneMix(static_share=size.static_share if name == "static" else 0.0)
@@ -87,7 +87,7 @@ def fine_tuning_data(name: SetName, folder: Path, policy: Policy, size: ProofSiz
 
 
 def read_data(folder: Path) -> DataMeasures:
-    """What `fine_tuning_data` measured."""
+    """The measures that `fine_tuning_data` saved."""
     train, unseen = json.loads((folder / "data.json").read_text())
     return DataMeasures(train=train, unseen=unseen)
 
@@ -106,7 +106,7 @@ def _measured(policy: Policy, clips: Sequence[Clip], size: ProofSize) -> dict[st
 
 
 def samples_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Floats]]:
-    """Arm -> measure -> [S,N,R]."""
+    """The records as arm -> measure -> [S,N,R]."""
     table: dict[str, dict[str, list[Any]]] = {}
     for record in sorted(records, key=lambda record: int(record["stream"])):
         arm = table.setdefault(record["arm"], {name: [] for name in MEASURES})
@@ -116,7 +116,7 @@ def samples_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Floa
 
 
 def speed_distance(speeds_SNR: Floats, data: Sequence[float]) -> Interval:
-    """Wasserstein distance of the rollouts' speeds from the data's, px per frame; first frames are resampled."""
+    """Wasserstein distance of the rollouts' speeds from the data's, px per frame. First frames are resampled."""
     speeds_NM = np.moveaxis(speeds_SNR, 1, 0).reshape(speeds_SNR.shape[1], -1)
     rng = np.random.default_rng(0)
     rows = rng.integers(len(speeds_NM), size=(1000, len(speeds_NM)))
@@ -125,10 +125,10 @@ def speed_distance(speeds_SNR: Floats, data: Sequence[float]) -> Interval:
 
 
 def fresh_auc(samples: Mapping[str, Floats], unseen: Mapping[str, Sequence[float]]) -> float:
-    """Of a discriminator on five measures that trained nobody: unseen real clips against rollouts.
+    """AUC of a fresh discriminator on five measures, which no arm was trained with: unseen real clips against rollouts.
 
-    It learns on one half of each and judges the other, both ways round, and the two AUCs are averaged. 0.5: it finds
-    no difference. Halves of the rollouts share no first frame.
+    It trains on one half of each and judges the other, in both directions, and the two AUCs are averaged. An AUC of 0.5
+    means that it finds no difference. The halves of the rollouts share no first frame.
     """
     rollouts = torch.tensor(np.stack([samples[name] for name in CUES], axis=-1), dtype=torch.float32)
     real = torch.tensor(np.stack([unseen[name] for name in CUES], axis=-1), dtype=torch.float32)
@@ -149,7 +149,7 @@ def fresh_auc(samples: Mapping[str, Floats], unseen: Mapping[str, Sequence[float
 
 
 def motion_verdicts(table: Table, data_speed_px: float) -> list[Verdict]:
-    """The claim of plan.md in its three parts; `data_speed_px` is the mean of the clips that were fine-tuned on."""
+    """The three parts of plan.md's claim. `data_speed_px` is the mean speed of the fine-tuning set."""
     found = [above(table, "sft slower than base", "base", "sft", "speed_px")]
     claim = f"speed, data ({data_speed_px:.3f}) - sft > 0"
     if "sft" in table:
@@ -163,7 +163,7 @@ def motion_verdicts(table: Table, data_speed_px: float) -> list[Verdict]:
 def write_motion_report(
     records: Sequence[Mapping[str, Any]], data: DataMeasures, folder: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes report.txt, motion.png and clips to `folder`; the summary."""
+    """Write report.txt, motion.png and clips to `folder`. Returns the summary."""
     table, samples = table_of(records), samples_of(records)
     found = motion_verdicts(table, float(np.mean(data.train["speed_px"])))
     far = {arm: speed_distance(of["speed_px"], data.train["speed_px"]) for arm, of in samples.items()}
@@ -213,7 +213,7 @@ def _difference_lines(over_sft: Mapping[str, Mapping[str, Interval]]) -> list[st
 
 
 def _buffer_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each buffer's advantages favoured, and the mean rewards of real clips and rollouts."""
+    """What each buffer's advantages favoured, and the mean rewards of its real clips and rollouts."""
     lines = ["by buffer: rank correlation of the advantage with speed, look error; reward of real clips, of rollouts"]
     for record in records:
         history = record["history"]

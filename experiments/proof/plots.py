@@ -1,4 +1,4 @@
-"""The proof's plots: rewards and speeds of all arms, the loophole's use, the discriminator's logits, several seeds."""
+"""Draws the proof's plots: rewards and speeds of all arms, use of the loophole, discriminator logits, several seeds."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ COLOURS = {
 
 
 def plot_reward(table: Table, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Level 1: reward of fresh rollouts by arm, rewards by buffer, and speeds."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2))
     _bars(left, table, [name for name in table if name not in ("fixed", "refreshed")][::-1], "reward")
     left.set_xlabel("reward of fresh rollouts (optimum 0), 95 % interval")
@@ -51,6 +52,7 @@ def plot_reward(table: Table, records: Sequence[Mapping[str, Any]], path: Path) 
 
 
 def plot_loophole(table: Table, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Level 1: glow of fresh rollouts by arm, and the flawed discriminator's logits by buffer."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
     _bars(left, table, [name for name in ("refreshed", "fixed", "sft", "base") if name in table], "glow")
     left.set_xlabel("glow of fresh rollouts, grey levels, 95 % interval")
@@ -69,7 +71,7 @@ def plot_motion(
     records: Sequence[Mapping[str, Any]],
     path: Path,
 ) -> None:
-    """Level 3: speeds by arm beside those of the data, their distributions, rewards by buffer; samples [S,N,R]."""
+    """Level 3: speeds by arm beside the data's, their distributions, and rewards by buffer. Samples are [S,N,R]."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2))
     table = {arm: {"speed_px": of["speed_px"].mean(axis=2)} for arm, of in samples.items()}
     _bars(left, table, list(table)[::-1], "speed_px")
@@ -95,7 +97,7 @@ def plot_motion(
 def plot_seeds(
     tables: Mapping[int, Table], data: Mapping[int, Mapping[str, float]], arms: Sequence[str], path: Path
 ) -> None:
-    """Level 3 over data seeds: speed and look error by arm, a mark for each stream of each seed; the data's on top."""
+    """Level 3 over data seeds: speed and look error by arm, one mark per stream and seed, with the data on top."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
     rows = ["data", *arms]
     names = (("speed_px", "speed, px per frame"), ("look_error", "look error"))
@@ -116,14 +118,14 @@ def plot_seeds(
 
 
 def _bars(axes: Any, table: Table, names: Sequence[str], measure: str) -> None:
-    """Horizontal bars with intervals, the last name on top."""
+    """Draw horizontal bars with intervals, the last name on top."""
     found = [interval(table[name][measure]) for name in names]
     spans = np.array([[one.mean - one.low for one in found], [one.high - one.mean for one in found]])
     axes.barh(names, [one.mean for one in found], xerr=spans, color="#7a9cc6")
 
 
 def _history(axes: Any, records: Sequence[Mapping[str, Any]], arm: str, key: str, *, style: str, label: str) -> None:
-    """A line for each stream of an arm, buffer by buffer, labelled once."""
+    """Draw a line for each stream of an arm over its buffers, with one label for all."""
     for record in records:
         if record["arm"] == arm and record["history"][key]:
             shown = label if record["stream"] == 0 else None

@@ -1,4 +1,4 @@
-"""What a proof shows: a table and verdicts as text, plots, side-by-side clips, and a summary fit for one JSON line."""
+"""Writes a proof's results: a table and verdicts as text, plots, side-by-side clips, and a summary for a JSON line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.data import find_sources
 from trainer.video import ClipForm, read_clip, side_by_side, write_clip
 
 Records = Sequence[Mapping[str, Any]]
-"""Of one arm in one stream each, as `arms.run_arm` wrote them."""
+"""Records of one arm in one stream each, as `arms.run_arm` writes them."""
 
 COLUMNS = ("reward", "speed_px", "look_error", "size_drift", "glow", "flicker")
 SHOWN = ("base", "sft", "replay", "shift-mid", "shift-high", "no-anchor", "fixed", "refreshed")
@@ -28,7 +28,7 @@ ENLARGED = 6
 
 
 def table_of(records: Records) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Arm -> measure -> [streams, first frames]."""
+    """Means as arm -> measure -> [streams, first frames]."""
     streams: dict[str, list[Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda record: int(record["stream"])):
         streams.setdefault(record["arm"], []).append(record)
@@ -39,7 +39,7 @@ def table_of(records: Records) -> dict[str, dict[str, NDArray[np.float64]]]:
 
 
 def write_report(records: Records, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes report.txt, plots and clips to `folder`; the summary."""
+    """Write report.txt, plots and clips to `folder`. Returns the summary."""
     table = table_of(records)
     found = verdicts(table)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,13 +58,14 @@ def write_report(records: Records, folder: Path, about: Mapping[str, Any]) -> di
 
 
 def plain(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON values."""
     of = verdict.interval
     numbers = {"mean": of.mean, "low": of.low, "high": of.high} if of else {}
     return {"holds": verdict.holds, **{name: round(value, 4) for name, value in numbers.items()}}
 
 
 def time_over_sft(records: Records) -> dict[str, float]:
-    """Seconds of each arm's loop by those of supervised fine-tuning, streams together."""
+    """Seconds of each arm's training over those of supervised fine-tuning, averaged over streams."""
     seconds: dict[str, list[float]] = {}
     for record in records:
         seconds.setdefault(record["arm"], []).append(record["seconds"])
@@ -73,7 +74,7 @@ def time_over_sft(records: Records) -> dict[str, float]:
 
 
 def _arm_lines(table: Table) -> list[str]:
-    """Mean of each measure, and the reward of each stream by itself."""
+    """The mean of each measure, and the reward of each stream."""
     lines = ["arm".ljust(14) + "".join(name.rjust(12) for name in COLUMNS) + "   reward by stream"]
     for name, values in table.items():
         means = "".join(f"{values[column].mean():12.3f}" for column in COLUMNS)
@@ -83,6 +84,7 @@ def _arm_lines(table: Table) -> list[str]:
 
 
 def verdict_lines(found: Sequence[Verdict]) -> list[str]:
+    """One line per verdict."""
     word = {True: "holds", False: "FAILS", None: "not run"}
     return [f"{word[v.holds]:8}{v.name:24} {v.interval or ''!s:26}   {v.claim}" for v in found]
 
@@ -92,7 +94,7 @@ def _ablation_lines(table: Table) -> list[str]:
 
 
 def write_clips(names: Sequence[str], folder: Path) -> None:
-    """The first held-out frames, arms left to right, one above the other: an mp4, a gif, and three moments as a png."""
+    """Write an mp4, a gif and a png of three moments: a row per held-out first frame, a column per arm."""
     form = ClipForm(num_frames=NUM_FRAMES, fps=FPS, height_px=SIDE_PX, width_px=SIDE_PX)
     columns = [find_sources([str(folder.parent / "arms" / f"{name}-0" / "clips")], "train") for name in names]
     rows = [
@@ -108,7 +110,7 @@ def write_clips(names: Sequence[str], folder: Path) -> None:
 
 
 def _titled(image: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
-    """The arms' names above their columns."""
+    """The image with the arms' names above their columns."""
     bar = np.full((18, image.shape[1], 3), 255, np.uint8)
     for at, name in enumerate(names):
         place = (at * (SIDE_PX + 2) * ENLARGED + 2, 13)

@@ -1,7 +1,7 @@
-"""Analytic scenes: one textured body bounces, falls or rolls before a plain wall; its velocity cannot be seen at first.
+"""Simulates scenes: a textured body bounces, falls or rolls before a plain wall, at a speed that frame 1 does not show.
 
-`draw_scenes(num, seed=0)` -> scenes -> `Scene.clip()` -> the base's data, the fine-tuning set, held-out first frames.
-T frames, H and W pixels; positions and speeds in pixels and pixels per frame, x to the right, y down.
+`draw_scenes(num, seed=0)` draws scenes. `Scene.clip()` makes the base's data, the fine-tuning set and the held-out
+first frames. T frames, H and W pixels; positions in pixels, speeds in pixels per frame, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ Kind = Literal["bounce", "fall", "roll"]
 NUM_FRAMES, SIDE_PX, FPS = 8, 16, 8.0
 GRAVITY = 0.12  # px per frame, per frame
 WALL = 40.0  # grey level of the wall
-RESTITUTION = 0.8  # of the speed, kept when a falling body hits the floor
-SUBSTEPS = 8  # per frame, so that a reflection is met within a fraction of a pixel
+RESTITUTION = 0.8  # share of the speed that a falling body keeps when it hits the floor
+SUBSTEPS = 8  # per frame, so that a reflection is accurate to a fraction of a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneMix:
-    """What a set of scenes is drawn from."""
+    """The distribution that scenes are drawn from."""
 
     speed_px: tuple[float, float] = (0.1, 1.4)  # uniform range of the initial speed, pixels per frame
-    static_share: float = 0.0  # of the scenes, with a body at rest that stays there
-    glow_share: float = 0.0  # of the scenes, with a wall that grows brighter
-    glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of by how much, from the first frame to the last
+    static_share: float = 0.0  # share of scenes whose body rests
+    glow_share: float = 0.0  # share of scenes whose wall grows brighter
+    glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of the wall's rise from first to last frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A body, a wall behind it, and what the body does."""
+    """A body, its motion, and the wall behind it."""
 
     kind: Kind
     radius_px: float
     start_px: tuple[float, float]
     velocity_px: tuple[float, float]
-    angle: float  # radians, of the texture in the first frame
-    colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # of the body's two halves, 0..255
-    glow: float = 0.0  # levels that the wall gains over the clip
+    angle: float  # of the texture in the first frame, radians
+    colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # RGB of the body's two halves, 0..255
+    glow: float = 0.0  # grey levels by which the wall brightens over the clip
 
     @property
     def moves(self) -> bool:
         return self.velocity_px != (0.0, 0.0)
 
     def path(self) -> Floats:
-        """Exact centres of the body [T,2] (x, y)."""
+        """Exact centres of the body, [T,2] (x, y)."""
         low, high = self.radius_px, SIDE_PX - self.radius_px
         position, velocity = np.array(self.start_px), np.array(self.velocity_px)
         path = [position.copy()]
@@ -72,13 +72,14 @@ class Scene:
         return float(np.hypot(*np.diff(self.path(), axis=0).T).mean())
 
     def clip(self) -> Clip:
+        """Draw the scene's frames."""
         path = self.path()
         angles = self.angle + (path[:, 0] - path[0, 0]) / self.radius_px * (self.kind == "roll")
         frames = [self._frame(t, centre, angle) for t, (centre, angle) in enumerate(zip(path, angles, strict=True))]
         return Clip(frames=np.stack(frames), fps=FPS)
 
     def _frame(self, t: int, centre: Floats, angle: float) -> NDArray[np.uint8]:
-        """uint8 [3,H,W], edges softened over a pixel."""
+        """Draw a frame, uint8 [3,H,W], with edges softened over one pixel."""
         y, x = np.mgrid[:SIDE_PX, :SIDE_PX] + 0.5
         right, down = x - centre[0], y - centre[1]
         body = np.clip(self.radius_px - np.hypot(right, down) + 0.5, 0, 1)
@@ -91,7 +92,7 @@ class Scene:
 
 
 def draw_scenes(num: int, *, seed: int, mix: SceneMix | None = None) -> list[Scene]:
-    """The same seed, the same scenes; scene i does not hang on how many there are."""
+    """Draw scenes. A seed gives the same scenes again, and scene i does not depend on `num`."""
     return [_draw(np.random.default_rng([seed, i]), mix or SceneMix()) for i in range(num)]
 
 
@@ -120,6 +121,6 @@ def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
 
 
 def _colour(hue: int, value: int) -> tuple[float, float, float]:
-    """RGB of a hue in 0..179 and a value in 0..255, fairly saturated."""
+    """RGB of a hue in 0..179 and a value in 0..255, at a fixed saturation."""
     r, g, b = cv2.cvtColor(np.array([[[hue, 170, value]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
     return float(r), float(g), float(b)

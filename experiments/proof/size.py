@@ -1,4 +1,4 @@
-"""How large a proof is: full, long, short and pilot for machines with less time, and a smoke run of the same code."""
+"""Defines the sizes of a proof: full, long, short and pilot for less time, and a smoke run of the same code."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from experiments.proof.base_training import BasePlan
 class DiscriminatorsSize:
     """How the reward server's discriminators are pretrained, judged, and refreshed while the arms train."""
 
-    num_scenes: int = 96  # real scenes, and as many of the base's rollouts
+    num_scenes: int = 96  # real scenes, and as many rollouts of the base
     steps: int = 300
-    num_held_out: int = 32  # scenes that say whether they point the right way
+    num_held_out: int = 32  # scenes for judging whether the rewards point the right way
     per_clip: int = 6  # rollouts of each
-    num_tracks: int = 64  # that a clip is judged by
+    num_tracks: int = 64  # tracks per clip
     refresh_steps_per_step: float = 1.0
     refresh_lr: float = 1e-4
     refresh_ema: float = 0.95
-    refresh_clips: int = 4  # of either origin in a step
+    refresh_clips: int = 4  # clips of each origin per step
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProofSize:
-    """Counts and rates; seeds are given apart."""
+    """Counts and rates of a proof, without its seeds."""
 
     base: BaseSize = field(default_factory=BaseSize)
     num_train: int = 64  # scenes to fine-tune on
     num_held_out: int = 24  # first frames to measure on
     per_clip: int = 2  # fresh rollouts of each
-    streams: int = 4  # fine-tunings of every arm; two did not show on every seed what SHIFT gains
-    motion_streams: int = 2  # of Level 3, which has three seeds
+    streams: int = 4  # fine-tunings of every arm; two did not show SHIFT's gain on every seed
+    motion_streams: int = 2  # fine-tunings in Level 3, which has three seeds
     num_buffers: int = 3
     buffer_clips: int = 12
     num_rollouts: int = 6
@@ -40,14 +40,14 @@ class ProofSize:
     passes: int = 4
     lr: float = 2e-3
     rank: int = 16
-    target_px: float = 1.2  # speed that is rewarded, pixels per frame
+    target_px: float = 1.2  # rewarded speed, pixels per frame
     lambdas: tuple[float, float, float] = (3.0, 10.0, 30.0)
     beta: float = 0.5  # of exp weights, in units of the reward
     pretrain_steps: int = 400  # of the flawed discriminator
-    refresh_steps_per_step: float = 10.0  # it is far smaller than the policy
+    refresh_steps_per_step: float = 10.0  # many steps, because the discriminator is far smaller than the policy
     discriminator_lr: float = 5e-3
     ema: float = 0.98
-    lambda_loophole: float = 1.0  # its logits spread several times as wide as the known reward
+    lambda_loophole: float = 1.0  # small, because logits spread several times as widely as the known reward
     discriminators: DiscriminatorsSize = field(default_factory=DiscriminatorsSize)
     logit_lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)  # of Level 3
     logit_beta: float = 1.0  # of exp weights, in logits

@@ -1,4 +1,4 @@
-"""Rewards for the loop that need no server: a known function of the clip, and a small discriminator with a flaw.
+"""Provides rewards that need no server: a known function of the clip, and a small discriminator with a planted flaw.
 
 Both are `RewardSource`s (trainer/rewards/source.py): the loop submits groups of decoded clips and collects rewards.
 """
@@ -23,7 +23,7 @@ CUES = ("speed_px", "acceleration_px", "size_drift", "glow", "flicker")
 
 
 class KnownRewards:
-    """Answers at once, the same for the same clip."""
+    """Rewards from a function of the clip, available at once."""
 
     def __init__(self, reward: Reward) -> None:
         self._reward = reward
@@ -55,7 +55,7 @@ class KnownRewards:
 
 
 class CueDiscriminator(nn.Module):
-    """Real or rollout, from the CUES of a clip [B,5] -> logits [B]; standardised by what it was first trained on."""
+    """Tells real clips from rollouts by their CUES [B,5], as logits [B]. Standardises by the first training data."""
 
     mean: Tensor
     deviation: Tensor
@@ -73,7 +73,7 @@ class CueDiscriminator(nn.Module):
 
 
 class DiscriminatorRewards(KnownRewards):
-    """The logit of a `CueDiscriminator`, clipped; `refresh` trains it on the newest buffer and scores with its EMA."""
+    """The clipped logit of a `CueDiscriminator`. `refresh` trains it on the newest buffer; its EMA scores."""
 
     def __init__(self, discriminator: CueDiscriminator, *, lr: float, ema: float) -> None:
         super().__init__(lambda clip: logit(self._scoring, clip))
@@ -115,7 +115,7 @@ def train_discriminator(
     average: torch.optim.swa_utils.AveragedModel | None = None,
     per_step: int = 16,
 ) -> None:
-    """Binary cross-entropy on real (1) plus on rollouts (0), Eq. 7, from their cues [N,5]."""
+    """Train on cues [N,5] with binary cross-entropy, real as 1 and rollouts as 0 (Eq. 7)."""
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-2)
     for _ in range(steps):
         losses = [
@@ -131,15 +131,17 @@ def train_discriminator(
 
 
 def cues(of: Measures) -> Tensor:
+    """The CUES of a clip's measures, [5]."""
     return torch.tensor([getattr(of, name) for name in CUES])
 
 
 @torch.no_grad()
 def logits(discriminator: nn.Module, cues_B5: Tensor) -> NDArray[np.float64]:
-    """[B], clipped."""
+    """Clipped logits [B] of cues [B,5]."""
     found: NDArray[np.float64] = discriminator(cues_B5).double().numpy()
     return found.clip(-REWARD_CLIP, REWARD_CLIP)
 
 
 def logit(discriminator: nn.Module, clip: Clip) -> float:
+    """The clipped logit of a clip."""
     return float(logits(discriminator, cues(measures(clip))[None])[0])

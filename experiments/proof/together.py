@@ -1,6 +1,6 @@
-"""Level 3 over its data seeds: the plan's claim holds where it holds on every one of them.
+"""Combines Level 3 over its data seeds. The plan's claim holds if it holds on every seed.
 
-D data seeds, S streams, N held-out first frames. Reads what `python -m experiments.proof motion` left of each seed.
+D data seeds, S streams, N held-out first frames. It reads the results of `python -m experiments.proof motion`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ COMPARED = ("speed_px", "acceleration_px", "look_error", "flow_px")
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRuns:
-    """One data seed's arms on one fine-tuning set, that set, and what is made of them."""
+    """One data seed's arms on one fine-tuning set, the set, and the results computed from them."""
 
     seed: int
     records: Sequence[Mapping[str, Any]]
     data: DataMeasures
     table: Table
-    samples: Mapping[str, Mapping[str, Floats]]  # as `samples_of` makes them
+    samples: Mapping[str, Mapping[str, Floats]]  # from `samples_of`
     verdicts: Sequence[Verdict]
 
 
 def read_seed(folder: Path, seed: int) -> SeedRuns:
-    """Of a level's folder. Raises ConfigError where nothing has run there."""
+    """Read the results in a level's folder. Raises ConfigError if nothing has run there."""
     paths = sorted((folder / "arms").glob("*.json"))
     if not paths:
         raise ConfigError(f"{folder} holds no arms; run `python -m experiments.proof motion --seed {seed}` first")
@@ -56,16 +56,17 @@ def read_seed(folder: Path, seed: int) -> SeedRuns:
 
 
 def arms_of(runs: Sequence[SeedRuns]) -> list[str]:
-    """Those that have run on every seed."""
+    """The arms that have run on every seed."""
     return [arm for arm in SHOWN if all(arm in run.table for run in runs)]
 
 
 def minus_sft(runs: Sequence[SeedRuns], arm: str, measure: str) -> list[Floats]:
+    """The arm's measure minus that of sft, [S,N] for each seed."""
     return [difference(run.table, arm, "sft", measure) for run in runs]
 
 
 def write_together(runs: Sequence[SeedRuns], name: SetName, folder: Path) -> dict[str, Any]:
-    """Writes NAME.txt and NAME.png to `folder`; the summary."""
+    """Write NAME.txt and NAME.png to `folder`. Returns the summary."""
     arms = arms_of(runs)
     compared = {
         arm: {measure: nested_interval(minus_sft(runs, arm, measure)) for measure in COMPARED}
@@ -93,7 +94,7 @@ def write_together(runs: Sequence[SeedRuns], name: SetName, folder: Path) -> dic
 
 
 def _figures(runs: Sequence[SeedRuns], arm: str) -> dict[str, list[float]]:
-    """An arm's means, distance from the data's speeds and fresh AUC, seed by seed."""
+    """An arm's means, distance from the data's speeds, and fresh AUC, with a value per seed."""
     found = {measure: [float(run.table[arm][measure].mean()) for run in runs] for measure in COLUMNS}
     samples = [run.samples[arm] for run in runs]
     speeds = [speed_distance(of["speed_px"], run.data.train["speed_px"]) for of, run in zip(samples, runs, strict=True)]
@@ -111,7 +112,7 @@ def _data_means(runs: Sequence[SeedRuns]) -> dict[int, dict[str, float]]:
 
 
 def _arm_lines(runs: Sequence[SeedRuns], rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """By seed, in the order of the seeds."""
+    """A line per arm, with values in the order of the seeds."""
     data = {name: [means[name] for means in _data_means(runs).values()] for name in COLUMNS}
     names = next(iter(rows.values())).keys() if rows else COLUMNS
     lines = [

@@ -1,6 +1,6 @@
-"""From the arms' measures to verdicts: paired differences, bootstrap intervals over streams and first frames.
+"""Computes verdicts from the arms' measures: paired differences and bootstrap intervals over streams and first frames.
 
-D data seeds, S streams, N held-out first frames. The claims are those of plan.md, in its order; none looks at a
+D data seeds, S streams, N held-out first frames. The claims are those of plan.md, in its order. None is judged by a
 mean alone.
 """
 
@@ -17,14 +17,14 @@ Table = Mapping[str, Mapping[str, Floats]]
 """Arm -> measure -> [S,N]."""
 
 LEVEL, RESAMPLES = 0.95, 4000
-LOOK_MARGIN = 0.25  # of sft's look error, by which shift-mid's may be worse
+LOOK_MARGIN = 0.25  # share of sft's look error by which shift-mid may be worse
 GRID = ("sft", "shift-low", "shift-mid", "shift-high")
 ABLATIONS = ("no-anchor", "no-negative", "exp", "unmatched", "batch-centre", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and the interval of its bootstrap."""
+    """A mean and its bootstrap interval."""
 
     mean: float
     low: float
@@ -36,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim, the interval it is judged by, and whether it holds; without an interval its arms have not all run."""
+    """A claim, the interval that judges it, and whether it holds. Both are None until its arms have run."""
 
     name: str
     claim: str
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def interval(values_SN: Floats) -> Interval:
-    """Of the mean; streams are resampled, and first frames within them."""
+    """Interval of the mean. Streams are resampled, and first frames within them."""
     streams, frames = values_SN.shape
     rng = np.random.default_rng(0)
     chosen = rng.integers(streams, size=(RESAMPLES, streams, 1))
@@ -55,13 +55,13 @@ def interval(values_SN: Floats) -> Interval:
 
 
 def percentile_interval(mean: float, resampled: Floats | Sequence[float]) -> Interval:
-    """The middle LEVEL of the resampled values around `mean`."""
+    """The middle LEVEL of the resampled values, with `mean`."""
     low, high = np.percentile(resampled, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
     return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def nested_interval(values_DSN: Sequence[Floats]) -> Interval:
-    """Of the mean; data seeds are resampled, streams within them, and first frames within those."""
+    """Interval of the mean. Data seeds are resampled, streams within them, and first frames within those."""
     rng = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES):
@@ -77,7 +77,7 @@ def _resampled_mean(values_SN: Floats, rng: np.random.Generator) -> float:
 
 
 def difference(table: Table, arm: str, other: str, measure: str) -> Floats:
-    """Arm minus other, [S,N]: the same streams and first frames, as far as both have run."""
+    """Arm minus other, [S,N], paired by stream and first frame. Streams that only one has run are left out."""
     ours, theirs = table[arm][measure], table[other][measure]
     streams = min(len(ours), len(theirs))
     minus: Floats = ours[:streams] - theirs[:streams]
@@ -85,7 +85,7 @@ def difference(table: Table, arm: str, other: str, measure: str) -> Floats:
 
 
 def slope(levels: Sequence[Floats]) -> Floats:
-    """Of each first frame's measure over the rank of its arm, [S,N]."""
+    """Slope of each first frame's measure over the rank of the arm, [S,N]."""
     streams = min(len(level) for level in levels)
     ranks = np.arange(len(levels)) - (len(levels) - 1) / 2
     rise: Floats = np.tensordot(ranks, np.stack([level[:streams] for level in levels]), axes=1) / (ranks**2).sum()
@@ -93,6 +93,7 @@ def slope(levels: Sequence[Floats]) -> Floats:
 
 
 def verdicts(table: Table) -> list[Verdict]:
+    """The verdicts of Level 1, in the order of plan.md."""
     return [
         _reward_rises(table),
         _dose_response(table),
@@ -141,6 +142,7 @@ def _closed(table: Table) -> Verdict:
 
 
 def above(table: Table, name: str, arm: str, other: str, measure: str) -> Verdict:
+    """The verdict on the claim that the arm's measure is above the other arm's."""
     claim = f"{measure.replace('_', ' ')}, {arm} - {other} > 0"
     if not _ran(table, arm, other):
         return _not_run(name, claim)
@@ -157,7 +159,7 @@ def _not_run(name: str, claim: str) -> Verdict:
 
 
 def ablations(table: Table) -> dict[str, Interval]:
-    """Reward of each ablation that has run, minus that of shift-mid."""
+    """Reward of each ablation that has run, minus the reward of shift-mid."""
     return {
         arm: interval(difference(table, arm, "shift-mid", "reward"))
         for arm in ABLATIONS

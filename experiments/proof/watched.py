@@ -1,7 +1,7 @@
-"""Any source of rewards, watched: what do the advantages of each buffer favour?
+"""Records what the advantages of each buffer favour, for any source of rewards.
 
-It stands between the loop and the source (trainer/rewards/source.py), passes everything on as it is, and measures the
-clips on the way, for an advantage that rises with stillness or with a bad look explains where an arm ends.
+It stands between the loop and the source (trainer/rewards/source.py), passes everything on unchanged, and measures
+the clips. An advantage that rises with stillness or with a bad look explains the result of an arm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.rewards.source import ClipGroup, Collected, RewardSource
 
 
 class WatchedRewards:
-    """`favours` has, for each buffer, the rank correlation of the rollouts' advantages with each of FAVOURS."""
+    """`favours` holds, for each buffer, the rank correlation of the rollouts' advantages with each of FAVOURS."""
 
     def __init__(self, source: RewardSource) -> None:
         self._source = source
@@ -49,7 +49,7 @@ class WatchedRewards:
         self._source.close()
 
     def _favoured(self, keys: Sequence[str], groups: Sequence[GroupRewards]) -> dict[str, float]:
-        """Over the groups that are rewarded throughout; empty where there are none."""
+        """Correlations over the groups in which every clip has a reward. Empty if there is no such group."""
         rows = [
             ([scored.reward for scored in (group.real, *group.rollouts) if scored], self._measures[key])
             for key, group in zip(keys, groups, strict=True)

@@ -1,5 +1,5 @@
-"""The recipe: training data of the shipped weights, from packages that anyone can fetch.
+"""Makes the training data of the shipped weights from packages that anyone can fetch.
 
-Real camera clips and photographs out of packages, simulated scenes, and camera moves over photographs.
-`python -m experiments.recipe clips | scenes | stills` makes them; training itself is `motion-reward pretrain`.
+The data are camera clips and photographs from packages, simulated scenes, and camera moves over photographs.
+`python -m experiments.recipe clips | scenes | stills` makes them. `motion-reward pretrain` does the training.
 """

@@ -1,4 +1,4 @@
-"""`python -m experiments.recipe clips | scenes | stills`: make the training data, each step into its own folder."""
+"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes | stills`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from reward_server.errors import RewardServerError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
-Out = Annotated[Path, typer.Option(help="Folder to fill; what is there already is kept.")]
-Num = Annotated[int, typer.Option(min=1, help="How many clips.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count on from it.")]
+Out = Annotated[Path, typer.Option(help="Folder to fill; existing clips are kept.")]
+Num = Annotated[int, typer.Option(min=1, help="Number of clips.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up from it.")]
 Frames = Annotated[int, typer.Option(min=8, help="Frames of each clip.")]
-Processes = Annotated[int, typer.Option(min=1, help="Renderers at once.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of render processes.")]
 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """A foreseen error ends the command with its message, not with a traceback."""
+    """End the command with the message of an expected error instead of a traceback."""
     try:
         yield
     except RewardServerError as error:
@@ -35,7 +35,7 @@ def _told() -> Iterator[None]:
 
 @app.command()
 def clips(out: Out) -> None:
-    """Fetch the packages' camera clips and photographs, check them and write the manifest of shots."""
+    """Fetch the packages' camera clips and photographs, check them, and write the manifest of shots."""
     with _told():
         entries = fetch_clips(out)
         typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
@@ -49,7 +49,7 @@ def scenes(
     seed: Seed = 0,
     frames: Frames = 32,
     processes: Processes = 2,
-    photos: Annotated[Path | None, typer.Option(help="Folder `photos` of the step `clips`, for textures.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder `photos` from the step `clips`, for textures.")] = None,
 ) -> None:
     """Render simulated scenes."""
     with _told():
@@ -60,7 +60,7 @@ def scenes(
 def stills(
     *,
     out: Out,
-    photos: Annotated[Path, typer.Option(help="Folder `photos` of the step `clips`.")],
+    photos: Annotated[Path, typer.Option(help="Folder `photos` from the step `clips`.")],
     num: Num = 132,
     seed: Seed = 0,
     frames: Frames = 32,

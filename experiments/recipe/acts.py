@@ -1,7 +1,7 @@
-"""What happens in a simulated scene: bodies and how they start, written as MuJoCo XML.
+"""Defines the acts of a simulated scene: bodies and how they start, written as MuJoCo XML.
 
-An act is a group of bodies around a place on the ground: falling, rolling, sliding, thrown,
-swinging, driven. A scene plays one to three of them at once. Units: metres, seconds, radians.
+An act is a group of bodies around a place on the ground: falling, rolling, sliding, thrown, swinging or driven. A
+scene plays one to three acts at once. Units: metres, seconds, radians.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHAPES = ("box", "sphere", "capsule", "ellipsoid", "cylinder")
 
 @dataclass(frozen=True, kw_only=True)
 class Drive:
-    """What an actuator asks of its joint: amplitude * sin(frequency * t + phase), as angle or as speed."""
+    """The target of an actuator's joint: amplitude * sin(frequency * t + phase), as an angle or a speed."""
 
     joint: str
     amplitude: float
@@ -27,37 +27,42 @@ class Drive:
     is_speed: bool = False
 
     def at(self, time_s: float) -> float:
+        """The target at a time."""
         return float(self.amplitude * np.sin(self.frequency * time_s + self.phase))
 
     def slope_at(self, time_s: float) -> float:
+        """The target's rate of change at a time."""
         return float(self.amplitude * self.frequency * np.cos(self.frequency * time_s + self.phase))
 
 
 @dataclass(kw_only=True)
 class Stage:
-    """The XML of a scene as it is being written; `place` is the centre [x, y] of the act that writes."""
+    """The XML of a scene while it is written. `place` is the centre [x, y] of the current act."""
 
     rng: np.random.Generator
     num_materials: int
     place: Vector = field(default_factory=lambda: np.zeros(2))
     bodies: list[str] = field(default_factory=list)
     actuators: list[str] = field(default_factory=list)
-    velocities: dict[str, Vector] = field(default_factory=dict)  # of free joints: [vx, vy, vz, wx, wy, wz]
-    drives: list[Drive] = field(default_factory=list)  # one for each actuator
+    velocities: dict[str, Vector] = field(default_factory=dict)  # by free joint: [vx, vy, vz, wx, wy, wz]
+    drives: list[Drive] = field(default_factory=list)  # one per actuator, in the same order
     num_names: int = 0
 
     def name(self, kind: str) -> str:
+        """A new name that starts with `kind`."""
         self.num_names += 1
         return f"{kind}{self.num_names}"
 
     def material(self) -> str:
+        """The name of a random body material."""
         return f"body{self.rng.integers(self.num_materials)}"
 
     def geom(self, shape: str, size: Sequence[float], attributes: str = "") -> str:
+        """XML of a geom with a random material."""
         return f'<geom type="{shape}" size="{_text(size)}" material="{self.material()}" {attributes}/>'
 
     def free_body(self, shape: str, size: Sequence[float], position: Vector, *, velocity: Vector, turned: bool) -> None:
-        """Add a body that moves freely; `turned` gives it a random attitude. velocity [6] as in `velocities`."""
+        """Add a freely moving body. `turned` gives it a random orientation. `velocity` is [6] as in `velocities`."""
         joint = self.name("free")
         quaternion = self.rng.normal(size=4) if turned else np.array([1.0, 0, 0, 0])
         self.velocities[joint] = velocity
@@ -67,15 +72,16 @@ class Stage:
         )
 
     def turn_steadily(self, joint: str, speed: float) -> None:
+        """Drive a joint at a constant speed."""
         self.actuators.append(f'<velocity joint="{joint}" kv="30"/>')
         self.drives.append(Drive(joint=joint, amplitude=speed, is_speed=True))
 
 
 def drop(stage: Stage) -> None:
-    """Bodies of all shapes fall, tumbling, on top of one another."""
+    """Bodies of all shapes tumble and fall on top of each other."""
     for index in range(stage.rng.integers(2, 6)):
         shape, size, reach = _random_shape(stage.rng)
-        height = 0.5 + reach + 0.8 * index + stage.rng.uniform(0, 0.3)  # apart in height, so never overlapping
+        height = 0.5 + reach + 0.8 * index + stage.rng.uniform(0, 0.3)  # different heights, so that none overlap
         across = stage.rng.uniform(-0.5, 0.5, 2)
         velocity = np.concatenate([stage.rng.normal(0, 0.5, 3), stage.rng.normal(0, 2.5, 3)])
         stage.free_body(shape, size, _at(stage, across, height), velocity=velocity, turned=True)
@@ -132,7 +138,7 @@ def tower(stage: Stage) -> None:
 
 
 def ramp(stage: Stage) -> None:
-    """Balls and boxes go down a slope."""
+    """Balls roll down a slope."""
     azimuth, slope = stage.rng.uniform(0, 2 * np.pi), stage.rng.uniform(0.25, 0.5)
     downhill = np.array([*(_unit(azimuth) * np.cos(slope)), -np.sin(slope)])
     normal = np.array([*(_unit(azimuth) * np.sin(slope)), np.cos(slope)])
@@ -160,7 +166,7 @@ def pendulum(stage: Stage) -> None:
 
 
 def chain(stage: Stage) -> None:
-    """A hanging chain of links with a weight at its end, let go from the side."""
+    """A hanging chain with a weight at its end is released from the side."""
     num, link = int(stage.rng.integers(4, 8)), stage.rng.uniform(0.18, 0.28)
     anchor = _at(stage, np.zeros(2), num * link + stage.rng.uniform(0.4, 0.8))
     inner = stage.geom("sphere", [stage.rng.uniform(0.12, 0.22)], f'pos="0 0 {-link}"')
@@ -173,7 +179,7 @@ def chain(stage: Stage) -> None:
 
 
 def walker(stage: Stage) -> None:
-    """A torso whose jointed limbs swing as if it ran, on a slow turntable."""
+    """A torso on a slow turntable swings its jointed limbs as if it ran."""
     torso = stage.geom("capsule", [stage.rng.uniform(0.14, 0.2)], 'fromto="0 0 -0.25 0 0 0.25"')
     head = stage.geom("sphere", [0.15], 'pos="0 0 0.55"')
     limbs = "".join(_limb(stage, side, top) for side in (-0.22, 0.22) for top in (0.25, -0.3))
@@ -185,7 +191,7 @@ def walker(stage: Stage) -> None:
 
 
 def rotor(stage: Stage) -> None:
-    """Blades turn about a fixed axle, driven or running down."""
+    """Blades turn about a fixed axle at a constant speed."""
     height, num = stage.rng.uniform(0.9, 1.4), int(stage.rng.integers(2, 5))
     angles = np.arange(num) * 2 * np.pi / num
     blades = "".join(
@@ -218,7 +224,7 @@ ACTS: tuple[Callable[[Stage], None], ...] = (
 
 
 def _limb(stage: Stage, side: float, top: float) -> str:
-    """Two capsules on hinges, driven by sines of one frequency; the opposite limb is half a period late."""
+    """XML of two capsules on hinges, driven by sines of one frequency. The opposite limb is half a period late."""
     names = (stage.name("limb"), stage.name("limb"))
     frequency = 2 * np.pi * 0.9
     phase = 0.0 if (side > 0) == (top > 0) else np.pi
@@ -235,7 +241,7 @@ def _limb(stage: Stage, side: float, top: float) -> str:
 
 
 def _random_shape(rng: np.random.Generator) -> tuple[str, list[float], float]:
-    """A shape, its MuJoCo size, and the radius of a ball that holds it."""
+    """A shape, its MuJoCo size, and the radius of a ball that contains it."""
     shape = str(rng.choice(SHAPES))
     size = rng.uniform(0.13, 0.32, 3)
     reach = {"box": np.linalg.norm(size), "sphere": size[0], "ellipsoid": size.max()}

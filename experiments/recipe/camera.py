@@ -1,7 +1,7 @@
-"""The path of a simulated camera: standing, panning, orbiting, following a body, and shaken as if held by hand.
+"""Draws the path of a simulated camera that stands, pans, orbits or follows a body, with or without hand shake.
 
-World axes: z is up, metres. A pose is the eye [3] and a rotation [3,3] whose columns are the
-camera's right, up and backward axes in the world (MuJoCo's and OpenGL's convention).
+World axes: z is up, metres. A pose is the eye [3] and a rotation [3,3]. The rotation's columns are the camera's right,
+up and backward axes in the world, as in MuJoCo and OpenGL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CameraPath:
 
 
 def random_path(rng: np.random.Generator, num: int, fps: float, subject: Array) -> CameraPath:
-    """A path of `num` frames; `subject` [T,3] is a body that the camera may follow."""
+    """A random path of `num` frames. The camera may follow `subject` [T,3], the path of a body."""
     times_s = np.arange(num) / fps
     target = np.array([*rng.uniform(-0.2, 0.2, 2), rng.uniform(0.4, 0.9)]) + np.zeros((num, 3))
     azimuth = np.full(num, rng.uniform(0, 2 * np.pi))
@@ -43,7 +43,7 @@ def random_path(rng: np.random.Generator, num: int, fps: float, subject: Array) 
         target = target + 0.7 * (_smoothed(subject, fps) - target)
     horizontal = np.cos(elevation)
     offset = np.stack([horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), np.sin(elevation)], axis=1)
-    fixed = target[:1] if move in ("pan", "follow") else target  # a pan turns about a standing eye
+    fixed = target[:1] if move in ("pan", "follow") else target  # in a pan the eye stays and only the target moves
     eye = fixed + distance[:, None] * offset
     shake = rng.choice([0.0, rng.uniform(0.1, 0.5), rng.uniform(0.5, 1.2)], p=[0.45, 0.35, 0.2])
     eye = eye + shake * 0.03 * _hand_noise(rng, times_s, 3)
@@ -54,13 +54,13 @@ def random_path(rng: np.random.Generator, num: int, fps: float, subject: Array) 
 
 
 def _eased(progress: Array, rng: np.random.Generator) -> Array:
-    """0..1, at an even pace or speeding up and slowing down."""
+    """Progress 0..1 with a random amount of easing in and out."""
     ease = rng.uniform(0, 1)
     return (1 - ease) * progress + ease * progress**2 * (3 - 2 * progress)
 
 
 def _smoothed(path: Array, fps: float) -> Array:
-    """A path [T,3] as a tired cameraman follows it: a Gaussian of 0.4 s, its ends held."""
+    """A path [T,3] smoothed as a camera operator would follow it: a Gaussian of 0.4 s with the ends held."""
     reach = max(1, round(0.8 * fps))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (0.4 * fps)) ** 2)
     padded = np.pad(path, ((reach, reach), (0, 0)), mode="edge")
@@ -68,7 +68,7 @@ def _smoothed(path: Array, fps: float) -> Array:
 
 
 def _hand_noise(rng: np.random.Generator, times_s: Array, num: int) -> Array:
-    """[T,num] of about unit size: sines of 0.3..2.2 Hz, weaker the faster."""
+    """Noise [T,num] of about unit size: a sum of sines of 0.3..2.2 Hz, weaker at higher frequencies."""
     frequency = np.geomspace(0.3, 2.2, 5)
     phase = rng.uniform(0, 2 * np.pi, (num, 5))
     waves = np.sin(2 * np.pi * times_s[:, None, None] * frequency + phase) * (0.4 / frequency)
@@ -84,7 +84,7 @@ def _looking(eye: Array, target: Array) -> Array:
 
 
 def _small_rotations(angles: Array) -> Array:
-    """Rotations [T,3,3] about the camera's own axes by small angles [T,3]: exact, by Rodrigues' formula."""
+    """Rotations [T,3,3] about the camera's own axes by small angles [T,3], exact by Rodrigues' formula."""
     size = np.linalg.norm(angles, axis=1)[:, None, None]
     x, y, z = angles.T
     zero = np.zeros_like(x)

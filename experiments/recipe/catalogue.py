@@ -1,10 +1,9 @@
-"""Which files of which packages the recipe uses: where each lies, its digest, its cut-free shots and its split.
+"""Lists the files of the packages that the recipe uses, with digest, shots without cuts, and split.
 
-Shots were found by peaks of frame differences and by looking at every clip; fades, repeated frames,
-captions that slide in and shots under half a second are left out. Held-out sources are about a
-quarter of both tables and of every sort of motion, and besides all of `later_clips.py`. None of the
-packages states a licence per file: `licence` is the package's. Gray image sequences carry no frame
-rate: they are taken at 25 frames/s.
+Shots were found by peaks of frame differences and by looking at every clip. Fades, repeated frames, captions that
+slide in, and shots under half a second are left out. About a quarter of the sources in both tables is held out, over
+every kind of motion. All of `later_clips.py` is held out too. No package states a licence for each file, so `licence`
+is the package's. Gray image sequences have no frame rate; 25 frames/s are assumed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Camera clips that were found after the shipped discriminators had been trained: all of them are held out.
+"""Lists camera clips that were found after the shipped discriminators were trained. All of them are held out.
 
-Chosen and cut like those of `catalogue.py`.
+They were chosen and cut like those of `catalogue.py`.
 """
 
 from __future__ import annotations

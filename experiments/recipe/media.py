@@ -1,4 +1,4 @@
-"""A file that a package carries, as the recipe's catalogue names it."""
+"""Describes a file in a package, as the recipe's catalogue lists it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Shots = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package of the Python index, of npm or of Debian; `version` is empty where the archive holds only one."""
+    """A package of the Python index, npm or Debian. `version` is empty if the archive has only one."""
 
     client: Literal["pip", "npm", "apt"]
     name: str
@@ -25,10 +25,10 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """A file, or the image sequence of a glob, inside an unpacked package.
+    """A file inside an unpacked package, or an image sequence given by a glob.
 
-    `sha256` is of the content: unzipped where it is gzipped, frame after frame where it is a
-    sequence. `shots` are (first, last) frames, last excluded; a photograph has none.
+    `sha256` is the digest of the content: unzipped if it is gzipped, all frames in order if it is a sequence. `shots`
+    are (first, last) frames, with last excluded. A photograph has none.
     """
 
     source: str

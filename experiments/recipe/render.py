@@ -1,6 +1,7 @@
-"""Render many scenes or still glides into a data folder: in parallel, resumable, each decided by its seed alone.
+"""Renders many scenes or stills into a data folder, in parallel. A run can be resumed.
 
-A clip's rate and size are drawn from its seed. Held-out clips use held-out photographs only.
+Each clip depends on its seed alone, which also decides its frame rate and size. Held-out clips use only held-out
+photographs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from reward_server.errors import RewardServerError
 
 RATES = (8.0, 10.0, 12.0, 12.0, 15.0, 18.0)
 SIZES = ((240, 320), (180, 320), (320, 240), (320, 180), (256, 256), (192, 256), (160, 288))  # height, width
-HELD_OUT_EVERY = 6  # of scenes; stills follow their photograph
+HELD_OUT_EVERY = 6  # every 6th scene is held out; a still has its photograph's split
 WRITE_EVERY = 20
 
 
 class PhotographMissing(RewardServerError):
-    """A photograph of the catalogue is not in the folder given."""
+    """The given folder lacks a photograph of the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,12 @@ class Job:
     seed: int
     frames: int
     path: Path
-    photos: tuple[Path, ...]  # a scene's textures, or the one photo of a still
+    photos: tuple[Path, ...]  # textures of a scene, or the one photograph of a still
     source: str
     split: Split
 
     def entry(self) -> Entry:
+        """The clip's entry in the manifest."""
         made_from = "Apache-2.0, with textures out of the photographs" if self.kind == "scene" else "the photograph's"
         return Entry(
             source=self.source,
@@ -58,17 +60,20 @@ class Job:
 
 
 def scene_jobs(folder: Path, *, num: int, seed: int, frames: int, photos: Path | None) -> list[Job]:
-    """`num` scenes of seeds seed, seed + 1, ...; with a folder of photos, half of the textures come from them."""
+    """Jobs for `num` scenes of seeds seed, seed + 1, ... With a folder of photos, half of the textures use them.
+
+    Raises PhotographMissing.
+    """
     return [_scene_job(folder, each, frames, photos) for each in range(seed, seed + num)]
 
 
 def still_jobs(folder: Path, *, num: int, seed: int, frames: int, photos: Path) -> list[Job]:
-    """`num` glides, the photos of the catalogue in turn."""
+    """Jobs for `num` stills, which use the catalogue's photos in turn. Raises PhotographMissing."""
     return [_still_job(folder, index, seed, frames, photos) for index in range(num)]
 
 
 def render_all(folder: Path, jobs: Sequence[Job], *, processes: int = 2) -> Iterator[Entry]:
-    """Render what is not there yet, adding to the folder's manifest; yields each entry as it is ready."""
+    """Render missing clips and update the folder's manifest. Yields each entry as soon as its clip is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _listed(folder)
     ready = {job.path: job.entry() for job in jobs if job.path.is_file()}
@@ -83,7 +88,7 @@ def render_all(folder: Path, jobs: Sequence[Job], *, processes: int = 2) -> Iter
 
 
 def _render_apart(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
-    """Each job when it is done, by processes of their own; they inherit no OpenGL."""
+    """Yield each job when it is done. Jobs run in spawned processes, which inherit no OpenGL context."""
     with ProcessPoolExecutor(max_workers=processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(render, job) for job in jobs]):
             yield done.result()
@@ -92,7 +97,7 @@ def _render_apart(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
 def render(job: Job) -> Job:
     """Render one clip to its path."""
     cv2.setNumThreads(1)
-    rng = np.random.default_rng([job.seed, 1])  # another stream than the clip's own
+    rng = np.random.default_rng([job.seed, 1])  # independent of the clip's own stream
     fps, (height, width) = float(rng.choice(RATES)), SIZES[rng.integers(len(SIZES))]
     clip = _MAKERS[job.kind](job, fps, height, width)
     write_video(job.path, clip.frames.transpose(0, 2, 3, 1), clip.fps)
@@ -140,12 +145,12 @@ def _still_job(folder: Path, index: int, seed: int, frames: int, photos: Path) -
 def _photo(folder: Path, source: str) -> Path:
     found = next(folder.glob(f"{source}.*"), None)
     if found is None:
-        raise PhotographMissing(f"{folder} lacks the photograph '{source}'; run the recipe's step 'clips' first")
+        raise PhotographMissing(f"{folder} lacks the photograph '{source}'; run the recipe's step `clips` first")
     return found
 
 
 def _listed(folder: Path) -> dict[Path, Entry]:
-    """What earlier calls rendered."""
+    """Entries of the clips that earlier calls rendered."""
     entries = clips_of(folder) if (folder / NAME).is_file() else []
     return {entry.path: entry for entry in entries if entry.path.is_file()}
 

@@ -1,4 +1,4 @@
-"""The room around a scene's acts: ground, walls, standing props, lights, sky and all textures, as a compiled model."""
+"""Builds the room around a scene's acts as a MuJoCo model: ground, walls, props, lights, sky and all textures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GROUND_M = 9.0
 
 
 def build_room(stage: Stage, photos: Sequence[Path] = ()) -> Any:
-    """The MuJoCo model of a stage's bodies in a random room. Camera 0 waits for its path."""
+    """The MuJoCo model of a stage's bodies in a random room. Camera 0 is placed later, along its path."""
     rng = stage.rng
     names = [*(f"body{index}" for index in range(stage.num_materials)), "ground", "wall"]
     assets = {f"{name}.png": _png(rng, photos) for name in names}
     bounce = f"{rng.uniform(1.0e4, 3.0e4):.0f}"  # stiffness and damping of contacts, per unit of mass
     damping = f"{2 * rng.uniform(0.08, 0.6) * np.sqrt(float(bounce)):.1f}"
-    scale = rng.uniform(0.8, 3.0)  # a large room seen from afar moves slowly: gravity says how large it is
+    scale = rng.uniform(0.8, 3.0)  # size of the room: in a larger one, motion looks slower, so gravity is weaker
     xml = f"""
 <mujoco>
   <compiler angle="radian"/>
@@ -61,7 +61,7 @@ def _png(rng: np.random.Generator, photos: Sequence[Path]) -> bytes:
 
 
 def _material(name: str, rng: np.random.Generator) -> str:
-    """Bodies are wrapped in a picture, ground and walls tiled with one."""
+    """XML of a material. Bodies are wrapped in one picture; ground and walls are tiled with one."""
     shine = f'specular="{rng.uniform(0, 0.3):.2f}" shininess="{rng.uniform(0.1, 0.6):.2f}"'
     if name.startswith("body"):
         return (
@@ -84,7 +84,7 @@ def _sky(rng: np.random.Generator) -> str:
 
 
 def _lights(rng: np.random.Generator) -> str:
-    """A sun or a lamp, half of the time with shadows, sometimes a second lamp without."""
+    """XML of a sun or a lamp, with shadows half of the time, and sometimes a second lamp without shadows."""
     tint = rng.uniform(0.85, 1.0, 3) * rng.uniform(0.4, 0.7)
     shadow = "true" if rng.random() < 0.5 else "false"
     sun = f'<light pos="0 0 6" dir="{_numbers([*rng.uniform(-0.7, 0.7, 2), -1])}" type="directional" '
@@ -95,7 +95,7 @@ def _lights(rng: np.random.Generator) -> str:
 
 
 def _walls(rng: np.random.Generator) -> str:
-    """None to four walls, well behind every camera."""
+    """XML of up to four walls, well behind every camera."""
     distance, height = rng.uniform(6.0, 8.5), rng.uniform(1.0, 4.0)
     sides = rng.permutation(4)[: rng.integers(0, 5)]
     return "".join(
@@ -106,7 +106,7 @@ def _walls(rng: np.random.Generator) -> str:
 
 
 def _props(rng: np.random.Generator) -> str:
-    """Boxes and pillars that stand about, outside of the acts and inside of the camera's reach."""
+    """XML of boxes and pillars that stand outside the acts and within the camera's view."""
     props = []
     for angle in rng.uniform(0, 2 * np.pi, rng.integers(0, 5)):
         radius, size = rng.uniform(2.3, 2.9), rng.uniform(0.12, 0.4, 3)

@@ -1,9 +1,9 @@
-"""Random physically simulated scenes with exact tracks: the recipe's endless supply of right motion.
+"""Renders random physically simulated scenes with exact tracks, as an unlimited supply of correct motion.
 
-One seed makes one scene: a room with textured bodies that fall, roll, collide, swing or are driven
-(`acts.py`), lights, and a camera path (`camera.py`); MuJoCo moves and renders it. Tracks come from
-geometry alone: a ray through the query meets a geom, the point rides in that geom's frame, and a
-ray back from the camera decides whether it is seen. Legend: T frames, N points, G geoms.
+One seed makes one scene: a room with textured bodies that fall, roll, collide, swing or are driven (`acts.py`), lights,
+and a camera path (`camera.py`). MuJoCo simulates and renders it. Tracks come from geometry alone. A ray through the
+query hits a geom. The point moves with that geom. A ray from the camera to the point decides whether it is visible.
+Legend: T frames, N points, G geoms.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from protos.types import Clip
 Array = NDArray[np.float64]
 
 MAX_DRAWS = 40
-MAX_OVERLAP_M = -1e-3  # a contact's signed distance
+MAX_OVERLAP_M = -1e-3  # limit of a contact's signed distance
 STAGE_RADIUS_M = 2.5
 MIN_GAP_M = 0.4
-MAX_THING_M = 2.0  # walls are larger
+MAX_THING_M = 2.0  # largest bounding radius of a body or prop; walls are larger
 MIN_EYE_HEIGHT_M = 0.15
 MIN_SPEED_M_S = 0.15
-SAME_SURFACE = 1e-3  # a ray that stops this fraction of its length short of a point does not see it
+SAME_SURFACE = 1e-3  # a ray that ends short of a point by more than this share of its length does not see it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A rendered clip and the simulation behind it. `positions` [T,nq] are MuJoCo's generalised positions."""
+    """A rendered clip and its simulation. `positions` [T,nq] are MuJoCo's generalised positions."""
 
     clip: Clip
     model: Any
@@ -46,8 +46,8 @@ class Scene:
     def tracks(self, points: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Follow points [N,2] (x, y) of the first frame exactly.
 
-        Returns tracks [T,N,2] in pixels, an integer being a pixel's centre, and visibility [T,N].
-        Points on the sky are infinitely far. Behind the camera a track is NaN and invisible.
+        Returns tracks [T,N,2] in pixels, where integers are pixel centres, and visibility [T,N]. Points on the sky are
+        infinitely far away. Behind the camera, a track is NaN and invisible. Raises ValueError for another shape.
         """
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"points must be [N,2] (x, y), got {list(points.shape)}; reshape them")
@@ -57,7 +57,7 @@ class Scene:
         return tracks.astype(np.float32), visibility
 
     def _anchors(self, points: Array) -> _Anchors:
-        """Where the rays through points of the first frame end, in the frames of the geoms they hit."""
+        """The points where rays through pixels of the first frame end, in the frames of the geoms that they hit."""
         data, eye, rotation = self._posed(0)
         height, width = self.clip.frames.shape[2:]
         across = (points + 0.5 - [width / 2, height / 2]) / self._focal_px
@@ -88,7 +88,7 @@ class Scene:
         return np.stack([x, y], axis=1), inside & seen
 
     def _cast(self, data: Any, eye: Array, rays: Array) -> tuple[NDArray[np.int32], Array]:
-        """The geom [N] that each unit ray [N,3] hits first, -1 for none, and the distance [N]."""
+        """The first geom [N] that each unit ray [N,3] hits, -1 for none, and the distance [N]."""
         mujoco = import_mujoco()
         geoms, distances = np.full(len(rays), -1, np.int32), np.full(len(rays), -1.0)
         far = mujoco.mjMAXVAL
@@ -109,7 +109,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class _Anchors:
-    """Tracked surface points: their geom [N] and place in it [N,3]; on the sky, a world direction instead."""
+    """Tracked surface points: their geom [N] and position in it [N,3]. On the sky, a world direction instead."""
 
     geoms: NDArray[np.int32]
     local: Array
@@ -117,10 +117,10 @@ class _Anchors:
 
 
 def render_scene(seed: int, frames: int, fps: float, height: int, width: int, *, photos: Sequence[Path] = ()) -> Scene:
-    """The scene of a seed: always the same for the same arguments on the same OpenGL.
+    """The scene of a seed, the same for the same arguments on the same OpenGL.
 
-    Draws again, from the same stream, while bodies overlap at the start, come too near the camera
-    or nothing moves. Raises RenderingUnavailable without MuJoCo or an off-screen OpenGL.
+    If bodies overlap at the start or come too near the camera, or if nothing moves, it draws again from the same random
+    stream. Raises RenderingUnavailable without MuJoCo or off-screen OpenGL.
     """
     rng = np.random.default_rng(seed)
     for _ in range(MAX_DRAWS):
@@ -133,14 +133,15 @@ def render_scene(seed: int, frames: int, fps: float, height: int, width: int, *,
         camera = random_path(rng, frames, fps, _liveliest(things))
         if _is_worth_watching(things, camera, frames / fps):
             return film(model, positions, camera, fps=fps, height=height, width=width)
-    raise RuntimeError(f"seed {seed}: no scene worth watching in {MAX_DRAWS} draws")  # would be our own mistake
+    # Would be a mistake in our own ranges.
+    raise RuntimeError(f"seed {seed}: no scene worth watching in {MAX_DRAWS} draws; use another seed")
 
 
 def film(model: Any, positions: Array, camera: CameraPath, *, fps: float, height: int, width: int) -> Scene:
-    """Render positions [T,nq] of a model, whose camera 0 is moved along the path."""
+    """Render positions [T,nq] of a model, with its camera 0 moved along the path."""
     mujoco = import_mujoco()
     model.cam_fovy[0] = camera.fovy_deg
-    model.vis.global_.offwidth, model.vis.global_.offheight = width, height  # a larger buffer only costs time
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height  # a larger buffer would only cost time
     data = mujoco.MjData(model)
     frames = np.empty((len(positions), 3, height, width), np.uint8)
     with mujoco.Renderer(model, height, width) as renderer:
@@ -154,7 +155,7 @@ def film(model: Any, positions: Array, camera: CameraPath, *, fps: float, height
 
 
 def _random_stage(rng: np.random.Generator) -> Stage:
-    """One to three acts around the middle."""
+    """A stage with one to three acts around the middle."""
     stage = Stage(rng=rng, num_materials=int(rng.integers(4, 8)))
     num = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
     turn = rng.uniform(0, 2 * np.pi)
@@ -166,9 +167,9 @@ def _random_stage(rng: np.random.Generator) -> Stage:
 
 
 def simulate(model: Any, stage: Stage, frames: int, fps: float) -> Array | None:
-    """Generalised positions [T,nq] from the moment the acts begin, one every 1/fps seconds.
+    """Simulate generalised positions [T,nq] from the start of the acts, one every 1/fps seconds.
 
-    None where MuJoCo warns: an unstable simulation is set back to its start, which no camera should see.
+    None if MuJoCo warns: it resets an unstable simulation to its start, which would show as a jump.
     """
     mujoco = import_mujoco()
     num_steps = int(np.ceil(1 / fps / MAX_STEP_S))
@@ -186,7 +187,7 @@ def simulate(model: Any, stage: Stage, frames: int, fps: float) -> Array | None:
 
 
 def _start(model: Any, data: Any, stage: Stage) -> None:
-    """Give free bodies their velocities and driven joints the state that their drives ask for."""
+    """Give free bodies their velocities, and driven joints the state that their drives start with."""
     for name, velocity in stage.velocities.items():
         first = model.joint(name).dofadr[0]
         data.qvel[first : first + 6] = velocity
@@ -199,11 +200,11 @@ def _start(model: Any, data: Any, stage: Stage) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Things:
-    """What a camera must mind: centres [T,G,3] and bounding radii [G] of bodies and props, not of ground and walls."""
+    """Bodies and props, without ground and walls: centres [T,G,3] and bounding radii [G]."""
 
     centres: Array
     radii: Array
-    overlap_m: float  # the deepest contact of the first frame, negative where bodies overlap
+    overlap_m: float  # smallest contact distance in the first frame; negative if bodies overlap
 
 
 def _things(model: Any, positions: Array) -> _Things:
@@ -222,14 +223,14 @@ def _things(model: Any, positions: Array) -> _Things:
 
 
 def _liveliest(things: _Things) -> Array:
-    """The path [T,3] of the thing that goes farthest without leaving the stage."""
+    """The path [T,3] of the thing that moves farthest without leaving the stage."""
     length = np.linalg.norm(np.diff(things.centres, axis=0), axis=-1).sum(axis=0)
     strays = np.linalg.norm(things.centres[..., :2], axis=-1).max(axis=0) > STAGE_RADIUS_M
     return np.asarray(things.centres[:, np.where(strays, -1, length).argmax()])
 
 
 def _is_worth_watching(things: _Things, camera: CameraPath, duration_s: float) -> bool:
-    """Whether nothing overlaps at the start, nothing comes too near the eye, and something moves in sight."""
+    """Whether nothing overlaps at the start, nothing comes too near the eye, and something moves in view."""
     gaps = np.linalg.norm(things.centres - camera.eye[:, None], axis=-1) - things.radii
     if things.overlap_m < MAX_OVERLAP_M or not gaps.min() > MIN_GAP_M or camera.eye[:, 2].min() < MIN_EYE_HEIGHT_M:
         return False

@@ -1,8 +1,7 @@
-"""Clips from photographs: a camera glides over a picture, so the true motion is one smooth homography per frame.
+"""Makes clips from photographs by moving a camera over them, so that the true motion is one homography per frame.
 
-The path runs through four corners that drift: pan, zoom, roll and a little perspective, slowing and
-speeding gently, or trembling as if held by hand. Frames are resampled once from the photograph,
-with the area averaging that keeps them free of aliasing.
+The view's four corners drift smoothly. This gives pan, zoom, roll and a little perspective, with even or changing
+speed, or with hand shake. Each frame is resampled once from the photograph, with area averaging against aliasing.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ OVERSAMPLING = 2
 def glide(photo: Path, seed: int, *, frames: int, fps: float, height: int, width: int) -> tuple[Clip, Array]:
     """A clip of a smooth camera motion over a photo, and its homographies [T,3,3].
 
-    Homography t takes pixels (x, y, 1) of the first frame to frame t, an integer being a pixel's
-    centre. The view always stays inside of the photo. Raises UnreadableClip if it cannot be read.
+    Homography t maps pixels (x, y, 1) of the first frame to frame t, where integers are pixel centres. The view always
+    stays inside the photo. Raises UnreadableClip if the photo cannot be read.
     """
     picture = cv2.imread(str(photo), cv2.IMREAD_COLOR_RGB)
     if picture is None:
-        raise UnreadableClip(f"{photo} is not a picture; fetch the photographs again")
+        raise UnreadableClip(f"{photo} cannot be read as a picture; fetch the photographs again")
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
@@ -42,10 +41,10 @@ def glide(photo: Path, seed: int, *, frames: int, fps: float, height: int, width
 
 
 def _view_path(rng: np.random.Generator, num: int, fps: float, photo_aspect: float, aspect: float) -> Array:
-    """Homographies [T,3,3] from the view to the photo, both spanning -1..1, drawn until the view stays inside."""
+    """Homographies [T,3,3] from the view to the photo, both spanning -1..1. Redraws until the view stays inside."""
     times_s = np.arange(num) / fps
     for attempt in range(200):
-        calm = 0.97**attempt  # a view too large for the photo gets closer and calmer
+        calm = 0.97**attempt  # each attempt moves closer and more calmly
         zoom = rng.uniform(0.35, 0.8) * calm * np.exp(_drift(rng, times_s, 0.12 * calm))
         angle = rng.uniform(-0.15, 0.15) * calm + _drift(rng, times_s, 0.08 * calm)
         shift = np.stack([_drift(rng, times_s, 0.3 * calm) for _ in range(2)]) + rng.uniform(-0.5, 0.5, (2, 1)) * calm
@@ -53,11 +52,11 @@ def _view_path(rng: np.random.Generator, num: int, fps: float, photo_aspect: flo
         path = _homographies(zoom, angle, shift, tilt, (photo_aspect, aspect))
         if np.abs(_corners(path)).max() < 0.98:
             return path
-    raise AssertionError("a calm, close view stays inside of any photo")
+    raise AssertionError("a calm, close view stays inside any photo")
 
 
 def _drift(rng: np.random.Generator, times_s: Array, size: float) -> Array:
-    """[T] that starts at zero: an even or eased move of about `size` per second, and a hand's tremble."""
+    """A motion [T] that starts at zero: an even, waving or shaking move of about `size` per second, or none."""
     kind = rng.choice(["none", "even", "wave", "hand"], p=[0.25, 0.35, 0.25, 0.15])
     speed = size * rng.normal()
     if kind == "none":
@@ -71,9 +70,9 @@ def _drift(rng: np.random.Generator, times_s: Array, size: float) -> Array:
 
 
 def _homographies(zoom: Array, angle: Array, shift: Array, tilt: Array, aspects: tuple[float, float]) -> Array:
-    """[T,3,3]; `zoom` is the view's size as a share of the largest that fits; aspects of the photo and the view."""
+    """Homographies [T,3,3]. `zoom` is the view's share of the largest view that fits; aspects of the photo and view."""
     photo_aspect, aspect = aspects
-    fit = min(1.0, photo_aspect / aspect)  # half height of the largest view, in half heights of the photo
+    fit = min(1.0, photo_aspect / aspect)  # half height of the largest view, in units of the photo's half height
     path = np.zeros((len(zoom), 3, 3))
     cosine, sine = np.cos(angle) * zoom * fit, np.sin(angle) * zoom * fit
     path[:, 0, 0], path[:, 0, 1] = cosine * aspect / photo_aspect, -sine / photo_aspect
@@ -85,19 +84,19 @@ def _homographies(zoom: Array, angle: Array, shift: Array, tilt: Array, aspects:
 
 
 def _corners(path: Array) -> Array:
-    """Where the view's corners fall in the photo, [T,4,2]."""
+    """Positions of the view's corners in the photo, [T,4,2]."""
     corners = np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], np.float64)
     ends = corners @ path.transpose(0, 2, 1)
     return np.asarray(ends[..., :2] / ends[..., 2:])
 
 
 def _scaled(width: int, height: int) -> Array:
-    """-1..1 to pixels, an integer being a pixel's centre."""
+    """Matrix [3,3] from -1..1 to pixels, where integers are pixel centres."""
     return np.array([[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]])
 
 
 def _look(picture: NDArray[np.uint8], view: Array, height: int, width: int) -> NDArray[np.uint8]:
-    """The photo through a view: first shrunk where the view shrinks it, then sampled finely and averaged."""
+    """The photo through a view: shrunk first if the view shrinks it, then sampled finely and averaged."""
     shrink = max(1.0, float(np.sqrt(abs(np.linalg.det(view[:2, :2])))) / OVERSAMPLING)
     small = (max(1, round(picture.shape[1] / shrink)), max(1, round(picture.shape[0] / shrink)))
     source = cv2.resize(picture, small, interpolation=cv2.INTER_AREA) if shrink > 1 else picture

@@ -1,7 +1,6 @@
-"""Square texture pictures for simulated bodies and rooms: made from noise, or cut out of photographs.
+"""Makes square textures for simulated bodies and rooms, from noise or from photographs.
 
-Every texture carries detail at several scales, so that a tracker has something to hold on to
-wherever it looks.
+Every texture has detail at several scales, so that a tracker can follow points everywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Field = NDArray[np.float32]  # [SIDE_PX,SIDE_PX], 0..1
 
 
 def random_texture(rng: np.random.Generator, photos: Sequence[Path] = ()) -> Picture:
-    """A texture of a random sort; half of them are cut out of a photo where photos are given."""
+    """A texture of a random kind. If photos are given, half of the textures are cut from one."""
     if photos and rng.random() < 0.5:
         return photo_patch(photos[int(rng.integers(len(photos)))], rng)
     pattern = [_clouds, _cells, _bricks, _waves, _checks][rng.integers(5)](rng)
@@ -29,7 +28,7 @@ def random_texture(rng: np.random.Generator, photos: Sequence[Path] = ()) -> Pic
 
 
 def photo_patch(photo: Path, rng: np.random.Generator) -> Picture:
-    """A random square of a photograph, between half and all of its shorter side."""
+    """A random square of a photograph, of half to all of its shorter side."""
     picture = np.asarray(cv2.imread(str(photo), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
     height, width = picture.shape[:2]
     side = int(min(height, width) * rng.uniform(0.5, 1.0))
@@ -39,7 +38,7 @@ def photo_patch(photo: Path, rng: np.random.Generator) -> Picture:
 
 
 def _clouds(rng: np.random.Generator, first_octave: int = 1) -> Field:
-    """Fractal noise: octaves of smoothed random grids, each of half the size and weight of the one before."""
+    """Fractal noise: octaves of smoothed random grids. Each has twice the resolution and 0.6 times the weight."""
     total = np.zeros((SIDE_PX, SIDE_PX), np.float32)
     for octave in range(first_octave, 8):
         grid = rng.random((2**octave + 1, 2**octave + 1), dtype=np.float32)
@@ -57,7 +56,7 @@ def _cells(rng: np.random.Generator) -> Field:
 
 
 def _bricks(rng: np.random.Generator) -> Field:
-    """Rows of bricks of random grey, every other row shifted by half a brick, with mortar between."""
+    """Rows of bricks of random grey with mortar between them. Every other row is shifted by half a brick."""
     rows, columns = int(rng.integers(4, 12)), int(rng.integers(2, 7))
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX] / SIDE_PX
     row = (y * rows).astype(int)
@@ -83,7 +82,7 @@ def _checks(rng: np.random.Generator) -> Field:
 
 
 def _coloured(field: Field, rng: np.random.Generator) -> Picture:
-    """The field through a random palette of four colours, dark to light."""
+    """The field coloured by a random palette of four colours, dark to light."""
     palette = rng.uniform(0, 1, (4, 3)) * 0.5 + np.linspace(0.05, 0.5, 4)[:, None]
     stops = np.linspace(0, 1, 4)
     channels = [np.interp(_stretched(field), stops, palette[:, channel]) for channel in range(3)]

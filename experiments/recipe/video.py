@@ -1,4 +1,4 @@
-"""Frames to video files and back, without visible loss: FFV1 for gray sequences, H.264 at a low CRF otherwise."""
+"""Writes frames to video files without visible loss: FFV1 for gray sequences, H.264 at a low CRF otherwise."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OPTIONS = {"libx264": {"crf": "10", "preset": "veryfast"}, "ffv1": {}}
 def write_video(
     path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, codec: Literal["libx264", "ffv1"] = "libx264"
 ) -> int:
-    """Write frames [H,W,3], or gray ones [H,W] by FFV1, sides even; return how many.
+    """Write frames [H,W,3], or gray frames [H,W] with FFV1, with even sides. Returns the number of frames.
 
-    The same frames give the same bytes. The file appears only when it is whole.
+    The same frames give the same bytes. The file appears only when complete.
     """
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     num = 0
@@ -28,7 +28,7 @@ def write_video(
         stream.thread_count = 1
         for frame in frames:
             gray = frame.ndim == 2
-            if num == 0:  # the codec opens with the first frame and cannot change afterwards
+            if num == 0:  # the first frame opens the codec, which cannot change afterwards
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "gray" if gray else "yuv420p" if codec == "libx264" else "bgr0"
             picture = av.VideoFrame.from_ndarray(frame, format="gray" if gray else "rgb24")

@@ -1,4 +1,4 @@
-"""The comparison's arithmetic, its made-up clips and its refusals; the official code itself is the user's to bring."""
+"""Tests the comparison's arithmetic, its synthetic clips and its refusals. Users bring the official code themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parity command: it passes on our small goldens, sees every kind of fault, and its weights are the recipe's."""
+"""Tests the parity command: it passes on our golden files, finds every kind of error, and uses the recipe's weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def folder(path: Path, *names: str, **changed: np.ndarray) -> Path:
-    """A golden folder with some of ours, arrays of the first one replaced or added."""
+    """A golden folder with the named files of ours; `changed` replaces or adds arrays in the first one."""
     shutil.copy(GOLDEN / "tolerances.json", path)
     for name in names:
         shutil.copy(GOLDEN / f"{name}.npz", path)
@@ -85,7 +85,7 @@ def test_a_changed_output_fails_and_is_named(
 
 
 def test_nothing_passes_unchecked(parity: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown array, a wrong shape, a NaN, and a file that does not open are failures; the rest is checked."""
+    """An unknown array, a wrong shape, a NaN and a file that does not open all fail. The rest is still checked."""
     with np.load(GOLDEN / "searaft_m.npz") as stored:
         changed = {"flow": stored["flow"] * np.nan, "fmap2": stored["fmap2"][:3], "extra": np.zeros(2)}
     path = folder(tmp_path, "searaft_m", **changed)

@@ -1,4 +1,4 @@
-"""TAP-Vid's metrics by hand, the trackers behind one function type, and the command on a real scene."""
+"""Tests TAP-Vid's metrics by hand, the trackers, and the command on a real scene."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def still(num_frames: int, num_points: int) -> np.ndarray:
 
 
 def test_metrics_by_hand() -> None:
-    """Two frames count. Distances 0.5, 3, 20 px and an occluded point, each predicted visible but the second.
+    """Two frames count. Three points are off by 0.5, 3 and 20 px, a fourth is occluded. All but the second are
+    predicted visible.
 
-    A threshold of d has the first point right; the second within 4 px up; the third never.
+    The first point is within every threshold, the second from 4 px up, the third never.
     """
     truth = still(3, 4)
     tracks = truth.copy()
@@ -51,13 +52,13 @@ def test_metrics_by_hand() -> None:
     scores = track_scores(truth, visible, tracks, predicted)
     assert scores.delta == pytest.approx((1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3))
     assert scores.delta_avg == pytest.approx((2 * 1 / 3 + 3 * 2 / 3) / 5)
-    assert scores.occlusion_accuracy == pytest.approx(2 / 4)  # the second and the fourth are wrong
-    # one true positive per frame; the third and the fourth are false positives, the second a false negative
+    assert scores.occlusion_accuracy == pytest.approx(2 / 4)  # wrong for the second and the fourth
+    # Each frame has one true positive. The third and the fourth are false positives, the second a false negative.
     assert scores.jaccard == pytest.approx((1 / (3 + 2),) * 5)
     assert scores.average_jaccard == pytest.approx(0.2)
 
 
-def test_perfect_tracks_score_one_and_the_queries_frame_does_not_count() -> None:
+def test_perfect_tracks_score_one_without_the_query_frame() -> None:
     truth, visible = still(5, 3), np.ones((5, 3), bool)
     tracks, predicted = truth.copy(), visible.copy()
     tracks[0] += 50
@@ -66,12 +67,12 @@ def test_perfect_tracks_score_one_and_the_queries_frame_does_not_count() -> None
     assert (scores.average_jaccard, scores.delta_avg, scores.occlusion_accuracy) == (1.0, 1.0, 1.0)
 
 
-def test_a_threshold_is_not_reached_by_its_own_distance() -> None:
+def test_a_threshold_excludes_its_own_distance() -> None:
     truth, visible = still(2, 1), np.ones((2, 1), bool)
     assert track_scores(truth, visible, truth + np.array([4.0, 0.0]), visible).delta == (0, 0, 0, 1, 1)
 
 
-def test_where_an_occluded_point_is_said_to_be_does_not_matter() -> None:
+def test_the_position_of_an_occluded_point_does_not_matter() -> None:
     truth, visible = still(3, 2), np.ones((3, 2), bool)
     visible[1:, 1] = False
     truth[1:, 1] = np.nan  # behind the camera
@@ -97,7 +98,7 @@ def test_a_summary_is_the_mean_over_scenes_and_an_interval() -> None:
 
 
 def shifting(num_frames: int = 6, step: int = 2) -> tuple[Clip, np.ndarray, np.ndarray]:
-    """A texture moving right by `step` px a frame, points on it, and their exact tracks."""
+    """A texture that moves right by `step` px per frame, points on it, and their exact tracks."""
     wide = texture(1, 128, 192, seed=3)[0]
     frames = np.stack([wide[:, 40 - step * t : 168 - step * t] for t in range(num_frames)])
     points = random_queries(0, 40, 96, 80) + np.array([8, 16])
@@ -112,16 +113,16 @@ def test_the_classical_tracker_follows_a_moving_texture() -> None:
     assert scores.average_jaccard > 0.85
 
 
-def test_a_network_tracks_in_the_clips_pixels_and_keeps_the_query() -> None:
+def test_a_network_tracks_in_clip_pixels_and_keeps_the_query() -> None:
     clip, points, _ = shifting(num_frames=3)
     network = random_cotracker(height_px=64, width_px=96).eval()
     with torch.inference_mode():
         for parameter in network.updateformer.parameters():
-            parameter.zero_()  # no update: tracks stay where they are asked for
+            parameter.zero_()  # no update: tracks stay at their queries
     tracks, visible = network_tracker(network, "cpu")(clip, points)
     np.testing.assert_allclose(tracks, np.repeat(points[None], 3, axis=0), atol=1e-3)
     assert visible[0].all()
-    assert not visible[1:].any()  # sigmoid(0) is not sure
+    assert not visible[1:].any()  # sigmoid(0) is below the threshold
 
 
 def test_cotracker3_is_measured_only_as_it_was_pulled(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_cotracker3_is_measured_only_as_it_was_pulled(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_measures_both_trackers_on_scenes_of_its_own(tmp_path: Path) -> None:
+def test_the_command_measures_both_trackers_on_scenes(tmp_path: Path) -> None:
     try:
         import_mujoco()
     except RenderingUnavailable as error:

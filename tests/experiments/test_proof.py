@@ -1,4 +1,4 @@
-"""The proof's pieces: scenes, measures, the flawed discriminator, verdicts that can fail, arms that resume."""
+"""Tests the parts of the proof: scenes, measures, the flawed discriminator, verdicts that can fail, resumable arms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_a_seed_draws_one_set_of_scenes_and_a_longer_set_begins_with_it() -> None:
+def test_a_longer_set_of_scenes_begins_with_the_shorter() -> None:
     assert draw_scenes(3, seed=1) == draw_scenes(5, seed=1)[:3]
     assert draw_scenes(3, seed=1) != draw_scenes(3, seed=2)
 
@@ -51,7 +51,7 @@ def test_the_first_frame_does_not_tell_the_velocity() -> None:
     assert not np.array_equal(STILL.clip().frames[1], fast.clip().frames[1])
 
 
-def test_paths_are_what_mechanics_says() -> None:
+def test_paths_obey_mechanics() -> None:
     steady = replace(STILL, velocity_px=(0.5, 0.25)).path()
     np.testing.assert_allclose(steady, [(6 + 0.5 * t, 7 + 0.25 * t) for t in range(NUM_FRAMES)])
     assert STILL.speed_px() == 0
@@ -76,7 +76,7 @@ def test_the_reward_is_best_at_the_target() -> None:
     assert rewards[0] == pytest.approx(-0.8, abs=0.01)
 
 
-def test_a_body_that_vanishes_has_drifted_and_does_not_move() -> None:
+def test_a_body_that_vanishes_drifts_in_size_and_does_not_move() -> None:
     frames = replace(STILL, velocity_px=(0.5, 0.0)).clip().frames.copy()
     frames[3:] = 40
     gone = Clip(frames=frames, fps=8.0)
@@ -90,7 +90,7 @@ def group(key: str, clips: list[Clip]) -> ClipGroup:
     return ClipGroup(key=key, real=clips[0], rollouts=tuple(clips[1:]), policy_version="0", discriminator_version="v")
 
 
-def test_known_rewards_answer_for_the_groups_that_were_submitted() -> None:
+def test_known_rewards_are_those_of_the_submitted_groups() -> None:
     source = KnownRewards(lambda clip: float(clip.frames.max()))
     clips = [Clip(frames=np.full((2, 3, 16, 16), level, np.uint8), fps=8.0) for level in (9, 5, 7)]
     assert not source.knows("a", 3)
@@ -104,7 +104,7 @@ def glowing(share: float, seed: int) -> list[Clip]:
     return [scene.clip() for scene in draw_scenes(48, seed=seed, mix=SceneMix(glow_share=share))]
 
 
-def test_the_planted_flaw_rewards_glow_and_a_refresh_takes_that_back() -> None:
+def test_a_planted_flaw_rewards_glow_until_a_refresh() -> None:
     steady, bright = glowing(0.0, 1), glowing(1.0, 2)
     flawed_real, negatives = (torch.stack([cues(measures(clip)) for clip in clips]) for clips in (bright, steady))
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def test_the_planted_flaw_rewards_glow_and_a_refresh_takes_that_back() -> None:
 
 
 def planted(**changes: float) -> dict[str, dict[str, np.ndarray]]:
-    """A table of noise of deviation 0.1 in which each arm's measures are moved by `arm__measure`."""
+    """A table of noise of standard deviation 0.1. `arm__measure=x` adds x to a measure of an arm."""
     rng = np.random.default_rng(0)
     names = [arm.name for arm in arms(FULL)]
     table = {n: {m: rng.normal(0, 0.1, (2, 24)) for m in ("reward", "look_error", "glow")} for n in names}
@@ -143,7 +143,7 @@ def planted(**changes: float) -> dict[str, dict[str, np.ndarray]]:
 
 def test_verdicts_of_noise_claim_no_effect() -> None:
     holds = {verdict.name: verdict.holds for verdict in verdicts(planted())}
-    assert holds.pop("anchor holds the look"), "no difference at all is no worse"
+    assert holds.pop("anchor holds the look"), "no difference counts as no worse"
     assert not any(holds.values())
 
 
@@ -167,7 +167,7 @@ def test_verdicts_of_planted_effects_hold() -> None:
         ("refresh closes it", {"fixed__glow": 1.0, "refreshed__glow": 0.7}),
     ],
 )
-def test_a_verdict_fails_where_its_claim_is_wrong(name: str, changes: dict[str, float]) -> None:
+def test_a_verdict_fails_if_its_claim_is_wrong(name: str, changes: dict[str, float]) -> None:
     assert {verdict.name: verdict.holds for verdict in verdicts(planted(**changes))}[name] is False
 
 
@@ -224,7 +224,7 @@ def test_every_arm_takes_the_same_steps_on_the_same_data() -> None:
 
 
 @pytest.mark.slow
-def test_arms_run_through_the_loop_report_and_are_not_run_twice(tmp_path: Path) -> None:
+def test_arms_train_and_report_and_are_not_run_twice(tmp_path: Path) -> None:
     prepare(tmp_path, TOY, seed=0)
     chosen = [arm for arm in arms(TOY) if arm.name in RUN]
     paths = [run_arm(Task(arm=arm, seed=0, stream=0, size=TOY, folder=tmp_path)) for arm in chosen]
@@ -254,7 +254,7 @@ def test_an_arm_is_the_same_when_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_smoke_run_has_every_arm_and_ends_with_the_line_of_the_full_one(tmp_path: Path) -> None:
+def test_the_smoke_run_has_every_arm_and_verdict(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -274,4 +274,4 @@ def test_the_smoke_run_has_every_arm_and_ends_with_the_line_of_the_full_one(tmp_
     }  # fmt: skip
     assert set(last["arms"]) == {arm.name for arm in arms(SMOKE)} == {arm.name for arm in arms(FULL)}
     assert set(last["verdicts"]) == {verdict.name for verdict in verdicts(planted())}
-    assert all(verdict["holds"] is not None for verdict in last["verdicts"].values()), "every verdict has its arms"
+    assert all(verdict["holds"] is not None for verdict in last["verdicts"].values()), "every verdict's arms have run"

@@ -1,4 +1,4 @@
-"""Level 2 of the proof: which way rewards point, by hand on small tables, and through a running reward server."""
+"""Tests Level 2 of the proof: the direction of rewards, by hand on small tables and with a running reward server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
         yield running
 
 
-def test_auc_counts_pairs_won_and_ties_half() -> None:
+def test_auc_counts_won_pairs_and_a_tie_as_half() -> None:
     assert auc(np.array([3.0, 2.0]), np.array([1.0, 0.0])) == 1
     assert auc(np.array([0.0, 0.0]), np.array([1.0, 1.0])) == 0
     assert auc(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
@@ -60,14 +60,14 @@ def test_auc_counts_pairs_won_and_ties_half() -> None:
 
 def test_the_correlation_is_within_groups() -> None:
     values = np.array([[9.0, 0.0, 1.0, 2.0], [9.0, 0.0, 1.0, 2.0]])
-    levels = np.array([[0.0], [100.0]])  # one group is rewarded far more, which advantages do not see
+    levels = np.array([[0.0], [100.0]])  # one group has far higher rewards, which advantages ignore
     assert advantage_correlation(values + levels, values) == pytest.approx(1)
     assert advantage_correlation(levels - values, values) == pytest.approx(-1)
     assert advantage_correlation(np.zeros_like(values), values) == 0
 
 
 def scored(slope: float, edge: float) -> ScoredGroups:
-    """Rewards that rise by `slope` with speed, real clips `edge` above; 30 groups of 4 rollouts."""
+    """Rewards that rise by `slope` with speed and are `edge` higher for real clips; 30 groups of 4 rollouts."""
     rng = np.random.default_rng(0)
     speeds, noise = rng.uniform(0, 1, (30, 5)), rng.normal(0, 0.2, (30, 5))
     rewards = slope * speeds + noise + edge * (np.arange(5) == 0)
@@ -79,14 +79,12 @@ def scored(slope: float, edge: float) -> ScoredGroups:
     ("slope", "edge", "right"),
     [(1.0, 1.0, True), (0.0, 1.0, True), (-1.0, 1.0, False), (1.0, 0.0, False), (1.0, -1.0, False)],
 )
-def test_a_reward_points_right_if_it_parts_real_and_does_not_fall_with_speed(
-    slope: float, edge: float, right: bool
-) -> None:
+def test_a_reward_points_right_by_its_auc_and_its_slope(slope: float, edge: float, right: bool) -> None:
     assert direction(scored(slope, edge))["combined"]["points_right"] is right
 
 
-def test_a_dislike_of_speed_that_is_one_of_bad_looks_is_told_apart_from_one_of_speed() -> None:
-    """Faster rollouts look worse. One reward sees the look alone, the other the speed alone."""
+def test_the_partial_correlation_separates_speed_from_look() -> None:
+    """Faster rollouts look worse. One reward depends on the look alone, the other on the speed alone."""
     rng = np.random.default_rng(0)
     speeds = rng.uniform(0, 2, (60, 7))
     looks = speeds + rng.normal(0, 0.6, speeds.shape)
@@ -94,10 +92,10 @@ def test_a_dislike_of_speed_that_is_one_of_bad_looks_is_told_apart_from_one_of_s
     assert advantage_correlation(of_looks, speeds) < -0.4
     assert abs(partial_correlation(of_looks, speeds, looks)) < 0.2
     assert partial_correlation(of_speeds, speeds, looks) < -0.3
-    assert partial_correlation(of_looks, looks, looks) == pytest.approx(0, abs=1e-6), "nothing is left to explain"
+    assert partial_correlation(of_looks, looks, looks) == pytest.approx(0, abs=1e-6), "the look explains everything"
 
 
-def test_rewards_and_measures_keep_their_places(stack: RewardStack) -> None:
+def test_rewards_and_measures_stay_in_order(stack: RewardStack) -> None:
     scenes = [scene.clip() for scene in draw_scenes(6, seed=5)]
     groups = [scenes[:3], scenes[3:]]
     with RewardClient(stack.url) as client:
@@ -109,7 +107,7 @@ def test_rewards_and_measures_keep_their_places(stack: RewardStack) -> None:
 
 
 class Forgetful(RewardClient):
-    """Loses the last outcome, as a server does that is stopped for good."""
+    """Loses the last outcome, like a server that stops for good."""
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
         yield from super().await_outcomes(job_ids[:-1], timeout_s)
@@ -121,7 +119,7 @@ def test_a_clip_without_a_reward_ends_the_measurement(stack: RewardStack) -> Non
         score_groups([[clip, clip]], client, timeout_s=60)
 
 
-def test_what_discriminators_learn_from_is_lossless_and_at_its_own_rate(tmp_path: Path) -> None:
+def test_pretraining_clips_are_lossless_and_keep_their_rate(tmp_path: Path) -> None:
     groups = [[scene.clip() for scene in draw_scenes(2, seed=seed)] for seed in (5, 6)]
     pretraining_clips(groups, tmp_path)
     for number, group in enumerate(groups):
@@ -145,7 +143,7 @@ with served(Path(sys.argv[1]), SMOKE.discriminators) as url:
 """
 
 
-def test_a_proof_that_is_told_to_end_takes_its_server_with_it(discriminators_file: Path) -> None:
+def test_a_terminated_proof_stops_its_server(discriminators_file: Path) -> None:
     command_line = [sys.executable, "-c", HOLDS_A_SERVER, str(discriminators_file)]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -158,9 +156,7 @@ def test_a_proof_that_is_told_to_end_takes_its_server_with_it(discriminators_fil
 
 
 @pytest.mark.slow
-def test_discriminators_are_pretrained_served_and_fine_tuned_with_command_by_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
     base = replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan)
     toy = replace(SMOKE, base=base, num_train=4, num_held_out=2, num_rollouts=2)
@@ -189,7 +185,7 @@ def test_discriminators_are_pretrained_served_and_fine_tuned_with_command_by_com
     asked = ["motion", *place, "--on", "static"]
     run = CliRunner().invoke(command.app, [*asked, *(f"--only={name}" for name in ("base", "sft", "shift-mid"))])
     assert run.exit_code == 0, run.output
-    assert (tmp_path / "smoke-0" / "discriminators.safetensors").stat() == discriminators, "they are made once"
+    assert (tmp_path / "smoke-0" / "discriminators.safetensors").stat() == discriminators, "they are pretrained once"
     found = json.loads(run.stdout.splitlines()[-1])["sets"]["static"]
     assert set(found["arms"]) == {"base", "sft", "shift-mid"}
     assert set(found["verdicts"]) == {"sft slower than base", "sft slower than data", "shift faster than sft"}
@@ -197,4 +193,4 @@ def test_discriminators_are_pretrained_served_and_fine_tuned_with_command_by_com
     assert len(record["history"]["reward_rollouts/combined"]) == len(record["favours"]) == toy.num_buffers
     journal = tmp_path / "smoke-0" / "motion-static" / "arms" / "shift-mid-0" / "rewards" / "rewards-0.jsonl"
     versions = {json.loads(line)["scored"]["version"] for line in journal.read_text().splitlines()}
-    assert len(versions) == toy.num_buffers, "each buffer is judged by a version of its own"
+    assert len(versions) == toy.num_buffers, "each buffer has its own version"

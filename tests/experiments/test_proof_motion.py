@@ -1,4 +1,4 @@
-"""Level 3 of the proof: what is made of the arms' rollouts, by hand and on planted differences."""
+"""Tests Level 3 of the proof: what it computes from the arms' rollouts, by hand and on planted differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_every_arm_but_the_base_and_sft_is_weighed_by_learned_rewards() -> None:
+def test_every_arm_but_base_and_sft_has_learned_rewards() -> None:
     arms = {arm.name: arm for arm in motion_arms(FULL)}
     assert {name for name, arm in arms.items() if arm.reward != "learned"} == {"base", "sft"}
     assert {name for name, arm in arms.items() if arm.refreshed} == {"shift-low", "shift-mid", "shift-high"}
@@ -58,11 +58,11 @@ def cues(num: int, shift: float, seed: int) -> dict[str, np.ndarray]:
     return {name: rng.normal(shift * (name == "speed_px"), 1, num) for name in MEASURES}
 
 
-def test_a_fresh_discriminator_finds_a_difference_that_is_there_and_none_that_is_not() -> None:
+def test_a_fresh_discriminator_finds_only_real_differences() -> None:
     rollouts = {name: values.reshape(1, 60, 2) for name, values in cues(120, 0.0, 1).items()}
     assert fresh_auc(rollouts, cues(120, 0.0, 2)) == pytest.approx(0.5, abs=0.1)
     assert fresh_auc(rollouts, cues(120, 3.0, 2)) > 0.9
-    assert fresh_auc(rollouts, cues(120, -3.0, 2)) > 0.9, "it knows no direction beforehand"
+    assert fresh_auc(rollouts, cues(120, -3.0, 2)) > 0.9, "it works in either direction"
 
 
 def speeds(**levels: float) -> dict[str, dict[str, np.ndarray]]:
@@ -92,7 +92,7 @@ def test_a_claim_whose_arms_have_not_run_is_open() -> None:
     assert [verdict.holds for verdict in motion_verdicts(speeds(base=0.5), 0.5)] == [None, None, None]
 
 
-def test_the_static_set_differs_from_the_moving_one_in_nothing_but_what_stands_still() -> None:
+def test_the_static_set_differs_only_in_what_stands_still() -> None:
     moving, static = (draw_scenes(100, seed=3, mix=SceneMix(static_share=share)) for share in (0.0, FULL.static_share))
     assert [scene.moves for scene in moving] == [True] * 100
     assert sum(scene.moves for scene in static) == pytest.approx(100 * (1 - FULL.static_share), abs=15)
@@ -113,7 +113,7 @@ def watched(clips: list[Clip], sign: float) -> dict[str, float]:
     return found
 
 
-def test_a_watched_source_tells_what_its_advantages_favour() -> None:
+def test_watched_rewards_record_what_advantages_favour() -> None:
     clips = [scene.clip() for scene in draw_scenes(12, seed=7)]
     assert watched(clips, 1.0)["speed_px"] == pytest.approx(1)
     assert watched(clips, -1.0)["speed_px"] == pytest.approx(-1)

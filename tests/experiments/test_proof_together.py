@@ -1,4 +1,4 @@
-"""Level 3 over data seeds: spreads are between seeds, and one seed on which the claim fails fails it."""
+"""Tests Level 3 over data seeds: intervals include the spread between seeds, and the claim must hold on every seed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The AUC of a fresh discriminator is tested in test_proof_motion.py; here it is only a column of the table."""
+    """test_proof_motion.py tests the AUC of a fresh discriminator. Here it is only a column of the table."""
     monkeypatch.setattr(motion, "FRESH_STEPS", 20)
 
 
 def level(folder: Path, seed: int, data: float, **levels: float) -> None:
-    """A finished level of a seed: every measure of an arm's rollouts is about its level."""
+    """Write a finished level of a seed, in which every measure of an arm's rollouts is near the arm's value."""
     rng = np.random.default_rng(seed)
     place = folder / f"short-{seed}" / "motion-static"
     (place / "arms").mkdir(parents=True)
@@ -55,7 +55,7 @@ def summary(folder: Path, *seeds: int) -> dict[str, object]:
     return found
 
 
-def test_the_claim_holds_where_it_holds_on_every_seed(tmp_path: Path) -> None:
+def test_the_claim_holds_if_it_holds_on_every_seed(tmp_path: Path) -> None:
     level(tmp_path, 100, 0.55)
     level(tmp_path, 101, 0.55)
     found = summary(tmp_path, 100, 101)
@@ -70,7 +70,7 @@ def test_the_claim_holds_where_it_holds_on_every_seed(tmp_path: Path) -> None:
     assert (tmp_path / "short-seeds" / "static.png").stat().st_size > 1000
 
 
-def test_one_seed_on_which_it_fails_fails_it(tmp_path: Path) -> None:
+def test_the_claim_fails_if_it_fails_on_one_seed(tmp_path: Path) -> None:
     level(tmp_path, 100, 0.55)
     level(tmp_path, 101, 0.55, **{"shift-mid": 0.39})
     found = summary(tmp_path, 100, 101)
@@ -87,12 +87,12 @@ def test_arms_that_have_not_run_on_every_seed_are_left_out(tmp_path: Path) -> No
     assert set(summary(tmp_path, 100, 101)["arms"]) == set(LEVELS)  # type: ignore[call-overload]
 
 
-def test_a_seed_that_has_not_run_is_named_with_the_command_that_runs_it(tmp_path: Path) -> None:
+def test_a_missing_seed_is_named_with_its_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"motion --seed 102"):
         read_seed(tmp_path / "short-102" / "motion-static", 102)
 
 
-def test_the_interval_spans_what_seeds_differ_by_and_not_only_first_frames() -> None:
+def test_the_interval_includes_the_spread_between_seeds() -> None:
     same = [np.full((2, 5), 0.3)] * 3
     assert nested_interval(same).low == pytest.approx(0.3) == nested_interval(same).high
     apart = nested_interval([np.full((2, 5), value) for value in (0.0, 0.3, 0.6)])

@@ -1,4 +1,4 @@
-"""The recipe's data: catalogue, manifest, packages laid out from real archives, glides over photographs."""
+"""Tests the recipe's data: catalogue, manifest, packages read from real archives, stills from photographs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGE = Package(client="npm", name="made-here", version="1", licence="MIT")
 
 
 def picture(seed: int = 0, height: int = 300, width: int = 400) -> np.ndarray:
-    """Smooth random colours with detail, RGB."""
+    """An RGB picture of smooth random colours with detail."""
     rng = np.random.default_rng(seed)
     layers = [cv2.resize(rng.random((n, n, 3)), (width, height), interpolation=cv2.INTER_CUBIC) for n in (5, 20, 60)]
     return np.clip(sum(layers) / 3 * 255, 0, 255).astype(np.uint8)
@@ -58,7 +58,7 @@ def test_sources_and_digests_are_unique_and_whole() -> None:
 
 
 @pytest.mark.parametrize(("table", "most"), [(CAMERA, 0.65), (PHOTOS, 0.35)], ids=["camera", "photos"])
-def test_enough_sources_are_held_out_and_enough_left_to_train_on(table: tuple[Media, ...], most: float) -> None:
+def test_enough_sources_are_held_out_and_enough_left(table: tuple[Media, ...], most: float) -> None:
     share = sum(item.split == "held_out" for item in table) / len(table)
     assert 0.2 <= share <= most
 
@@ -98,7 +98,7 @@ def test_an_empty_shot_is_refused(tmp_path: Path, first: int, last: int) -> None
         entry(tmp_path, first=first, last=last)
 
 
-# Packages: laid out from files that lie where a fetched package would
+# Packages: read from files that lie where a fetched package would be
 
 
 def put(folder: Path, member: str, content: bytes) -> None:
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "camera" / "made.mp4").exists()
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_appears_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "package/clip.mp4", b"a clip")
     target = tmp_path / "camera" / "made.mp4"
     whole = Path.write_bytes
@@ -148,7 +148,7 @@ def test_a_package_without_the_file_is_named(tmp_path: Path) -> None:
         fetch_clips(tmp_path, [media(b"a clip", "package/other.mp4")])
 
 
-def test_an_image_sequence_becomes_a_lossless_video_in_the_order_of_names(tmp_path: Path) -> None:
+def test_an_image_sequence_becomes_a_video_in_name_order(tmp_path: Path) -> None:
     images = [cv2.cvtColor(picture(seed, 48, 64), cv2.COLOR_RGB2GRAY) for seed in range(3)]
     contents = [cv2.imencode(".pgm", image)[1].tobytes() for image in images]
     for index in (2, 0, 1):
@@ -173,7 +173,7 @@ def test_a_missing_client_is_named_with_its_package(
     assert not (tmp_path / "made-here").exists()
 
 
-def test_what_a_failing_client_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_clients_message_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(PackageUnavailable, match=r"pip package made-here 1: .* failed with exit status"):
         unpacked(replace(PACKAGE, client="pip"), tmp_path)
@@ -182,7 +182,7 @@ def test_what_a_failing_client_says_is_passed_on(tmp_path: Path, monkeypatch: py
 # Videos and textures
 
 
-def test_a_video_is_the_same_bytes_each_time_and_close_to_its_frames(tmp_path: Path) -> None:
+def test_a_video_is_reproducible_and_close_to_its_frames(tmp_path: Path) -> None:
     grey = [picture(seed, 32, 48).mean(axis=-1, keepdims=True).repeat(3, axis=-1).astype(np.uint8) for seed in range(4)]
     for name in ("a.mp4", "b.mp4"):
         assert write_video(tmp_path / name, grey, 12.0) == 4
@@ -198,7 +198,7 @@ def test_textures_have_detail_everywhere(seed: int) -> None:
     assert tiles.min() > 2
 
 
-# Glides over photographs
+# Stills from photographs
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_homographies_carry_the_first_frame_onto_every_other(photos: Path, seed: int) -> None:
+def test_homographies_map_the_first_frame_to_every_other(photos: Path, seed: int) -> None:
     photo = next(photos.iterdir())
     clip, homographies = glide(photo, seed, frames=8, fps=10.0, height=96, width=128)
     np.testing.assert_allclose(homographies[0], np.eye(3), atol=1e-12)
@@ -223,7 +223,7 @@ def test_homographies_carry_the_first_frame_onto_every_other(photos: Path, seed:
     assert np.abs(carried.astype(int) - last)[covered].mean() < 3
 
 
-def test_a_seed_makes_one_glide(photos: Path) -> None:
+def test_a_seed_makes_one_still(photos: Path) -> None:
     photo = next(photos.iterdir())
     once, again, other = (glide(photo, s, frames=4, fps=10.0, height=32, width=48)[0].frames for s in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
@@ -245,10 +245,10 @@ def test_rendering_fills_a_folder_once(photos: Path, tmp_path: Path) -> None:
     assert len(clips_of(out)) == 3
 
     assert len(list(render_all(out, still_jobs(out, num=1, seed=7, frames=8, photos=photos), processes=1))) == 1
-    assert len(clips_of(out)) == 4  # those of other seeds stay
+    assert len(clips_of(out)) == 4  # entries of other seeds stay
 
 
-def test_held_out_scenes_wear_held_out_photographs_only(tmp_path: Path) -> None:
+def test_held_out_scenes_use_only_held_out_photographs(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for item in PHOTOS:

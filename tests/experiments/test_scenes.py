@@ -1,4 +1,4 @@
-"""Simulated scenes: their tracks against physics, geometry and the pictures themselves."""
+"""Tests simulated scenes: tracks against physics, geometry and the rendered pictures."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FRAME = '<mujoco><option timestep="0.001"/><visual><quality shadowsize="0"/></vi
 
 @pytest.fixture(scope="module")
 def mujoco() -> Any:
-    """MuJoCo with a renderer that works here."""
+    """MuJoCo with a renderer that works on this machine."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of PyOpenGL, at its own import
+        warnings.simplefilter("ignore", DeprecationWarning)  # from PyOpenGL when it is imported
         try:
             module = import_mujoco()
             model = module.MjModel.from_xml_string("<mujoco/>")
@@ -67,13 +67,13 @@ def test_a_falling_box_follows_half_g_t_squared(mujoco: Any) -> None:
     tracks, visibility = falling.tracks(points)
 
     times_s = np.arange(10) / 20
-    drop_px = FOCAL_PX * 0.5 * 9.81 * times_s**2 / 4.0  # the face that the camera sees is 4 m away
+    drop_px = FOCAL_PX * 0.5 * 9.81 * times_s**2 / 4.0  # the visible face is 4 m away
     expected = points[None] + np.stack([np.zeros(10), drop_px], axis=1)[:, None]
-    np.testing.assert_allclose(tracks, expected, atol=0.1)  # steps of 1 ms fall 0.5 g t dt too far: under 0.06 px
+    np.testing.assert_allclose(tracks, expected, atol=0.1)  # 1 ms steps fall 0.5 g t dt too far: under 0.06 px
     np.testing.assert_array_equal(visibility, expected[..., 1] < HEIGHT - 0.5)
 
 
-def test_a_point_hides_exactly_while_a_pillar_is_before_it(mujoco: Any) -> None:
+def test_a_point_hides_exactly_while_a_pillar_covers_it(mujoco: Any) -> None:
     bodies = (
         '<geom type="box" size=".1 .3 2" pos="1 0 0"/>'
         '<body pos="0 -2 1"><joint type="slide" axis="0 1 0"/><geom type="box" size=".4 .4 .4"/></body>'
@@ -85,13 +85,13 @@ def test_a_point_hides_exactly_while_a_pillar_is_before_it(mujoco: Any) -> None:
     point = np.round([[start_px, HEIGHT / 2]])
     tracks, visibility = passing.tracks(point)
 
-    y_m = (tracks[:, 0, 0] + 0.5 - WIDTH / 2) / FOCAL_PX * 4.6  # where on the box's front face, x = 0.4
+    y_m = (tracks[:, 0, 0] + 0.5 - WIDTH / 2) / FOCAL_PX * 4.6  # position on the box's front face, x = 0.4
     pillar_edge_m = 0.3 / 3.9 * 4.6  # the pillar's front edge, 3.9 m away, projected onto that face
     np.testing.assert_array_equal(visibility[:, 0], np.abs(y_m) > pillar_edge_m)
     assert 3 < (~visibility).sum() < 20
 
 
-def test_the_sky_stands_still_for_a_camera_that_only_moves(mujoco: Any) -> None:
+def test_the_sky_stays_still_for_a_camera_without_rotation(mujoco: Any) -> None:
     model = model_of(mujoco, '<geom type="box" size=".2 .2 .2" pos="0 0 1"/>')
     camera = standing(3, (5, 0, 1))
     moving = CameraPath(eye=np.array([[5, 0, 1], [5, 1, 1], [5, -1, 1.5]]), rotation=camera.rotation, fovy_deg=FOVY_DEG)
@@ -101,7 +101,7 @@ def test_the_sky_stands_still_for_a_camera_that_only_moves(mujoco: Any) -> None:
     assert visibility.all()
 
 
-def test_points_behind_the_camera_have_no_place(mujoco: Any) -> None:
+def test_points_behind_the_camera_have_no_position(mujoco: Any) -> None:
     model = model_of(mujoco, '<geom type="box" size=".2 .2 .2" pos="0 0 1"/>')
     camera = standing(2, (5, 0, 1))
     passing = CameraPath(eye=np.array([[5, 0, 1], [-5, 0, 1]]), rotation=camera.rotation, fovy_deg=FOVY_DEG)
@@ -112,7 +112,7 @@ def test_points_behind_the_camera_have_no_place(mujoco: Any) -> None:
 
 
 def test_rays_and_pictures_agree_on_what_each_pixel_shows(mujoco: Any, scene: Scene) -> None:
-    """Half a pixel of difference between the two conventions would show at every outline."""
+    """If the two conventions differed by half a pixel, every outline would show it."""
     x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
     geoms = scene._anchors(np.stack([x.ravel(), y.ravel()], axis=1).astype(float)).geoms
     data, eye, rotation = scene._posed(0)
@@ -172,7 +172,7 @@ def test_queries_of_another_shape_are_refused(scene: Scene) -> None:
 
 
 def test_an_unstable_simulation_is_no_scene(mujoco: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MuJoCo sets an unstable simulation back to its start: bodies would jump, and a log file would appear."""
+    """MuJoCo resets an unstable simulation to its start. Bodies would jump, and a log file would appear."""
     monkeypatch.chdir(tmp_path)
     model = model_of(mujoco, '<body><freejoint name="b"/><geom type="box" size=".1 .1 .1"/></body>')
     stage = Stage(rng=np.random.default_rng(0), num_materials=1)
@@ -190,7 +190,7 @@ def test_bodies_do_not_overlap_at_the_start_and_something_moves(mujoco: Any, see
     assert np.abs(np.diff(made.positions, axis=0)).max() > 1e-3
 
 
-def test_a_machine_without_opengl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opengl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("ctypes.util.find_library", lambda _: None)

@@ -1,4 +1,4 @@
-"""Toy bases: written as ordinary diffusers folders, the same from the same seed, and better when trained."""
+"""Tests tiny bases: they are ordinary diffusers folders, reproducible from a seed, and training improves them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def held_out(policy: AnyPolicy) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trained_base_is_a_diffusers_folder_and_its_seeds_alone(name: str, tmp_path: Path) -> None:
+def test_a_trained_base_is_a_reproducible_diffusers_folder(name: str, tmp_path: Path) -> None:
     tiny = make_tiny(name)
     stages: list[str] = []
     saved = []

@@ -1,4 +1,4 @@
-"""Adapters: without effect when new, exact when read again, and readable by diffusers itself."""
+"""Tests adapters: a new one has no effect, a saved one is restored exactly, and diffusers can read it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter_of(policy: AnyPolicy) -> dict[str, Tensor]:
 
 
 def stock_policy(name: str, denoiser: nn.Module) -> AnyPolicy:
-    """A policy whose losses come from a denoiser that diffusers loaded."""
+    """A policy whose losses come from a denoiser loaded by diffusers."""
     policy = make_tiny(name)
     policy.module = denoiser
     return policy
@@ -65,10 +65,10 @@ def test_a_new_adapter_is_gaussian_from_its_seed(name: str) -> None:
         else:
             assert not tensor.any()
     values = torch.cat([tensor.flatten() for key, tensor in first.items() if "lora_A" in key])
-    assert abs(values.std().item() * 4 - 1) < 0.1  # deviation 1 / rank
+    assert abs(values.std().item() * 4 - 1) < 0.1  # standard deviation 1 / rank
 
 
-def test_svd_adapts_the_attention_over_time_alone() -> None:
+def test_svd_adapts_only_temporal_attention() -> None:
     policy = make_tiny("svd")
     wrapped = {key.rsplit(".lora_", 1)[0] for key in adapter_of(policy)}
     expected = {
@@ -95,7 +95,7 @@ def test_a_saved_adapter_is_read_bit_for_bit(name: str, tmp_path: Path) -> None:
     other = make_tiny(name, seed=5)
     trained = {p for p in other.denoiser.parameters() if p.requires_grad}
     other.load_lora(tmp_path)
-    assert trained == {p for p in other.denoiser.parameters() if p.requires_grad}  # what an optimizer holds
+    assert trained == {p for p in other.denoiser.parameters() if p.requires_grad}  # an optimizer still holds them
     for key, tensor in adapter_of(policy).items():
         assert torch.equal(tensor, adapter_of(other)[key])
     assert torch.equal(losses_of(policy), losses_of(other))
@@ -134,7 +134,7 @@ def test_a_merged_adapter_is_a_new_base(name: str, tmp_path: Path) -> None:
     merged.load_lora(tmp_path / "next")
 
 
-def test_an_adapter_without_peft_header_is_merged_at_alpha_equal_to_rank(tmp_path: Path) -> None:
+def test_an_adapter_without_a_header_has_alpha_equal_to_rank(tmp_path: Path) -> None:
     tuned = make_tiny("svd", lora=LoraSize(rank=4, alpha=4))
     stir_lora(tuned)
     tuned.save_lora(tmp_path)
@@ -161,7 +161,7 @@ def test_unfit_adapters_are_refused(tmp_path: Path) -> None:
 
 
 def save_with_settings(policy: AnyPolicy, folder: Path, **settings: Any) -> None:
-    """The policy's LoRA, the settings in its header changed."""
+    """Save the policy's LoRA with changed settings in its header."""
     policy.save_lora(folder)
     with safe_open(folder / FILE, "pt") as file:
         header = dict(file.metadata())
@@ -180,7 +180,7 @@ def test_settings_of_a_newer_peft_are_named_with_both_versions(name: str, saved:
     ways = (
         lambda: policy.load_lora(tmp_path),
         lambda: lora.attach(bare.denoiser, tmp_path, prefix=bare.denoiser_name),
-        lambda: make_tiny(name, sft_lora=tmp_path),  # how a run is begun, and resumed
+        lambda: make_tiny(name, sft_lora=tmp_path),  # how a run is started and resumed
     )
     for way in ways:
         with pytest.raises(PolicyError) as refused:
@@ -191,7 +191,7 @@ def test_settings_of_a_newer_peft_are_named_with_both_versions(name: str, saved:
         )
 
 
-def test_settings_that_the_installed_peft_refuses_are_told_with_both_versions(tmp_path: Path) -> None:
+def test_settings_that_peft_refuses_are_named_with_both_versions(tmp_path: Path) -> None:
     policy = make_tiny("wan")
     save_with_settings(policy, tmp_path, peft_version="99.1.0", task_type="NO_SUCH_TASK")
     match = rf"saved with peft 99.1.0; the installed peft {version('peft')} refuses its settings \(.*NO_SUCH_TASK"

@@ -1,4 +1,4 @@
-"""Tests the trainer's configuration: presets have the reference's settings; unknown keys and bad values are refused."""
+"""Tests the trainer's configuration: presets match SHIFT's reference code; bad keys and values are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.run import open_accelerator
 
 
-def test_the_svd_preset_has_the_reference_figures() -> None:
+def test_the_svd_preset_has_the_values_of_the_reference_code() -> None:
     svd = load("svd")
     policy = to_dict(svd)["policy"]
     assert (policy["model"], policy["base"]) == ("svd", "stabilityai/stable-video-diffusion-img2vid-xt")
@@ -30,7 +30,7 @@ def test_the_svd_preset_has_the_reference_figures() -> None:
     assert (svd.refresh.lr, svd.refresh.ema) == (1e-5, 0.99)
 
 
-def test_the_wan_preset_has_the_reference_figures() -> None:
+def test_the_wan_preset_has_the_values_of_the_reference_code() -> None:
     wan = load("wan")
     policy = to_dict(wan)["policy"]
     assert (policy["model"], policy["base"]) == ("wan", "Wan-AI/Wan2.2-TI2V-5B-Diffusers")
@@ -121,7 +121,7 @@ def test_differences_name_the_keys_and_both_values() -> None:
 
 
 def test_the_toy_preset_uses_one_thread_others_torchs_default(tmp_path: Path) -> None:
-    """A toy's matrix products are too small to share: beside another job its threads mostly wait for each other."""
+    """A toy's matrix products are too small to split. With another job running, its threads mostly wait."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -1,4 +1,4 @@
-"""The trainer's refresh against a real server: the RPC, a worker that trains, the version that scores afterwards."""
+"""Tests the trainer's refresh with a real server: the RPC, a worker that trains, the version that scores afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def one_thread() -> None:
 
 
 def clip(seed: int) -> Clip:
-    """Eight frames of a texture that slides by a pixel each."""
+    """Eight frames of a texture that moves one pixel per frame."""
     texture = np.kron(np.random.default_rng(seed).integers(0, 256, (12, 20, 3)), np.ones((6, 6, 1)))
     frames = np.stack([texture[:48, step : step + 64] for step in range(8)]).astype(np.uint8)
     return Clip(frames=frames.transpose(0, 3, 1, 2).copy(), fps=12.0)
@@ -50,7 +50,7 @@ def group(key: str, version: str) -> ClipGroup:
 
 
 async def against(doors: Doors, redis_url: str, folder: Path, act: Callable[[RemoteRewards], None]) -> None:
-    """`act` in a thread, as a training process would."""
+    """Run `act` in a thread, as a training process would."""
 
     def whole() -> None:
         config = RewardsConfig(server=doors.grpc_url, redis_url=redis_url, patience_s=20)
@@ -70,7 +70,7 @@ async def test_a_refresh_trains_a_version_that_scores_what_comes_next(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pinned before and after; the same order is carried out once; and it is told in one line."""
+    """Clips are pinned before and after. The same request trains once. The log has one line about it."""
 
     def act(rewards: RemoteRewards) -> None:
         assert rewards.pin() == "untrained"
@@ -95,7 +95,7 @@ async def test_a_refresh_trains_a_version_that_scores_what_comes_next(
     assert "\n" not in told and len(told) < 300
 
 
-async def test_a_refresh_without_clips_says_what_the_server_says(
+async def test_a_refresh_without_clips_raises_the_servers_message(
     make_settings: MakeSettings, small_pipeline: Pipeline, redis_server: PrivateRedis, tmp_path: Path
 ) -> None:
     def act(rewards: RemoteRewards) -> None:
@@ -108,7 +108,7 @@ async def test_a_refresh_without_clips_says_what_the_server_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
-async def test_a_run_has_its_discriminators_refreshed_after_every_buffer(
+async def test_a_run_refreshes_its_discriminators_after_each_buffer(
     *,
     make_settings: MakeSettings,
     small_pipeline: Pipeline,
@@ -118,7 +118,7 @@ async def test_a_run_has_its_discriminators_refreshed_after_every_buffer(
     caplog: pytest.LogCaptureFixture,
     recompute: bool,
 ) -> None:
-    """With `recompute` the clips' motion is kept twice, of other query points; the newest alone is trained on."""
+    """With `recompute`, motion is stored twice, from different query points. Only the newest is trained on."""
     base, clips = tiny_svd(tmp_path / "base"), write_clips(tmp_path / "clips")
     options = ("policy.num_frames=8", "rewards.real_as=decoded", "loop.passes=1", "logs.samples_every_buffers=0")
     refresh = ("refresh.enabled=true", "refresh.clips_per_step=2", f"refresh.recompute={recompute}")

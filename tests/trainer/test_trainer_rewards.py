@@ -1,4 +1,4 @@
-"""The trainer's rewards against a real server process and a real Redis: nothing is lost, doubled or made up."""
+"""Tests the trainer's rewards with a real server process and Redis: none is lost, counted twice or invented."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Open = Callable[..., RemoteRewards]
 
 @pytest.fixture
 def open_rewards(stack: RewardStack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """A client as a run opens it, in a folder and a run of the test; any setting may be given."""
+    """Opens clients as a run does, with a folder and a run id of this test. Any setting may be given."""
     opened: list[RemoteRewards] = []
 
     def open_one(*, over_redis: bool = True, rank: int = 0, **settings: object) -> RemoteRewards:
@@ -81,7 +81,7 @@ def group(key: str, first: int = 0, *, num_rollouts: int = 2, policy_version: st
 
 
 def expected(given: ClipGroup) -> GroupRewards:
-    """What the formula of the stack's scorer says."""
+    """The group's rewards by the formula of the stack's scorer."""
     scored = [calm(one) for one in given.clips]
     return GroupRewards(real=scored[0], rollouts=tuple(scored[1:]))
 
@@ -141,7 +141,7 @@ def test_outcomes_are_acknowledged_only_once_they_are_stored(
 
 
 def test_what_was_read_but_not_stored_comes_again_after_a_crash(open_rewards: Open, stack: RewardStack) -> None:
-    """The first process dies between reading the outcomes and storing them."""
+    """The first process dies after it has read the outcomes and before it stores them."""
     first = open_rewards()
     first.submit(group("g"))
     seen: list[object] = []
@@ -174,27 +174,25 @@ def test_what_is_in_the_journal_is_not_asked_for_again(open_rewards: Open) -> No
     first.submit(group("g"))
     collected = first.collect(["g"], 3)
     first.close()
-    second = open_rewards(server="grpc://127.0.0.1:1", over_redis=False)  # nobody there
+    second = open_rewards(server="grpc://127.0.0.1:1", over_redis=False)  # no server listens there
     assert second.knows("g", 3)
     assert second.collect(["g"], 3) == collected
 
 
-def test_a_clip_of_other_bytes_under_the_same_key_is_another_job(
-    open_rewards: Open, store: redis.Redis, tmp_path: Path
-) -> None:
-    """Decoding on a GPU may give other bits after a restart; the server refuses the known key for them."""
+def test_other_bytes_under_the_same_key_are_another_job(open_rewards: Open, store: redis.Redis, tmp_path: Path) -> None:
+    """Decoding on a GPU may give other bits after a restart. The server refuses them under the known key."""
     first = open_rewards()
     first.submit(group("g"))
     first.collect(["g"], 3)
     first.close()
     (tmp_path / "rewards/rewards-0.jsonl").unlink()
-    store.delete(results_key(PROFILE, first._run_id))  # else the outcome under this key would do: it is the same clip
+    store.delete(results_key(PROFILE, first._run_id))  # or the old outcome under this key would be taken
     second = open_rewards()
     second.submit(group("g", 50))
     assert second.collect(["g"], 3).groups == (expected(group("g", 50)),)
 
 
-def test_processes_of_a_run_share_its_stream_and_each_takes_its_own(open_rewards: Open) -> None:
+def test_processes_share_a_stream_and_each_takes_its_own(open_rewards: Open) -> None:
     ours, theirs = open_rewards(rank=0), open_rewards(rank=1)
     ours.submit(group("a"))
     theirs.submit(group("b", 20))
@@ -219,20 +217,20 @@ def test_a_passing_failure_is_retried_as_another_job(open_rewards: Open, store: 
     assert int(store.hget(f"motion-reward:{{{PROFILE}}}:counts", "failed") or 0) == before + 3
 
 
-def test_a_version_that_the_server_has_lost_is_known_by_its_code(open_rewards: Open) -> None:
+def test_a_version_that_the_server_lost_has_its_own_code(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="mask")
     rewards.submit(replace(group("g"), discriminator_version="base+run.1-gone"))
     assert rewards.collect(["g"], 3).errors == {ErrorCode.VERSION_NOT_SERVED: 3}
 
 
-def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:
+def test_too_many_missing_rewards_abort_the_run_if_asked(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="abort_after_fraction", max_missing_fraction=0.3)
     rewards.submit(group("good"))
     rewards.submit(group("bad", 20, num_rollouts=2, policy_version="raise"))
     assert len(rewards.collect(["good"], 3).groups) == 1
     with pytest.raises(MissingRewards, match=r"3 of 6 clips have no reward \(\{'scoring_failed': 3\}\)"):
         rewards.collect(["good", "bad"], 3)
-    # The cause is mended and the run started again: what failed is another job, what did not is not asked for.
+    # The cause is fixed and the run started again. Failed clips are new jobs; scored clips are not requested again.
     rewards.close()
     again = open_rewards(on_missing="abort_after_fraction", max_missing_fraction=0.3)
     assert again.knows("good", 3)
@@ -241,7 +239,7 @@ def test_too_many_lacks_abort_the_run_if_asked(open_rewards: Open) -> None:
     assert again.collect(["good", "bad"], 3).groups == (expected(group("good")), expected(group("bad", 20)))
 
 
-def test_lacks_are_final_until_they_are_forgotten(open_rewards: Open) -> None:
+def test_missing_rewards_are_final_until_forgotten(open_rewards: Open) -> None:
     rewards = open_rewards(on_missing="mask")
     rewards.submit(group("g", policy_version="raise"))
     lacking = rewards.collect(["g"], 3)
@@ -257,7 +255,7 @@ def test_lacks_are_final_until_they_are_forgotten(open_rewards: Open) -> None:
     assert third.knows("g", 3)
 
 
-def test_a_silent_server_ends_the_run_after_the_outage_it_was_given(open_rewards: Open, stack: RewardStack) -> None:
+def test_a_silent_server_ends_the_run_after_max_outage_s(open_rewards: Open, stack: RewardStack) -> None:
     rewards = open_rewards(patience_s=0.5, max_outage_s=2.0)
     rewards.submit(group("g", num_rollouts=0, policy_version="slow:8"))
     with pytest.raises(RewardsSilent, match=r"1 clips waiting \(rewards.max_outage_s\)"):
@@ -266,7 +264,7 @@ def test_a_silent_server_ends_the_run_after_the_outage_it_was_given(open_rewards
 
 @pytest.mark.slow
 @pytest.mark.parametrize("over_redis", [True, False], ids=["results stream", "gRPC"])
-def test_a_server_that_is_killed_and_restarted_costs_time_alone(
+def test_a_server_that_is_killed_and_restarted_costs_only_time(
     redis_server: PrivateRedis, tmp_path: Path, over_redis: bool
 ) -> None:
     with RewardStack(redis_server.url) as stack:
@@ -289,8 +287,8 @@ def test_a_server_that_is_killed_and_restarted_costs_time_alone(
 
 
 @pytest.mark.slow
-def test_a_redis_that_loses_everything_costs_time_alone(redis_server: PrivateRedis, tmp_path: Path) -> None:
-    """Jobs, outcomes and the consumer group are gone; the clips are submitted again."""
+def test_a_redis_that_loses_everything_costs_only_time(redis_server: PrivateRedis, tmp_path: Path) -> None:
+    """Jobs, outcomes and the consumer group are lost. The clips are submitted again."""
     with RewardStack(redis_server.url) as stack, redis.Redis.from_url(redis_server.url) as store:
         config = RewardsConfig(server=stack.url, redis_url=stack.redis_url, patience_s=2.0)
         rewards = RemoteRewards(config, RefreshConfig(), run_id=f"{RUN}-emptied", folder=tmp_path)
@@ -319,9 +317,7 @@ def test_entries_that_expired_while_pending_are_acknowledged(store: redis.Redis,
     again.close()
 
 
-def test_a_refresh_with_other_settings_is_another_order_and_may_take_its_time(
-    open_rewards: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_refresh_settings_are_another_request(open_rewards: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[tuple[str, float]] = []
 
     def ask(call: Callable[[object], object], *, takes_s: float = 0.0) -> object:
@@ -345,7 +341,7 @@ def test_a_refresh_with_other_settings_is_another_order_and_may_take_its_time(
     assert (first_s, patient_s) == (3630.0, 9.0)
 
 
-def test_a_refresh_on_less_than_was_scored_is_told(
+def test_a_refresh_on_fewer_clips_than_were_scored_warns(
     open_rewards: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rewards = open_rewards()
@@ -359,7 +355,7 @@ def test_a_refresh_on_less_than_was_scored_is_told(
     for answer.num_rollouts in (2, 1):
         assert rewards.refresh(1, seed=0, key="k") == "v"
     (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert "saw 1 rollouts of the 2" in told
+    assert "used 1 rollouts, but this process had 2 scored" in told
     assert "MOTION_REWARD_FEATURE_MAX_BYTES" in told
 
 
@@ -384,7 +380,7 @@ def test_a_journal_is_read_back_without_its_torn_last_line(tmp_path: Path) -> No
         assert list(journal) == ["a/0", "a/1", "b/0"]
 
 
-def test_without_a_server_every_reward_is_missing_and_none_is_made_up() -> None:
+def test_without_a_server_every_reward_is_missing() -> None:
     collected = NoRewards().collect(["a", "b"], 3)
     assert collected.groups == (GroupRewards(real=None, rollouts=(None, None)),) * 2
 
@@ -403,7 +399,7 @@ def test_the_rewards_are_those_that_any_client_gets(open_rewards: Open, stack: R
     ]
 
 
-def test_waiting_for_a_server_that_is_away_pauses_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_from_a_missing_server_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("trainer.rewards.outcomes.time.sleep", pauses.append)
     with socket.create_server(("127.0.0.1", 0)) as taken:

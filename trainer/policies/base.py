@@ -1,7 +1,8 @@
-"""What the two base models share: loading, the adapter, checks at the door, rollouts in groups.
+"""Shares the code of the two base models: loading, adapters, input checks, and sampling in groups.
 
-A policy holds a diffusers pipeline. Rollouts come from the pipeline's own call, losses from its denoiser, so that
-what is trained is what diffusers will run. T frames, H and W pixels, F latent frames, C channels, h and w sides.
+A policy holds a diffusers pipeline. Rollouts come from the pipeline's own call and losses from its denoiser, so the
+trained network is the one that diffusers runs. T frames, H and W pixels, F latent frames, C channels, h and w latent
+sides.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """How to load and run a base model; the subclasses' defaults are the reference's figures."""
+    """How to load and run a base model. The subclasses' defaults are those of SHIFT's reference code."""
 
     side_multiple_px: ClassVar[int] = 8
-    """What the pipeline wants height and width to be multiples of."""
+    """Height and width must be multiples of this."""
 
     base: str
     """Hub id or local folder of a diffusers pipeline."""
@@ -41,20 +42,20 @@ class PolicyConfig:
     height_px: int
     width_px: int
     fps: float
-    """Frames per second of the clips it makes."""
+    """Frames per second of the sampled clips."""
     num_steps: int = 25
     """Denoising steps of a rollout."""
     group_size: int = 2
-    """Rollouts sampled side by side; bounds memory, does not change them."""
+    """Rollouts sampled at a time. It bounds memory and does not change the rollouts."""
     lora: LoraSize | None = field(default_factory=LoraSize)
-    """None trains every parameter of the denoiser."""
+    """If None, every parameter of the denoiser is trained."""
     sft_lora: Path | None = None
-    """Folder of a LoRA merged into the base before training."""
+    """Folder of a LoRA that is merged into the base before training."""
     precision: Precision = "bf16"
-    """Type of the frozen denoiser and encoders; the VAE, the LoRA and the loss stay in float32."""
+    """Type of the frozen denoiser and encoders. The VAE, the LoRA and the loss stay in float32."""
     gradient_checkpointing: bool = True
     seed: int = 0
-    """Of the LoRA's first values."""
+    """Seed of the LoRA's initial values."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "height_px", "width_px", "num_steps", "group_size"):
@@ -72,18 +73,18 @@ class PolicyConfig:
         if self.lora is None and self.precision != "fp32":
             raise PolicyError(
                 f"without a LoRA the denoiser itself is trained, and in {self.precision} most steps round to nothing; "
-                "set precision=fp32, or a lora"
+                "set precision=fp32, or give a lora"
             )
 
 
 class DiffusersPolicy(ABC):
-    """A policy on a diffusers pipeline; see `protocol.Policy` for what the methods promise."""
+    """A policy on a diffusers pipeline. `protocol.Policy` documents the methods."""
 
     name: str
     denoiser_name: ClassVar[str]
-    """The pipeline's component that is trained, and the prefix of its LoRA's tensors."""
+    """The pipeline's trained component. Its name is also the prefix of the LoRA's tensors."""
     lora_targets: ClassVar[str]
-    """Regular expression of the linear layers that get an adapter."""
+    """Regular expression for the linear layers that get an adapter."""
 
     def __init__(self, config: PolicyConfig, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -91,7 +92,7 @@ class DiffusersPolicy(ABC):
         self.fps, self.num_frames = config.fps, config.num_frames
         self.height_px, self.width_px = config.height_px, config.width_px
         self.group_size = config.group_size
-        with torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
+        with torch.random.fork_rng(devices=[]):  # transformers draws random weights before it reads the saved ones
             self.pipe: Any = self._loaded(config.base)
         self.pipe.set_progress_bar_config(disable=True)
         for component in self.pipe.components.values():
@@ -107,15 +108,15 @@ class DiffusersPolicy(ABC):
             return self._load(base)
         except OSError as error:
             raise PolicyError(
-                f"the base '{base}' cannot be loaded: give a diffusers folder, or a hub id that this machine can reach "
-                f"and, where its licence asks for it, is logged in for ({error})"
+                f"cannot load the base '{base}': give a diffusers folder, or a hub id that this machine can reach and, "
+                f"if its licence requires it, is logged in for ({error})"
             ) from error
 
     def _adapt(self, config: PolicyConfig) -> None:
         if config.sft_lora is not None:
             if config.precision == "bf16":
                 log.warning(
-                    "policy.sft_lora is rounded to bf16 with the base: a weak one loses much; fp32 keeps it all"
+                    "policy.sft_lora is rounded to bf16 with the base, so a weak one loses much; use precision=fp32"
                 )
             lora.merge(self.denoiser, config.sft_lora, prefix=self.denoiser_name)
         if config.lora is None:
@@ -127,12 +128,12 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def _load(self, base: str) -> Any:
-        """The pipeline, its components in their types."""
+        """Load the pipeline, with each component in its type."""
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """F, C, h, w."""
+        """Shape of a clip's latents: F, C, h, w."""
 
     @abstractmethod
     def _example(self, clip: Clip, caption: str) -> Example: ...
@@ -149,7 +150,7 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def _pixels(self, latents: Tensor) -> Tensor:
-        """Pixels [T,3,H,W] in about [-1,1] of latents [F,C,h,w]."""
+        """Decode latents [F,C,h,w] to pixels [T,3,H,W], approximately in [-1,1]."""
 
     def encode(self, clips: Sequence[Clip], captions: Sequence[str]) -> list[Example]:
         if len(clips) != len(captions):
@@ -196,17 +197,17 @@ class DiffusersPolicy(ABC):
 
 
 def unit_pixels(frames: Tensor) -> Tensor:
-    """uint8 0..255 to float32 -1..1, as diffusers' image processor does it."""
+    """Convert uint8 0..255 to float32 -1..1, as diffusers' image processor does."""
     return frames.float() / 255 * 2 - 1
 
 
 def frames_of(clip: Clip) -> Tensor:
-    """The frames [T,3,H,W], a copy: a clip's own may be read-only, which torch does not like."""
+    """A copy of the frames, uint8 [T,3,H,W]. A clip's own array may be read-only, which torch warns about."""
     return torch.from_numpy(clip.frames.copy())
 
 
 def picture(first_frame: Tensor) -> Image.Image:
-    """The PIL image of uint8 [3,H,W]."""
+    """The PIL image of a frame, uint8 [3,H,W]."""
     return Image.fromarray(first_frame.permute(1, 2, 0).numpy())
 
 

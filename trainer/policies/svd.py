@@ -1,4 +1,4 @@
-"""Stable Video Diffusion as a policy: EDM loss, first-frame conditioning, Euler-ancestral rollouts.
+"""Makes Stable Video Diffusion a policy: EDM loss, first-frame conditioning, Euler-ancestral rollouts.
 
 B samples, T frames = F latent frames, C channels, h and w latent sides, H and W pixels.
 """
@@ -25,7 +25,7 @@ from trainer.policies.protocol import Batch, Draw, Example, PolicyError
 
 @dataclass(frozen=True, kw_only=True)
 class SvdConfig(PolicyConfig):
-    """The reference's figures for img2vid-xt."""
+    """Configuration of SVD. The defaults are those of SHIFT's reference code for img2vid-xt."""
 
     base: str = "stabilityai/stable-video-diffusion-img2vid-xt"
     num_frames: int = 24
@@ -33,14 +33,14 @@ class SvdConfig(PolicyConfig):
     width_px: int = 576
     fps: float = 14.0
     guidance: tuple[float, float] = (1.0, 3.0)
-    """Of the first and of the last frame, linear between."""
+    """Guidance scale of the first and the last frame, linear between them."""
     motion_bucket: int = 127
     noise_aug: float = 0.02
-    """Deviation of the noise on the conditioning frame of a rollout, in pixels of [-1,1]."""
+    """Standard deviation of the noise on a rollout's conditioning frame, whose pixels are in [-1,1]."""
     condition_dropout: float = 0.1
-    """Share of the samples that lose their embedding, both conditions, or their image, each."""
+    """Share of the samples that lose the embedding; as many lose both conditions, and as many the image."""
     decode_chunk: int = 8
-    """Frames decoded at a time; it bounds memory and, the decoder being temporal, touches the pixels a little."""
+    """Frames decoded at a time. It bounds memory. The decoder is temporal, so it changes the pixels slightly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,14 +48,15 @@ class SvdConfig(PolicyConfig):
             raise PolicyError(f"decode_chunk must be at least 1, got {self.decode_chunk}")
         if not 0 <= 3 * self.condition_dropout <= 1:
             raise PolicyError(
-                f"condition_dropout must be 0 to 1/3, as each of three shares has it, got {self.condition_dropout:g}"
+                f"condition_dropout must be 0 to 1/3, because it is the share of each of three cases, "
+                f"got {self.condition_dropout:g}"
             )
 
 
 class SeededEulerAncestral(EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is untyped
-    """diffusers' Euler-ancestral step over the sigmas and timesteps of SVD's own scheduler, noise per sample.
+    """diffusers' Euler-ancestral step on the sigmas and timesteps of SVD's own scheduler, with noise per sample.
 
-    The stock class knows neither Karras sigmas nor continuous timesteps, and the pipeline hands it no generator.
+    The original class has neither Karras sigmas nor continuous timesteps, and the pipeline passes it no generator.
     """
 
     euler: EulerDiscreteScheduler
@@ -63,6 +64,7 @@ class SeededEulerAncestral(EulerAncestralDiscreteScheduler):  # type: ignore[mis
 
     @classmethod
     def over(cls, euler: EulerDiscreteScheduler) -> Self:
+        """A scheduler on the sigmas and timesteps of `euler`."""
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
         scheduler = cls(timestep_spacing=euler.config.timestep_spacing, **{name: euler.config[name] for name in names})
         scheduler.euler = euler
@@ -79,6 +81,8 @@ class SeededEulerAncestral(EulerAncestralDiscreteScheduler):  # type: ignore[mis
 
 
 class SvdPolicy(DiffusersPolicy):
+    """Stable Video Diffusion. The adapter is on its temporal attention layers."""
+
     name = "svd"
     denoiser_name = "unet"
     lora_targets = r".*temporal_transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"
@@ -144,13 +148,13 @@ class SvdPolicy(DiffusersPolicy):
 
     @torch.no_grad()
     def _condition(self, first_frame: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Unscaled latents [B,C,h,w] of the noised first frames, as the pipeline conditions on them."""
+        """Unscaled latents [B,C,h,w] of the noised first frames, which the pipeline conditions on."""
         pixels = unit_pixels(first_frame) + sigma[:, None, None, None] * noise
         latents: Tensor = self.pipe.vae.encode(pixels).latent_dist.mode()
         return latents
 
     def _time_ids(self, condition_sigma: Tensor) -> Tensor:
-        """fps - 1 (as SVD was trained), motion bucket and conditioning noise, [B,3]."""
+        """fps - 1 (as SVD was trained), motion bucket and conditioning noise as [B,3]."""
         fps, bucket = (torch.full_like(condition_sigma, v) for v in (round(self.fps) - 1, self.config.motion_bucket))
         return torch.stack([fps, bucket, condition_sigma], dim=1)
 

@@ -1,7 +1,7 @@
-"""Wan2.2 TI2V as a policy: flow-matching loss, the first latent frame kept clean, a prompt, the pipeline's sampler.
+"""Makes Wan2.2 TI2V a policy: flow-matching loss, a clean first latent frame, a prompt, the pipeline's sampler.
 
 B samples, T frames, F = (T-1)/4 + 1 latent frames, C channels, h and w latent sides, H and W pixels. Latents are
-[F,C,h,w] here as everywhere in `trainer`; Wan's own order [C,F,h,w] stays inside this file.
+[F,C,h,w] here, as everywhere in `trainer`. Wan's own order [C,F,h,w] stays inside this file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ NEGATIVE_PROMPT = (
     "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
     "legs, many people in the background, walking backwards"
 )
-"""Wan's own, from the examples of diffusers."""
-PROMPTS_KEPT = 64  # encoded captions, of 4 MiB each; a data set may have one for every clip
+"""Wan's own negative prompt, from the examples of diffusers."""
+PROMPTS_KEPT = 64  # encoded captions in memory, 4 MiB each; a data set may have one caption per clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig(PolicyConfig):
-    """The reference's figures for Wan2.2 TI2V-5B."""
+    """Configuration of Wan. The defaults are those of SHIFT's reference code for Wan2.2 TI2V-5B."""
 
     side_multiple_px: ClassVar[int] = 32
     base: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
@@ -42,7 +42,7 @@ class WanConfig(PolicyConfig):
     guidance: float = 5.0
     negative_prompt: str = NEGATIVE_PROMPT
     shift: float = 5.0
-    """Of the training levels towards noise."""
+    """Shift of the noise levels in training. A higher value puts more of them near pure noise."""
     max_prompt_tokens: int = 512
 
     def __post_init__(self) -> None:
@@ -52,6 +52,8 @@ class WanConfig(PolicyConfig):
 
 
 class WanPolicy(DiffusersPolicy):
+    """Wan2.2 TI2V. The adapter is on all attention layers of all blocks."""
+
     name = "wan"
     denoiser_name = "transformer"
     lora_targets = r"blocks\.\d+\.attn\d\.(to_q|to_k|to_v|to_out\.0)"
@@ -67,7 +69,9 @@ class WanPolicy(DiffusersPolicy):
         vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae", dtype=torch.float32)
         pipe = WanImageToVideoPipeline.from_pretrained(base, vae=vae, dtype=self.dtype)
         if not pipe.config.expand_timesteps:
-            raise PolicyError(f"{base} is not a Wan2.2 TI2V pipeline (expand_timesteps is off); only that one is known")
+            raise PolicyError(
+                f"{base} is not a Wan2.2 TI2V pipeline: expand_timesteps is off; give the base of a Wan2.2 TI2V model"
+            )
         return pipe
 
     @property
@@ -101,7 +105,7 @@ class WanPolicy(DiffusersPolicy):
         return (latents - mean) / deviation
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each latent channel, [1,C,1,1,1]."""
+        """Mean and standard deviation of each latent channel, [1,C,1,1,1]."""
         config = self.pipe.vae.config
         mean, deviation = (
             like.new_tensor(v)[None, :, None, None, None] for v in (config.latents_mean, config.latents_std)

@@ -1,4 +1,4 @@
-"""Rewards for the training loop: submitted over gRPC, awaited through Redis, kept in a journal.
+"""Gets rewards for the training loop: clips go out over gRPC, outcomes come back and are kept in a journal.
 
-What is made of rewards stands in `objective.py`.
+Outcomes come from Redis or over gRPC. `objective.py` computes advantages from the rewards.
 """

@@ -1,6 +1,7 @@
-"""What became of every clip that a process submitted, one JSON line each, on disk before the outcome is acknowledged.
+"""Records the result of every clip that a process submitted, as one JSON line on disk.
 
-A run that was killed reads it again and asks the server only for what is not in it.
+A result is on disk before its outcome is acknowledged. A resumed run reads the file and asks the server only for
+clips that are not in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trainer.objective import Scored
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """A clip's reward, or why there is none; and the seconds from its submission to its outcome."""
+    """A clip's reward, or the reason why it has none, and the seconds from its submission to its outcome."""
 
     scored: Scored | None
     error: str = ""
@@ -27,9 +28,9 @@ class ClipResult:
 
 
 class Journal(Mapping[str, ClipResult]):
-    """Results by clip id, kept in the file at `path`; a last line that was cut off by a crash is dropped.
+    """Results by clip id, kept in the file at `path`. A last line that a crash cut off is dropped.
 
-    `forgotten` says how often a clip's lack of a reward was forgotten, to be asked for anew.
+    `forgotten` counts by clip id how often `forget` dropped a missing reward so that it is requested again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,11 +47,11 @@ class Journal(Mapping[str, ClipResult]):
         self._file.truncate(whole)
 
     def store(self, results: Mapping[str, ClipResult]) -> None:
-        """Once it returns, the results survive a crash of the machine."""
+        """Append results. Once this returns, they survive a crash of the machine."""
         self._write({"clip": clip_id, **asdict(result)} for clip_id, result in results.items())
 
     def forget(self, clip_ids: Iterable[str]) -> None:
-        """Those of the clips that ended without a reward: as if nothing were known of them, but for the count."""
+        """Drop the results of those clips that have no reward. Only the count in `forgotten` remains."""
         lacking = [clip_id for clip_id in clip_ids if clip_id in self and self[clip_id].scored is None]
         self._write({"clip": clip_id, "forgotten": True} for clip_id in lacking)
 
@@ -67,7 +68,8 @@ class Journal(Mapping[str, ClipResult]):
             self._results.pop(clip_id, None)
             self.forgotten[clip_id] += 1
         else:
-            self._results[clip_id] = _parsed(record)
+            scored = Scored(**record["scored"]) if record["scored"] else None
+            self._results[clip_id] = ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])
 
     def __getitem__(self, clip_id: str) -> ClipResult:
         return self._results[clip_id]
@@ -86,8 +88,3 @@ class Journal(Mapping[str, ClipResult]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _parsed(record: dict[str, Any]) -> ClipResult:
-    scored = Scored(**record["scored"]) if record["scored"] else None
-    return ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])

@@ -1,8 +1,8 @@
-"""Two ways to hear what became of submitted clips: the run's results stream in Redis, or the server's Await.
+"""Reads the outcomes of submitted clips, from the run's results stream in Redis or from the server's Await.
 
-The stream is read by a consumer group of this process, created at 0: nothing that ended before is missed, and what was
-read but not acknowledged when the process died comes again. Outages are waited out by whoever reads; a read during one
-answers nothing.
+The stream is read by a consumer group of this process that starts at id 0, so no earlier outcome is missed. Entries
+that were read but not acknowledged when the process died are delivered again. During an outage a read returns
+nothing; the caller keeps reading until the outage ends.
 """
 
 from __future__ import annotations
@@ -24,49 +24,51 @@ from protos.types import ContractError, Outcome
 log = logging.getLogger(__name__)
 
 READ_COUNT = 256
-ANSWER_S = 10.0  # on top of the wait that is asked for
+ANSWER_S = 10.0  # allowed for Redis to answer, on top of the blocking wait
 OUTAGE_PAUSE_S = 0.5
 CONSUMER = "trainer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An outcome and what to acknowledge it by; None for an entry that expired while it was pending."""
+    """An outcome and the id that acknowledges it. The outcome is None if the entry expired while it was pending."""
 
     id: str
     outcome: Outcome | None
 
 
 class Outcomes(Protocol):
+    """A source of outcomes."""
+
     def read(self, wait_s: float, job_ids: Sequence[str]) -> list[Entry]:
-        """What is new, after `wait_s` at most; `job_ids` are those still awaited."""
+        """New outcomes, after at most `wait_s`. `job_ids` are the jobs still awaited."""
         ...
 
     def ack(self, entries: Sequence[Entry]) -> None:
-        """Call it once the rewards are stored."""
+        """Acknowledge outcomes. Call it once the rewards are stored."""
         ...
 
     def close(self) -> None: ...
 
 
 class StreamOutcomes:
-    """The results stream `key` of a run, read by the consumer group `group`."""
+    """Reads the results stream `key` of a run as the consumer group `group`."""
 
     def __init__(self, url: str, key: str, *, group: str) -> None:
-        # No retry inside redis-py: a read that was sent twice could deliver entries into an answer that is lost.
+        # No retry inside redis-py: repeating a read whose answer was lost would skip the entries in that answer.
         self._redis = redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_S + 60)
         self._key, self._group = key, group
-        self._pending: str | None = None  # while set: entries delivered earlier are read again, from this id on
+        self._pending: str | None = None  # if set: read entries that were delivered earlier again, from this id on
         self._begun = False
 
     def read(self, wait_s: float, job_ids: Sequence[str]) -> list[Entry]:
         try:
             self._begin()
-            return self._again() or self._new(wait_s)
+            return self._again() or self._entries(">", max(1, int(wait_s * 1000)) if wait_s > 0 else None)
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
-            self._begun = False  # Redis was emptied, before the read or while it waited
+            self._begun = False  # Redis was emptied, before the read or during its wait
         except (redis.ConnectionError, redis.TimeoutError) as error:
             self._begun = False
             log.warning("waiting for Redis: %s", error)
@@ -74,7 +76,7 @@ class StreamOutcomes:
         return []
 
     def _begin(self) -> None:
-        """The group exists, and what was delivered on an earlier connection is read again first."""
+        """Create the group if needed, and read entries delivered on an earlier connection again first."""
         if self._begun:
             return
         try:
@@ -91,9 +93,6 @@ class StreamOutcomes:
         self._pending = entries[-1].id if entries else None
         return entries
 
-    def _new(self, wait_s: float) -> list[Entry]:
-        return self._entries(">", max(1, int(wait_s * 1000)) if wait_s > 0 else None)
-
     def _entries(self, after: str, block_ms: int | None) -> list[Entry]:
         answer = self._redis.xreadgroup(self._group, CONSUMER, {self._key: after}, count=READ_COUNT, block=block_ms)
         streams = cast(Any, answer) or []
@@ -104,7 +103,7 @@ class StreamOutcomes:
             if entries:
                 self._redis.xack(self._key, self._group, *(entry.id for entry in entries))
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._begun = False  # they come again, and are known by then
+            self._begun = False  # they are delivered again, and ignored then because they are stored
             log.warning("could not acknowledge %d outcomes: %s", len(entries), error)
 
     def close(self) -> None:
@@ -119,15 +118,15 @@ def _entry(entry_id: str, fields: Any) -> Entry:
 
 
 class AwaitedOutcomes:
-    """Over gRPC, for a server whose Redis cannot be reached from here."""
+    """Reads outcomes over gRPC, for a server whose Redis the trainer cannot reach."""
 
     def __init__(self, client: RewardClient) -> None:
         self._client = client
 
     def read(self, wait_s: float, job_ids: Sequence[str]) -> list[Entry]:
-        """Up to `wait_s` after the last outcome, all of them."""
+        """Outcomes of `job_ids` that end within `wait_s`. On an outage, those that arrived before it."""
         if not job_ids:
-            time.sleep(min(wait_s, 0.05))  # uploads are on their way
+            time.sleep(min(wait_s, 0.05))  # uploads are still running
             return []
         entries: list[Entry] = []
         try:
@@ -141,7 +140,7 @@ class AwaitedOutcomes:
         return entries
 
     def ack(self, entries: Sequence[Entry]) -> None:
-        """Nothing to do: outcomes can be asked for again."""
+        """Does nothing: outcomes over gRPC can be read again."""
 
     def close(self) -> None:
-        """The client is its owner's."""
+        """Does nothing: the client belongs to the caller."""

@@ -1,4 +1,4 @@
-"""The reward server, asked until it answers: one that restarts or is full costs time, not the run."""
+"""Calls the reward server and retries while it restarts or is full, so that an outage costs time, not the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class PatientClient:
-    """May be asked from several threads; once closed it asks no more."""
+    """A client that retries. It may be used from several threads, and stops retrying once it is closed."""
 
     def __init__(self, server: str, *, max_outage_s: float) -> None:
         self.client = RewardClient(server, attempts=1)
@@ -24,8 +24,10 @@ class PatientClient:
         self._closing = False
 
     def ask(self, call: Callable[[RewardClient], R], *, takes_s: float = 0.0) -> R:
-        """What `call` returns, tried again for `max_outage_s` beyond what it may take by itself. Raises what the server
-        refuses for good."""
+        """The result of `call`, retried for `max_outage_s` plus `takes_s`, the seconds that one call may take.
+
+        Raises RequestRefused at once, and the last error when the time is over.
+        """
         within_s = self._max_outage_s + takes_s
         for attempt in stamina.retry_context(
             self._waits, attempts=None, timeout=within_s, wait_initial=0.2, wait_max=10
@@ -35,14 +37,14 @@ class PatientClient:
         raise AssertionError("stamina raises the last error")
 
     def _waits(self, error: Exception) -> bool | float:
-        """Whether to try again, and after how long where the server said so."""
+        """Whether to retry; seconds until then, if the server gave them."""
         if self._closing or not isinstance(error, (ServerBusy, ServerSilent)):
             return False
-        log.warning("the reward server is asked again, for %.0f s at most: %s", self._max_outage_s, error)
+        log.warning("retrying the reward server, for %.0f s at most: %s", self._max_outage_s, error)
         return getattr(error, "retry_after_s", None) or True
 
     def stop(self) -> None:
-        """What is being asked now is not tried again."""
+        """Let running calls fail without another retry."""
         self._closing = True
 
     def close(self) -> None:

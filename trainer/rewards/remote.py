@@ -1,9 +1,9 @@
-"""Rewards from a reward server: groups of clips go there, every clip ends as a reward or a named lack.
+"""Gets rewards from a reward server: every clip ends with a reward or with the reason why it has none.
 
-    submit(group) -> uploads in a thread of its own | server, queue, worker | outcomes -> journal -> ack -> collect
+    submit(group) -> uploads in their own thread | server, queue, worker | outcomes -> journal -> ack -> collect
 
-Nothing here depends on order: a clip is known by its id, which is its idempotency key too, so anything may be sent
-twice. A server or Redis that restarts costs the time it is away; an outcome is acknowledged only once it is stored.
+Nothing here depends on order. A clip's id determines its idempotency key, so anything may be sent twice. A restart of
+the server or of Redis only costs time. An outcome is acknowledged only after it is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +33,11 @@ from trainer.rewards.uploads import Uploads
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # another attempt may end otherwise
+PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # a retry may end better
 
 
 class RemoteRewards:
-    """Rewards from a reward server. One per process; `folder` keeps the journal."""
+    """Rewards from a reward server. Each process has one; `folder` holds its journal."""
 
     def __init__(
         self, config: RewardsConfig, refresh: RefreshConfig, *, run_id: str, folder: Path, rank: int = 0
@@ -47,7 +47,7 @@ class RemoteRewards:
         self._journal = Journal(folder / f"rewards-{rank}.jsonl")
         self._uploads = Uploads(self._server, run_id)
         self._heard_s = self._asked_s = time.monotonic()
-        self._num_scored = 0  # rollouts with a reward, of what was collected last
+        self._num_scored = 0  # rollouts with a reward in the last collected groups
         self._outcomes = self._open_outcomes(rank)
 
     def _open_outcomes(self, rank: int) -> Outcomes:
@@ -69,7 +69,7 @@ class RemoteRewards:
         while self._uploads and len(self._uploads) + len(fresh) > self._config.max_in_flight:
             self._tend(TICK_S)
         if not self._uploads:
-            self._heard_s = self._asked_s = time.monotonic()  # nobody was asked for anything until now
+            self._heard_s = self._asked_s = time.monotonic()  # silence counts only while something is awaited
         for at in fresh:
             self._uploads.send(clip_ids[at], group, at, forgotten=self._journal.forgotten[clip_ids[at]])
         self._tend(0.0)
@@ -82,7 +82,7 @@ class RemoteRewards:
             groups=tuple(self._group(key, num_clips) for key in keys),
             latencies_s=tuple(self._journal[clip_id].latency_s for clip_id in wanted),
             num_clipped=sum(scored.clipped for clip_id in wanted if (scored := self._journal[clip_id].scored)),
-            errors=_counted(self._journal[clip_id].error for clip_id in wanted),
+            errors=dict(Counter(error for clip_id in wanted if (error := self._journal[clip_id].error))),
         )
         self._check_missing(collected, wanted)
         self._num_scored = sum(scored is not None for group in collected.groups for scored in group.rollouts)
@@ -94,21 +94,21 @@ class RemoteRewards:
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s())
         request = self._refresh.request(run_id=self._run_id, steps=steps, seed=seed)
-        asked = hashlib.sha256(repr(request).encode()).hexdigest()[:8]  # resumed with other settings: another order
+        asked = hashlib.sha256(repr(request).encode()).hexdigest()[:8]  # other settings after a resume: another request
         request = replace(request, idempotency_key=f"{key}-{asked}", deadline_s=timeout_s)
         response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
         log.info("%s", _told(response))
         if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):
             log.warning(
-                "the refresh saw %d rollouts of the %d that this process had scored: the server keeps the motion of "
-                "the newest alone; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
+                "the refresh used %d rollouts, but this process had %d scored: the server keeps the motion of the "
+                "newest only; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
                 response.num_rollouts,
                 self._num_scored,
             )
         return response.discriminator_version
 
     def close(self) -> None:
-        """Waits for no outcome: what is in flight is asked for again by the next process."""
+        """Close without waiting for outcomes. The next process asks for them again."""
         self._server.stop()
         self._uploads.close()
         self._outcomes.close()
@@ -118,7 +118,7 @@ class RemoteRewards:
     # --- outcomes -------------------------------------------------------------------------------
 
     def _tend(self, wait_s: float) -> None:
-        """Take what came, within `wait_s`; after a long silence ask."""
+        """Handle outcomes that arrive within `wait_s`. After a long silence, ask the server."""
         self._uploads.land()
         try:
             entries = self._outcomes.read(wait_s, self._uploads.job_ids)
@@ -130,7 +130,7 @@ class RemoteRewards:
         self._listen(bool(entries))
 
     def _take(self, entries: Sequence[Entry]) -> None:
-        """Store what is awaited; the rest is another process's or an earlier attempt's. Acknowledge afterwards."""
+        """Store awaited outcomes. Others belong to another process or to an earlier attempt. Acknowledge afterwards."""
         results: dict[str, ClipResult] = {}
         for entry in entries:
             clip_id = self._uploads.clip_of(entry.outcome) if entry.outcome else None
@@ -143,14 +143,14 @@ class RemoteRewards:
         self._uploads.settle(results)
 
     def _judge(self, clip_id: str, outcome: Outcome) -> ClipResult | None:
-        """What to store, or None where the clip was sent again."""
+        """The result to store, or None if the clip was sent again."""
         waiting = self._uploads[clip_id]
         latency_s = time.monotonic() - waiting.sent_s
         if outcome.reward:
             return ClipResult(scored=_scored(outcome), latency_s=latency_s)
         assert outcome.error is not None, "an outcome without a reward holds an error"
         log.warning("clip %s has no reward: %s: %s", clip_id, outcome.error.code, outcome.error.message)
-        if not outcome.context.idempotency_key:  # the server forgot the job: not the clip's fault
+        if not outcome.context.idempotency_key:  # the server lost the job, so this does not count as a retry
             self._uploads.repeat(clip_id)
             return None
         retries = self._config.max_retries if self._config.on_missing == "retry" else 0
@@ -159,24 +159,24 @@ class RemoteRewards:
             return None
         return ClipResult(scored=None, error=outcome.error.code, latency_s=latency_s)
 
-    # --- silence and lacks ----------------------------------------------------------------------
+    # --- silence and lost jobs ------------------------------------------------------------------
 
     def _listen(self, heard: bool) -> None:
-        """Ask after `patience_s` of silence, give up after `max_outage_s`."""
+        """Ask the server after `patience_s` of silence; stop the run after `max_outage_s`."""
         now_s = time.monotonic()
         if heard or not self._uploads:
             self._heard_s = self._asked_s = now_s
         if now_s - self._heard_s > self._config.max_outage_s:
             raise RewardsSilent(
                 f"no outcome for {now_s - self._heard_s:.0f} s with {len(self._uploads)} clips waiting "
-                "(rewards.max_outage_s); see that the server has a live worker, then start the run again: it resumes"
+                "(rewards.max_outage_s); check that the server has a live worker, then start the run again: it resumes"
             )
         if now_s - self._asked_s > self._config.patience_s:
             self._asked_s = now_s
             self._ask()
 
     def _ask(self) -> None:
-        """An outcome or a job may be lost with Redis's data: the server tells, or the clips go there again."""
+        """Ask the server for outcomes directly: Redis may have lost an outcome or a job."""
         job_ids = self._uploads.job_ids
         log.warning("no outcome for %.0f s; asking for %d clips", self._config.patience_s, len(job_ids))
         try:
@@ -187,10 +187,10 @@ class RemoteRewards:
             self._take(entries)
 
     def _send_again(self, error: RequestRefused) -> None:
-        """All that was uploaded, where the server no longer knows some of it."""
+        """Submit all uploaded clips again if the server lost some of their jobs. Raises any other error."""
         if error.code != ErrorCode.UNKNOWN_JOB:
             raise error
-        log.warning("the server lost jobs (%s); submitting what is awaited again", error)
+        log.warning("the server lost jobs (%s); submitting the awaited clips again", error)
         self._uploads.repeat_all()
 
     def _group(self, key: str, num_clips: int) -> GroupRewards:
@@ -203,13 +203,13 @@ class RemoteRewards:
             self._journal.forget(wanted)
             raise MissingRewards(
                 f"{missing} of {len(wanted)} clips have no reward ({collected.errors}), over the limit of {limit:g} "
-                "(rewards.max_missing_fraction); mend the cause and start the run again: it resumes and asks for them "
-                "anew"
+                "(rewards.max_missing_fraction); fix the cause and start the run again: it resumes and requests them "
+                "again"
             )
 
 
 def _clip_ids(key: str, num_clips: int) -> list[str]:
-    """The real clip is number 0."""
+    """Ids of a group's clips. The real clip is number 0."""
     return [f"{key}/{at}" for at in range(num_clips)]
 
 
@@ -224,12 +224,8 @@ def _scored(outcome: Outcome) -> Scored:
     )
 
 
-def _counted(errors: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(error for error in errors if error))
-
-
 def _told(response: RefreshResponse) -> str:
-    """A refresh in a line."""
+    """A refresh as one line of the log."""
     auc = (
         f"{name} {discriminator.before.auc:.2f} -> {discriminator.after.auc:.2f}"
         for name, discriminator in (("instantaneous", response.instantaneous), ("long-term", response.long_term))

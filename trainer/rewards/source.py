@@ -1,6 +1,6 @@
-"""What the loop asks of a reward: groups of clips go in, every clip ends as a reward or a named lack.
+"""Defines where the training loop gets rewards: every clip ends with a reward or with the reason why it has none.
 
-`RemoteRewards` (remote_rewards.py) asks a reward server; `NoRewards` is for runs that need none.
+`RemoteRewards` (remote.py) asks a reward server. `NoRewards` is for runs that need no rewards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.objective import GroupRewards
 
 @dataclass(frozen=True, kw_only=True)
 class ClipGroup:
-    """Clips to be scored against each other. The same `key` must mean the same clips, also after a restart."""
+    """Clips that are scored against each other. A `key` must always mean the same clips, also after a restart."""
 
     key: str
     real: Clip
@@ -31,46 +31,46 @@ class ClipGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """Rewards of groups in the order asked for, and how their clips fared."""
+    """Rewards of groups in the order of the request, and statistics of their clips."""
 
     groups: tuple[GroupRewards, ...]
     latencies_s: tuple[float, ...]
     errors: dict[str, int]  # number of clips without a reward, by reason
-    num_clipped: int = 0  # clips of which a discriminator's logit was beyond the bounds of a reward
+    num_clipped: int = 0  # clips with a discriminator logit outside the bounds of a reward
 
 
 class RewardSource(Protocol):
-    """Where a run's rewards come from."""
+    """A source of rewards."""
 
     def pin(self) -> str:
-        """The discriminator version that the next buffer is to be scored with."""
+        """The discriminator version that scores the next buffer."""
         ...
 
     def knows(self, key: str, num_clips: int) -> bool:
-        """Whether all outcomes of a group are at hand, so that it need not be submitted."""
+        """Whether all outcomes of a group are stored, so that it need not be submitted."""
         ...
 
     def submit(self, group: ClipGroup) -> None:
-        """Returns soon; waits only while too much is in flight."""
+        """Submit a group. Returns soon, unless too much is in flight."""
         ...
 
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
-        """Waits for groups of `num_clips` clips each. Raises MissingRewards and RewardsSilent."""
+        """Wait for groups of `num_clips` clips each. Raises MissingRewards and RewardsSilent."""
         ...
 
     def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
-        """Clips of these groups that ended without a reward are to be submitted anew by the next process."""
+        """Let the next process submit those clips of these groups again that have no reward."""
         ...
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        """Trains the discriminators on the run's clips; the new version. The same key trains once."""
+        """Train the discriminators on the run's clips and return the new version. Each `key` trains once."""
         ...
 
     def close(self) -> None: ...
 
 
 class NoRewards:
-    """For objectives that ask for none: fine-tuning alone, and plain replay."""
+    """For runs without rewards: fine-tuning alone, or plain replay."""
 
     def pin(self) -> str:
         return ""

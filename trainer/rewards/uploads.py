@@ -1,7 +1,7 @@
-"""Clips on their way to the reward server, and those it has: sent by a thread of its own, each until its outcome is in.
+"""Uploads clips to the reward server in a separate thread, and keeps each until its outcome is in.
 
-A clip is known by its id; its idempotency key is made of that, so sending it twice is the same job. Methods are for
-one thread alone, the trainer's.
+A clip's idempotency key is made from its id, so sending it twice creates one job. Call the methods from one thread
+only, the trainer's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Waiting:
     key: str  # idempotency key of the first attempt
     sent_s: float  # on time.monotonic()
     attempt: int = 0
-    job_id: str = ""  # once it is uploaded
+    job_id: str = ""  # empty until the upload has finished
     upload: Future[str] | None = field(default=None, repr=False)
 
 
 class Uploads:
-    """Waiting clips by id."""
+    """The clips that wait for an outcome, by id."""
 
     def __init__(self, server: PatientClient, run_id: str) -> None:
         self._server, self._run_id = server, run_id
@@ -47,11 +47,14 @@ class Uploads:
 
     @property
     def job_ids(self) -> list[str]:
-        """Of those that were uploaded."""
+        """Job ids of the clips that are uploaded."""
         return [waiting.job_id for waiting in self._waiting.values() if waiting.job_id]
 
     def send(self, clip_id: str, group: ClipGroup, at: int, *, forgotten: int = 0) -> None:
-        """Clip number `at` of a group; the real clip is 0. As another job than those that were `forgotten`."""
+        """Send clip number `at` of a group; the real clip is 0.
+
+        `forgotten` is how often a missing reward of the clip was forgotten. Each time makes it another job.
+        """
         key = f"{self._run_id}/{clip_id}" + (f"/again-{forgotten}" if forgotten else "")
         context = Context(
             group_id=group.key,
@@ -67,19 +70,19 @@ class Uploads:
         self.repeat(clip_id)
 
     def repeat(self, clip_id: str) -> None:
-        """The same job, should the server have lost it. One request per clip: a group could pass a request's limit."""
+        """Send the same job again, in case the server lost it. A request holds one clip, to stay within its limit."""
         waiting = self._waiting[clip_id]
         waiting.job_id = ""
         waiting.upload = self._thread.submit(self._upload, waiting.submission)
 
     def repeat_all(self) -> None:
-        """All that were uploaded; what the server still knows is not scored twice."""
+        """Send all uploaded clips again. The server does not score those twice that it still knows."""
         for clip_id, waiting in self._waiting.items():
             if waiting.job_id:
                 self.repeat(clip_id)
 
     def retry(self, clip_id: str) -> None:
-        """As another job: the server would answer a known idempotency key with the outcome it has."""
+        """Send a clip as another job: for a known idempotency key the server would repeat the outcome."""
         waiting = self._waiting[clip_id]
         waiting.attempt += 1
         context = replace(waiting.submission.context, idempotency_key=f"{waiting.key}/{waiting.attempt}")
@@ -87,7 +90,7 @@ class Uploads:
         self.repeat(clip_id)
 
     def land(self) -> None:
-        """Learn the job ids of finished uploads. Raises what the server refuses for good."""
+        """Note the job ids of finished uploads. Raises RequestRefused if the server refuses an upload for good."""
         for clip_id, waiting in list(self._waiting.items()):
             if waiting.upload is None or not waiting.upload.done():
                 continue
@@ -97,10 +100,10 @@ class Uploads:
             except RequestRefused as error:
                 if error.code != ErrorCode.IDEMPOTENCY_CONFLICT:
                     raise
-                self.retry(clip_id)  # decoded again after a restart, with other bits: another job
+                self.retry(clip_id)  # decoding again after a restart gave other bits, so it is another job
 
     def clip_of(self, outcome: Outcome) -> str | None:
-        """The waiting clip that an outcome is of. It may come before the upload's answer, hence the key."""
+        """The waiting clip of an outcome, or None. An outcome may arrive before its upload returns, hence the key."""
         for clip_id, waiting in self._waiting.items():
             key = waiting.submission.context.idempotency_key
             if outcome.context.idempotency_key == key or (outcome.job_id and outcome.job_id == waiting.job_id):
@@ -108,12 +111,12 @@ class Uploads:
         return None
 
     def settle(self, clip_ids: Iterable[str]) -> None:
-        """Their outcomes are in."""
+        """Remove clips whose outcomes are stored."""
         for clip_id in clip_ids:
             del self._waiting[clip_id]
 
     def close(self) -> None:
-        """Sends no more."""
+        """Stop sending."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _upload(self, submission: Submission) -> str:

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import official
 from benchmarks.allocation import as_shipped, keep_big_blocks
-from benchmarks.sides import IC, LC, Case, Clock, Ours, Scored, Theirs, device_clock, scored
+from benchmarks.sides import IC, LC, Case, Clock, Ours, SideReward, Theirs, device_clock, scored
 from reward_server.networks.compiled import CompileMode
 from reward_server.networks.prepacked import Compute, Linear, Precision, packing_works
 from reward_server.networks.tf32 import exact_convolutions
@@ -106,13 +106,13 @@ def clock_of(args: argparse.Namespace) -> Clock:
     return time.process_time if args.cpu_time else device_clock(args.device)
 
 
-def counted(side: Theirs | Ours, case: Case) -> tuple[Scored, dict[str, float]]:
+def counted(side: Theirs | Ours, case: Case) -> tuple[SideReward, dict[str, float]]:
     """A first, untimed run: its result, and the floating-point operations of each stage."""
     with FlopCounterMode(display=False) as counter:
         return scored(side, case, lambda: float(counter.get_total_flops()))
 
 
-def differences(ours: Scored, theirs: Scored) -> dict[str, float]:
+def differences(ours: SideReward, theirs: SideReward) -> dict[str, float]:
     """Largest differences from the official results."""
     return {
         "tokens": float((ours.tokens - theirs.tokens).abs().max()),
@@ -168,7 +168,7 @@ def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
     """Rewards of a group of clips in bf16 against fp32: rank correlation and error of the advantages, for each way."""
     ours = Ours(Compute(), args.seed, device=args.device)
     ways = {way: compute for way, compute in ways_of(args).items() if way == "fp32" or "bf16" in way}
-    rewards: dict[str, list[Scored]] = {way: [] for way in ways}
+    rewards: dict[str, list[SideReward]] = {way: [] for way in ways}
     for seed in range(args.clips):
         case = Case.made_up(args.seed + seed, args.quality_frames, args.quality_tracks, args.device)
         for way, compute in ways.items():
@@ -177,7 +177,7 @@ def bf16_quality(args: argparse.Namespace) -> dict[str, Any]:
     return sizes | {way: agreement(rewards["fp32"], rewards[way]) for way in ways if way != "fp32"}
 
 
-def agreement(exact: Sequence[Scored], coarse: Sequence[Scored]) -> dict[str, float]:
+def agreement(exact: Sequence[SideReward], coarse: Sequence[SideReward]) -> dict[str, float]:
     """Rank correlation of a group's rewards, and the largest error of a centred reward over their spread."""
     measured: dict[str, float] = {}
     for name in ("reward", "lc", "ic"):

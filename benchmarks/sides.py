@@ -57,7 +57,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class SideReward:
     """A side's result for a clip: tokens [N,T,D], flow [P,2,H,W] and the two logits."""
 
     tokens: Tensor
@@ -150,7 +150,7 @@ def device_clock(device: str) -> Clock:
 
 
 @torch.no_grad()
-def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) -> tuple[Scored, dict[str, float]]:
+def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) -> tuple[SideReward, dict[str, float]]:
     """The reward of one clip, and what `clock` counted in each stage.
 
     The tracker's time without its feature network and updater counts as correlation.
@@ -171,7 +171,7 @@ def scored(side: Theirs | Ours, case: Case, clock: Clock = time.perf_counter) ->
     residual = residual_map(case.frames[None], flow[None].float())[0]
     maps = torch.stack([residual, mixture_confidence(info.float(), 0.0, 10.0)], dim=1)
     ic = timed("ViT", side.vit_logit, maps)
-    return Scored(tokens=tokens, flow=flow, lc=float(lc), ic=float(ic)), dict(spent)
+    return SideReward(tokens=tokens, flow=flow, lc=float(lc), ic=float(ic)), dict(spent)
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from reward_server.errors import (
 from reward_server.settings import MIB, PREFIX, Settings
 
 SERVING = Path(__file__).parent / "serving.md"
-UNPROVEN = {"compile"}  # settings that stay out of the table until they are proven on a GPU
 FIRST_OF_SECTION = {
     "profile": "What is served",
     "reward_min": "Rewards",
@@ -77,9 +76,14 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         if name in FIRST_OF_SECTION:
             parts.append(f"\n**{FIRST_OF_SECTION[name]}**\n\n| variable | default | meaning |\n|---|---|---|\n")
-        if name not in UNPROVEN:
+        if not is_undocumented(field):
             parts.append(f"| `{PREFIX}{name.upper()}` | {_default(name, field)} | {_meaning(field)} |\n")
     return "".join(parts).lstrip()
+
+
+def is_undocumented(field: Any) -> bool:
+    """Whether settings.py keeps this setting out of the documents, for instance until it is proven on a GPU."""
+    return "undocumented" in (field.json_schema_extra or {})
 
 
 def _default(name: str, field: Any) -> str:

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class TwinRewards:
     """The clip's first window, and the outcomes of the window ("real") and its twins by name, over HTTP and gRPC."""
 
     window: Clip
@@ -73,7 +73,7 @@ class Scored:
     by_grpc: Mapping[str, Outcome]
 
 
-def score(console: Console, path: Path, http: str, grpc: str) -> Scored:
+def score(console: Console, path: Path, http: str, grpc: str) -> TwinRewards:
     """Score the file, its first window and the window's twins, and print a table."""
     with RewardClient(http) as over_http, RewardClient(grpc) as over_grpc:
         (whole,) = over_http.score([submission(path)])
@@ -90,7 +90,7 @@ def score(console: Console, path: Path, http: str, grpc: str) -> Scored:
         clips = [submission(clip.frames, fps=clip.fps, context=Context(group_id="demo")) for clip in named.values()]
         by_http, by_grpc = (dict(zip(named, client.score(clips), strict=True)) for client in (over_http, over_grpc))
     console.print(table(list(named), list(by_http.values()), list(by_grpc.values())))
-    return Scored(window=window, by_http=by_http, by_grpc=by_grpc)
+    return TwinRewards(window=window, by_http=by_http, by_grpc=by_grpc)
 
 
 def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
@@ -133,7 +133,7 @@ def rewards_of(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
     return rewards
 
 
-def summary(scored: Scored, picture: Path) -> list[str]:
+def summary(scored: TwinRewards, picture: Path) -> list[str]:
     """Five lines that say what was shown and what to do next."""
     by_http, by_grpc = rewards_of(scored.by_http), rewards_of(scored.by_grpc)
     real, num_twins = by_http["real"], len(by_http) - 1

@@ -21,6 +21,7 @@ from safetensors.numpy import load
 from protos import reward_pb2 as pb
 from protos.error_codes import ErrorCode
 from protos.types import (
+    DISCRIMINATORS,
     Bounds,
     Clip,
     Context,
@@ -270,8 +271,8 @@ def refresh_from_message(message: pb.RefreshRequest) -> RefreshRequest:
 
 
 def refreshed_to_message(response: RefreshResponse) -> pb.RefreshResponse:
-    discriminators = {
-        name: _discriminator_to_message(getattr(response, name)) for name in ("instantaneous", "long_term")
+    discriminators: dict[str, Any] = {
+        name: _discriminator_to_message(getattr(response, name)) for name in DISCRIMINATORS
     }
     return pb.RefreshResponse(**{**_fields(response), **discriminators})
 

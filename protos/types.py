@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,13 @@ class Submission:
     context: Context = field(default_factory=Context)
 
 
+DiscriminatorName = Literal["instantaneous", "long_term"]
+DISCRIMINATORS: tuple[DiscriminatorName, ...] = ("instantaneous", "long_term")
+"""The discriminators, as the fields of Logits, Reward and RefreshResponse are named."""
+REWARDS = ("combined", *DISCRIMINATORS)
+"""The rewards of a clip, as the fields of Reward are named."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Logits:
     """One finite number per discriminator. Real motion gets high values."""
@@ -204,7 +212,7 @@ class Reward:
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        for name in ("combined", "instantaneous", "long_term"):
+        for name in REWARDS:
             value = getattr(self, name)
             if not (math.isfinite(value) and self.bounds.min <= value <= self.bounds.max):
                 raise ContractError(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from tests.trainer_runs import SVD, WAN, figures, tiny_config, write_clips
-from trainer.objective import GroupRewards, Scored
+from trainer.objective import ClipReward, GroupRewards
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
 from trainer.run import open_run
@@ -58,7 +58,7 @@ class TableRewards(NoRewards):
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
         signs = [(-1.0) ** self._keys.index(key) for key in keys]
         rewards = [(1.0, 0.5 * sign, -0.5 * sign) for sign in signs]
-        scored = [[Scored(reward=reward, version="table") for reward in group] for group in rewards]
+        scored = [[ClipReward(reward=reward, version="table") for reward in group] for group in rewards]
         groups = tuple(GroupRewards(real=real, rollouts=tuple(rollouts)) for real, *rollouts in scored)
         return Collected(groups=groups, latencies_s=(), errors={})
 

@@ -61,7 +61,7 @@ def _require(holds: bool, name: str, value: float, limit: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ClipReward:
     """A clip's combined reward, the version of the discriminators that gave it, and the reward of each of them by name.
 
     Raises ValueError if the combined reward is not finite.
@@ -83,8 +83,8 @@ class Scored:
 class GroupRewards:
     """Rewards of a real clip and its rollouts. None means that there is no reward."""
 
-    real: Scored | None
-    rollouts: tuple[Scored | None, ...]
+    real: ClipReward | None
+    rollouts: tuple[ClipReward | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def _check_versions(what: str, groups: Iterable[GroupRewards]) -> None:
         )
 
 
-def _number(scored: Scored | None, discriminator: str | None) -> float:
+def _number(scored: ClipReward | None, discriminator: str | None) -> float:
     if scored is None:
         return math.nan
     return scored.reward if discriminator is None else scored.discriminators.get(discriminator, math.nan)

@@ -17,8 +17,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from protos.error_codes import ErrorCode
+from protos.types import DISCRIMINATORS
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards, VersionLost
@@ -31,7 +33,6 @@ from trainer.step import every, train_step
 
 log = logging.getLogger(__name__)
 
-DISCRIMINATORS = ("instantaneous", "long_term")
 # Keys that a resumed run may change: where and how it runs, and what may have to change to get past a failure.
 MAY_CHANGE = (
     "out",
@@ -171,7 +172,7 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
             "(policy.sft_lora)"
         )
     objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
-    tables = {
+    tables: dict[str | None, Tensor] = {
         discriminator: gathered(
             run.accelerator, reward_table(collected.groups, centre=objective.centre, discriminator=discriminator)
         )

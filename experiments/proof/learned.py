@@ -19,12 +19,11 @@ from experiments.proof.known_rewards import measures
 from experiments.proof.verdicts import RESAMPLES, Floats, Interval, percentile_interval
 from protos.client import RewardClient
 from protos.codec import clip_to_tensor
-from protos.types import Clip, Context, Media, Origin, Submission
+from protos.types import REWARDS, Clip, Context, Media, Origin, Submission
 from trainer.errors import MissingRewards
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
-DISCRIMINATORS = ("combined", "instantaneous", "long_term")
 FAVOURS = ("speed_px", "look_error", "acceleration_px")
 SPEED_ALONE = "speed_px, look_error alike"  # with the look held fixed, because faster rollouts may look worse
 
@@ -66,7 +65,7 @@ def score_groups(groups: Sequence[Sequence[Clip]], client: RewardClient, *, time
     return ScoredGroups(
         rewards={
             discriminator: np.array([getattr(reward, discriminator) for reward in rewards]).reshape(shape)
-            for discriminator in DISCRIMINATORS
+            for discriminator in REWARDS
         },
         measures={name: np.array([getattr(one, name) for one in of_clips]).reshape(shape) for name in FAVOURS},
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.proof.known_rewards import Measures, Reward, measures
 from protos.types import Clip
-from trainer.objective import GroupRewards, Scored
+from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.source import ClipGroup, Collected
 
 REWARD_CLIP = 10.0
@@ -37,7 +37,7 @@ class KnownRewards:
 
     def submit(self, group: ClipGroup) -> None:
         real, *rollouts = (
-            Scored(reward=self._reward(clip), version=group.discriminator_version) for clip in group.clips
+            ClipReward(reward=self._reward(clip), version=group.discriminator_version) for clip in group.clips
         )
         self._groups[group.key] = GroupRewards(real=real, rollouts=tuple(rollouts))
 

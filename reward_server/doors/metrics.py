@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from protos.types import OutcomeKind, Reward
+from protos.types import REWARDS, OutcomeKind, Reward
 from reward_server.queue.admission import QueueDepth
 from reward_server.queue.finished import Finished
 
@@ -121,7 +121,7 @@ class Metrics(Collector):
         timings = reward.provenance.timings
         self._scored.labels(version).inc()
         self._clipped.labels(version).inc(int(reward.clipped))
-        for name in ("combined", "instantaneous", "long_term"):
+        for name in REWARDS:
             self._reward.labels(name).observe(getattr(reward, name))
         for stage in ("decode", "motion", "discriminator"):
             self._stage.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)

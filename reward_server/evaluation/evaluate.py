@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import Context, Outcome, Submission
+from protos.types import REWARDS, Context, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
@@ -26,7 +26,6 @@ from reward_server.evaluation.floors import FLOORS, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
-    REWARDS,
     RewardSource,
     count_outcomes,
     failed_outcome,

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from protos.types import REWARDS
 from reward_server.evaluation.report import Figures
-from reward_server.evaluation.scoring import REWARDS
 from reward_server.faults import NAMES, STRENGTHS
 from reward_server.stats import Floats, auc, roc
 

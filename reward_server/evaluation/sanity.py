@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import Clip, Context, Outcome, Submission
+from protos.types import REWARDS, Clip, Context, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
@@ -28,7 +28,6 @@ from reward_server.evaluation import plots, report
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
-    REWARDS,
     RewardSource,
     count_outcomes,
     derived_seed,

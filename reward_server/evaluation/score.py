@@ -19,13 +19,12 @@ from rich.table import Table
 from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
 from protos.submissions import submission
-from protos.types import Context, Error, Outcome, OutcomeKind, Submission
+from protos.types import REWARDS, Context, Error, Outcome, OutcomeKind, Submission
 from reward_server.data.shots import find_files
 from reward_server.errors import ClipTooLarge, error_outcome
 from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
-    REWARDS,
     RewardSource,
     bounded,
     failed_outcome,

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from protos.client import RewardClient
-from protos.types import Context, Limits, Model, Outcome, Submission
+from protos.types import REWARDS, Context, Limits, Model, Outcome, Submission
 from reward_server.decoding.decode import Sampling
 from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, error_outcome
 from reward_server.settings import MIB, Settings
@@ -26,7 +26,6 @@ from reward_server.stats import Floats
 T = TypeVar("T")
 Score = Callable[[Sequence[Submission]], list[Outcome]]
 
-REWARDS = ("combined", "instantaneous", "long_term")
 CLIPS_PER_REQUEST = 16  # fills the server's batches, and stays within its limits and timeouts
 MOST_BYTES = 64 * MIB  # most bytes of clips that are read or sent at once
 OUTCOME_COLUMNS = (

@@ -33,11 +33,6 @@ class Job(Claimed):
     context: Context
     version: str  # of the discriminators that must score it; empty: those the worker has loaded
 
-    @property
-    def suspect(self) -> bool:
-        """Whether a worker died while it held this job. The job then runs alone, so that a crash loses no other job."""
-        return self.attempts > 1
-
 
 class WorkerQueue:
     """The queue of one worker. `open` it first and `close` it at the end.

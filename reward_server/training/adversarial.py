@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protos.types import DiscriminatorRefresh, RefreshRequest, Separation
+from protos.types import DISCRIMINATORS, DiscriminatorName, DiscriminatorRefresh, RefreshRequest, Separation
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
 from reward_server.errors import RefreshRejected, TooFewClips
@@ -28,12 +28,7 @@ from reward_server.profiles import Profile
 from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.run_clips import RunClip
 from reward_server.stats import auc
-from reward_server.training.discriminator_trainer import (
-    DISCRIMINATORS,
-    DiscriminatorName,
-    fast_forward,
-    update_average,
-)
+from reward_server.training.discriminator_trainer import fast_forward, update_average
 
 Weights: TypeAlias = dict[DiscriminatorName, dict[str, Tensor]]  # a state dict per discriminator
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
+from protos.types import DISCRIMINATORS, DiscriminatorName
 from reward_server.errors import BadRequest
 from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
@@ -35,9 +36,6 @@ from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.symmetry import PLAIN, Symmetry
-
-DiscriminatorName = Literal["instantaneous", "long_term"]
-DISCRIMINATORS: tuple[DiscriminatorName, ...] = ("instantaneous", "long_term")
 
 
 @dataclass(frozen=True, kw_only=True)

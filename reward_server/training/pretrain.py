@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from rich.progress import Progress, track
 
-from protos.types import Clip
+from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.data.source_frames import SourceFrames, read_source
 from reward_server.errors import BadRequest, UnreadableClip
@@ -35,12 +35,7 @@ from reward_server.faults import NAMES, with_fault
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.profiles.discriminators import save_discriminators
-from reward_server.training.discriminator_trainer import (
-    DISCRIMINATORS,
-    DiscriminatorName,
-    DiscriminatorTrainer,
-    TrainingConfig,
-)
+from reward_server.training.discriminator_trainer import DiscriminatorTrainer, TrainingConfig
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.views import compress, random_quality, random_view, soften

@@ -35,7 +35,7 @@ def test_ratios_are_of_the_same_turn(benchmark: ModuleType) -> None:
 def test_differences_and_agreement_by_hand(benchmark: ModuleType) -> None:
     def scored(lc: float, token: float = 0.0) -> object:
         tokens, flow = torch.full((1, 1, 2), token), torch.zeros(1, 2, 1, 1)
-        return benchmark.Scored(tokens=tokens, flow=flow, lc=lc, ic=0.0)
+        return benchmark.SideReward(tokens=tokens, flow=flow, lc=lc, ic=0.0)
 
     assert benchmark.differences(scored(1.0, 0.5), scored(3.0)) == {
         "tokens": 0.5,

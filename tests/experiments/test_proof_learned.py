@@ -22,7 +22,6 @@ from experiments.proof.arms import run_arm
 from experiments.proof.base_training import BasePlan
 from experiments.proof.discriminators import pretraining_clips
 from experiments.proof.learned import (
-    DISCRIMINATORS,
     FAVOURS,
     SPEED_ALONE,
     ScoredGroups,
@@ -35,7 +34,7 @@ from experiments.proof.learned import (
 from experiments.proof.scenes import draw_scenes
 from experiments.proof.size import SMOKE
 from protos.client import RewardClient
-from protos.types import Outcome
+from protos.types import REWARDS, Outcome
 from reward_server.serving.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.errors import MissingRewards
@@ -166,7 +165,7 @@ def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, monkeypatch: 
     run = CliRunner().invoke(command.app, ["rewards", *place])
     assert run.exit_code == 0, run.output
     last = json.loads(run.stdout.splitlines()[-1])
-    assert set(last["discriminators"]) == set(DISCRIMINATORS)
+    assert set(last["discriminators"]) == set(REWARDS)
     assert set(last["discriminators"]["combined"]) == {"auc", "points_right", *FAVOURS, SPEED_ALONE}
     assert json.loads((tmp_path / "smoke-0" / "rewards.json").read_text()) == last
 

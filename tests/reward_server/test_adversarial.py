@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from protos.types import Origin, RefreshRequest
+from protos.types import DISCRIMINATORS, Origin, RefreshRequest
 from reward_server.discriminators import track_statistics
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
@@ -19,7 +19,6 @@ from reward_server.pipeline import Pipeline
 from reward_server.profiles.run_clips import RunClip, read_clip
 from reward_server.training import adversarial
 from reward_server.training.adversarial import Buffers, Candidate, refresh_discriminators
-from reward_server.training.discriminator_trainer import DISCRIMINATORS
 from reward_server.worker.refresh_training import check_candidate
 from tests.run_clips import packed
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from protos.types import Clip, Context, Media, Outcome, Submission
+from protos.types import REWARDS, Clip, Context, Media, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
@@ -29,7 +29,7 @@ from reward_server.evaluation.evaluate import GENERATED, REAL, Case, judge, sepa
 from reward_server.evaluation.floors import FLOORS, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.report import Outputs
-from reward_server.evaluation.scoring import REWARDS, failed_outcome
+from reward_server.evaluation.scoring import failed_outcome
 from reward_server.settings import Settings
 from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 from tests.media import texture, video

@@ -13,7 +13,7 @@ from torch import nn
 
 from protos.client import submission
 from protos.codec import clip_to_tensor
-from protos.types import Clip
+from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
 from reward_server.data.manifest import Entry, write_manifest
 from reward_server.data.shots import find_clips
 from reward_server.data.source_frames import SourceFrames, read_source
@@ -23,8 +23,6 @@ from reward_server.pipeline import Pipeline
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.training.discriminator_trainer import (
-    DISCRIMINATORS,
-    DiscriminatorName,
     DiscriminatorTrainer,
     TrainingConfig,
     adversarial_bce,

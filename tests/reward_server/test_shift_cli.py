@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from protos.client import submission
+from protos.types import DISCRIMINATORS
 from reward_server.models.pull import pull
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
-from reward_server.training.discriminator_trainer import DISCRIMINATORS, TrainingConfig
+from reward_server.training.discriminator_trainer import TrainingConfig
 from reward_server.training.pretrain import CacheConfig, pretrain
 from tests.frozen import published_files
 from tests.media import texture, video

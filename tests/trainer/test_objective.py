@@ -14,10 +14,10 @@ from torch import Tensor
 
 from trainer.errors import ConfigError, MixedVersions
 from trainer.objective import (
+    ClipReward,
     Coefficients,
     GroupRewards,
     Objective,
-    Scored,
     advantages,
     backward_by_chunk,
     coefficients,
@@ -31,7 +31,7 @@ NAN = math.nan
 
 
 def group(real: float | None, *rollouts: float | None, version: str = "v1") -> GroupRewards:
-    scored = [None if reward is None else Scored(reward=reward, version=version) for reward in (real, *rollouts)]
+    scored = [None if reward is None else ClipReward(reward=reward, version=version) for reward in (real, *rollouts)]
     return GroupRewards(real=scored[0], rollouts=tuple(scored[1:]))
 
 
@@ -87,7 +87,7 @@ def test_a_group_without_a_rewarded_rollout_has_no_advantages() -> None:
 
 
 def test_versions_are_never_mixed_within_a_group() -> None:
-    mixed = GroupRewards(real=Scored(reward=1, version="v1"), rollouts=(Scored(reward=1, version="v2"),))
+    mixed = GroupRewards(real=ClipReward(reward=1, version="v1"), rollouts=(ClipReward(reward=1, version="v2"),))
     with pytest.raises(MixedVersions, match=r"\['v1', 'v2'\]"):
         reward_table([mixed])
 
@@ -101,11 +101,11 @@ def test_versions_may_differ_between_groups_if_centred_by_group() -> None:
 
 def test_a_reward_is_finite_or_none() -> None:
     with pytest.raises(ValueError, match="never a number"):
-        Scored(reward=NAN, version="v1")
+        ClipReward(reward=NAN, version="v1")
 
 
 def test_a_table_can_be_of_one_discriminator() -> None:
-    scored = Scored(reward=1, version="v", discriminators={"long_term": 5.0})
+    scored = ClipReward(reward=1, version="v", discriminators={"long_term": 5.0})
     same(reward_table([GroupRewards(real=scored, rollouts=(None,))], discriminator="long_term"), [[5, NAN]])
 
 

@@ -29,7 +29,7 @@ from trainer import checkpoint
 from trainer.checkpoint import read_about, trainable
 from trainer.config import Config
 from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent, VersionLost
-from trainer.objective import GroupRewards, Scored
+from trainer.objective import ClipReward, GroupRewards
 from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
 from trainer.rewards.source import ClipGroup, Collected, NoRewards
@@ -89,10 +89,12 @@ class InstantRewards(NoRewards):
         return f"calm-after-{key.rsplit('/', 1)[1]}"
 
 
-def _scored(clip: Clip, version: str) -> Scored:
+def _scored(clip: Clip, version: str) -> ClipReward:
     logits = calm_logits(clip)
     discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
-    return Scored(reward=(logits.instantaneous + logits.long_term) / 2, version=version, discriminators=discriminators)
+    return ClipReward(
+        reward=(logits.instantaneous + logits.long_term) / 2, version=version, discriminators=discriminators
+    )
 
 
 def run_alone(config: Config) -> None:

@@ -23,7 +23,7 @@ from reward_server.serving.private_redis import PrivateRedis
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
-from trainer.objective import GroupRewards, Scored
+from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
 from trainer.rewards.remote import RemoteRewards
@@ -86,10 +86,10 @@ def expected(given: ClipGroup) -> GroupRewards:
     return GroupRewards(real=scored[0], rollouts=tuple(scored[1:]))
 
 
-def calm(one: Clip) -> Scored:
+def calm(one: Clip) -> ClipReward:
     logits = calm_logits(one)
     discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
-    return Scored(
+    return ClipReward(
         reward=(logits.instantaneous + logits.long_term) / 2, version="pixels-1", discriminators=discriminators
     )
 
@@ -365,7 +365,7 @@ def test_a_refresh_on_fewer_clips_than_were_scored_warns(
 def test_a_journal_is_read_back_without_its_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     results = {
-        "a/0": ClipResult(scored=Scored(reward=1.5, version="v", discriminators={"long_term": 2.0}), latency_s=0.5),
+        "a/0": ClipResult(scored=ClipReward(reward=1.5, version="v", discriminators={"long_term": 2.0}), latency_s=0.5),
         "a/1": ClipResult(scored=None, error="clip_too_short", latency_s=0.25),
     }
     with Journal(path) as journal:

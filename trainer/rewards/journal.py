@@ -15,14 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.objective import Scored
+from trainer.objective import ClipReward
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
     """A clip's reward, or the reason why it has none, and the seconds from its submission to its outcome."""
 
-    scored: Scored | None
+    scored: ClipReward | None
     error: str = ""
     latency_s: float = 0.0
 
@@ -68,7 +68,7 @@ class Journal(Mapping[str, ClipResult]):
             self._results.pop(clip_id, None)
             self.forgotten[clip_id] += 1
         else:
-            scored = Scored(**record["scored"]) if record["scored"] else None
+            scored = ClipReward(**record["scored"]) if record["scored"] else None
             self._results[clip_id] = ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])
 
     def __getitem__(self, clip_id: str) -> ClipResult:

@@ -23,7 +23,7 @@ from protos.results import results_key
 from protos.types import Outcome, OutcomeKind, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
-from trainer.objective import GroupRewards, Scored
+from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import AwaitedOutcomes, Entry, Outcomes, StreamOutcomes
 from trainer.rewards.patient_client import PatientClient
@@ -213,10 +213,10 @@ def _clip_ids(key: str, num_clips: int) -> list[str]:
     return [f"{key}/{at}" for at in range(num_clips)]
 
 
-def _scored(outcome: Outcome) -> Scored:
+def _scored(outcome: Outcome) -> ClipReward:
     reward = outcome.reward
     assert reward is not None
-    return Scored(
+    return ClipReward(
         reward=reward.combined,
         version=reward.provenance.discriminator_version,
         discriminators={"instantaneous": reward.instantaneous, "long_term": reward.long_term},

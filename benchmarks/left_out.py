@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="work folder of that run; trainings go below it")
     parser.add_argument("--shots", type=Path, required=True, help="clips of the ladder, as for `motion-reward sanity`")
     parser.add_argument("--steps", type=int, default=600, help="steps of each training")
-    parser.add_argument("--fault", action="append", type=together, help="leave out this fault; may be repeated")
+    parser.add_argument(
+        "--fault", action="append", type=together, help="fault, or faults with commas, to leave out; may be repeated"
+    )
     parser.add_argument("--windows", type=int, default=1, help="largest number of ladders per shot")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

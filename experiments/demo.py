@@ -42,9 +42,7 @@ REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_pe
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a real clip and its faulty twins over HTTP and gRPC.")
     parser.add_argument("--keep", action="store_true", help="keep the server running until Enter is pressed")
-    sources = [
-        item.source for item in CAMERA if item.split == "held_out"
-    ]  # the shipped weights were not trained on them
+    sources = [item.source for item in CAMERA if item.split == "held_out"]  # not in the weights' training data
     parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"clip to use ({SOURCE})")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture, demo.png")
     arguments = parser.parse_args()

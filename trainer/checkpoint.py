@@ -88,7 +88,7 @@ class Checkpoints:
     def _publish(self, partial: Path, final: Path) -> None:
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
-        if final.exists():  # the same step was saved before: by a refresh, or before a resume
+        if final.exists():  # this step was saved already, before its refresh or before a resume
             final.rename(_gone(final))
         partial.rename(final)
         _sync(self._folder)

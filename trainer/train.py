@@ -73,7 +73,9 @@ def train(run: Run) -> Progress:
         buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; each is submitted as soon as it is ready
         gained = buffer_advantages(run, buffer, progress)  # 3 rewards, 4 advantages
         following = new_buffer(run, progress.buffer + 1, progress.version)
-        sample_ahead(run, following, progress, progress.position - 1)  # after a resume: restore what was begun
+        sample_ahead(
+            run, following, progress, progress.position - 1
+        )  # after a resume: what was begun keeps its version
         for rows in batches(run, buffer, progress.position):  # 5 K passes
             sample_ahead(run, following, progress, progress.position)
             train_step(run, [buffer.groups[row] for row in rows], gained.real[rows], gained.rollouts[rows], progress)
@@ -150,7 +152,7 @@ def new_buffer(run: Run, number: int, version: str) -> Buffer:
         num_rollouts=config.loop.num_rollouts,
         seed=config.seed,
         decode_real=config.rewards.real_as == "decoded",
-        # A sharded denoiser needs all processes to call it. If one lost a sample in a kill, all sample it again.
+        # A sharded denoiser needs all processes to call it. What one process lost in a kill, all sample again.
         agreed=partial(true_in_all, run.accelerator) if run.accelerator.is_fsdp2 else bool,
     )
 
@@ -218,9 +220,9 @@ def sample_ahead(run: Run, following: Buffer, progress: Progress, position: int)
 
 
 def due(run: Run, num_groups: int, position: int) -> int:
-    """Number of groups of the next buffer to sample before step `position`, at most max_lag steps ahead of its start.
+    """Number of the next buffer's groups that must be sampled before step `position` of this one.
 
-    `num_groups` is the size of this process's share of a buffer.
+    Sampling starts at most max_lag steps before the next buffer begins. `num_groups` is this process's share of it.
     """
     loop = run.config.loop
     num_steps = loop.passes * (num_groups // loop.batch_clips)

@@ -52,8 +52,8 @@ Size = Annotated[
     Literal["full", "long", "short", "pilot", "smoke"],
     typer.Option(
         help="full: the size of plan.md. long: its second plan, with twice the steps and a third of the lambdas. "
-        "short: the base trains a third as long. pilot: a weak base and one stream. smoke: a "
-        "quick test, whose verdicts mean nothing."
+        "short: the base trains a third as long. pilot: a weak base and one stream. "
+        "smoke: a quick test, whose verdicts mean nothing."
     ),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run only this arm; may be repeated. Default: all arms.")]

@@ -36,7 +36,7 @@ class BasePlan:
     autoencoder_batch: int = 2
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-6
-    """Weight of the posterior's divergence from a unit Gaussian, per latent value. The pixel error's weight is 1."""
+    """Weight of the divergence from a unit Gaussian per latent value; the mean absolute pixel error has weight 1."""
     denoiser_steps: int = 2000
     denoiser_batch: int = 4
     denoiser_lr: float = 1e-3

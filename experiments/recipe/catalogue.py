@@ -1,7 +1,7 @@
-"""Lists the files of the packages that the recipe uses, with digest, shots without cuts, and split.
+"""Lists the files of the packages that the recipe uses, with path, digest, shots without cuts, and split.
 
 Shots were found by peaks of frame differences and by looking at every clip. Fades, repeated frames, captions that
-slide in, and shots under half a second are left out. About a quarter of the sources in both tables is held out, over
+slide in, and shots under half a second are left out. In each table about a quarter of the sources is held out, over
 every kind of motion. All of `later_clips.py` is held out too. No package states a licence for each file, so `licence`
 is the package's. Gray image sequences have no frame rate; 25 frames/s are assumed.
 """

@@ -133,7 +133,7 @@ def render_scene(seed: int, frames: int, fps: float, height: int, width: int, *,
         camera = random_path(rng, frames, fps, _liveliest(things))
         if _is_worth_watching(things, camera, frames / fps):
             return film(model, positions, camera, fps=fps, height=height, width=width)
-    # Would be a mistake in our own ranges.
+    # Cannot happen unless the random ranges are wrong.
     raise RuntimeError(f"seed {seed}: no scene worth watching in {MAX_DRAWS} draws; use another seed")
 
 

@@ -28,7 +28,7 @@ def random_texture(rng: np.random.Generator, photos: Sequence[Path] = ()) -> Pic
 
 
 def photo_patch(photo: Path, rng: np.random.Generator) -> Picture:
-    """A random square of a photograph, of half to all of its shorter side."""
+    """A random square of a photograph. Its side is between half and all of the photograph's shorter side."""
     picture = np.asarray(cv2.imread(str(photo), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
     height, width = picture.shape[:2]
     side = int(min(height, width) * rng.uniform(0.5, 1.0))

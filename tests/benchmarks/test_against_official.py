@@ -62,7 +62,7 @@ def test_made_up_clips_move_and_repeat(benchmark: ModuleType) -> None:
 
 
 def test_stages_are_timed_and_left_as_they_were(benchmark: ModuleType) -> None:
-    import sides  # noqa: PLC0415
+    from benchmarks import sides  # noqa: PLC0415
 
     layer, seen = torch.nn.Linear(2, 2), []
 

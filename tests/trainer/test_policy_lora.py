@@ -191,7 +191,7 @@ def test_settings_of_a_newer_peft_are_named_with_both_versions(name: str, saved:
         )
 
 
-def test_settings_that_peft_refuses_are_named_with_both_versions(tmp_path: Path) -> None:
+def test_settings_that_peft_refuses_name_both_versions(tmp_path: Path) -> None:
     policy = make_tiny("wan")
     save_with_settings(policy, tmp_path, peft_version="99.1.0", task_type="NO_SUCH_TASK")
     match = rf"saved with peft 99.1.0; the installed peft {version('peft')} refuses its settings \(.*NO_SUCH_TASK"

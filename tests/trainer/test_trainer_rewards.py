@@ -354,7 +354,8 @@ def test_a_refresh_on_fewer_clips_than_were_scored_warns(
     rewards._refresh = RefreshConfig(timeout_s=60.0)
     for answer.num_rollouts in (2, 1):
         assert rewards.refresh(1, seed=0, key="k") == "v"
-    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (told,) = (message for message in warned if "the refresh" in message)  # a slow server gives other warnings
     assert "used 1 rollouts, but this process had 2 scored" in told
     assert "MOTION_REWARD_FEATURE_MAX_BYTES" in told
 

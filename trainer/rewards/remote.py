@@ -33,7 +33,7 @@ from trainer.rewards.uploads import Uploads
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # a retry may end better
+PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # a retry may succeed
 
 
 class RemoteRewards:
@@ -101,7 +101,7 @@ class RemoteRewards:
         if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):
             log.warning(
                 "the refresh used %d rollouts, but this process had %d scored: the server keeps the motion of the "
-                "newest only; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
+                "newest clips only; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
                 response.num_rollouts,
                 self._num_scored,
             )

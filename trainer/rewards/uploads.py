@@ -76,7 +76,7 @@ class Uploads:
         waiting.upload = self._thread.submit(self._upload, waiting.submission)
 
     def repeat_all(self) -> None:
-        """Send all uploaded clips again. The server does not score those twice that it still knows."""
+        """Send all uploaded clips again. Jobs that the server still knows are not scored twice."""
         for clip_id, waiting in self._waiting.items():
             if waiting.job_id:
                 self.repeat(clip_id)

@@ -102,7 +102,7 @@ class Service:
         return JobView(id=job_id, state=state, outcome=None)
 
     async def model(self, run_id: str = "") -> Model:
-        """The served model; with a `run_id`, at the run's latest version. Raises NotReady if no worker is alive."""
+        """The served model, with the run's latest version if a `run_id` is given. Raises NotReady without a worker."""
         models = await self._queue.models()
         if not models:
             raise NotReady(NO_WORKER)

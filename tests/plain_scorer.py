@@ -26,7 +26,7 @@ from protos.types import (
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import NotReady, RewardServerError, error_outcome
 from reward_server.evaluation.scoring import RewardSource
-from reward_server.worker.hand import Scored
+from reward_server.scorer import Scored
 
 SAMPLING = Sampling(area_px=64 * 96)
 BOUNDS = Bounds(min=-10.0, max=10.0)

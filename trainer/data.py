@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from protos.reader.sniff import SUFFIXES
 from protos.types import Clip
 from trainer.errors import ConfigError, DataError
-from trainer.video import SPEED_TOLERANCE, SUFFIXES, ClipForm, read_clip
+from trainer.video import SPEED_TOLERANCE, ClipForm, read_clip
 
 log = logging.getLogger(__name__)
 

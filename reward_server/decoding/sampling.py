@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.reader.source import resized as resize_frame
+from protos.reader.times import frame_interval, nearest, stride_of
 from reward_server.errors import ClipTooShort
 
-F = TypeVar("F")
+__all__ = [
+    "Sampling",
+    "Schedule",
+    "frame_interval",
+    "nearest",
+    "profile_size",
+    "resize_frame",
+    "schedule",
+    "stride_of",
+]
 
 MAX_ASPECT = 4.0  # a wider or taller frame is squeezed to this, or its short side would hold nothing to track
 
@@ -92,47 +100,6 @@ def schedule(times_s: NDArray[np.float64], sampling: Sampling) -> Schedule:
     )
 
 
-def frame_interval(times_s: NDArray[np.float64]) -> float:
-    """Seconds between frames: the mean of the intervals within half of the median; 0 for fewer than two times.
-
-    The median alone would turn 30 fps into 30.3 where a container rounds to milliseconds (webm) and into
-    33.3 where it rounds to centiseconds (gif), and the steps would drift off the frames.
-    """
-    gaps = np.diff(np.unique(times_s))
-    if gaps.size == 0:
-        return 0.0
-    median = np.median(gaps)
-    near = gaps[np.abs(gaps - median) <= median / 2]  # none, where short and long gaps alternate
-    return float(near.mean() if gaps.size > 2 and near.size else median)
-
-
-def stride_of(base_fps: float, fps: float) -> int:
-    """Frames per step, at least 1: `base_fps / fps` rounded, where x.5 and a 10 % of a step above round down.
-
-    30 fps lie exactly between 10 and 15; a rounded timestamp must not decide which of the two it gets.
-    """
-    return max(1, math.ceil(base_fps / fps - 0.55))
-
-
-def nearest(frames: Iterable[tuple[float, F]], wanted_s: Sequence[float]) -> Iterator[F]:
-    """For each wanted time (rising) the frame nearest to it; a tie goes to the earlier frame.
-
-    `frames` are (time in seconds, frame) with rising times and are consumed to the end, one at a time:
-    no more than two frames are ever held. Where a clip stands still the same frame comes twice.
-    """
-    pending = iter(wanted_s)
-    wanted = next(pending, None)
-    before: tuple[float, F] | None = None
-    for after in frames:
-        while before is not None and wanted is not None and wanted - before[0] <= after[0] - wanted:
-            yield before[1]
-            wanted = next(pending, None)
-        before = after
-    if before is not None and wanted is not None:
-        for _ in itertools.chain((wanted,), pending):
-            yield before[1]
-
-
 def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int, int]:
     """(height, width) that keeps the aspect ratio, in multiples of `multiple_px`, of about `area_px` pixels."""
     aspect = min(MAX_ASPECT, max(1 / MAX_ASPECT, width_px / height_px))
@@ -147,15 +114,6 @@ def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int
     around = itertools.product(_around(rows), _around(columns))
     height, width = min(around, key=error)
     return height * unit, width * unit
-
-
-def resize_frame(frame: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] to another size: area average when shrinking, linear when enlarging, untouched when equal."""
-    if frame.shape[:2] == (height_px, width_px):
-        return frame
-    shrinks = frame.shape[0] * frame.shape[1] > height_px * width_px
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(np.ascontiguousarray(frame), (width_px, height_px), interpolation=how), dtype=np.uint8)
 
 
 def _around(value: float) -> tuple[int, int]:

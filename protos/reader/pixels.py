@@ -1,6 +1,6 @@
 """A decoded frame -> upright RGB as displayed: colours, transparency, pixel shape, rotation and mirroring.
 
-Between containers.py and webp.py, which decode, and decode.py, which resizes. Tone mapping of HDR is not done.
+Between decoding.py and animation.py, which decode, and source.py, whose users resize.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from reward_server.decoding.reel import Picture
-from reward_server.errors import UnreadableClip
+from protos.reader.errors import UnreadableClip
+from protos.reader.reel import Picture
 
 # Without both flags swscale's shortcuts darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -31,6 +31,7 @@ def picture(frame: av.VideoFrame, pixel_aspect: float) -> Picture:
         height_px=height,
         width_px=max(1, width),
         rgb=partial(_rgb, frame, (a, b, c, d)),
+        luma=partial(_luma, frame),
         rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
     )
 
@@ -56,6 +57,17 @@ def _rgb(frame: av.VideoFrame, matrix: tuple[float, float, float, float]) -> NDA
             f"({error}); re-encode the clip as yuv420p, BT.709"
         ) from error
     return _upright(over_black(pixels) if has_alpha else pixels, matrix)
+
+
+def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """The first plane: brightness, or for packed colours all of them side by side; of deep colours the upper 8 bits."""
+    plane, form = frame.planes[0], frame.format
+    bits = max(component.bits for component in form.components)
+    columns = plane.width if len(frame.planes) > 1 else plane.width * max(1, form.padded_bits_per_pixel // max(8, bits))
+    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    if bits <= 8:
+        return rows[:, :columns]
+    return (rows.view("<u2")[:, :columns] >> (bits - 8)).astype(np.uint8)
 
 
 def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:

@@ -1,0 +1,75 @@
+"""What passes by while a clip is decoded: cuts, frames that repeat, stretches that stand still.
+
+Scenes watches every decoded picture, keeps three numbers of each, and says afterwards what a user should know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.reader.reel import Picture
+from protos.types import ClipWarning
+
+SMALL = (32, 18)  # width and height of what is compared: noise and grain are averaged away
+CUT_LEVELS = 24.0  # grey levels on average between two frames, below which nothing counts as a cut
+CUT_RATIO = 4.0  # and so many times what changes between the frames around it
+AROUND = 4  # frames on each side that are "around"
+STILL_LEVELS = 0.1  # on average, at or below which nothing moves
+MOSTLY_STILL = 0.5  # share from which a clip is said to be mostly still
+REPEATED = 0.1  # share of frames that equal the one before, from which this is told
+
+
+class Scenes:
+    """`watch` is called with each picture, times rising."""
+
+    def __init__(self) -> None:
+        self._times_s: list[float] = []
+        self._changes: list[float] = []  # [t]: to the frame before, in grey levels; of the first, 0
+        self._repeats: list[bool] = []
+        self._luma: NDArray[np.uint8] | None = None
+        self._small: NDArray[np.float32] | None = None
+
+    def watch(self, time_s: float, picture: Picture) -> None:
+        luma = picture.luma()
+        small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        alike = self._luma is not None and self._luma.shape == luma.shape
+        self._repeats.append(alike and np.array_equal(luma, self._luma))
+        self._changes.append(0.0 if self._small is None else float(np.abs(small - self._small).mean()))
+        self._times_s.append(time_s)
+        self._luma, self._small = luma.copy(), small
+
+    def cuts_s(self) -> list[float]:
+        """Times of the frames with which a new scene begins."""
+        changes = np.array(self._changes)
+        return [self._times_s[at] for at in np.flatnonzero(changes > CUT_LEVELS) if self._stands_out(changes, int(at))]
+
+    def warnings(self) -> tuple[ClipWarning, ...]:
+        told: list[ClipWarning] = []
+        steps = max(1, len(self._changes) - 1)
+        if cuts := self.cuts_s():
+            times = ", ".join(f"{time_s:.2f}" for time_s in cuts[:8])
+            message = f"{len(cuts)} cut(s), at {times} s; windows avoid them where the clip is long enough"
+            told.append(ClipWarning(code="cuts", message=message, share=len(cuts) / steps))
+        repeated = sum(self._repeats) / steps
+        if repeated >= REPEATED:
+            message = f"{repeated:.0%} of the frames equal the frame before; score a clip without held frames"
+            told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
+        still = float((np.array(self._changes[1:]) <= STILL_LEVELS).mean()) if len(self._changes) > 1 else 0.0
+        if still >= MOSTLY_STILL:
+            message = f"nothing moves in {still:.0%} of the clip: it is mostly stills, and its reward says little"
+            told.append(ClipWarning(code="still_share", message=message, share=still))
+        return tuple(told)
+
+    @staticmethod
+    def _stands_out(changes: NDArray[np.float64], at: int) -> bool:
+        around = np.concatenate([changes[max(1, at - AROUND) : at], changes[at + 1 : at + 1 + AROUND]])
+        return around.size == 0 or bool(changes[at] > CUT_RATIO * np.median(around))
+
+
+def crosses(cuts_s: Sequence[float], first_s: float, last_s: float) -> bool:
+    """Whether a cut lies between two frames: after the first, at the last at the latest."""
+    return any(first_s < cut_s <= last_s for cut_s in cuts_s)

@@ -21,7 +21,7 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
 from protos.reader.payload import Payload
 from protos.reader.reel import Picture, Reel, Track
-from protos.reader.timeline import PacketTable, Timeline, timeline
+from protos.reader.timeline import PacketTable, Timeline, slowed, timeline
 from protos.types import ClipWarning
 
 if TYPE_CHECKING:  # generic in its stub only
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # generic in its stub only
 # Titles in another alphabet than they say are no reason to refuse a clip. From PyAV 19 on they never are.
 LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 GROUPED = ("mov", "matroska")  # containers whose key frames can be trusted: what is not wanted is not decoded
+QUICKEST_CS, SLOW_CS = 1, 10  # a gif's frames that ask for so few centiseconds are shown for so many
 SUPERFRAME = 0b110  # top bits of a vp9 packet's last byte: several frames, one of them shown
 
 
@@ -43,6 +44,7 @@ class Scan:
     unit_s: float
     indexed: int  # packets that an mp4's index names
     tracks: tuple[Track, ...]
+    quick: int  # frames of a gif that ask for less time than any browser gives them
 
 
 def open_container(payload: Payload, form: str, guard: Guard, track: int | None = None) -> Reel:
@@ -71,7 +73,8 @@ class _File:
             if stream.codec_context is None:
                 raise UnreadableClip("the video's codec is not known to this server; re-encode it as h264, vp9 or av1")
             self._guard.size(stream.codec_context.height, stream.codec_context.width)
-            line = timeline(table, float(stream.time_base or 1))
+            shift, quick = slowed(table, QUICKEST_CS, SLOW_CS) if self._form == "gif" else (None, 0)
+            line = timeline(table, float(stream.time_base or 1), shift)
             scan = Scan(
                 codec=stream.codec_context.codec.canonical_name,
                 table=table,
@@ -79,6 +82,7 @@ class _File:
                 unit_s=float(stream.time_base or 1),
                 indexed=len(stream.index_entries) if self._form == "mov" else 0,
                 tracks=_tracks(streams, tables),
+                quick=quick,
             )
         if line.ticks.size:
             self._guard.duration(float(line.ticks[-1] - line.ticks[0]) * scan.unit_s)
@@ -125,7 +129,8 @@ class _File:
             beyond=max(0, scan.indexed - len(scan.table)),
             exact=exact,
         )
-        groups = _groups(scan, wanted) if self._form in GROUPED else [Group(first=0, last=len(scan.table))]
+        skips = self._form in GROUPED and not exact  # where packets are no frames, none is left out
+        groups = _groups(scan, wanted if skips else None)
         with self._open() as container:
             stream = _moving(container)[next(one.index for one in scan.tracks if one.chosen)]
             yield from Decoding(stream, promise, self._guard).pictures(_sized(container.demux(stream)), groups)
@@ -280,6 +285,10 @@ def _warnings(scan: Scan) -> tuple[ClipWarning, ...]:
         share = scan.line.repeated / (scan.line.repeated + scan.line.ticks.size)
         message = f"{share:.0%} of the frames have the time of another; of each time the first frame is shown"
         told.append(ClipWarning(code="repeated_times", message=message, share=share))
+    if scan.quick:
+        share = scan.quick / len(scan.table)
+        message = f"{share:.0%} of the gif's frames ask for under 20 ms and are shown for 100 ms, as browsers do"
+        told.append(ClipWarning(code="quick_frames", message=message, share=share))
     return tuple(told)
 
 

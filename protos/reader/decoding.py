@@ -67,7 +67,10 @@ class Decoding:
     def pictures(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[tuple[float, Picture]]:
         """(time in seconds, picture) of every frame of the groups that can be trusted, times rising."""
         given_s: list[float] = []
+        whole = self._is_whole(groups)
         for frame in self._frames(packets, groups):
+            if frame.interlaced_frame and not whole:  # two packets may be its fields, and a group end between them
+                raise Recount
             self._guard.size(frame.height, frame.width)
             self._guard.frames(self._num_frames + 1)
             time_s = self._time_s(frame)
@@ -127,15 +130,15 @@ class Decoding:
     def _check(self, given_s: NDArray[np.float64], groups: Sequence[Group]) -> None:
         """Raises UnreadableClip where more than one frame and 2 % are missing: also those an mp4 indexes beyond the
         end of a cut file. Where nothing is damaged, what the decoder gives is the truth, and the promise was not."""
-        promise, whole = self._promise, self._promised_s(groups)
+        promise, promised_s = self._promise, self._promised_s(groups)
         if promise.exact:
             return
-        promised = whole.size + promise.beyond
-        least = whole.size // 2 if promise.halves else promised - 1 - promised // 50
-        least = max(least, int(whole.size == self._times_s.size))
-        believable = given_s.size >= max(1, whole.size // 2 - 1) and not promise.beyond
-        if believable and (self._clean or promise.halves) and not _alike(given_s, whole):
+        promised = promised_s.size + promise.beyond
+        least = promised_s.size // 2 if promise.halves else promised - 1 - promised // 50
+        believable = not self._is_whole(groups) or given_s.size >= max(1, promised_s.size // 2 - 1)
+        if believable and not promise.beyond and (self._clean or promise.halves) and not _alike(given_s, promised_s):
             raise Recount
+        least = max(least, int(self._is_whole(groups)))
         if self._num_frames < least:
             raise UnreadableClip(
                 f"only {self._num_frames} of the file's {self._times_s.size} or more "
@@ -146,7 +149,7 @@ class Decoding:
     def _promised_s(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """The times that the groups' frames should have."""
         line = self._promise.line
-        if [(group.first, group.last) for group in groups] == [(0, line.packet_ticks.size)]:
+        if self._is_whole(groups):
             return self._times_s
         promised: list[NDArray[np.int64]] = []
         for group in groups:
@@ -154,6 +157,9 @@ class Decoding:
             promised.append(ticks[ticks >= ticks[0]] if group.first else ticks)
         ticks = np.intersect1d(np.concatenate(promised), line.ticks) if promised else np.zeros(0, np.int64)
         return np.asarray(ticks * self._promise.unit_s)
+
+    def _is_whole(self, groups: Sequence[Group]) -> bool:
+        return [(group.first, group.last) for group in groups] == [(0, self._promise.line.packet_ticks.size)]
 
     def _pixel_aspect(self) -> float:
         """Width of a pixel over its height; an absurd one is taken for 1."""

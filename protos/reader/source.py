@@ -79,7 +79,8 @@ class Source:
         pictures = self._watched(self._reel.pictures(wanted), watch)
         last: Picture | None = None
         frame: Frame | None = None
-        for index, picture in zip(wanted, nearest(pictures, [float(self.times_s[i]) for i in wanted]), strict=False):
+        found = nearest(pictures, [float(self.times_s[index]) for index in wanted])
+        for picture, index in zip(found, wanted, strict=False):  # in this order, so that `found` is drawn to its end
             self._guard.clock()
             if picture is not last or frame is None:
                 frame, last = fit(picture), picture

@@ -49,16 +49,27 @@ class Timeline:
     repeated: int
 
 
-def timeline(table: PacketTable, unit_s: float) -> Timeline:
-    """What the packets promise. A clock that runs back starts a stretch that follows on the last frame."""
+def slowed(table: PacketTable, quickest: int, slow: int) -> tuple[Ticks, int]:
+    """Ticks to add to each packet so that one that asks for `quickest` or less is shown for `slow`; and how many ask.
+
+    Browsers do so with animated pictures, and their authors count on it.
+    """
+    asked = np.array(table.durations, np.int64)
+    more = np.where(asked <= quickest, slow - asked, 0)
+    return np.concatenate(([0], np.cumsum(more)[:-1])), int((asked <= quickest).sum())
+
+
+def timeline(table: PacketTable, unit_s: float, shift: Ticks | None = None) -> Timeline:
+    """What the packets promise, each moved by `shift`. A clock that runs back starts a stretch that follows on the
+    last frame."""
     raw, clock = _filled(table.pts, table.dts, table.durations), _filled(table.dts, table.pts, table.durations)
     own_clock = np.array([dts is not None for dts in table.dts], dtype=bool)
     starts = _restarts(clock, own_clock)
     interval = _interval(clock)
-    offsets = np.zeros(len(table), np.int64)
+    offsets = np.zeros(len(table), np.int64) if shift is None else shift.copy()
     for start, stop in zip(starts[1:], [*starts[2:], len(table)], strict=False):
         before = (raw + offsets)[:start].max()
-        offsets[start:stop] = before + interval - raw[start:stop].min()
+        offsets[start:stop] += before + interval - (raw + offsets)[start:stop].min()
     ticks = raw + offsets
     decodable = _decodable(table.keys, ticks, starts)
     kept = np.sort(ticks[decodable & np.array(table.shown, dtype=bool)])

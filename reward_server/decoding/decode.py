@@ -6,20 +6,25 @@ size, is decided here (sampling.py). Thread-safe: every call owns all that it to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.reader import Frame, Picture, open_source, with_true_times
+from protos.reader import Frame, Picture, Stretch, open_source, with_true_times
 from protos.reader import Source as OpenSource
+from protos.reader.scenes import Scenes
 from protos.reader.sniff import CONTAINERS
-from protos.reader.times import nearest_frames
-from protos.types import Clip, Limits, Source, Submission
+from protos.reader.times import is_even
+from protos.types import Clip, ClipWarning, Limits, Source, Submission
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.decoding.sampling import Sampling, Schedule, profile_size, resize_frame, schedule
+from reward_server.decoding.time_warnings import main_stretch, positions_of, time_warnings
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
+
+MAX_REPLANS = 3  # other windows may meet other cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ class DecodedClip:
     windows: tuple[Window, ...]
     source: Source
     fps_used: float
+    warnings: tuple[ClipWarning, ...] = ()
 
 
 def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float) -> DecodedClip:
@@ -49,20 +55,46 @@ def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decod
 
 
 def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
-    plan = schedule(source.times_s, sampling)
-    frames = _frames(source, plan, sampling)
-    return DecodedClip(windows=_windows(frames, plan), source=_described(source, plan), fps_used=plan.fps_used)
+    """Plan, read, and plan once more where a window turns out to lie across a cut."""
+    scenes, cuts_s = Scenes(), list[float]()
+    plan = _plan(source, sampling, cuts_s)
+    frames = _frames(source, plan, sampling, scenes)
+    for _ in range(MAX_REPLANS):
+        cuts_s = sorted({*cuts_s, *scenes.cuts_s()})
+        better = _plan(source, sampling, cuts_s)
+        if better == plan:
+            break
+        plan, scenes = better, Scenes()
+        frames = _frames(source, plan, sampling, scenes)
+    return DecodedClip(
+        windows=_windows(frames, plan),
+        source=_described(source, plan),
+        fps_used=plan.fps_used,
+        warnings=(*source.warnings, *time_warnings(source, plan), *scenes.warnings()),
+    )
 
 
-def _frames(source: OpenSource, plan: Schedule, sampling: Sampling) -> NDArray[np.uint8]:
+def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> Schedule:
+    return schedule(source.times_s, sampling, [(one.first, one.last) for one in _of_one_size(source)], cuts_s)
+
+
+def _of_one_size(source: OpenSource) -> list[Stretch]:
+    """The stretches of the longest one's size: a clip's windows have one shape."""
+    longest = main_stretch(source)
+    size = (longest.height_px, longest.width_px)
+    return [one for one in source.stretches if (one.height_px, one.width_px) == size]
+
+
+def _frames(source: OpenSource, plan: Schedule, sampling: Sampling, scenes: Scenes) -> NDArray[np.uint8]:
     """The frames at all steps of the plan, uint8 [S,3,H,W]."""
-    size = profile_size(source.height_px, source.width_px, sampling)
+    longest = main_stretch(source)
+    size = profile_size(longest.height_px, longest.width_px, sampling)
 
     def fit(picture: Picture) -> Frame:
         return resize_frame(picture.rgb(), *size)
 
-    wanted = nearest_frames(source.times_s, [plan.time_s(step) for step in plan.steps])
-    frames = dict(source.frames(np.unique(wanted).tolist(), fit))
+    wanted = positions_of(source.times_s, plan)
+    frames = dict(source.frames(np.unique(wanted).tolist(), fit, watch=scenes.watch))
     return np.ascontiguousarray(np.stack([frames[index] for index in wanted.tolist()]).transpose(0, 3, 1, 2))
 
 
@@ -70,7 +102,7 @@ def _windows(frames: NDArray[np.uint8], plan: Schedule) -> tuple[Window, ...]:
     row = {step: index for index, step in enumerate(plan.steps)}
     return tuple(
         Window(
-            start_s=start / plan.fps_used,
+            start_s=plan.start_s(start),
             clip=Clip(frames=frames[row[start] : row[start] + plan.length], fps=plan.fps_used),
         )
         for start in plan.starts
@@ -78,13 +110,15 @@ def _windows(frames: NDArray[np.uint8], plan: Schedule) -> tuple[Window, ...]:
 
 
 def _described(source: OpenSource, plan: Schedule) -> Source:
-    shown_s = float(source.times_s[-1] - source.times_s[0])
+    """Where time is uneven, `fps` is what frames and duration come to."""
+    size, num = main_stretch(source), source.times_s.size
+    duration_s = float(source.times_s[-1] - source.times_s[0]) + 1 / plan.base_fps
     return Source(
-        frames=source.times_s.size,
-        fps=plan.base_fps,
-        duration_s=shown_s + 1 / plan.base_fps,
-        height_px=source.height_px,
-        width_px=source.width_px,
+        frames=num,
+        fps=plan.base_fps if is_even(source.times_s, 1 / plan.base_fps) else num / duration_s,
+        duration_s=duration_s,
+        height_px=size.height_px,
+        width_px=size.width_px,
         codec=source.codec,
         rotation_deg=source.rotation_deg,
     )

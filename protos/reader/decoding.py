@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
-from protos.reader.pixels import picture
+from protos.reader.pixels import Matrix, display_matrix, picture
 from protos.reader.reel import Picture, Recount
 from protos.reader.timeline import Timeline
 
@@ -63,6 +63,7 @@ class Decoding:
         self._times_s = promise.line.ticks.astype(np.float64) * promise.unit_s
         self._trusted = self._clean = True
         self._num_frames, self._last_s = 0, -math.inf
+        self._matrix: tuple[tuple[int, int, int], Matrix] | None = None
 
     def pictures(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[tuple[float, Picture]]:
         """(time in seconds, picture) of every frame of the groups that can be trusted, times rising."""
@@ -78,8 +79,15 @@ class Decoding:
             if time_s > self._last_s:  # of frames with one timestamp the first is taken
                 self._last_s = time_s
                 given_s.append(time_s)
-                yield time_s, picture(frame, self._pixel_aspect())
+                yield time_s, picture(frame, self._pixel_aspect(), self._display_matrix(frame))
         self._check(np.array(given_s), groups)
+
+    def _display_matrix(self, frame: av.VideoFrame) -> Matrix:
+        """That of the first frame, and again where a frame is turned or sized otherwise."""
+        form = (frame.rotation, frame.height, frame.width)
+        if self._matrix is None or self._matrix[0] != form:
+            self._matrix = form, display_matrix(frame)
+        return self._matrix[1]
 
     def _time_s(self, frame: av.VideoFrame) -> float:
         if self._promise.in_order or frame.pts is None:

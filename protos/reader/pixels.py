@@ -22,22 +22,28 @@ from protos.reader.reel import Picture
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-def picture(frame: av.VideoFrame, pixel_aspect: float) -> Picture:
+Matrix = tuple[float, float, float, float]  # a, b, c, d of x' = ax + cy, y' = bx + dy, with y down
+
+
+def picture(frame: av.VideoFrame, pixel_aspect: float, matrix: Matrix) -> Picture:
     """`pixel_aspect` is a pixel's width over its height as displayed. Its rgb() raises UnreadableClip."""
-    a, b, c, d = _display_matrix(frame)
+    a, b, c, d = matrix
     size = (frame.height, round(frame.width * pixel_aspect))
     height, width = size[::-1] if abs(b) > abs(a) else size
     return Picture(
         height_px=height,
         width_px=max(1, width),
-        rgb=partial(_rgb, frame, (a, b, c, d)),
+        rgb=partial(_rgb, frame, matrix),
         luma=partial(_luma, frame),
         rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
     )
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d) of x' = ax + cy, y' = bx + dy, with y down: how a pixel moves on its way to the screen."""
+def display_matrix(frame: av.VideoFrame) -> Matrix:
+    """How a pixel moves on its way to the screen.
+
+    To be asked of few frames: one whose side data were looked at is freed only by the garbage collector.
+    """
     try:
         a, b, _, c, d = np.frombuffer(bytes(cast(Any, frame.side_data)["DISPLAYMATRIX"]), np.int32)[:5].tolist()
     except (KeyError, ValueError):  # none, or PyAV does not know another of the frame's side data

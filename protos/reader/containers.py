@@ -16,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 
+from protos.reader.boxes import check_claims
 from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Group, Promise
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
@@ -52,6 +53,8 @@ def open_container(payload: Payload, form: str, guard: Guard, track: int | None 
 
     Raises UnreadableClip, ClipTooLarge, DecodeTooSlow.
     """
+    if form == "mov":
+        check_claims(payload, guard)
     file = _File(payload, form, guard, track)
     return file.reel(file.scan())
 

@@ -14,7 +14,7 @@ from protos.reader.payload import Payload
 
 CONTAINERS = ("mp4", "mov", "webm", "mkv", "avi", "gif", "webp", "mpg", "ts")  # as users call them
 TENSOR_SUFFIX = ".safetensors"
-# What is taken for a clip in a folder. Not .ts, which as often is TypeScript: such a file must be named itself.
+# What is taken for a clip in a folder whatever it holds; of other names, .ts too, the bytes decide (files.py).
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", TENSOR_SUFFIX)
 
 MOV_BOXES = {
@@ -38,7 +38,8 @@ OTHERS = {  # what is often sent by mistake, to be named in the refusal
     b"\x00\x00\x01\xb3": "a bare MPEG video stream (put it into a container)",
     b"\x00\x00\x00\x01": "a bare H.264 or HEVC stream (put it into a container)",
 }
-TS_PACKET = 188
+TS_PACKETS = (188, 192, 204)  # bytes: plain, with a time before each (m2ts), with a checksum behind
+TS_SYNCS = 8  # packets that must begin as one where the stream does not begin at a packet
 RE_ENCODE = f"send one of {', '.join(CONTAINERS)}"
 
 
@@ -52,11 +53,20 @@ def sniff(data: Payload) -> str:
         return "avi" if data[8:12] == b"AVI " else "webp"
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
-    if len(data) >= TS_PACKET and set(data[: 3 * TS_PACKET][::TS_PACKET]) == {0x47}:
+    if _is_transport_stream(data[: (TS_SYNCS + 1) * max(TS_PACKETS)]):
         return "mpegts"
     if data[:4] == b"\x00\x00\x01\xba":
         return "mpeg"
     raise UnreadableClip(f"the payload's {len(data)} bytes are {_looks_like(data)}, not a known video; {RE_ENCODE}")
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    if len(head) >= TS_PACKETS[0] and set(head[: 3 * TS_PACKETS[0] : TS_PACKETS[0]]) == {0x47}:
+        return True
+    starts = (
+        head[offset : offset + TS_SYNCS * size : size] for size in TS_PACKETS for offset in range(min(size, len(head)))
+    )
+    return any(len(start) == TS_SYNCS and set(start) == {0x47} and set(head) != {0x47} for start in starts)
 
 
 def check_complete(data: Payload, form: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from protos.client import submission
 from protos.codec import clip_to_tensor
 from protos.reader import Source, open_source, with_true_times
+from protos.reader.files import clip_files
 from protos.reader.sniff import SUFFIXES
 from protos.reader.source import shrunk
 from protos.reader.times import even_positions
@@ -106,7 +107,7 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
             for entry in _entries(folder, "train")
         ]
     else:
-        clips = [SourceClip(source=path.stem, path=path, real=real) for path in files_below(folder)]
+        clips = [SourceClip(source=path.stem, path=path, real=real) for path in clip_files(folder)]
     if not clips:
         raise BadRequest(f"{folder} holds no clips ({', '.join(SUFFIXES)}); give the folder of clips")
     return clips
@@ -137,16 +138,11 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
-        files = [file for name in named for file in (files_below(Path(name)) if Path(name).is_dir() else [Path(name)])]
+        files = [file for name in named for file in (clip_files(Path(name)) if Path(name).is_dir() else [Path(name)])]
         if not files:
             raise BadRequest(f"'{path}' names no file, no folder with clips and no pattern that matches")
         found += files
     return list(dict.fromkeys(found))
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The files with a clip's suffix in a folder, at any depth, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def tensor_submission(clip: Clip, context: Context) -> Submission:

@@ -36,8 +36,7 @@ class Scenes:
     def watch(self, time_s: float, picture: Picture) -> None:
         luma = picture.luma()
         small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        alike = self._luma is not None and self._luma.shape == luma.shape
-        self._repeats.append(alike and np.array_equal(luma, self._luma))
+        self._repeats.append(self._luma is not None and np.array_equal(luma, self._luma))
         self._changes.append(0.0 if self._small is None else float(np.abs(small - self._small).mean()))
         self._times_s.append(time_s)
         self._luma, self._small = luma.copy(), small

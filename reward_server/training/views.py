@@ -45,8 +45,8 @@ class DrawnView:
 
     def cut(self, at: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The view's frame `at`, uint8 [H,W,3], out of the file's frame."""
-        chosen = frame[:, ::-1] if self.mirrored else frame
-        return _cut(np.ascontiguousarray(chosen), self.boxes[at], self.height_px, self.width_px)
+        patch = _cut(frame, self.boxes[at], self.height_px, self.width_px)
+        return patch[:, ::-1] if self.mirrored else patch
 
     def clip(self, frames: Sequence[NDArray[np.uint8]]) -> Clip:
         """Of all frames that were cut."""

@@ -17,9 +17,10 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from protos.reader.boxes import check_claims
-from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Group, Promise
+from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Promise
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
+from protos.reader.packets import add_packet, groups_of
 from protos.reader.payload import Payload
 from protos.reader.reel import Picture, Reel, Track
 from protos.reader.timeline import PacketTable, Timeline, slowed, timeline
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # generic in its stub only
 LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 GROUPED = ("mov", "matroska")  # containers whose key frames can be trusted: what is not wanted is not decoded
 QUICKEST_CS, SLOW_CS = 1, 10  # a gif's frames that ask for so few centiseconds are shown for so many
-SUPERFRAME = 0b110  # top bits of a vp9 packet's last byte: several frames, one of them shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class _File:
             exact=exact,
         )
         skips = self._form in GROUPED and not exact  # where packets are no frames, none is left out
-        groups = _groups(scan, wanted if skips else None)
+        groups = groups_of(scan.table, scan.line, wanted if skips else None)
         with self._open() as container:
             stream = _moving(container)[next(one.index for one in scan.tracks if one.chosen)]
             yield from Decoding(stream, promise, self._guard).pictures(_sized(container.demux(stream)), groups)
@@ -169,7 +169,7 @@ class _File:
             for packet in _sized(container.demux(*streams)):
                 self._guard.clock()
                 table = tables[packet.stream_index]
-                _add(table, packet, codecs[packet.stream_index])
+                add_packet(table, packet, codecs[packet.stream_index])
                 self._guard.frames(len(table))
                 self._guard.payload(sum(one.num_bytes for one in tables.values()))
         except FFMPEG_ERRORS as error:
@@ -229,57 +229,9 @@ def _sized(packets: Iterator[Packet]) -> Iterator[Packet]:
     return (packet for packet in packets if packet.size)
 
 
-def _add(table: PacketTable, packet: Packet, codec: str) -> None:
-    table.pts.append(packet.pts)
-    table.dts.append(packet.dts)
-    table.durations.append(packet.duration or 0)
-    table.keys.append(packet.is_keyframe)
-    table.shown.append(not packet.is_discard and not _is_hidden(packet, codec))
-    table.num_bytes += packet.size
-
-
-def _is_hidden(packet: Packet, codec: str) -> bool:
-    """A packet that only updates a reference: show_frame is off (RFC 6386, 9.1; the VP9 bitstream, 7.2)."""
-    if codec == "vp8":
-        return not memoryview(packet)[0] & 16
-    if codec != "vp9" or memoryview(packet)[-1] >> 5 == SUPERFRAME:
-        return False
-    first = memoryview(packet)[0]
-    return first & 0b00110000 != 0b00110000 and not first & 0b1000 and not first & 0b0010
-
-
-def _groups(scan: Scan, wanted: Sequence[int] | None) -> list[Group]:
-    """Runs of packets to decode, each from a key frame: all, or those that some wanted frame needs."""
-    num = len(scan.table)
-    if wanted is None:
-        return [Group(first=0, last=num)]
-    keys = [at for at, key in enumerate(scan.table.keys) if key]
-    starts = np.array(keys if keys and keys[0] == 0 else [0, *keys])
-    ticks = scan.line.packet_ticks
-    needed = np.zeros(starts.size, dtype=bool)
-    at_tick = {int(tick): at for at, tick in reversed(list(enumerate(ticks)))}
-    for index in wanted:
-        packet = at_tick.get(int(scan.line.ticks[index]))
-        if packet is None:  # a counted frame whose time no packet tells
-            return [Group(first=0, last=num)]
-        group = int(np.searchsorted(starts, packet, side="right")) - 1
-        needed[group] = True
-        while group and ticks[packet] < ticks[starts[group]]:  # shown before the key frame: built on the group before
-            group -= 1
-            needed[group] = True
-    ends = [*starts[1:].tolist(), num]
-    groups: list[Group] = []
-    for start, end, is_needed in zip(starts.tolist(), ends, needed.tolist(), strict=True):
-        if is_needed and groups and groups[-1].last == start:
-            groups[-1] = Group(first=groups[-1].first, last=end)
-        elif is_needed:
-            groups.append(Group(first=start, last=end))
-    return groups
-
-
 def _warnings(scan: Scan) -> tuple[ClipWarning, ...]:
     told: list[ClipWarning] = []
-    if len(scan.tracks) > 1:
+    if sum(one.frames > 1 for one in scan.tracks) > 1:
         chosen = next(one for one in scan.tracks if one.chosen)
         names = ", ".join(f"{one.index} ({one.codec}, {one.frames} packets)" for one in scan.tracks)
         message = f"the file has {len(scan.tracks)} video tracks: {names}; track {chosen.index} is read"

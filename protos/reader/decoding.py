@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
+from protos.reader.packets import Group
 from protos.reader.pixels import Matrix, display_matrix, picture
 from protos.reader.reel import Picture, Recount
 from protos.reader.timeline import Timeline
@@ -27,14 +28,6 @@ if TYPE_CHECKING:  # generic in its stub only
 FFMPEG_ERRORS = (av.FFmpegError, OSError, ValueError)
 MAX_PIXEL_ASPECT = 4.0
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Packets `first`..`last` (the latter excluded), to be decoded from a key frame on."""
-
-    first: int
-    last: int
 
 
 @dataclass(frozen=True, kw_only=True)

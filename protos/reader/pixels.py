@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from protos.reader.errors import UnreadableClip
 from protos.reader.reel import Picture
+from protos.reader.tones import HLG, PQ, mapped, without_combs
 
 # Without both flags swscale's shortcuts darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -36,6 +37,8 @@ def picture(frame: av.VideoFrame, pixel_aspect: float, matrix: Matrix) -> Pictur
         rgb=partial(_rgb, frame, matrix),
         luma=partial(_luma, frame),
         rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
+        interlaced=bool(frame.interlaced_frame),
+        hdr=int(frame.color_trc) in (PQ, HLG),
     )
 
 
@@ -52,17 +55,23 @@ def display_matrix(frame: av.VideoFrame) -> Matrix:
     return a, b, c, d
 
 
-def _rgb(frame: av.VideoFrame, matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
     has_alpha = any(component.is_alpha for component in frame.format.components)
+    curve = int(frame.color_trc)
+    form = "rgb48le" if curve in (PQ, HLG) else "rgba" if has_alpha else "rgb24"
     try:
-        converted = frame.reformat(format="rgba" if has_alpha else "rgb24", interpolation=EXACT, threads=1)
-        pixels = np.asarray(converted.to_ndarray(), dtype=np.uint8)
+        converted = np.asarray(frame.reformat(format=form, interpolation=EXACT, threads=1).to_ndarray())
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableClip(
             f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB "
             f"({error}); re-encode the clip as yuv420p, BT.709"
         ) from error
-    return _upright(over_black(pixels) if has_alpha else pixels, matrix)
+    if curve in (PQ, HLG):
+        pixels = mapped(converted.astype(np.uint16), curve)
+    else:
+        pixels = over_black(converted) if has_alpha else converted
+    pixels = np.asarray(pixels, dtype=np.uint8)
+    return _upright(without_combs(pixels) if frame.interlaced_frame else pixels, matrix)
 
 
 def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -31,6 +31,8 @@ class Picture:
     rgb: Callable[[], Frame]
     luma: Callable[[], NDArray[np.uint8]]
     rotation_deg: int = 0
+    interlaced: bool = False  # rgb() is without combs
+    hdr: bool = False  # rgb() is as an ordinary screen shows it
 
 
 @dataclass(frozen=True, kw_only=True)

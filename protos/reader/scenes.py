@@ -30,10 +30,12 @@ class Scenes:
         self._times_s: list[float] = []
         self._changes: list[float] = []  # [t]: to the frame before, in grey levels; of the first, 0
         self._repeats: list[bool] = []
+        self._interlaced = self._hdr = 0
         self._luma: NDArray[np.uint8] | None = None
         self._small: NDArray[np.float32] | None = None
 
     def watch(self, time_s: float, picture: Picture) -> None:
+        self._interlaced, self._hdr = self._interlaced + picture.interlaced, self._hdr + picture.hdr
         luma = picture.luma()
         small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
         self._repeats.append(self._luma is not None and np.array_equal(luma, self._luma))
@@ -61,6 +63,13 @@ class Scenes:
         if still >= MOSTLY_STILL:
             message = f"nothing moves in {still:.0%} of the clip: it is mostly stills, and its reward says little"
             told.append(ClipWarning(code="still_share", message=message, share=still))
+        num = max(1, len(self._times_s))
+        if self._interlaced:
+            message = "frames are made of two fields, of two moments; rows that stand out are taken from one"
+            told.append(ClipWarning(code="interlaced", message=message, share=self._interlaced / num))
+        if self._hdr:
+            message = "frames are HDR (PQ or HLG) and are mapped to an ordinary screen"
+            told.append(ClipWarning(code="hdr_mapped", message=message, share=self._hdr / num))
         return tuple(told)
 
     @staticmethod

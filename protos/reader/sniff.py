@@ -8,14 +8,31 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Callable
 
 from protos.reader.errors import UnreadableClip
 from protos.reader.payload import Payload
 
-CONTAINERS = ("mp4", "mov", "webm", "mkv", "avi", "gif", "webp", "mpg", "ts")  # as users call them
+CONTAINERS = (
+    "mp4",
+    "mov",
+    "webm",
+    "mkv",
+    "avi",
+    "gif",
+    "webp",
+    "mpg",
+    "ts",
+    "avif",
+    "apng",
+    "y4m",
+)  # as users call them
 TENSOR_SUFFIX = ".safetensors"
 # What is taken for a clip in a folder whatever it holds; of other names, .ts too, the bytes decide (files.py).
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", TENSOR_SUFFIX)
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", ".avif", ".apng", ".y4m"),
+    TENSOR_SUFFIX,
+)
 
 MOV_BOXES = {
     *(b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide"),
@@ -40,23 +57,16 @@ OTHERS = {  # what is often sent by mistake, to be named in the refusal
 }
 TS_PACKETS = (188, 192, 204)  # bytes: plain, with a time before each (m2ts), with a checksum behind
 TS_SYNCS = 8  # packets that must begin as one where the stream does not begin at a packet
+HEAD_BYTES = (TS_SYNCS + 1) * max(TS_PACKETS)
 RE_ENCODE = f"send one of {', '.join(CONTAINERS)}"
 
 
 def sniff(data: Payload) -> str:
-    """mov | matroska | avi | gif | webp | mpegts | mpeg. Raises UnreadableClip naming what else it is."""
-    if data[4:8] in MOV_BOXES:
-        return "mov"
-    if data[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if data[:4] == b"RIFF" and data[8:12] in (b"AVI ", b"WEBP"):
-        return "avi" if data[8:12] == b"AVI " else "webp"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if _is_transport_stream(data[: (TS_SYNCS + 1) * max(TS_PACKETS)]):
-        return "mpegts"
-    if data[:4] == b"\x00\x00\x01\xba":
-        return "mpeg"
+    """A demuxer's name, one of FORMS. Raises UnreadableClip naming what the bytes are instead."""
+    head = data[:HEAD_BYTES]
+    for form, fits in FORMS.items():
+        if fits(head):
+            return form
     raise UnreadableClip(f"the payload's {len(data)} bytes are {_looks_like(data)}, not a known video; {RE_ENCODE}")
 
 
@@ -67,6 +77,19 @@ def _is_transport_stream(head: bytes) -> bool:
         head[offset : offset + TS_SYNCS * size : size] for size in TS_PACKETS for offset in range(min(size, len(head)))
     )
     return any(len(start) == TS_SYNCS and set(start) == {0x47} and set(head) != {0x47} for start in starts)
+
+
+FORMS: dict[str, Callable[[bytes], bool]] = {
+    "mov": lambda head: head[4:8] in MOV_BOXES,
+    "matroska": lambda head: head[:4] == b"\x1a\x45\xdf\xa3",
+    "avi": lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI ",
+    "webp": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
+    "gif": lambda head: head[:6] in (b"GIF87a", b"GIF89a"),
+    "mpegts": _is_transport_stream,
+    "mpeg": lambda head: head[:4] == b"\x00\x00\x01\xba",
+    "apng": lambda head: head[:4] == b"\x89PNG" and b"acTL" in head[8:256],
+    "yuv4mpegpipe": lambda head: head[:10] == b"YUV4MPEG2 ",
+}
 
 
 def check_complete(data: Payload, form: str) -> None:

@@ -159,6 +159,36 @@ def test_what_is_transparent_is_black(kind: str) -> None:
     assert frames[5][:, 56:].max() > 100
 
 
+def hdr(curve: str, levels: list[int]) -> bytes:
+    """Flat 10-bit grey frames, one for each level 0..255, on an HDR curve."""
+    frames = np.repeat(np.array(levels, np.uint8), 64 * 96 * 3).reshape(-1, 64, 96, 3)
+    told = f"log-level=none:qp=0:colorprim=bt2020:transfer={curve}:colormatrix=bt2020nc:range=limited"
+    options = {"codec": "libx265", "pix_fmt": "yuv420p10le", "codec_options": {"x265-params": told}}
+    return media.video(frames, fps=12, **options)
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    # paper white, 203 cd/m2, is 58 % of PQ and 75 % of HLG; black stays black, and 1000 cd/m2 is the brightest
+    [("smpte2084", {0: 0, 148: 190, 192: 255}), ("arib-std-b67", {0: 0, 191: 190, 255: 255})],
+)
+def test_hdr_is_mapped_to_an_ordinary_screen(curve: str, expected: dict[int, int]) -> None:
+    _, frames = read(hdr(curve, list(expected)))
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx(list(expected.values()), abs=4)
+
+
+def test_two_fields_of_two_moments_leave_no_comb() -> None:
+    frames = np.full((24, 64, 96, 3), 40, np.uint8)
+    for at in range(24):
+        frames[at, 0::2, 2 * at : 2 * at + 30] = 220
+        frames[at, 1::2, 2 * at + 8 : 2 * at + 38] = 220
+    options = {"codec": "mpeg2video", "container": "mpeg", "codec_options": {"flags": "+ildct+ilme", "b": "6M"}}
+    payload = media.video(frames, fps=24, **options)
+    _, found = read(payload)
+    assert np.abs(np.diff(frames[9].astype(int), axis=0)).mean() > 20
+    assert np.abs(np.diff(found[9].astype(int), axis=0)).mean() < 8
+
+
 def test_a_changed_size_ends_a_stretch_and_the_rest_is_used() -> None:
     """Bug: pretraining ended with a ValueError that named no file."""
     source, frames = read(odd_files.two_sizes(FRAMES))

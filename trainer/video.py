@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protos.codec import clip_to_tensor
-from protos.reader import ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader import Picture, ReaderError, Source, Stretch, open_source, with_true_times
 from protos.reader.sniff import TENSOR_SUFFIX
 from protos.reader.source import as_displayed
 from protos.reader.times import is_even, nearest_frames
@@ -68,9 +68,12 @@ def read_clip(
     nearest in time elsewhere. Raises DataError with the reason for a file that is unreadable, too short or too slow.
     """
 
+    def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
+        return fit(as_displayed(picture), form.height_px, form.width_px)
+
     def read(source: Source) -> list[NDArray[np.uint8]]:
         picked = _picked_within(source, source.within(first, last), form, start, speed_tolerance).tolist()
-        fitted = dict(source.frames(picked, lambda picture: fit(as_displayed(picture), form.height_px, form.width_px)))
+        fitted = dict(source.frames(picked, fitted_frame, to_the_end=False))
         if missing := len(picked) - len({id(frame) for frame in fitted.values()}):
             raise DataError(f"{missing} of {len(picked)} frames do not decode; the file is damaged")
         return [fitted[index] for index in picked]

@@ -105,12 +105,19 @@ class _File:
             warnings=_warnings(scan),
             pictures=lambda wanted: self._pictures(scan, wanted, exact=False),
             counted=counted,
+            stoppable=self._form != "avi",
         )
 
     def _counted(self, scan: Scan) -> tuple[Reel, list[tuple[int, int]]]:
         """The same file with the times that its frames have when all are decoded."""
         unit_s = scan.unit_s
         seen = [(time_s, (one.height_px, one.width_px)) for time_s, one in self._pictures(scan, None, exact=True)]
+        least = max(1, scan.line.ticks.size // 2 - 1)
+        if len(seen) < least:
+            raise UnreadableClip(
+                f"only {len(seen)} of the file's {scan.line.ticks.size} {scan.codec} frames decode, under the {least} "
+                "needed: it is cut or damaged; upload the whole file or re-encode it"
+            )
         ticks = np.rint(np.array([time_s for time_s, _ in seen]) / unit_s).astype(np.int64)
         if self._form == "avi":  # its frames have no times of their own: they share the track's evenly
             ticks = scan.line.ticks[np.rint(np.linspace(0, scan.line.ticks.size - 1, ticks.size)).astype(int)]

@@ -19,7 +19,7 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
 from protos.reader.packets import Group
 from protos.reader.pixels import Matrix, display_matrix, picture
-from protos.reader.reel import Picture, Recount
+from protos.reader.reel import Picture, Recount, Times
 from protos.reader.timeline import Timeline
 
 if TYPE_CHECKING:  # generic in its stub only
@@ -54,6 +54,8 @@ class Decoding:
         self._stream, self._promise, self._guard = stream, promise, guard
         self._decoder = self._new_decoder()
         self._times_s = promise.line.ticks.astype(np.float64) * promise.unit_s
+        gaps = np.diff(self._times_s)
+        self._tolerance_s = float(np.median(gaps)) / 4 if gaps.size else math.inf
         self._trusted = self._clean = True
         self._num_frames, self._last_s = 0, -math.inf
         self._matrix: tuple[tuple[int, int, int], Matrix] | None = None
@@ -61,7 +63,7 @@ class Decoding:
     def pictures(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[tuple[float, Picture]]:
         """(time in seconds, picture) of every frame of the groups that can be trusted, times rising."""
         given_s: list[float] = []
-        whole = self._is_whole(groups)
+        whole, promised_s = self._is_whole(groups), self._promised_s(groups)
         for frame in self._frames(packets, groups):
             if frame.interlaced_frame and not whole:  # two packets may be its fields, and a group end between them
                 raise Recount
@@ -71,9 +73,10 @@ class Decoding:
             self._num_frames += 1
             if time_s > self._last_s:  # of frames with one timestamp the first is taken
                 self._last_s = time_s
+                self._as_promised(time_s, len(given_s), promised_s)
                 given_s.append(time_s)
                 yield time_s, picture(frame, self._pixel_aspect(), self._display_matrix(frame))
-        self._check(np.array(given_s), groups)
+        self._check(np.array(given_s), promised_s, whole=whole)
 
     def _display_matrix(self, frame: av.VideoFrame) -> Matrix:
         """That of the first frame, and again where a frame is turned or sized otherwise."""
@@ -128,26 +131,31 @@ class Decoding:
             if self._trusted:
                 yield frame
 
-    def _check(self, given_s: NDArray[np.float64], groups: Sequence[Group]) -> None:
+    def _as_promised(self, time_s: float, at: int, promised_s: Times) -> None:
+        """Where nothing is damaged, what the decoder gives is the truth, and another promise was not."""
+        if self._promise.exact or not self._clean:
+            return
+        if at >= promised_s.size or abs(time_s - float(promised_s[at])) > self._tolerance_s:
+            raise Recount
+
+    def _check(self, given_s: Times, promised_s: Times, *, whole: bool) -> None:
         """Raises UnreadableClip where more than one frame and 2 % are missing: also those an mp4 indexes beyond the
-        end of a cut file. Where nothing is damaged, what the decoder gives is the truth, and the promise was not."""
-        promise, promised_s = self._promise, self._promised_s(groups)
+        end of a cut file. Raises Recount where frames are missing and nothing is damaged."""
+        promise = self._promise
         if promise.exact:
             return
         promised = promised_s.size + promise.beyond
         least = promised_s.size // 2 if promise.halves else promised - 1 - promised // 50
-        believable = not self._is_whole(groups) or given_s.size >= max(1, promised_s.size // 2 - 1)
-        if believable and not promise.beyond and (self._clean or promise.halves) and not _alike(given_s, promised_s):
+        if given_s.size != promised_s.size and (self._clean or promise.halves) and not promise.beyond:
             raise Recount
-        least = max(least, int(self._is_whole(groups)))
-        if self._num_frames < least:
+        if self._num_frames < max(least, int(whole)):
             raise UnreadableClip(
                 f"only {self._num_frames} of the file's {self._times_s.size} or more "
                 f"{self._decoder.codec.canonical_name} frames decode, under the {least} needed: it is cut or damaged; "
                 "upload the whole file or re-encode it"
             )
 
-    def _promised_s(self, groups: Sequence[Group]) -> NDArray[np.float64]:
+    def _promised_s(self, groups: Sequence[Group]) -> Times:
         """The times that the groups' frames should have."""
         line = self._promise.line
         if self._is_whole(groups):
@@ -174,11 +182,3 @@ def _moved(packet: Packet, offset: int) -> Packet:
         packet.pts = packet.pts if packet.pts is None else packet.pts + offset
         packet.dts = packet.dts if packet.dts is None else packet.dts + offset
     return packet
-
-
-def _alike(given_s: NDArray[np.float64], promised_s: NDArray[np.float64]) -> bool:
-    """Whether as many frames came as were promised, each within a quarter of a frame of its time."""
-    if given_s.size != promised_s.size:
-        return False
-    gaps = np.diff(promised_s)
-    return gaps.size == 0 or bool(np.abs(given_s - promised_s).max() <= np.median(gaps) / 4)

@@ -63,6 +63,7 @@ class Reel:
     breaks: tuple[int, ...] = ()
     tracks: tuple[Track, ...] = ()
     warnings: tuple[ClipWarning, ...] = ()
+    stoppable: bool = True  # each frame's time is checked as it comes, not all at the end
     counted: Callable[[], tuple[Reel, list[tuple[int, int]]]] | None = None
 
 

@@ -67,13 +67,15 @@ class Source:
         fit: Callable[[Picture], Frame] | None = None,
         *,
         watch: Callable[[float, Picture], None] | None = None,
+        to_the_end: bool = True,
     ) -> Iterator[tuple[int, Frame]]:
         """(position, uint8 [H,W,3]) of every wanted position, rising, one frame in memory at a time.
 
         `fit` makes a frame of a picture, for instance a small one; else it is as displayed. A frame that is missing
         (a damaged file may miss a few) is the one nearest to it, the same object again. `watch` is shown every
-        picture that is decoded on the way. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow; Recount for
-        `with_true_times`.
+        picture that is decoded on the way. `to_the_end` also decodes the frames behind the last wanted one that were
+        encoded together with it, so that damage there is found. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow;
+        Recount for `with_true_times`.
         """
         fit = fit or as_displayed
         pictures = self._watched(self._reel.pictures(wanted), watch)
@@ -85,6 +87,8 @@ class Source:
             if picture is not last or frame is None:
                 frame, last = fit(picture), picture
             yield index, frame
+            if index == wanted[-1] and self._reel.stoppable and not to_the_end:
+                return
         if frame is None and len(wanted):
             raise UnreadableClip(
                 f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on decodes; the file is damaged"

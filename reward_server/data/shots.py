@@ -72,7 +72,7 @@ class Shot:
         frame_bytes = 3 * min(1.0, max_side_px / max(source.height_px, source.width_px)) ** 2
         most = max(1, int(SHOT_BYTES / (frame_bytes * source.height_px * source.width_px)))
         wanted = np.unique(positions[:most])
-        frames = dict(source.frames(wanted.tolist(), lambda picture: shrunk(picture, max_side_px)))
+        frames = dict(source.frames(wanted.tolist(), lambda picture: shrunk(picture, max_side_px), to_the_end=False))
         chosen = np.stack([frames[position] for position in positions[:most].tolist()])
         return Clip(frames=np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), fps=source.fps)
 

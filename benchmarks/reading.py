@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import cv2
@@ -135,7 +135,7 @@ def write(path: Path, codec: str, seconds: int) -> None:
     form, encoder, pix_fmt, options = CODECS[codec]
     partial = path.with_suffix(".partial")
     with av.open(str(partial), "w", format=form) as output:
-        stream = output.add_stream(encoder, rate=Fraction(FPS), options=options)
+        stream = cast(av.VideoStream, output.add_stream(encoder, rate=Fraction(FPS), options=options))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
         for pixels in moving(seconds * FPS):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

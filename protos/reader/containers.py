@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
@@ -173,7 +173,7 @@ class _File:
         codecs = {stream.index: _codec(stream) for stream in streams}
         trouble: Exception | None = None
         try:
-            for packet in _sized(container.demux(*streams)):
+            for packet in _sized(cast("Iterator[Packet]", container.demux(*streams))):
                 self._guard.clock()
                 table = tables[packet.stream_index]
                 add_packet(table, packet, codecs[packet.stream_index])

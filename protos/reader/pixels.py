@@ -69,8 +69,8 @@ def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
     if curve in (PQ, HLG):
         pixels = mapped(converted.astype(np.uint16), curve)
     else:
-        pixels = over_black(converted) if has_alpha else converted
-    pixels = np.asarray(pixels, dtype=np.uint8)
+        eight_bit = np.asarray(converted, dtype=np.uint8)
+        pixels = over_black(eight_bit) if has_alpha else eight_bit
     return _upright(without_combs(pixels) if frame.interlaced_frame else pixels, matrix)
 
 
@@ -79,10 +79,11 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
     plane, form = frame.planes[0], frame.format
     bits = max(component.bits for component in form.components)
     columns = plane.width if len(frame.planes) > 1 else plane.width * max(1, form.padded_bits_per_pixel // max(8, bits))
-    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     if bits <= 8:
         return rows[:, :columns]
-    return (rows.view("<u2")[:, :columns] >> (bits - 8)).astype(np.uint8)
+    deep = rows.view(np.uint16)[:, :columns] >> (bits - 8)
+    return np.asarray(deep, dtype=np.uint8)
 
 
 def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:

@@ -108,7 +108,7 @@ def schedule(
     if max(totals) < sampling.min_frames:
         raise ClipTooShort(_too_short(max(totals), times_s.size, step_s, sampling, len(parts)))
     length = min(max(totals), sampling.window_frames)
-    origins, allowed, first_step = [], [], 0
+    origins, allowed, first_step = list[tuple[int, float]](), list[int](), 0
     for (first_s, _), total in zip(parts, totals, strict=True):
         origins.append((first_step, float(first_s)))
         allowed += range(first_step, first_step + total - length + 1)

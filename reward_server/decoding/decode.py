@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.reader import Frame, Picture, Stretch, open_source, with_true_times
 from protos.reader import Source as OpenSource
-from protos.reader.scenes import Scenes
+from protos.reader.scenes import Scenes, crosses
 from protos.reader.sniff import CONTAINERS
 from protos.reader.times import is_even
 from protos.types import Clip, ClipWarning, Limits, Source, Submission
+from reward_server.decoding.even_windows import even_schedule
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.decoding.sampling import Sampling, Schedule, profile_size, resize_frame, schedule
-from reward_server.decoding.time_warnings import main_stretch, positions_of, time_warnings
+from reward_server.decoding.time_warnings import (
+    TOLD_UNEVEN,
+    main_stretch,
+    positions_of,
+    time_warnings,
+    uneven_share,
+)
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
 
@@ -57,11 +65,11 @@ def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decod
 def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
     """Plan, read, and plan once more where a window turns out to lie across a cut."""
     scenes, cuts_s = Scenes(), list[float]()
-    plan = _plan(source, sampling, cuts_s)
+    plan, share = _plan(source, sampling, cuts_s)
     frames = _frames(source, plan, sampling, scenes)
     for _ in range(MAX_REPLANS):
         cuts_s = sorted({*cuts_s, *scenes.cuts_s()})
-        better = _plan(source, sampling, cuts_s)
+        better, share = _plan(source, sampling, cuts_s)
         if better == plan:
             break
         plan, scenes = better, Scenes()
@@ -70,12 +78,19 @@ def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
         windows=_windows(frames, plan),
         source=_described(source, plan),
         fps_used=plan.fps_used,
-        warnings=(*source.warnings, *time_warnings(source, plan), *scenes.warnings()),
+        warnings=(*source.warnings, *time_warnings(source, plan, share), *scenes.warnings()),
     )
 
 
-def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> Schedule:
-    return schedule(source.times_s, sampling, [(one.first, one.last) for one in _of_one_size(source)], cuts_s)
+def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tuple[Schedule, float]:
+    """Where to look, and the share of evenly placed times that have no frame near."""
+    stretches = [(one.first, one.last) for one in _of_one_size(source)]
+    plan = schedule(source.times_s, sampling, stretches, cuts_s)
+    share = uneven_share(source.times_s, plan)
+    if share <= TOLD_UNEVEN:
+        return plan, share
+    even = even_schedule(source.times_s, sampling, stretches, partial(crosses, cuts_s))
+    return even or plan, share
 
 
 def _of_one_size(source: OpenSource) -> list[Stretch]:

@@ -57,9 +57,10 @@ class Schedule:
 
     Step k lies `k / fps_used` seconds after the first frame of its stretch; `origins` are each stretch's first step
     and the time of its first frame. Window i takes the steps `starts[i] .. starts[i] + length - 1`, all of one
-    stretch. `base_fps` is the clip's own rate.
+    stretch. `base_fps` is the clip's own rate, `first_s` the time of its first frame.
     """
 
+    first_s: float
     origins: tuple[tuple[int, float], ...]
     base_fps: float
     fps_used: float
@@ -78,7 +79,7 @@ class Schedule:
     def start_s(self, start: int) -> float:
         """Seconds from the clip's first frame to a step."""
         first_step, first_s = self._origin(start)
-        return first_s - self.origins[0][1] + (start - first_step) / self.fps_used
+        return first_s - self.first_s + (start - first_step) / self.fps_used
 
     def _origin(self, step: int) -> tuple[int, float]:
         return [origin for origin in self.origins if origin[0] <= step][-1]
@@ -116,7 +117,12 @@ def schedule(
     num_windows = min(sampling.max_windows, math.ceil(first_step / length))
     ideal = np.rint(np.linspace(0, first_step - length, num_windows)).astype(int)
     plan = Schedule(
-        origins=tuple(origins), base_fps=1 / interval_s, fps_used=1 / step_s, starts=tuple(allowed), length=length
+        first_s=float(times_s[0]),
+        origins=tuple(origins),
+        base_fps=1 / interval_s,
+        fps_used=1 / step_s,
+        starts=tuple(allowed),
+        length=length,
     )
     uncut = [start for start in allowed if not _is_cut(plan, start, cuts_s)]
     return replace(plan, starts=_nearest_starts(ideal, np.array(uncut or allowed)))

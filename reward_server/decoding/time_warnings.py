@@ -26,19 +26,24 @@ def positions_of(times_s: NDArray[np.float64], plan: Schedule) -> NDArray[np.int
     return nearest_frames(times_s, [plan.time_s(step) for step in plan.steps])
 
 
-def time_warnings(source: Source, plan: Schedule) -> tuple[ClipWarning, ...]:
-    """Raises UnreadableClip where over MOST_UNEVEN of the wanted times have no frame near."""
-    told: list[ClipWarning] = []
+def uneven_share(times_s: NDArray[np.float64], plan: Schedule) -> float:
+    """Of the plan's times, those without a frame near."""
     wanted_s = np.array([plan.time_s(step) for step in plan.steps])
-    away_s = np.abs(source.times_s[positions_of(source.times_s, plan)] - wanted_s)
-    share = float((away_s > NEAR / plan.fps_used).mean())
-    if share > MOST_UNEVEN:
+    away_s = np.abs(times_s[positions_of(times_s, plan)] - wanted_s)
+    return float((away_s > NEAR / plan.fps_used).mean())
+
+
+def time_warnings(source: Source, plan: Schedule, share: float) -> tuple[ClipWarning, ...]:
+    """`share` is that of evenly placed windows. Raises UnreadableClip where the plan's is over MOST_UNEVEN."""
+    told: list[ClipWarning] = []
+    if (left := uneven_share(source.times_s, plan)) > MOST_UNEVEN:
         raise UnreadableClip(
-            f"{share:.0%} of the times at {plan.fps_used:.4g} fps have no frame within half a step, over the limit of "
+            f"{left:.0%} of the times at {plan.fps_used:.4g} fps have no frame within half a step, over the limit of "
             f"{MOST_UNEVEN:.0%}: its frames are shown at uneven times; re-encode it at a constant rate"
         )
     if share > TOLD_UNEVEN:
-        message = f"{share:.0%} of the wanted times have no frame within half a step; the nearest is taken"
+        where = "the nearest is taken" if left else f"windows of {plan.length} frames lie where none is missing"
+        message = f"{share:.0%} of the wanted times have no frame within half a step; {where}"
         told.append(ClipWarning(code="uneven_times", message=message, share=share))
     if len(source.stretches) > 1:
         at = ", ".join(f"{source.times_s[one.first] - source.times_s[0]:.2f}" for one in source.stretches[1:9])

@@ -101,6 +101,20 @@ def test_uneven_times_are_told_and_frames_rate_and_duration_agree() -> None:
     assert told(run(odd_files.dropped(MOVING, 0.0))) == {}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_of_a_clip_with_dropped_frames_lie_where_none_is_missing(seed: int) -> None:
+    """Bug: each missing frame was replaced by its neighbour, a stutter that the reward saw and the clip had not."""
+    frames = media.numbered(120, 64, 96)
+    decoded = run(odd_files.dropped(frames, 0.3, seed=seed))
+    assert decoded.fps_used == pytest.approx(12, rel=0.4)
+    for window in decoded.windows:
+        numbers = media.numbers(window.clip.frames)
+        assert len(set(np.diff(numbers).tolist())) == 1
+        assert np.diff(numbers)[0] == pytest.approx(30 / decoded.fps_used, rel=0.01)
+        assert numbers[0] == pytest.approx(window.start_s * 30, abs=0.1)
+    assert "uneven_times" in told(decoded)
+
+
 def test_times_that_are_mostly_uneven_are_refused_by_name() -> None:
     ticks = [1000 * (at // 8) + 20 * (at % 8) for at in range(96)]  # bursts of eight, a second apart
     with pytest.raises(UnreadableClip, match=r"frame within half a step, over the limit of 50%: .*constant rate"):

@@ -5,6 +5,7 @@ Scenes watches every decoded picture, keeps three numbers of each, and says afte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -24,22 +25,23 @@ REPEATED = 0.1  # share of frames that equal the one before, from which this is 
 
 
 class Scenes:
-    """`watch` is called with each picture, times rising."""
+    """`watch` is called with each picture, times rising; `follows` says whether no frame was left out before it."""
 
     def __init__(self) -> None:
         self._times_s: list[float] = []
-        self._changes: list[float] = []  # [t]: to the frame before, in grey levels; of the first, 0
+        self._changes: list[float] = []  # [t]: to the frame before, in grey levels; NaN where that was not seen
         self._repeats: list[bool] = []
         self._interlaced = self._hdr = 0
         self._luma: NDArray[np.uint8] | None = None
         self._small: NDArray[np.float32] | None = None
 
-    def watch(self, time_s: float, picture: Picture) -> None:
+    def watch(self, time_s: float, picture: Picture, follows: bool) -> None:
         self._interlaced, self._hdr = self._interlaced + picture.interlaced, self._hdr + picture.hdr
         luma = picture.luma()
         small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        self._repeats.append(self._luma is not None and np.array_equal(luma, self._luma))
-        self._changes.append(0.0 if self._small is None else float(np.abs(small - self._small).mean()))
+        self._repeats.append(follows and self._luma is not None and np.array_equal(luma, self._luma))
+        change = math.nan if self._small is None else float(np.abs(small - self._small).mean())
+        self._changes.append(change if follows else math.nan)
         self._times_s.append(time_s)
         self._luma, self._small = luma.copy(), small
 
@@ -50,7 +52,9 @@ class Scenes:
 
     def warnings(self) -> tuple[ClipWarning, ...]:
         told: list[ClipWarning] = []
-        steps = max(1, len(self._changes) - 1)
+        changes = np.array(self._changes)
+        known = changes[~np.isnan(changes)]
+        steps = max(1, known.size)
         if cuts := self.cuts_s():
             times = ", ".join(f"{time_s:.2f}" for time_s in cuts[:8])
             message = f"{len(cuts)} cut(s), at {times} s; windows avoid them where the clip is long enough"
@@ -59,7 +63,7 @@ class Scenes:
         if repeated >= REPEATED:
             message = f"{repeated:.0%} of the frames equal the frame before; score a clip without held frames"
             told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
-        still = float((np.array(self._changes[1:]) <= STILL_LEVELS).mean()) if len(self._changes) > 1 else 0.0
+        still = float((known <= STILL_LEVELS).mean()) if known.size else 0.0
         if still >= MOSTLY_STILL:
             message = f"nothing moves in {still:.0%} of the clip: it is mostly stills, and its reward says little"
             told.append(ClipWarning(code="still_share", message=message, share=still))
@@ -74,7 +78,8 @@ class Scenes:
 
     @staticmethod
     def _stands_out(changes: NDArray[np.float64], at: int) -> bool:
-        around = np.concatenate([changes[max(1, at - AROUND) : at], changes[at + 1 : at + 1 + AROUND]])
+        around = np.concatenate([changes[max(0, at - AROUND) : at], changes[at + 1 : at + 1 + AROUND]])
+        around = around[~np.isnan(around)]
         return around.size == 0 or bool(changes[at] > CUT_RATIO * np.median(around))
 
 

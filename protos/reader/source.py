@@ -24,10 +24,11 @@ from protos.reader.payload import Payload, open_payload
 from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
 from protos.reader.sniff import check_complete, sniff
 from protos.reader.tensors import is_tensor, open_tensor
-from protos.reader.times import frame_interval, nearest
+from protos.reader.times import frame_interval, nearest, nearest_frames
 from protos.types import ClipWarning, Limits, Media
 
 R = TypeVar("R")
+Watch = Callable[[float, Picture, bool], None]  # time in seconds, picture, whether it follows on the one before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Source:
         wanted: Sequence[int],
         fit: Callable[[Picture], Frame] | None = None,
         *,
-        watch: Callable[[float, Picture], None] | None = None,
+        watch: Watch | None = None,
         to_the_end: bool = True,
     ) -> Iterator[tuple[int, Frame]]:
         """(position, uint8 [H,W,3]) of every wanted position, rising, one frame in memory at a time.
@@ -95,11 +96,14 @@ class Source:
             )
 
     def _watched(
-        self, pictures: Iterator[tuple[float, Picture]], watch: Callable[[float, Picture], None] | None
+        self, pictures: Iterator[tuple[float, Picture]], watch: Watch | None
     ) -> Iterator[tuple[float, Picture]]:
+        before = -1
         for time_s, picture in pictures:
+            position = int(nearest_frames(self.times_s, [time_s])[0])
             if watch:
-                watch(time_s, picture)
+                watch(time_s, picture, position == before + 1)
+            before = position
             stretch = self.stretch_at(time_s)
             if (picture.height_px, picture.width_px) != (stretch.height_px, stretch.width_px) and self._reel.counted:
                 raise Recount

@@ -87,7 +87,9 @@ def _draws(source: Source, first: int, last: int | None, plan: ViewPlan) -> list
     for take in usable:
         for _ in range(math.ceil(take.positions.size / plan.frames_per_view)):
             rng = np.random.default_rng((*plan.seed, len(draws)))
-            views = [draw_view(take, plan.sampling, rng) for _ in range(plan.tries)]
+            views = [draw_view(take, plan.sampling, rng)]
+            while len(views) < plan.tries:  # near the first, or its frames would have to wait for one far away
+                views.append(draw_view(take, plan.sampling, rng, near=views[0].start))
             draws.append(_Draw(number=len(draws), rng=rng, views=views, frames=[[] for _ in views]))
     return draws
 

@@ -19,6 +19,7 @@ from reward_server.decoding.decode import Sampling, profile_size, resize_frame
 from reward_server.errors import UnreadableClip
 
 RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
+NEAR = 64  # frames
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
@@ -36,6 +37,7 @@ class Take:
 class DrawnView:
     """A view before its frames are there: which frames of the file, which box of each, and what it becomes."""
 
+    start: int  # of its first frame, among the take's
     positions: tuple[int, ...]
     boxes: NDArray[np.float64]  # [T,4] x, y, width, height
     height_px: int
@@ -53,16 +55,22 @@ class DrawnView:
         return Clip(frames=np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), fps=self.fps)
 
 
-def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator) -> DrawnView:
-    """One random view at the profile's size and about its rate. Raises UnreadableClip if too short."""
+def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator, near: int | None = None) -> DrawnView:
+    """One random view at the profile's size and about its rate, that starts anywhere, or within NEAR frames of a start.
+
+    Raises UnreadableClip if too short.
+    """
     stride = _random_stride(take, sampling, rng)
     num = min(sampling.window_frames, (take.positions.size - 1) // stride + 1)
     if rng.random() < 0.15:  # the discriminators must also judge clips shorter than a window
         num = int(rng.integers(sampling.min_frames, num + 1))
-    start = int(rng.integers(0, take.positions.size - (num - 1) * stride))
+    last = take.positions.size - 1 - (num - 1) * stride
+    low, high = (0, last) if near is None else (min(max(0, near - NEAR), last), min(near + NEAR, last))
+    start = int(rng.integers(low, high + 1))
     boxes = _camera_path((take.height_px, take.width_px), num, rng)
     height, width = profile_size(*_box_shape(boxes[0]), sampling)
     return DrawnView(
+        start=start,
         positions=tuple(take.positions[start : start + (num - 1) * stride + 1 : stride].tolist()),
         boxes=boxes,
         height_px=height,

@@ -224,7 +224,7 @@ class Counted:
 
     pictures = 0
 
-    def __call__(self, time_s: float, picture: Picture) -> None:
+    def __call__(self, time_s: float, picture: Picture, follows: bool) -> None:
         self.pictures += 1
 
 

@@ -52,6 +52,13 @@ def test_windows_keep_away_from_a_cut(at: int) -> None:
         assert len(window.clip.frames) == 16
 
 
+def test_what_is_left_out_between_two_windows_is_no_cut() -> None:
+    """Bug: the first frame after a group that is not decoded was compared with the last one before it."""
+    fading = np.clip(media.texture(240, step=1)[:, :32, :48] * np.linspace(0.1, 1, 240)[:, None, None, None], 0, 255)
+    payload = media.video(fading.astype(np.uint8), fps=12, codec_options={"g": "12", "crf": "10"})
+    assert told(run(payload, sampling=Sampling(max_windows=2, area_px=32 * 48))) == {}
+
+
 def test_a_clip_without_room_beside_its_cut_is_scored_across_it_and_told() -> None:
     decoded = run(lossless(with_cut(8, num=16)))
     assert len(decoded.windows) == 1

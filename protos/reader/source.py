@@ -148,7 +148,7 @@ def with_true_times(source: Source, use: Callable[[Source], R]) -> R:
     try:
         return use(source)
     except Recount:
-        return use(_counted(source))
+        return use(_counted(source._reel, source._guard))
 
 
 def as_displayed(picture: Picture) -> Frame:
@@ -184,7 +184,10 @@ def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None
 
 
 def _source(reel: Reel, guard: Guard) -> Source:
-    first = _first_picture(reel)
+    try:
+        first = _first_picture(reel)
+    except Recount:
+        return _counted(reel, guard)
     edges = [0, *reel.breaks, reel.times_s.size]
     size = {"height_px": first.height_px, "width_px": first.width_px}
     return Source(
@@ -211,14 +214,13 @@ def _first_picture(reel: Reel) -> Picture:
         ) from None
 
 
-def _counted(source: Source) -> Source:
+def _counted(reel: Reel, guard: Guard) -> Source:
     """The source with the times and sizes that decoding all of it gives."""
-    assert source._reel.counted is not None, "only what can be counted asks for it"
-    reel, sizes = source._reel.counted()
-    counted = _source(reel, source._guard)
+    assert reel.counted is not None, "only what can be counted asks for it"
+    counted, sizes = reel.counted()
     changes = {at for at in range(1, len(sizes)) if sizes[at] != sizes[at - 1]}
-    edges = sorted({0, len(sizes), *reel.breaks, *changes})
+    edges = sorted({0, len(sizes), *counted.breaks, *changes})
     stretches = tuple(
         Stretch(first=a, last=b, height_px=sizes[a][0], width_px=sizes[a][1]) for a, b in itertools.pairwise(edges)
     )
-    return replace(counted, stretches=stretches)
+    return replace(_source(counted, guard), stretches=stretches)

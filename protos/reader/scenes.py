@@ -50,12 +50,13 @@ class Scenes:
         changes = np.array(self._changes)
         return [self._times_s[at] for at in np.flatnonzero(changes > CUT_LEVELS) if self._stands_out(changes, int(at))]
 
-    def warnings(self) -> tuple[ClipWarning, ...]:
+    def warnings(self, earlier_cuts_s: Sequence[float] = ()) -> tuple[ClipWarning, ...]:
+        """`earlier_cuts_s` were found when other parts of the clip were decoded."""
         told: list[ClipWarning] = []
         changes = np.array(self._changes)
         known = changes[~np.isnan(changes)]
         steps = max(1, known.size)
-        if cuts := self.cuts_s():
+        if cuts := sorted({*earlier_cuts_s, *self.cuts_s()}):
             times = ", ".join(f"{time_s:.2f}" for time_s in cuts[:8])
             message = f"{len(cuts)} cut(s), at {times} s; windows avoid them where the clip is long enough"
             told.append(ClipWarning(code="cuts", message=message, share=len(cuts) / steps))

@@ -78,7 +78,7 @@ def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
         windows=_windows(frames, plan),
         source=_described(source, plan),
         fps_used=plan.fps_used,
-        warnings=(*source.warnings, *time_warnings(source, plan, share), *scenes.warnings()),
+        warnings=(*source.warnings, *time_warnings(source, plan, share), *scenes.warnings(cuts_s)),
     )
 
 

@@ -24,6 +24,7 @@ from protos.types import (
     DISCRIMINATORS,
     Bounds,
     Clip,
+    ClipWarning,
     Context,
     ContractError,
     DiscriminatorRefresh,
@@ -300,6 +301,7 @@ def _reward_to_message(reward: Reward) -> pb.Reward:
     provenance = _fields(reward.provenance)
     provenance["source"] = pb.Source(**_fields(reward.provenance.source))
     provenance["timings"] = pb.Timings(**_fields(reward.provenance.timings))
+    provenance["warnings"] = [pb.ClipWarning(**_fields(warning)) for warning in reward.provenance.warnings]
     return pb.Reward(
         combined=reward.combined,
         instantaneous=reward.instantaneous,
@@ -326,6 +328,7 @@ def _reward_from_message(message: pb.Reward) -> Reward:
             message.provenance,
             source=_scalars(Source, message.provenance.source),
             timings=_scalars(Timings, message.provenance.timings),
+            warnings=tuple(_scalars(ClipWarning, warning) for warning in message.provenance.warnings),
         ),
     )
 

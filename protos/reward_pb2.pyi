@@ -532,6 +532,7 @@ class Provenance(_message.Message):
     MEAN_VISIBILITY_FIELD_NUMBER: _builtins.int
     MEAN_CONFIDENCE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     discriminator_version: _builtins.str
     weights_digest: _builtins.str
@@ -554,6 +555,8 @@ class Provenance(_message.Message):
     def source(self) -> Global___Source: ...
     @_builtins.property
     def timings(self) -> Global___Timings: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClipWarning]: ...
     def __init__(
         self,
         *,
@@ -571,14 +574,45 @@ class Provenance(_message.Message):
         mean_visibility: _builtins.float = ...,
         mean_confidence: _builtins.float = ...,
         timings: Global___Timings | None = ...,
+        warnings: _abc.Iterable[Global___ClipWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discriminator_version", b"discriminator_version", "fps_used", b"fps_used", "frames_used", b"frames_used", "height_px", b"height_px", "mean_confidence", b"mean_confidence", "mean_visibility", b"mean_visibility", "num_tracks", b"num_tracks", "preprocessing_digest", b"preprocessing_digest", "profile", b"profile", "query_seed", b"query_seed", "source", b"source", "timings", b"timings", "weights_digest", b"weights_digest", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discriminator_version", b"discriminator_version", "fps_used", b"fps_used", "frames_used", b"frames_used", "height_px", b"height_px", "mean_confidence", b"mean_confidence", "mean_visibility", b"mean_visibility", "num_tracks", b"num_tracks", "preprocessing_digest", b"preprocessing_digest", "profile", b"profile", "query_seed", b"query_seed", "source", b"source", "timings", b"timings", "warnings", b"warnings", "weights_digest", b"weights_digest", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class ClipWarning(_message.Message):
+    """Something odd about a clip that was scored all the same; docs/formats.md lists the codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """stable, for programs: "uneven_times" """
+    message: _builtins.str
+    """names the value and what it means"""
+    share: _builtins.float
+    """of the clip, 0..1"""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClipWarning: _TypeAlias = ClipWarning  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):

@@ -179,6 +179,15 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipWarning:
+    """Something odd about a clip that was scored all the same. `code` is stable, `share` (0..1) how much of it."""
+
+    code: str
+    message: str
+    share: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """How a reward was computed. reward.proto explains the fields."""
 
@@ -196,6 +205,7 @@ class Provenance:
     mean_visibility: float
     mean_confidence: float
     timings: Timings = field(default_factory=Timings)
+    warnings: tuple[ClipWarning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

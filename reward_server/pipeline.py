@@ -264,6 +264,7 @@ class Pipeline:
             mean_visibility=sum(float(m.visibility.mean()) for m in motions) / len(motions),
             mean_confidence=sum(float(m.confidence.mean()) for m in motions) / len(motions),
             timings=timings,
+            warnings=item.decoded.warnings,
         )
 
 

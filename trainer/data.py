@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from protos.reader.files import clip_files
+from protos.reader.sniff import SUFFIXES
 from protos.types import Clip
 from trainer.errors import ConfigError, DataError
-from trainer.video import SPEED_TOLERANCE, SUFFIXES, ClipForm, read_clip
+from trainer.video import SPEED_TOLERANCE, ClipForm, read_clip
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +90,7 @@ def _sources(path: Path, split: Split, caption: str) -> Iterator[Source]:
     if path.is_dir() and (path / FOLDER_MANIFEST).is_file():
         path = path / FOLDER_MANIFEST
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        yield from (Source(path=file, caption=caption) for file in files)
+        yield from (Source(path=file, caption=caption) for file in clip_files(path))
     elif path.suffix.lower() in MANIFESTS:
         for number, record in enumerate(_records(path), 1):
             if record.get("split") in (None, "", split):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -22,14 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protos.codec import clip_to_tensor, tensor_to_clip
-from protos.types import Clip, ContractError
+from protos.codec import clip_to_tensor
+from protos.reader import Picture, ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader.sniff import TENSOR_SUFFIX
+from protos.reader.source import as_displayed
+from protos.reader.times import is_even, nearest_frames
+from protos.types import Clip
 from trainer.errors import DataError
 
 log = logging.getLogger(__name__)
 
-TENSOR_SUFFIX = ".safetensors"
-SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", TENSOR_SUFFIX)
 SPEED_TOLERANCE = 0.17  # 24 frames a second serve for 14 as every 2nd one, 17 % faster than they were
 ROUNDING = 1e-3  # of a frame rate: 23.976 is 24
 GIF_WIDTH_PX = 960  # at most
@@ -58,6 +59,7 @@ def read_clip(
     first: int = 0,
     last: int | None = None,
     speed_tolerance: float = SPEED_TOLERANCE,
+    track: int | None = None,
 ) -> Clip:
     """`form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
@@ -65,22 +67,46 @@ def read_clip(
     latter excluded). Every n-th frame is taken where the speed changes by no more than `speed_tolerance` (a share), the
     nearest in time elsewhere. Raises DataError with the reason for a file that is unreadable, too short or too slow.
     """
+
+    def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
+        return fit(as_displayed(picture), form.height_px, form.width_px)
+
+    def read(source: Source) -> list[NDArray[np.uint8]]:
+        picked = _picked_within(source, source.within(first, last), form, start, speed_tolerance).tolist()
+        fitted = dict(source.frames(picked, fitted_frame, to_the_end=False))
+        if missing := len(picked) - len({id(frame) for frame in fitted.values()}):
+            raise DataError(f"{missing} of {len(picked)} frames do not decode; the file is damaged")
+        return [fitted[index] for index in picked]
+
     try:
-        if path.suffix.lower() == TENSOR_SUFFIX:
-            clip = tensor_to_clip(path.read_bytes())
-            times = np.arange(len(clip.frames)) / clip.fps
-            images = dict(enumerate(clip.frames.transpose(0, 2, 3, 1)))
-            picked = _picked(times[first:last], form, start, speed_tolerance) + first
-        else:
-            times = _times_s(path)
-            picked = _picked(times[first:last], form, start, speed_tolerance) + first
-            images = _decode(path, times, set(picked.tolist()))
-    except (OSError, av.error.FFmpegError, ContractError) as error:
+        with open_source(path, track=track) as source:
+            frames = np.stack(with_true_times(source, read))
+    except (OSError, ReaderError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    frames = np.stack([fit(images[index], form.height_px, form.width_px) for index in picked.tolist()])
     return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=form.fps)
+
+
+def _picked_within(
+    source: Source, stretches: Sequence[Stretch], form: ClipForm, start: float, tolerance: float
+) -> NDArray[np.int64]:
+    """Positions in the file, all of one stretch: the one at `start` of the way, else the longest. Raises DataError."""
+    if not stretches:
+        raise DataError(f"has 0 frames, {form.num_frames} are needed")
+    lengths = np.array([stretch.last - stretch.first for stretch in stretches], np.float64)
+    ends = np.cumsum(lengths) / lengths.sum()
+    at = min(int(np.searchsorted(ends, start, side="right")), len(stretches) - 1)
+    within = float(np.clip((start - (ends[at] - lengths[at] / lengths.sum())) / (lengths[at] / lengths.sum()), 0, 1))
+    longest = stretches[int(lengths.argmax())]
+    for stretch, place in ((stretches[at], within), (longest, start)):
+        try:
+            times_s = source.times_s[stretch.first : stretch.last]
+            return stretch.first + _picked(times_s, form, place, tolerance)
+        except DataError:
+            if stretch is longest:
+                raise
+    raise AssertionError("the longest stretch is tried last")
 
 
 def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
@@ -96,17 +122,11 @@ def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, toleranc
     window_s = times_s[first : first + needed]
     interval_s = (window_s[-1] - window_s[0]) / (window_s.size - 1)  # the median would be of times rounded to 1 ms
     change = form.fps * interval_s * stride - 1  # of the speed, as frames that far apart are shown at the form's rate
-    if abs(change) > tolerance + ROUNDING or not _is_even(window_s, interval_s):
+    if abs(change) > tolerance + ROUNDING or not is_even(window_s, interval_s):
         return _nearest(times_s, form, start, tolerance)
     if window_s.size < needed:
         raise DataError(f"has {times_s.size} frames, {needed} are needed" + f" to take 1 in {stride}" * (stride > 1))
     return first + stride * np.arange(form.num_frames)
-
-
-def _is_even(times_s: NDArray[np.float64], interval_s: float) -> bool:
-    """Whether each frame is within half an interval of where a clock has it: rounded times pass, gaps do not."""
-    clock_s = times_s[0] + interval_s * np.arange(times_s.size)
-    return bool(np.abs(times_s - clock_s).max() < 0.5 * interval_s)
 
 
 def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
@@ -115,8 +135,7 @@ def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, toleran
     if slack_s < -0.5 / form.fps:
         raise DataError(f"lasts {lasts_s:.2f} s, the policy needs {form.span_s:.2f} s")
     wanted = times_s[0] + start * max(0.0, slack_s) + np.arange(form.num_frames) / form.fps
-    right = np.searchsorted(times_s, wanted).clip(1, times_s.size - 1)
-    picked: NDArray[np.int64] = np.where(wanted - times_s[right - 1] <= times_s[right] - wanted, right - 1, right)
+    picked = nearest_frames(times_s, wanted.tolist())
     fps = (times_s.size - 1) / lasts_s
     if (np.diff(picked) == 0).any():
         raise DataError(f"has {fps:.2f} frames per second, the policy needs {form.fps:g}; frames would repeat")
@@ -133,48 +152,6 @@ def _say_uneven(fps: str, wanted_fps: str, tolerance: float) -> None:
         wanted_fps,
         tolerance,
     )
-
-
-def _times_s(path: Path) -> NDArray[np.float64]:
-    """Presentation times of all frames, rising, from the packets alone."""
-    with av.open(str(path)) as container:
-        stream = _stream(container)
-        # what an edit list cuts off (files cut without encoding) is demuxed, and never decoded
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
-        times = [packet.pts * packet.time_base for packet in packets]
-    return np.sort(np.array([float(time) for time in times]))
-
-
-def _decode(path: Path, times_s: NDArray[np.float64], wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
-    """The wanted frames by index, RGB [H,W,3] as displayed. Raises DataError where one does not decode."""
-    images: dict[int, NDArray[np.uint8]] = {}
-    with av.open(str(path)) as container:
-        for frame in _frames_from(container, times_s[min(wanted)]):
-            index = int(np.abs(times_s - frame.time).argmin())
-            if index in wanted:
-                images[index] = _upright(frame)
-            if len(images) == len(wanted):
-                return images
-    raise DataError(f"{len(wanted) - len(images)} of {len(wanted)} frames do not decode; the file is damaged")
-
-
-def _frames_from(container: Any, time_s: float) -> Iterator[Any]:
-    stream = _stream(container)
-    stream.thread_type = "AUTO"
-    if time_s > 1.0:
-        container.seek(int(time_s / stream.time_base), stream=stream, backward=True)
-    return (frame for frame in container.decode(stream) if frame.pts is not None)
-
-
-def _stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise DataError("has no video stream")
-    return container.streams.video[0]
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(image, k=round(frame.rotation / 90) % 4)
 
 
 def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:

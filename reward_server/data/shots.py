@@ -17,12 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from protos.codec import clip_to_tensor
+from protos.reader import Source, open_source, with_true_times
+from protos.reader.files import clip_files
+from protos.reader.sniff import SUFFIXES
+from protos.reader.source import shrunk
+from protos.reader.times import even_positions
 from protos.submissions import submission
 from protos.types import Clip, Context, Media, Submission
 from reward_server.data.manifest import NAME, Entry, Split, clips_of
-from reward_server.data.source_frames import read_source
-from reward_server.decoding.sniff import SUFFIXES
-from reward_server.errors import BadRequest
+from reward_server.decoding.refusals import as_invalid_clip
+from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.settings import MIB
 
 SHOT_BYTES = 96 * MIB  # of a shot's frames, from its start: eight seconds of 640x360 at 24 fps
@@ -49,10 +53,28 @@ class Shot:
         """The file's bytes, or the shot's frames losslessly. Raises OSError, and InvalidClip for no frames."""
         if self.last is None:
             return submission(self.path, context=context)
-        source = read_source(self.path, first=self.first, last=self.last)
-        frames = source.frames[: max(1, SHOT_BYTES // source.frames[0].nbytes)]
-        clip = Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=source.fps)
-        return tensor_submission(clip, context or Context())
+        return tensor_submission(self.clip(), context or Context())
+
+    def clip(self, *, max_side_px: int = 640) -> Clip:
+        """The shot's frames at even steps of their own rate, from its start, as many as SHOT_BYTES hold.
+
+        Of a shot in which time jumps the longest stretch is taken. Raises OSError, InvalidClip.
+        """
+        with as_invalid_clip(str(self.path)), open_source(self.path) as source:
+            return with_true_times(source, lambda source: self._clip(source, max_side_px))
+
+    def _clip(self, source: Source, max_side_px: int) -> Clip:
+        stretches = source.within(self.first, self.last)
+        if not stretches or not source.fps:
+            raise UnreadableClip(f"{self.path} gives no frames from {self.first} on, or no frame rate; leave it out")
+        longest = max(stretches, key=lambda stretch: stretch.last - stretch.first)
+        positions = longest.first + even_positions(source.times_s[longest.first : longest.last])
+        frame_bytes = 3 * min(1.0, max_side_px / max(source.height_px, source.width_px)) ** 2
+        most = max(1, int(SHOT_BYTES / (frame_bytes * source.height_px * source.width_px)))
+        wanted = np.unique(positions[:most])
+        frames = dict(source.frames(wanted.tolist(), lambda picture: shrunk(picture, max_side_px), to_the_end=False))
+        chosen = np.stack([frames[position] for position in positions[:most].tolist()])
+        return Clip(frames=np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), fps=source.fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +107,7 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
             for entry in _entries(folder, "train")
         ]
     else:
-        clips = [SourceClip(source=path.stem, path=path, real=real) for path in files_below(folder)]
+        clips = [SourceClip(source=path.stem, path=path, real=real) for path in clip_files(folder)]
     if not clips:
         raise BadRequest(f"{folder} holds no clips ({', '.join(SUFFIXES)}); give the folder of clips")
     return clips
@@ -116,16 +138,11 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
-        files = [file for name in named for file in (files_below(Path(name)) if Path(name).is_dir() else [Path(name)])]
+        files = [file for name in named for file in (clip_files(Path(name)) if Path(name).is_dir() else [Path(name)])]
         if not files:
             raise BadRequest(f"'{path}' names no file, no folder with clips and no pattern that matches")
         found += files
     return list(dict.fromkeys(found))
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The files with a clip's suffix in a folder, at any depth, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def tensor_submission(clip: Clip, context: Context) -> Submission:

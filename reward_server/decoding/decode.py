@@ -1,34 +1,38 @@
 """Submission -> DecodedClip: the first stage of the pipeline, between the queue's bytes and the motion estimators.
 
-Bytes, frame size, number of frames and length are checked before anything is decoded, wall time, size and
-number again while decoding. Then frames are picked by timestamp (sampling.py) and brought to one size.
-Thread-safe: every call owns all that it touches.
-
-What may be odd: any frame rate, also a variable one; any size and pixel shape; rotation and mirroring; gray,
-alpha (over black), high bit depth, every common colour matrix and range; missing, repeated or negative
-timestamps. A cut or damaged file is refused if more than one frame and 2 % of its frames are missing.
+The reader (protos/reader) opens the bytes under the limits and gives the frames; which of them are taken, and at what
+size, is decided here (sampling.py). Thread-safe: every call owns all that it touches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.codec import tensor_header, tensor_to_clip
-from protos.types import Clip, ContractError, Limits, Media, Source, Submission
-from reward_server.decoding.containers import open_container
-from reward_server.decoding.reel import Guard, Picture, Reel
-from reward_server.decoding.sampling import Sampling, Schedule, nearest, profile_size, resize_frame, schedule
-from reward_server.decoding.sniff import CONTAINERS, check_complete, sniff
-from reward_server.decoding.webp import open_webp
-from reward_server.errors import BadTensor
+from protos.reader import Frame, Picture, Stretch, open_source, with_true_times
+from protos.reader import Source as OpenSource
+from protos.reader.scenes import Scenes, crosses
+from protos.reader.sniff import CONTAINERS
+from protos.reader.times import is_even
+from protos.types import Clip, ClipWarning, Limits, Source, Submission
+from reward_server.decoding.even_windows import even_schedule
+from reward_server.decoding.refusals import as_invalid_clip
+from reward_server.decoding.sampling import Sampling, Schedule, profile_size, resize_frame, schedule
+from reward_server.decoding.time_warnings import (
+    TOLD_UNEVEN,
+    main_stretch,
+    positions_of,
+    time_warnings,
+    uneven_share,
+)
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
+
+MAX_REPLANS = 3  # other windows may meet other cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,82 +50,90 @@ class DecodedClip:
     windows: tuple[Window, ...]
     source: Source
     fps_used: float
+    warnings: tuple[ClipWarning, ...] = ()
 
 
 def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float) -> DecodedClip:
     """Decode one clip into windows of uint8 [T,3,H,W]. Raises only leaves of InvalidClip (errors.py)."""
-    guard = Guard(limits=limits, max_decode_s=max_decode_s)
-    guard.payload(len(submission.payload))
-    with _open(submission, guard) as reel:
-        plan = schedule(reel.times_s, sampling)
-        frames, picture = _frames(reel, plan, sampling, guard)
-    return DecodedClip(windows=_windows(frames, plan), source=_source(reel, plan, picture), fps_used=plan.fps_used)
+    with (
+        as_invalid_clip(),
+        open_source(submission.payload, limits, max_decode_s=max_decode_s, media=submission.media) as source,
+    ):
+        return with_true_times(source, lambda source: _decoded(source, sampling))
 
 
-def _open(submission: Submission, guard: Guard) -> AbstractContextManager[Reel]:
-    data = submission.payload
-    if submission.media is Media.TENSOR:
-        return _open_tensor(data, guard)
-    form = sniff(data)
-    check_complete(data, form)
-    return open_webp(data, guard) if form == "webp" else open_container(data, form, guard)
-
-
-@contextmanager
-def _open_tensor(data: bytes, guard: Guard) -> Iterator[Reel]:
-    try:
-        header = tensor_header(data)
-        guard.size(header.height_px, header.width_px)
-        guard.frames(header.frames)
-        guard.duration((header.frames - 1) / header.fps)
-        frames = tensor_to_clip(data).frames
-    except ContractError as error:
-        raise BadTensor(str(error)) from error
-    times_s = np.arange(header.frames) / header.fps
-    pictures = (
-        (float(time_s), Picture(height_px=header.height_px, width_px=header.width_px, rgb=partial(_rgb, frame)))
-        for time_s, frame in zip(times_s, frames, strict=True)
+def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
+    """Plan, read, and plan once more where a window turns out to lie across a cut."""
+    scenes, cuts_s = Scenes(), list[float]()
+    plan, share = _plan(source, sampling, cuts_s)
+    frames = _frames(source, plan, sampling, scenes)
+    for _ in range(MAX_REPLANS):
+        cuts_s = sorted({*cuts_s, *scenes.cuts_s()})
+        better, share = _plan(source, sampling, cuts_s)
+        if better == plan:
+            break
+        plan, scenes = better, Scenes()
+        frames = _frames(source, plan, sampling, scenes)
+    return DecodedClip(
+        windows=_windows(frames, plan),
+        source=_described(source, plan),
+        fps_used=plan.fps_used,
+        warnings=(*source.warnings, *time_warnings(source, plan, share), *scenes.warnings(cuts_s)),
     )
-    yield Reel(codec="safetensors", times_s=times_s, pictures=pictures)
 
 
-def _rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return frame.transpose(1, 2, 0)
+def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tuple[Schedule, float]:
+    """Where to look, and the share of evenly placed times that have no frame near."""
+    stretches = [(one.first, one.last) for one in _of_one_size(source)]
+    plan = schedule(source.times_s, sampling, stretches, cuts_s)
+    share = uneven_share(source.times_s, plan)
+    if share <= TOLD_UNEVEN:
+        return plan, share
+    even = even_schedule(source.times_s, sampling, stretches, partial(crosses, cuts_s))
+    return even or plan, share
 
 
-def _frames(reel: Reel, plan: Schedule, sampling: Sampling, guard: Guard) -> tuple[NDArray[np.uint8], Picture]:
-    """The frames at all steps of the plan, uint8 [S,3,H,W], and the first of them as it was."""
-    frames: list[NDArray[np.uint8]] = []
-    first = last = None
-    for picture in nearest(reel.pictures, [plan.time_s(step) for step in plan.steps]):
-        guard.clock()
-        first = first or picture
-        size = profile_size(first.height_px, first.width_px, sampling)
-        frames.append(frames[-1] if picture is last else resize_frame(picture.rgb(), *size))
-        last = picture
-    assert first is not None, "a reel yields a picture or raises"
-    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), first
+def _of_one_size(source: OpenSource) -> list[Stretch]:
+    """The stretches of the longest one's size: a clip's windows have one shape."""
+    longest = main_stretch(source)
+    size = (longest.height_px, longest.width_px)
+    return [one for one in source.stretches if (one.height_px, one.width_px) == size]
+
+
+def _frames(source: OpenSource, plan: Schedule, sampling: Sampling, scenes: Scenes) -> NDArray[np.uint8]:
+    """The frames at all steps of the plan, uint8 [S,3,H,W]."""
+    longest = main_stretch(source)
+    size = profile_size(longest.height_px, longest.width_px, sampling)
+
+    def fit(picture: Picture) -> Frame:
+        return resize_frame(picture.rgb(), *size)
+
+    wanted = positions_of(source.times_s, plan)
+    frames = dict(source.frames(np.unique(wanted).tolist(), fit, watch=scenes.watch))
+    return np.ascontiguousarray(np.stack([frames[index] for index in wanted.tolist()]).transpose(0, 3, 1, 2))
 
 
 def _windows(frames: NDArray[np.uint8], plan: Schedule) -> tuple[Window, ...]:
     row = {step: index for index, step in enumerate(plan.steps)}
     return tuple(
         Window(
-            start_s=start / plan.fps_used,
+            start_s=plan.start_s(start),
             clip=Clip(frames=frames[row[start] : row[start] + plan.length], fps=plan.fps_used),
         )
         for start in plan.starts
     )
 
 
-def _source(reel: Reel, plan: Schedule, picture: Picture) -> Source:
-    shown_s = float(reel.times_s[-1] - reel.times_s[0])
+def _described(source: OpenSource, plan: Schedule) -> Source:
+    """Where time is uneven, `fps` is what frames and duration come to."""
+    size, num = main_stretch(source), source.times_s.size
+    duration_s = float(source.times_s[-1] - source.times_s[0]) + 1 / plan.base_fps
     return Source(
-        frames=reel.times_s.size,
-        fps=plan.base_fps,
-        duration_s=shown_s + 1 / plan.base_fps,
-        height_px=picture.height_px,
-        width_px=picture.width_px,
-        codec=reel.codec,
-        rotation_deg=picture.rotation_deg,
+        frames=num,
+        fps=plan.base_fps if is_even(source.times_s, 1 / plan.base_fps) else num / duration_s,
+        duration_s=duration_s,
+        height_px=size.height_px,
+        width_px=size.width_px,
+        codec=source.codec,
+        rotation_deg=source.rotation_deg,
     )

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.reader.scenes import crosses
+from protos.reader.source import resized as resize_frame
+from protos.reader.times import frame_interval, nearest, stride_of
 from reward_server.errors import ClipTooShort
 
-F = TypeVar("F")
+__all__ = [
+    "Sampling",
+    "Schedule",
+    "frame_interval",
+    "nearest",
+    "profile_size",
+    "resize_frame",
+    "schedule",
+    "stride_of",
+]
 
 MAX_ASPECT = 4.0  # a wider or taller frame is squeezed to this, or its short side would hold nothing to track
 
@@ -45,11 +55,13 @@ class Sampling:
 class Schedule:
     """Which times of a clip are looked at.
 
-    Step k lies `k / fps_used` seconds after the first frame; window i takes the steps
-    `starts[i] .. starts[i] + length - 1`. `base_fps` is the clip's own rate, `first_s` its first timestamp.
+    Step k lies `k / fps_used` seconds after the first frame of its stretch; `origins` are each stretch's first step
+    and the time of its first frame. Window i takes the steps `starts[i] .. starts[i] + length - 1`, all of one
+    stretch. `base_fps` is the clip's own rate, `first_s` the time of its first frame.
     """
 
     first_s: float
+    origins: tuple[tuple[int, float], ...]
     base_fps: float
     fps_used: float
     starts: tuple[int, ...]
@@ -61,76 +73,69 @@ class Schedule:
         return sorted({start + k for start in self.starts for k in range(self.length)})
 
     def time_s(self, step: int) -> float:
-        return self.first_s + step / self.fps_used
+        first_step, first_s = self._origin(step)
+        return first_s + (step - first_step) / self.fps_used
+
+    def start_s(self, start: int) -> float:
+        """Seconds from the clip's first frame to a step."""
+        first_step, first_s = self._origin(start)
+        return first_s - self.first_s + (start - first_step) / self.fps_used
+
+    def _origin(self, step: int) -> tuple[int, float]:
+        return [origin for origin in self.origins if origin[0] <= step][-1]
 
 
-def schedule(times_s: NDArray[np.float64], sampling: Sampling) -> Schedule:
+def schedule(
+    times_s: NDArray[np.float64],
+    sampling: Sampling,
+    stretches: Sequence[tuple[int, int]] = (),
+    cuts_s: Sequence[float] = (),
+) -> Schedule:
     """Plan the windows of a clip whose frames show at `times_s` [T]. Raises ClipTooShort.
 
     A clip is only ever thinned, to every `stride`-th frame, so that no frame is invented: 10 fps stay
     10, 24 become 12, 25 become 12.5, 30 become 15, 60 become 12. A clip longer than a window gets as
     many windows as cover it, at most `max_windows`, placed evenly from the first step to the last.
+    No window leaves its stretch (frames first..last, the latter excluded; none: all are one), and none lies
+    across a cut where there is room for it elsewhere.
     """
     interval_s = frame_interval(times_s)
     if not interval_s:
         raise ClipTooShort(_too_short(min(1, times_s.size), times_s.size, 1 / sampling.fps, sampling))
     step_s = interval_s * stride_of(1 / interval_s, sampling.fps)
-    first_s, last_s = float(times_s.min()), float(times_s.max())
+    parts = [(times_s[first], times_s[last - 1]) for first, last in stretches or [(0, times_s.size)]]
     # A quarter of a frame of slack keeps the last frame when its timestamp was rounded down.
-    total = math.floor((last_s - first_s + interval_s / 4) / step_s) + 1
-    if total < sampling.min_frames:
-        raise ClipTooShort(_too_short(total, times_s.size, step_s, sampling))
-    length = min(total, sampling.window_frames)
-    windows = min(sampling.max_windows, math.ceil(total / length))
-    starts = np.rint(np.linspace(0, total - length, windows)).astype(int)
-    return Schedule(
-        first_s=first_s,
+    totals = [math.floor((last_s - first_s + interval_s / 4) / step_s) + 1 for first_s, last_s in parts]
+    if max(totals) < sampling.min_frames:
+        raise ClipTooShort(_too_short(max(totals), times_s.size, step_s, sampling, len(parts)))
+    length = min(max(totals), sampling.window_frames)
+    origins, allowed, first_step = list[tuple[int, float]](), list[int](), 0
+    for (first_s, _), total in zip(parts, totals, strict=True):
+        origins.append((first_step, float(first_s)))
+        allowed += range(first_step, first_step + total - length + 1)
+        first_step += total
+    num_windows = min(sampling.max_windows, math.ceil(first_step / length))
+    ideal = np.rint(np.linspace(0, first_step - length, num_windows)).astype(int)
+    plan = Schedule(
+        first_s=float(times_s[0]),
+        origins=tuple(origins),
         base_fps=1 / interval_s,
         fps_used=1 / step_s,
-        starts=tuple(int(start) for start in starts),
+        starts=tuple(allowed),
         length=length,
     )
+    uncut = [start for start in allowed if not _is_cut(plan, start, cuts_s)]
+    return replace(plan, starts=_nearest_starts(ideal, np.array(uncut or allowed)))
 
 
-def frame_interval(times_s: NDArray[np.float64]) -> float:
-    """Seconds between frames: the mean of the intervals within half of the median; 0 for fewer than two times.
-
-    The median alone would turn 30 fps into 30.3 where a container rounds to milliseconds (webm) and into
-    33.3 where it rounds to centiseconds (gif), and the steps would drift off the frames.
-    """
-    gaps = np.diff(np.unique(times_s))
-    if gaps.size == 0:
-        return 0.0
-    median = np.median(gaps)
-    near = gaps[np.abs(gaps - median) <= median / 2]  # none, where short and long gaps alternate
-    return float(near.mean() if gaps.size > 2 and near.size else median)
+def _is_cut(plan: Schedule, start: int, cuts_s: Sequence[float]) -> bool:
+    slack_s = 0.25 / plan.base_fps
+    return crosses(cuts_s, plan.time_s(start) + slack_s, plan.time_s(start + plan.length - 1) + slack_s)
 
 
-def stride_of(base_fps: float, fps: float) -> int:
-    """Frames per step, at least 1: `base_fps / fps` rounded, where x.5 and a 10 % of a step above round down.
-
-    30 fps lie exactly between 10 and 15; a rounded timestamp must not decide which of the two it gets.
-    """
-    return max(1, math.ceil(base_fps / fps - 0.55))
-
-
-def nearest(frames: Iterable[tuple[float, F]], wanted_s: Sequence[float]) -> Iterator[F]:
-    """For each wanted time (rising) the frame nearest to it; a tie goes to the earlier frame.
-
-    `frames` are (time in seconds, frame) with rising times and are consumed to the end, one at a time:
-    no more than two frames are ever held. Where a clip stands still the same frame comes twice.
-    """
-    pending = iter(wanted_s)
-    wanted = next(pending, None)
-    before: tuple[float, F] | None = None
-    for after in frames:
-        while before is not None and wanted is not None and wanted - before[0] <= after[0] - wanted:
-            yield before[1]
-            wanted = next(pending, None)
-        before = after
-    if before is not None and wanted is not None:
-        for _ in itertools.chain((wanted,), pending):
-            yield before[1]
+def _nearest_starts(ideal: NDArray[np.int64], allowed: NDArray[np.int64]) -> tuple[int, ...]:
+    """For each ideal start the nearest that is allowed, once each."""
+    return tuple(sorted({int(allowed[np.abs(allowed - start).argmin()]) for start in ideal}))
 
 
 def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int, int]:
@@ -149,21 +154,13 @@ def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int
     return height * unit, width * unit
 
 
-def resize_frame(frame: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] to another size: area average when shrinking, linear when enlarging, untouched when equal."""
-    if frame.shape[:2] == (height_px, width_px):
-        return frame
-    shrinks = frame.shape[0] * frame.shape[1] > height_px * width_px
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(np.ascontiguousarray(frame), (width_px, height_px), interpolation=how), dtype=np.uint8)
-
-
 def _around(value: float) -> tuple[int, int]:
     return max(1, math.floor(value)), max(1, math.ceil(value))
 
 
-def _too_short(total: int, num_frames: int, step_s: float, sampling: Sampling) -> str:
+def _too_short(total: int, num_frames: int, step_s: float, sampling: Sampling, stretches: int = 1) -> str:
+    where = f", in the longest of {stretches} stretches between jumps of time" if stretches > 1 else ""
     return (
-        f"the clip's {num_frames} frame(s) are {total} frame(s) after resampling to {1 / step_s:.4g} fps, under the "
-        f"minimum of {sampling.min_frames}; send a clip of at least {sampling.min_frames * step_s:.2f} s"
+        f"the clip's {num_frames} frame(s) are {total} frame(s) after resampling to {1 / step_s:.4g} fps{where}, under "
+        f"the minimum of {sampling.min_frames}; send a clip of at least {sampling.min_frames * step_s:.2f} s"
     )

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from rich.progress import Progress, track
 
+from protos.reader import Source, open_source, with_true_times
 from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
 from reward_server.data.shots import SourceClip, find_clips
-from reward_server.data.source_frames import SourceFrames, read_source
-from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.decoding.refusals import as_invalid_clip
+from reward_server.errors import BadRequest, InvalidClip
 from reward_server.faults import NAMES, with_fault
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, ProfileName, load_profile
@@ -38,10 +39,12 @@ from reward_server.profiles.discriminators import save_discriminators
 from reward_server.training.discriminator_trainer import DiscriminatorTrainer, TrainingConfig
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.views import compress, random_quality, random_view, soften
+from reward_server.training.source_views import ViewPlan, source_views
+from reward_server.training.views import compress, random_quality, soften
 
 # Another declared rate is the same frames: a discriminator that sees frames alone could only learn to mistrust speed.
 TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
+MOVING_TRIES = 4  # draws of a view, of which the first is taken in which something moves
 MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
 
 
@@ -213,25 +216,37 @@ def build_cache(
 def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
     """One part of the cache: the views of one clip, each with its negatives. Runs in a process of its own."""
     cache, profile = FeatureCache(folder), opened(source)
-    samples: list[Sample] = []
-    try:
-        for sample, pixels in _clip_samples(clip, profile, config):
+
+    def cached(opened_file: Source) -> list[Sample]:
+        samples: list[Sample] = []
+        for sample, pixels in _clip_samples(opened_file, clip, profile, config):
             motion = profile.motion(pixels, query_seed=_number(sample.view), num_tracks=config.num_tracks)
             cache.add(sample, motion, num_pairs=config.num_pairs)
             samples.append(sample)
-    except (UnreadableClip, OSError) as error:
+        return samples
+
+    try:
+        with as_invalid_clip(), open_source(clip.path) as opened_file:
+            samples = with_true_times(opened_file, cached)
+    except (InvalidClip, OSError) as error:
         return f"{clip.path}: {error}"
     cache.close_part(clip.part, samples)
     return None if samples else f"{clip.path}: nothing moves in it"
 
 
-def _clip_samples(clip: SourceClip, profile: Profile, config: CacheConfig) -> Iterator[tuple[Sample, Clip]]:
-    rng = np.random.default_rng((config.seed, _number(clip.source), clip.first))
-    frames = read_source(clip.path, first=clip.first, last=clip.last, max_side_px=_max_side_px(profile))
-    for index in range(math.ceil(len(frames.frames) / config.frames_per_view)):
-        base = _moving_view(frames, profile, rng) if clip.real else random_view(frames, profile.sampling, rng)
-        if base is not None:
-            yield from _view_samples(clip, f"{clip.part}-{index:03d}", base, config, rng)
+def _clip_samples(
+    opened_file: Source, clip: SourceClip, profile: Profile, config: CacheConfig
+) -> Iterator[tuple[Sample, Clip]]:
+    plan = ViewPlan(
+        sampling=profile.sampling,
+        frames_per_view=config.frames_per_view,
+        max_side_px=_max_side_px(profile),
+        seed=(config.seed, _number(clip.source), clip.first),
+        tries=MOVING_TRIES if clip.real else 1,
+        good=_moves if clip.real else lambda view: True,
+    )
+    for number, base, rng in source_views(opened_file, clip.first, clip.last, plan):
+        yield from _view_samples(clip, f"{clip.part}-{number:03d}", base, config, rng)
 
 
 def _view_samples(
@@ -247,13 +262,8 @@ def _view_samples(
             yield _sample(clip, view, faulty, str(fault), strength), compress(faulty, quality)
 
 
-def _moving_view(frames: SourceFrames, profile: Profile, rng: np.random.Generator) -> Clip | None:
-    """A view in which something moves, or None after a few draws."""
-    for _ in range(4):
-        view = random_view(frames, profile.sampling, rng)
-        if float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE:
-            return view
-    return None
+def _moves(view: Clip) -> bool:
+    return float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE
 
 
 def _max_side_px(profile: Profile) -> int:

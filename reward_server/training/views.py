@@ -7,35 +7,77 @@ twins share one look, and end with the same compression: nothing but motion tell
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
-from reward_server.data.source_frames import SourceFrames
 from reward_server.decoding.decode import Sampling, profile_size, resize_frame
 from reward_server.errors import UnreadableClip
 
 RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
+NEAR = 64  # frames
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
-def random_view(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> Clip:
-    """One random view at the profile's size and about its rate. Raises UnreadableClip if too short."""
-    stride = _random_stride(source, sampling, rng)
-    num = min(sampling.window_frames, (len(source.frames) - 1) // stride + 1)
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """What views are drawn from: frames at even steps, by their positions in the file, all of one size."""
+
+    positions: NDArray[np.int64]
+    fps: float
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnView:
+    """A view before its frames are there: which frames of the file, which box of each, and what it becomes."""
+
+    start: int  # of its first frame, among the take's
+    positions: tuple[int, ...]
+    boxes: NDArray[np.float64]  # [T,4] x, y, width, height
+    height_px: int
+    width_px: int
+    mirrored: bool
+    fps: float
+
+    def cut(self, at: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The view's frame `at`, uint8 [H,W,3], out of the file's frame."""
+        patch = _cut(frame, self.boxes[at], self.height_px, self.width_px)
+        return patch[:, ::-1] if self.mirrored else patch
+
+    def clip(self, frames: Sequence[NDArray[np.uint8]]) -> Clip:
+        """Of all frames that were cut."""
+        return Clip(frames=np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), fps=self.fps)
+
+
+def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator, near: int | None = None) -> DrawnView:
+    """One random view at the profile's size and about its rate, that starts anywhere, or within NEAR frames of a start.
+
+    Raises UnreadableClip if too short.
+    """
+    stride = _random_stride(take, sampling, rng)
+    num = min(sampling.window_frames, (take.positions.size - 1) // stride + 1)
     if rng.random() < 0.15:  # the discriminators must also judge clips shorter than a window
         num = int(rng.integers(sampling.min_frames, num + 1))
-    start = int(rng.integers(0, len(source.frames) - (num - 1) * stride))
-    chosen = source.frames[start : start + (num - 1) * stride + 1 : stride]
-    boxes = _camera_path(chosen.shape[1:3], num, rng)
+    last = take.positions.size - 1 - (num - 1) * stride
+    low, high = (0, last) if near is None else (min(max(0, near - NEAR), last), min(near + NEAR, last))
+    start = int(rng.integers(low, high + 1))
+    boxes = _camera_path((take.height_px, take.width_px), num, rng)
     height, width = profile_size(*_box_shape(boxes[0]), sampling)
-    if rng.random() < 0.5:
-        chosen = chosen[:, :, ::-1]
-    frames = np.stack([_cut(frame, box, height, width) for frame, box in zip(chosen, boxes, strict=True)])
-    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=source.fps / stride)
+    return DrawnView(
+        start=start,
+        positions=tuple(take.positions[start : start + (num - 1) * stride + 1 : stride].tolist()),
+        boxes=boxes,
+        height_px=height,
+        width_px=width,
+        mirrored=bool(rng.random() < 0.5),
+        fps=take.fps / stride,
+    )
 
 
 def soften(clip: Clip, rng: np.random.Generator) -> Clip:
@@ -56,15 +98,15 @@ def compress(clip: Clip, quality: int | None) -> Clip:
     return clip if quality is None else _each_frame(clip, lambda frame: _jpeg(frame, quality))
 
 
-def _random_stride(source: SourceFrames, sampling: Sampling, rng: np.random.Generator) -> int:
-    longest = (len(source.frames) - 1) // (sampling.min_frames - 1)
+def _random_stride(take: Take, sampling: Sampling, rng: np.random.Generator) -> int:
+    longest = (take.positions.size - 1) // (sampling.min_frames - 1)
     if longest < 1:
         raise UnreadableClip(
-            f"the clip has {len(source.frames)} frames, {sampling.min_frames} are needed; leave it out"
+            f"the clip has {take.positions.size} frames, {sampling.min_frames} are needed; leave it out"
         )
     slowest, fastest = (share * sampling.fps for share in RATE_RANGE)
-    strides = range(1, max(2, round(source.fps / slowest) + 1))
-    fitting = [s for s in strides if slowest <= source.fps / s <= fastest and s <= longest]
+    strides = range(1, max(2, round(take.fps / slowest) + 1))
+    fitting = [s for s in strides if slowest <= take.fps / s <= fastest and s <= longest]
     return int(rng.choice(fitting)) if fitting else 1
 
 

@@ -24,6 +24,7 @@ from protos.error_codes import ErrorCode
 from protos.types import (
     Bounds,
     Clip,
+    ClipWarning,
     Context,
     ContractError,
     DiscriminatorRefresh,
@@ -94,6 +95,7 @@ provenances = st.builds(
     mean_visibility=share,
     mean_confidence=share,
     timings=st.builds(Timings, queue_ms=number, decode_ms=number, motion_ms=number, discriminator_ms=number),
+    warnings=st.lists(st.builds(ClipWarning, code=text, message=text, share=share), max_size=2).map(tuple),
 )
 rewards = st.builds(
     Reward,

@@ -15,8 +15,7 @@ from protos.client import submission
 from protos.codec import clip_to_tensor
 from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
 from reward_server.data.manifest import Entry, write_manifest
-from reward_server.data.shots import find_clips
-from reward_server.data.source_frames import SourceFrames, read_source
+from reward_server.data.shots import Shot, find_clips
 from reward_server.decoding.sampling import Sampling
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.pipeline import Pipeline
@@ -31,7 +30,7 @@ from reward_server.training.discriminator_trainer import (
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.pretrain import CacheConfig, pretrain
-from reward_server.training.views import random_view, soften
+from reward_server.training.views import Take, draw_view, soften
 from tests.media import texture, video
 
 PROFILE = EmbeddedProfile()
@@ -208,10 +207,11 @@ def test_a_head_learns_to_tell_standing_still_from_moving(cache: FeatureCache, t
 
 
 def test_views_keep_the_profile_s_size_rate_and_length() -> None:
-    source = SourceFrames(frames=texture(90, 180, 320), fps=30.0)
-    sampling, rng = Sampling(), np.random.default_rng(0)
+    source, sampling, rng = texture(90, 180, 320), Sampling(), np.random.default_rng(0)
+    take = Take(positions=np.arange(90), fps=30.0, height_px=180, width_px=320)
     for _ in range(20):
-        view = soften(random_view(source, sampling, rng), rng)
+        drawn = draw_view(take, sampling, rng)
+        view = soften(drawn.clip([drawn.cut(at, source[frame]) for at, frame in enumerate(drawn.positions)]), rng)
         num, _, height, width = view.frames.shape
         assert sampling.min_frames <= num <= sampling.window_frames
         assert 7.5 <= view.fps <= 18.0
@@ -221,9 +221,9 @@ def test_views_keep_the_profile_s_size_rate_and_length() -> None:
 
 def test_a_camera_path_may_end_on_the_whole_frame() -> None:
     """Bug: a height times an aspect and divided by it again was over the height, and the draw of a place failed."""
-    source = SourceFrames(frames=texture(24, 80, 160), fps=24.0)
+    take = Take(positions=np.arange(24), fps=24.0, height_px=80, width_px=160)
     for seed in range(120):
-        random_view(source, Sampling(), np.random.default_rng(seed))
+        draw_view(take, Sampling(), np.random.default_rng(seed))
 
 
 @pytest.mark.slow
@@ -275,11 +275,11 @@ def test_tensor_clips_of_a_folder_are_read_like_videos(tmp_path: Path) -> None:
     clip = clip_of(0, moving=True)
     (tmp_path / "rollout.safetensors").write_bytes(clip_to_tensor(clip))
     (found,) = find_clips(tmp_path, real=False)
-    source = read_source(found.path, first=2, last=12, max_side_px=128)
-    assert (source.frames.shape, source.fps) == ((10, 72, 128, 3), 12.0)
+    shot = Shot(path=found.path, first=2, last=12).clip(max_side_px=128)
+    assert (shot.frames.shape, shot.fps) == ((10, 3, 72, 128), 12.0)
     (tmp_path / "rollout.safetensors").write_bytes(b"no tensor")
-    with pytest.raises(UnreadableClip, match="leave it out"):
-        read_source(found.path)
+    with pytest.raises(UnreadableClip, match=r"rollout\.safetensors: the payload's 9 bytes are text"):
+        Shot(path=found.path, last=9).clip()
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,34 +1,39 @@
-"""Animated webp -> Reel: timestamps from the file's chunks, pictures from Pillow (ffmpeg decodes no animated webp)."""
+"""Animated webp -> Reel: times from the file's chunks, pictures from Pillow (ffmpeg decodes no animated webp)."""
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reward_server.decoding.pixels import over_black
-from reward_server.decoding.reel import Guard, Picture, Reel
-from reward_server.errors import ClipTooLarge, UnreadableClip
+from protos.reader.errors import ClipTooLarge, UnreadableClip
+from protos.reader.guard import Guard
+from protos.reader.payload import Payload
+from protos.reader.pixels import over_black
+from protos.reader.reel import Picture, Reel
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
 QUICKEST_MS = 10  # browsers show a frame that asks for less, or for this, for SLOW_MS, and authors count on it
 SLOW_MS = 100
 
 
-@contextmanager
-def open_webp(data: bytes, guard: Guard) -> Iterator[Reel]:
+def open_webp(payload: Payload, guard: Guard) -> Reel:
     """Raises UnreadableClip, ClipTooLarge, DecodeTooSlow; nothing is decoded before the limits are checked."""
+    data = payload.whole()
     times_s = _times(data, guard)
     if times_s.size:
         guard.duration(float(times_s[-1]))
-    with _open(data) as image:
-        yield Reel(codec="webp", times_s=times_s, pictures=_pictures(image, times_s, guard))
+
+    def pictures(wanted: Sequence[int] | None) -> Iterator[tuple[float, Picture]]:
+        with _open(data) as image:
+            yield from _pictures(image, times_s, guard)
+
+    return Reel(codec="webp", times_s=times_s, pictures=pictures)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -75,4 +80,9 @@ def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) ->
                 f"frame {index} of {times_s.size} of the webp does not decode ({error}): the file is damaged; "
                 "upload the whole file or re-encode it"
             ) from error
-        yield float(time_s), Picture(height_px=image.height, width_px=image.width, rgb=partial(over_black, rgba))
+        yield float(time_s), _picture(rgba)
+
+
+def _picture(rgba: NDArray[np.uint8]) -> Picture:
+    height, width = rgba.shape[:2]
+    return Picture(height_px=height, width_px=width, rgb=partial(over_black, rgba), luma=lambda: rgba[..., 1])

@@ -1,6 +1,6 @@
 """A decoded frame -> upright RGB as displayed: colours, transparency, pixel shape, rotation and mirroring.
 
-Between containers.py and webp.py, which decode, and decode.py, which resizes. Tone mapping of HDR is not done.
+Between decoding.py and animation.py, which decode, and source.py, whose users resize.
 """
 
 from __future__ import annotations
@@ -15,28 +15,38 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from reward_server.decoding.reel import Picture
-from reward_server.errors import UnreadableClip
+from protos.reader.errors import UnreadableClip
+from protos.reader.reel import Picture
+from protos.reader.tones import HLG, PQ, mapped, without_combs
 
 # Without both flags swscale's shortcuts darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-def picture(frame: av.VideoFrame, pixel_aspect: float) -> Picture:
+Matrix = tuple[float, float, float, float]  # a, b, c, d of x' = ax + cy, y' = bx + dy, with y down
+
+
+def picture(frame: av.VideoFrame, pixel_aspect: float, matrix: Matrix) -> Picture:
     """`pixel_aspect` is a pixel's width over its height as displayed. Its rgb() raises UnreadableClip."""
-    a, b, c, d = _display_matrix(frame)
+    a, b, c, d = matrix
     size = (frame.height, round(frame.width * pixel_aspect))
     height, width = size[::-1] if abs(b) > abs(a) else size
     return Picture(
         height_px=height,
         width_px=max(1, width),
-        rgb=partial(_rgb, frame, (a, b, c, d)),
+        rgb=partial(_rgb, frame, matrix),
+        luma=partial(_luma, frame),
         rotation_deg=round(math.degrees(math.atan2(-c, d)) / 90) * 90 % 360,
+        interlaced=bool(frame.interlaced_frame),
+        hdr=int(frame.color_trc) in (PQ, HLG),
     )
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d) of x' = ax + cy, y' = bx + dy, with y down: how a pixel moves on its way to the screen."""
+def display_matrix(frame: av.VideoFrame) -> Matrix:
+    """How a pixel moves on its way to the screen.
+
+    To be asked of few frames: one whose side data were looked at is freed only by the garbage collector.
+    """
     try:
         a, b, _, c, d = np.frombuffer(bytes(cast(Any, frame.side_data)["DISPLAYMATRIX"]), np.int32)[:5].tolist()
     except (KeyError, ValueError):  # none, or PyAV does not know another of the frame's side data
@@ -45,17 +55,35 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def _rgb(frame: av.VideoFrame, matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
     has_alpha = any(component.is_alpha for component in frame.format.components)
+    curve = int(frame.color_trc)
+    form = "rgb48le" if curve in (PQ, HLG) else "rgba" if has_alpha else "rgb24"
     try:
-        converted = frame.reformat(format="rgba" if has_alpha else "rgb24", interpolation=EXACT, threads=1)
-        pixels = np.asarray(converted.to_ndarray(), dtype=np.uint8)
+        converted = np.asarray(frame.reformat(format=form, interpolation=EXACT, threads=1).to_ndarray())
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableClip(
             f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB "
             f"({error}); re-encode the clip as yuv420p, BT.709"
         ) from error
-    return _upright(over_black(pixels) if has_alpha else pixels, matrix)
+    if curve in (PQ, HLG):
+        pixels = mapped(converted.astype(np.uint16), curve)
+    else:
+        eight_bit = np.asarray(converted, dtype=np.uint8)
+        pixels = over_black(eight_bit) if has_alpha else eight_bit
+    return _upright(without_combs(pixels) if frame.interlaced_frame else pixels, matrix)
+
+
+def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """The first plane: brightness, or for packed colours all of them side by side; of deep colours the upper 8 bits."""
+    plane, form = frame.planes[0], frame.format
+    bits = max(component.bits for component in form.components)
+    columns = plane.width if len(frame.planes) > 1 else plane.width * max(1, form.padded_bits_per_pixel // max(8, bits))
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    if bits <= 8:
+        return rows[:, :columns]
+    deep = rows.view(np.uint16)[:, :columns] >> (bits - 8)
+    return np.asarray(deep, dtype=np.uint8)
 
 
 def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:

@@ -1,55 +1,33 @@
-"""A clip that is open but not decoded yet, and the guard that keeps its decoding within the limits.
+"""The limits of one reading: bytes, frames, pixels, seconds of video and seconds of wall time.
 
-Every kind of payload (containers.py, webp.py, tensors in decode.py) opens into a Reel; decode.py plans
-on its timestamps and only then pulls pictures.
+Every module of the reader asks the guard before it spends time or memory on what a file only claims.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from protos.reader.errors import ClipTooLarge, DecodeTooSlow, EmptyPayload
 from protos.types import Limits
-from reward_server.errors import ClipTooLarge, DecodeTooSlow, EmptyPayload
 
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One decoded frame, converted only when `rgb` is called.
-
-    `height_px` and `width_px` are as displayed: after rotation and with square pixels. `rgb()` is uint8
-    [H,W,3], 0..255, upright, transparency over black; where pixels are not square it is still as coded.
-    """
-
-    height_px: int
-    width_px: int
-    rgb: Callable[[], NDArray[np.uint8]]
-    rotation_deg: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reel:
-    """`times_s` [T] are the frames' presentation times, rising, as the container tells them without decoding.
-
-    `pictures` decodes as it is pulled and yields (time in seconds, picture) with rising times. It raises
-    UnreadableClip, ClipTooLarge or DecodeTooSlow, the first only at its end if frames are missing.
-    """
-
-    codec: str
-    times_s: NDArray[np.float64]
-    pictures: Iterator[tuple[float, Picture]]
+# Of the user's own files, which may be hours of footage: only windows of them are decoded.
+FILE_LIMITS = Limits(
+    max_bytes=64 * 1024**3,
+    max_frames=1_000_000,
+    max_frame_pixels=7680 * 4320,
+    max_duration_s=24 * 3600.0,
+    max_clips_per_request=1,
+)
+MAX_READ_S = 3600.0  # wall time for one of the user's own files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """The limits of one decode; each method raises where its value is over, and says what to do about it."""
+    """The limits of one reading; each method raises where its value is over, and says what to do about it."""
 
-    limits: Limits
-    max_decode_s: float
+    limits: Limits = FILE_LIMITS
+    max_decode_s: float = MAX_READ_S
     started_s: float = field(default_factory=time.monotonic)
 
     def payload(self, num_bytes: int) -> None:

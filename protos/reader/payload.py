@@ -1,0 +1,76 @@
+"""A clip's bytes, from memory or from a file of any length, and as the file object that ffmpeg reads.
+
+A file is read in pieces: what is held in memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from protos.reader.guard import Guard
+
+
+class Payload:
+    """`len(payload)` bytes; `payload[a:b]` gives some of them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        self._file.seek(start)
+        return self._file.read(max(0, stop - start))
+
+    def whole(self) -> bytes:
+        return self._file.getvalue() if isinstance(self._file, io.BytesIO) else self[:]
+
+    def reader(self, guard: Guard) -> _Reader:
+        """A file object of its own position. Only one of a payload's readers may be in use at a time."""
+        return _Reader(self._file, guard)
+
+
+class _Reader(io.RawIOBase):
+    """The bytes as ffmpeg reads them; they end early when time is up, since a demuxer that searches through
+    megabytes of junk for the next frame looks at no clock."""
+
+    def __init__(self, file: BinaryIO, guard: Guard) -> None:
+        super().__init__()
+        self._file, self._guard, self._at = file, guard, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._guard.late:
+            return b""
+        self._file.seek(self._at)
+        data = self._file.read(size)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
+        self._at = (self._file.seek(0, os.SEEK_END) if base is None else base) + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+@contextmanager
+def open_payload(data: bytes | Path) -> Iterator[Payload]:
+    """Raises OSError where a file cannot be opened."""
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
+        yield Payload(file)

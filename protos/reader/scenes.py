@@ -1,0 +1,89 @@
+"""What passes by while a clip is decoded: cuts, frames that repeat, stretches that stand still.
+
+Scenes watches every decoded picture, keeps three numbers of each, and says afterwards what a user should know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.reader.reel import Picture
+from protos.types import ClipWarning
+
+SMALL = (32, 18)  # width and height of what is compared: noise and grain are averaged away
+CUT_LEVELS = 24.0  # grey levels on average between two frames, below which nothing counts as a cut
+CUT_RATIO = 4.0  # and so many times what changes between the frames around it
+AROUND = 4  # frames on each side that are "around"
+STILL_LEVELS = 0.1  # on average, at or below which nothing moves
+MOSTLY_STILL = 0.5  # share from which a clip is said to be mostly still
+REPEATED = 0.1  # share of frames that equal the one before, from which this is told
+
+
+class Scenes:
+    """`watch` is called with each picture, times rising; `follows` says whether no frame was left out before it."""
+
+    def __init__(self) -> None:
+        self._times_s: list[float] = []
+        self._changes: list[float] = []  # [t]: to the frame before, in grey levels; NaN where that was not seen
+        self._repeats: list[bool] = []
+        self._interlaced = self._hdr = 0
+        self._luma: NDArray[np.uint8] | None = None
+        self._small: NDArray[np.float32] | None = None
+
+    def watch(self, time_s: float, picture: Picture, follows: bool) -> None:
+        self._interlaced, self._hdr = self._interlaced + picture.interlaced, self._hdr + picture.hdr
+        luma = picture.luma()
+        small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        self._repeats.append(follows and self._luma is not None and np.array_equal(luma, self._luma))
+        change = math.nan if self._small is None else float(np.abs(small - self._small).mean())
+        self._changes.append(change if follows else math.nan)
+        self._times_s.append(time_s)
+        self._luma, self._small = luma.copy(), small
+
+    def cuts_s(self) -> list[float]:
+        """Times of the frames with which a new scene begins."""
+        changes = np.array(self._changes)
+        return [self._times_s[at] for at in np.flatnonzero(changes > CUT_LEVELS) if self._stands_out(changes, int(at))]
+
+    def warnings(self, earlier_cuts_s: Sequence[float] = ()) -> tuple[ClipWarning, ...]:
+        """`earlier_cuts_s` were found when other parts of the clip were decoded."""
+        told: list[ClipWarning] = []
+        changes = np.array(self._changes)
+        known = changes[~np.isnan(changes)]
+        steps = max(1, known.size)
+        if cuts := sorted({*earlier_cuts_s, *self.cuts_s()}):
+            times = ", ".join(f"{time_s:.2f}" for time_s in cuts[:8])
+            message = f"{len(cuts)} cut(s), at {times} s; windows avoid them where the clip is long enough"
+            told.append(ClipWarning(code="cuts", message=message, share=len(cuts) / steps))
+        repeated = sum(self._repeats) / steps
+        if repeated >= REPEATED:
+            message = f"{repeated:.0%} of the frames equal the frame before; score a clip without held frames"
+            told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
+        still = float((known <= STILL_LEVELS).mean()) if known.size else 0.0
+        if still >= MOSTLY_STILL:
+            message = f"nothing moves in {still:.0%} of the clip: it is mostly stills, and its reward says little"
+            told.append(ClipWarning(code="still_share", message=message, share=still))
+        num = max(1, len(self._times_s))
+        if self._interlaced:
+            message = "frames are made of two fields, of two moments; rows that stand out are taken from one"
+            told.append(ClipWarning(code="interlaced", message=message, share=self._interlaced / num))
+        if self._hdr:
+            message = "frames are HDR (PQ or HLG) and are mapped to an ordinary screen"
+            told.append(ClipWarning(code="hdr_mapped", message=message, share=self._hdr / num))
+        return tuple(told)
+
+    @staticmethod
+    def _stands_out(changes: NDArray[np.float64], at: int) -> bool:
+        around = np.concatenate([changes[max(0, at - AROUND) : at], changes[at + 1 : at + 1 + AROUND]])
+        around = around[~np.isnan(around)]
+        return around.size == 0 or bool(changes[at] > CUT_RATIO * np.median(around))
+
+
+def crosses(cuts_s: Sequence[float], first_s: float, last_s: float) -> bool:
+    """Whether a cut lies between two frames: after the first, at the last at the latest."""
+    return any(first_s < cut_s <= last_s for cut_s in cuts_s)

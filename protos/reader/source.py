@@ -1,0 +1,226 @@
+"""A clip file as all of the project see it: when its frames are shown, how large they are, and the frames themselves.
+
+`open_source` reads what the file tells; frames are decoded when they are asked for, in one pass, and only those that
+are needed. What is asked for is a position in `times_s`; `nearest_frames` and `every` turn times and rates into such.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from protos.reader.animation import open_webp
+from protos.reader.containers import open_container
+from protos.reader.errors import UnreadableClip
+from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard
+from protos.reader.payload import Payload, open_payload
+from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
+from protos.reader.sniff import check_complete, sniff
+from protos.reader.tensors import is_tensor, open_tensor
+from protos.reader.times import frame_interval, nearest, nearest_frames
+from protos.types import ClipWarning, Limits, Media
+
+R = TypeVar("R")
+Watch = Callable[[float, Picture, bool], None]  # time in seconds, picture, whether it follows on the one before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Frames `first`..`last` (the latter excluded), without a jump of time and of one size as displayed."""
+
+    first: int
+    last: int
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """`times_s` [T] rises; height and width are of the first frame as displayed, `fps` is the file's own rate."""
+
+    codec: str
+    times_s: Times = field(repr=False)
+    height_px: int
+    width_px: int
+    rotation_deg: int
+    stretches: tuple[Stretch, ...]
+    tracks: tuple[Track, ...] = ()
+    warnings: tuple[ClipWarning, ...] = ()
+    _reel: Reel = field(repr=False)
+    _guard: Guard = field(repr=False)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second where time is even; 0 for fewer than two frames."""
+        interval_s = frame_interval(self.times_s)
+        return 1 / interval_s if interval_s else 0.0
+
+    def frames(
+        self,
+        wanted: Sequence[int],
+        fit: Callable[[Picture], Frame] | None = None,
+        *,
+        watch: Watch | None = None,
+        to_the_end: bool = True,
+    ) -> Iterator[tuple[int, Frame]]:
+        """(position, uint8 [H,W,3]) of every wanted position, rising, one frame in memory at a time.
+
+        `fit` makes a frame of a picture, for instance a small one; else it is as displayed. A frame that is missing
+        (a damaged file may miss a few) is the one nearest to it, the same object again. `watch` is shown every
+        picture that is decoded on the way. `to_the_end` also decodes the frames behind the last wanted one that were
+        encoded together with it, so that damage there is found. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow;
+        Recount for `with_true_times`.
+        """
+        fit = fit or as_displayed
+        pictures = self._watched(self._reel.pictures(wanted), watch)
+        last: Picture | None = None
+        frame: Frame | None = None
+        found = nearest(pictures, [float(self.times_s[index]) for index in wanted])
+        for picture, index in zip(found, wanted, strict=False):  # in this order, so that `found` is drawn to its end
+            self._guard.clock()
+            if picture is not last or frame is None:
+                frame, last = fit(picture), picture
+            yield index, frame
+            if index == wanted[-1] and self._reel.stoppable and not to_the_end:
+                return
+        if frame is None and len(wanted):
+            raise UnreadableClip(
+                f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on decodes; the file is damaged"
+            )
+
+    def _watched(
+        self, pictures: Iterator[tuple[float, Picture]], watch: Watch | None
+    ) -> Iterator[tuple[float, Picture]]:
+        before = -1
+        for time_s, picture in pictures:
+            position = int(nearest_frames(self.times_s, [time_s])[0])
+            if watch:
+                watch(time_s, picture, position == before + 1)
+            before = position
+            stretch = self.stretch_at(time_s)
+            if (picture.height_px, picture.width_px) != (stretch.height_px, stretch.width_px) and self._reel.counted:
+                raise Recount
+            yield time_s, picture
+
+    def within(self, first: int = 0, last: int | None = None) -> list[Stretch]:
+        """The stretches, or what of them lies within frames `first`..`last` (the latter excluded)."""
+        end = self.times_s.size if last is None else min(last, self.times_s.size)
+        cut = [replace(one, first=max(first, one.first), last=min(end, one.last)) for one in self.stretches]
+        return [one for one in cut if one.first < one.last]
+
+    def stretch_at(self, time_s: float) -> Stretch:
+        """The stretch that a time lies in; of a time before all, the first."""
+        before = [stretch for stretch in self.stretches if self.times_s[stretch.first] <= time_s]
+        return before[-1] if before else self.stretches[0]
+
+
+@contextmanager
+def open_source(
+    data: bytes | Path,
+    limits: Limits = FILE_LIMITS,
+    *,
+    max_decode_s: float = MAX_READ_S,
+    media: Media | None = None,
+    track: int | None = None,
+) -> Iterator[Source]:
+    """Open a file or its bytes and decode its first frame. What it is, its bytes tell, unless `media` says so.
+
+    Raises ReaderError leaves, and OSError for a path that cannot be read.
+    """
+    guard = Guard(limits=limits, max_decode_s=max_decode_s)
+    with open_payload(data) as payload:
+        guard.payload(len(payload))
+        yield _source(_reel(payload, guard, media, track), guard)
+
+
+def with_true_times(source: Source, use: Callable[[Source], R]) -> R:
+    """use(source), and once more with the times counted where decoding shows others than the file tells.
+
+    Packets are no frames: two may be the fields of one, and some are never shown.
+    """
+    try:
+        return use(source)
+    except Recount:
+        return use(_counted(source._reel, source._guard))
+
+
+def as_displayed(picture: Picture) -> Frame:
+    """The frame with square pixels."""
+    return resized(picture.rgb(), picture.height_px, picture.width_px)
+
+
+def resized(frame: Frame, height_px: int, width_px: int) -> Frame:
+    """uint8 [H,W,3] to another size: area average when shrinking, linear when enlarging, untouched when equal."""
+    if frame.shape[:2] == (height_px, width_px):
+        return frame
+    shrinks = frame.shape[0] * frame.shape[1] > height_px * width_px
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(np.ascontiguousarray(frame), (width_px, height_px), interpolation=how), dtype=np.uint8)
+
+
+def shrunk(picture: Picture, max_side_px: int) -> Frame:
+    """The frame as displayed, no side longer than `max_side_px`."""
+    return resized(as_displayed(picture), *shrunk_size(picture.height_px, picture.width_px, max_side_px))
+
+
+def shrunk_size(height_px: int, width_px: int, max_side_px: int) -> tuple[int, int]:
+    factor = min(1.0, max_side_px / max(height_px, width_px))
+    return max(1, round(height_px * factor)), max(1, round(width_px * factor))
+
+
+def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None) -> Reel:
+    if media is Media.TENSOR or (media is None and is_tensor(payload)):
+        return open_tensor(payload, guard)
+    form = sniff(payload)
+    check_complete(payload, form)
+    return open_webp(payload, guard) if form == "webp" else open_container(payload, form, guard, track)
+
+
+def _source(reel: Reel, guard: Guard) -> Source:
+    try:
+        first = _first_picture(reel)
+    except Recount:
+        return _counted(reel, guard)
+    edges = [0, *reel.breaks, reel.times_s.size]
+    size = {"height_px": first.height_px, "width_px": first.width_px}
+    return Source(
+        codec=reel.codec,
+        times_s=reel.times_s,
+        rotation_deg=first.rotation_deg,
+        stretches=tuple(Stretch(first=a, last=b, **size) for a, b in itertools.pairwise(edges)),
+        tracks=reel.tracks,
+        warnings=reel.warnings,
+        _reel=reel,
+        _guard=guard,
+        **size,
+    )
+
+
+def _first_picture(reel: Reel) -> Picture:
+    if not reel.times_s.size:
+        raise UnreadableClip("the file's video track promises no frame that can be shown; re-encode the clip")
+    try:
+        return next(iter(reel.pictures(None)))[1]
+    except StopIteration:
+        raise UnreadableClip(
+            f"none of the file's {reel.times_s.size} {reel.codec} frames decodes; upload the whole file or re-encode it"
+        ) from None
+
+
+def _counted(reel: Reel, guard: Guard) -> Source:
+    """The source with the times and sizes that decoding all of it gives."""
+    assert reel.counted is not None, "only what can be counted asks for it"
+    counted, sizes = reel.counted()
+    changes = {at for at in range(1, len(sizes)) if sizes[at] != sizes[at - 1]}
+    edges = sorted({0, len(sizes), *counted.breaks, *changes})
+    stretches = tuple(
+        Stretch(first=a, last=b, height_px=sizes[a][0], width_px=sizes[a][1]) for a, b in itertools.pairwise(edges)
+    )
+    return replace(_source(counted, guard), stretches=stretches)

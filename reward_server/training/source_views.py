@@ -1,0 +1,114 @@
+"""All random views of one file out of one pass over it: drawn beforehand, cut out while the file is decoded.
+
+What is held at once are the views whose time has come, not the file: a few megabytes however long it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.reader import Frame, Source, Stretch
+from protos.reader.scenes import Scenes, crosses
+from protos.reader.source import shrunk, shrunk_size
+from protos.reader.times import even_positions
+from protos.types import Clip
+from reward_server.decoding.decode import Sampling
+from reward_server.errors import UnreadableClip
+from reward_server.training.views import DrawnView, Take, draw_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """What is drawn of a file: a view for every `frames_per_view` frames, the best of `tries` draws each."""
+
+    sampling: Sampling
+    frames_per_view: int
+    max_side_px: int
+    seed: tuple[int, ...]
+    tries: int = 1
+    good: Callable[[Clip], bool] = lambda clip: True
+
+
+@dataclass(kw_only=True)
+class _Draw:
+    """One view to be: its draws, of which the first good one is taken, and the frames that each has so far."""
+
+    number: int
+    rng: np.random.Generator
+    views: list[DrawnView]
+    frames: list[list[Frame]] = field(default_factory=list)
+    settled: bool = False
+
+
+def source_views(
+    source: Source, first: int, last: int | None, plan: ViewPlan
+) -> Iterator[tuple[int, Clip, np.random.Generator]]:
+    """(number, view, the generator that drew it), as the views end in time; none lies across a jump of time or a cut.
+
+    Raises UnreadableClip where the frames are too few for any view.
+    """
+    draws = _draws(source, first, last, plan)
+    due: dict[int, list[tuple[_Draw, int, int]]] = defaultdict(list)
+    for draw in draws:
+        for which, view in enumerate(draw.views):
+            for at, position in enumerate(view.positions):
+                due[position].append((draw, which, at))
+    scenes = Scenes()
+    for position, frame in source.frames(
+        sorted(due), lambda picture: shrunk(picture, plan.max_side_px), watch=scenes.watch
+    ):
+        touched: dict[int, _Draw] = {}
+        for draw, which, at in due.pop(position):
+            if not draw.settled:
+                draw.frames[which].append(draw.views[which].cut(at, frame))
+                touched[draw.number] = draw
+        for draw in touched.values():
+            clip = _settled(draw, source.times_s, scenes, plan)
+            if clip is not None:
+                yield draw.number, clip, draw.rng
+
+
+def _draws(source: Source, first: int, last: int | None, plan: ViewPlan) -> list[_Draw]:
+    stretches = source.within(first, last)
+    takes = [_take(source, stretch, plan.max_side_px) for stretch in stretches]
+    usable = [take for take in takes if take.positions.size >= plan.sampling.min_frames]
+    if not usable:
+        most = max((take.positions.size for take in takes), default=0)
+        raise UnreadableClip(
+            f"the clip has {most} frames without a jump of time, {plan.sampling.min_frames} are needed; leave it out"
+        )
+    draws: list[_Draw] = []
+    for take in usable:
+        for _ in range(math.ceil(take.positions.size / plan.frames_per_view)):
+            rng = np.random.default_rng((*plan.seed, len(draws)))
+            views = [draw_view(take, plan.sampling, rng)]
+            while len(views) < plan.tries:  # near the first, or its frames would have to wait for one far away
+                views.append(draw_view(take, plan.sampling, rng, near=views[0].start))
+            draws.append(_Draw(number=len(draws), rng=rng, views=views, frames=[[] for _ in views]))
+    return draws
+
+
+def _take(source: Source, stretch: Stretch, max_side_px: int) -> Take:
+    height, width = shrunk_size(stretch.height_px, stretch.width_px, max_side_px)
+    positions = stretch.first + even_positions(source.times_s[stretch.first : stretch.last])
+    return Take(positions=positions, fps=source.fps, height_px=height, width_px=width)
+
+
+def _settled(draw: _Draw, times_s: NDArray[np.float64], scenes: Scenes, plan: ViewPlan) -> Clip | None:
+    """The view, once the first good draw is complete; its frames are let go then, or when no draw is good."""
+    for view, frames in zip(draw.views, draw.frames, strict=True):
+        if len(frames) < len(view.positions):
+            return None
+        clip = view.clip(frames)
+        cut = crosses(scenes.cuts_s(), float(times_s[view.positions[0]]), float(times_s[view.positions[-1]]))
+        if not cut and plan.good(clip):
+            draw.settled, draw.frames = True, []
+            return clip
+    draw.settled, draw.frames = True, []
+    return None

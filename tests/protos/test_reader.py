@@ -1,0 +1,336 @@
+"""Odd files read right: the frames that a player shows, in its order, at its times and in its geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
+from protos.reader.files import clip_files
+from tests import media, odd_files
+from tests.odd_files import GOOD, LOSSLESS
+from tests.paff import field_coded
+
+FRAMES = media.texture(24, step=4)
+STILL = np.repeat(media.texture(1, seed=9), 24, axis=0)
+
+
+def read(payload: bytes, **options: Any) -> tuple[Source, NDArray[np.uint8]]:
+    """The file and all its frames [T,H,W,3]; of one size, that of the first stretch."""
+    with open_source(payload, **options) as opened:
+        return with_true_times(opened, _all)
+
+
+def _all(source: Source) -> tuple[Source, NDArray[np.uint8]]:
+    size = source.stretches[0].height_px, source.stretches[0].width_px
+    same = [one for one in source.stretches if (one.height_px, one.width_px) == size]
+    wanted = [index for one in same for index in range(one.first, one.last)]
+    return source, np.stack([frame for _, frame in source.frames(wanted)])
+
+
+def which(frames: NDArray[np.uint8], reference: NDArray[np.uint8]) -> list[int]:
+    """For each frame the position of the most similar reference."""
+    distances = [[np.abs(frame.astype(int) - other).mean() for other in reference] for frame in frames]
+    return [int(np.argmin(row)) for row in distances]
+
+
+def codes(source: Source) -> list[str]:
+    return [warning.code for warning in source.warnings]
+
+
+# --- order and count ---
+
+
+def test_an_avi_with_b_frames_is_in_display_order() -> None:
+    payload = odd_files.b_frames_in_avi(FRAMES)
+    source, frames = read(payload)
+    assert which(frames, FRAMES) == list(range(24))
+    assert np.diff(source.times_s) == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
+def test_two_fields_are_one_frame(container: str) -> None:
+    luma = np.repeat(np.repeat(np.arange(24, dtype=np.uint8)[:, None, None] * 8 + 20, 64, axis=1), 64, axis=2)
+    source, frames = read(field_coded(luma, container))
+    assert source.fps == pytest.approx(30, rel=0.02)
+    assert source.times_s.size == 24
+    levels = frames.mean(axis=(1, 2, 3))
+    assert np.all(np.diff(levels) > 4)
+
+
+def test_hidden_frames_are_not_shown() -> None:
+    payload = odd_files.hidden_vp9(FRAMES)
+    with av.open(io.BytesIO(payload)) as container:
+        packets = sum(bool(packet.size) for packet in container.demux(video=0))
+    assert packets > 24, "this libvpx hides no frame"
+    source, frames = read(payload)
+    assert source.times_s.size == 24
+    assert source.fps == pytest.approx(12, rel=0.01)
+    assert which(frames, FRAMES) == list(range(24))
+
+
+# --- time ---
+
+
+def test_a_clock_that_starts_anew_ends_a_stretch_and_all_frames_are_there() -> None:
+    source, frames = read(odd_files.concatenated_ts(FRAMES))
+    assert [(one.first, one.last) for one in source.stretches] == [(0, 12), (12, 24)]
+    assert which(frames, FRAMES) == list(range(24))
+    assert np.diff(source.times_s) == pytest.approx(1 / 12)
+
+
+def test_a_gap_of_over_a_second_ends_a_stretch() -> None:
+    source, _ = read(odd_files.with_gap(FRAMES, after=10, gap_ms=2000))
+    assert [(one.first, one.last) for one in source.stretches] == [(0, 10), (10, 24)]
+    held, _ = read(odd_files.with_gap(FRAMES, after=10, gap_ms=500))
+    assert len(held.stretches) == 1
+
+
+def test_of_frames_that_share_a_time_the_first_is_shown_and_it_is_told() -> None:
+    """Bug: the trainer divided by the median gap, which was 0."""
+    source, frames = read(odd_files.in_threes(FRAMES))
+    assert which(frames, FRAMES) == list(range(0, 24, 3))
+    assert codes(source) == ["repeated_times"]
+    assert source.warnings[0].share == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("delay_ms", [0, 10, 20, 50])
+def test_a_gif_shows_its_frames_as_long_as_a_browser_does(delay_ms: int) -> None:
+    source, frames = read(odd_files.gif_of(FRAMES, delay_ms))
+    assert len(frames) == 24
+    assert source.fps == pytest.approx(1000 / (100 if delay_ms < 20 else delay_ms), rel=0.01)
+    assert codes(source) == (["quick_frames"] if delay_ms == 10 else [])
+
+
+def test_negative_times_and_an_edit_list_leave_the_frames_that_a_player_shows() -> None:
+    ticks = list(range(-400, 800, 50))
+    payload = media.video(FRAMES, ticks=ticks, container="mov", codec="qtrle", pix_fmt="rgb24")
+    source, frames = read(payload)
+    assert which(frames, FRAMES) == list(range(8, 24))
+    assert source.fps == pytest.approx(20)
+
+
+# --- geometry ---
+
+
+def upright() -> bytes:
+    return media.video(FRAMES, fps=12, codec_options=GOOD)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        (odd_files.TURNED, lambda frame: np.rot90(frame, -1)),
+        (odd_files.MIRRORED, lambda frame: frame[:, ::-1]),
+        ((-1, 0, 0, -1), lambda frame: frame[::-1, ::-1]),
+    ],
+)
+def test_a_turned_or_mirrored_clip_is_upright(
+    matrix: tuple[int, int, int, int], turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> None:
+    _, plain = read(upright())
+    source, frames = read(media.with_display_matrix(upright(), matrix))
+    assert np.array_equal(frames[3], turn(plain[3]))
+    assert (source.height_px, source.width_px) == frames.shape[1:3]
+
+
+def test_wide_pixels_are_stretched() -> None:
+    source, frames = read(media.video(FRAMES, fps=12, pixel_aspect=Fraction(3, 2), codec_options=GOOD))
+    assert (source.height_px, source.width_px) == frames.shape[1:3] == (64, 144)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_what_is_transparent_is_black(kind: str) -> None:
+    rgba = odd_files.see_through(FRAMES)
+    payload = media.webp(rgba) if kind == "webp" else odd_files.gif_of(rgba, 100)
+    _, frames = read(payload)
+    assert frames[5][:, :40].max() == 0
+    assert frames[5][:, 56:].max() > 100
+
+
+def hdr(curve: str, levels: list[int]) -> bytes:
+    """Flat 10-bit grey frames, one for each level 0..255, on an HDR curve."""
+    frames = np.repeat(np.array(levels, np.uint8), 64 * 96 * 3).reshape(-1, 64, 96, 3)
+    told = f"log-level=none:qp=0:colorprim=bt2020:transfer={curve}:colormatrix=bt2020nc:range=limited"
+    options = {"codec": "libx265", "pix_fmt": "yuv420p10le", "codec_options": {"x265-params": told}}
+    return media.video(frames, fps=12, **options)
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    # paper white, 203 cd/m2, is 58 % of PQ and 75 % of HLG; black stays black, and 1000 cd/m2 is the brightest
+    [("smpte2084", {0: 0, 148: 190, 192: 255}), ("arib-std-b67", {0: 0, 191: 190, 255: 255})],
+)
+def test_hdr_is_mapped_to_an_ordinary_screen(curve: str, expected: dict[int, int]) -> None:
+    _, frames = read(hdr(curve, list(expected)))
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx(list(expected.values()), abs=4)
+
+
+def test_two_fields_of_two_moments_leave_no_comb() -> None:
+    frames = np.full((24, 64, 96, 3), 40, np.uint8)
+    for at in range(24):
+        frames[at, 0::2, 2 * at : 2 * at + 30] = 220
+        frames[at, 1::2, 2 * at + 8 : 2 * at + 38] = 220
+    options = {"codec": "mpeg2video", "container": "mpeg", "codec_options": {"flags": "+ildct+ilme", "b": "6M"}}
+    payload = media.video(frames, fps=24, **options)
+    _, found = read(payload)
+    assert np.abs(np.diff(frames[9].astype(int), axis=0)).mean() > 20
+    assert np.abs(np.diff(found[9].astype(int), axis=0)).mean() < 8
+
+
+def test_a_changed_size_ends_a_stretch_and_the_rest_is_used() -> None:
+    """Bug: pretraining ended with a ValueError that named no file."""
+    source, frames = read(odd_files.two_sizes(FRAMES))
+    sizes = [(one.first, one.last, one.height_px, one.width_px) for one in source.stretches]
+    assert sizes == [(0, 12, 64, 96), (12, 24, 96, 64)]
+    assert which(frames, FRAMES) == list(range(12))
+
+
+# --- tracks ---
+
+
+def test_the_default_track_is_read_and_others_are_told_and_can_be_chosen() -> None:
+    payload = odd_files.two_tracks(STILL, FRAMES)
+    source, frames = read(payload)
+    assert np.array_equal(frames, FRAMES)
+    assert codes(source) == ["several_tracks"]
+    assert "track 1 is read" in source.warnings[0].message
+    assert [track.default for track in source.tracks] == [False, True]
+    assert np.array_equal(read(payload, track=0)[1], STILL)
+    with pytest.raises(UnreadableClip, match="track=2 is asked for, but the file has 2 video"):
+        read(payload, track=2)
+
+
+def test_a_track_of_one_picture_is_no_moving_track() -> None:
+    assert np.array_equal(read(odd_files.with_cover(FRAMES))[1], FRAMES)
+
+
+# --- on request ---
+
+
+class Counted:
+    """Counts the pictures that are decoded."""
+
+    pictures = 0
+
+    def __call__(self, time_s: float, picture: Picture, follows: bool) -> None:
+        self.pictures += 1
+
+
+def test_a_window_is_decoded_from_its_key_frame_and_equals_what_decoding_all_gives() -> None:
+    frames = media.texture(96, step=3)
+    for options in (
+        {"codec_options": {**GOOD, "g": "12", "bf": "2"}},
+        {"codec_options": {**GOOD, "g": "12", "bf": "2", "x264-params": "open-gop=1"}},
+        {"container": "webm", "codec": "libvpx-vp9", "codec_options": {"g": "12", "crf": "20", "deadline": "realtime"}},
+        {"container": "matroska", "codec": "mjpeg", "pix_fmt": "yuvj420p"},
+        {"container": "mpegts", "codec_options": {**GOOD, "g": "12"}},
+        LOSSLESS,
+    ):
+        payload = media.video(frames, fps=24, **options)
+        _, whole = read(payload)
+        assert len(whole) == 96
+        with open_source(payload) as source:
+            decoded = 0
+            for wanted in ([50, 51, 57], [3, 90], list(range(20, 40)), [95]):
+                for index, frame in source.frames(wanted, watch=(seen := Counted())):
+                    assert np.array_equal(frame, whole[index]), (options, index)
+                decoded += seen.pictures
+        assert decoded < 96 + 48 or options.get("container") == "mpegts", options
+
+
+def test_a_path_and_its_bytes_are_read_alike_whatever_the_name(tmp_path) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_bytes(upright())
+    with open_source(path) as source:
+        assert np.array_equal(np.stack([frame for _, frame in source.frames(range(24))]), read(upright())[1])
+
+
+def test_limits_hold_before_anything_is_decoded() -> None:
+    for name, limit in (("max_frames", 23), ("max_duration_s", 1.0), ("max_frame_pixels", 6143), ("max_bytes", 100)):
+        limits = dataclasses.replace(media.LIMITS, **{name: limit})
+        with pytest.raises(ClipTooLarge, match=name):
+            read(upright(), limits=limits)
+
+
+def test_every_error_has_its_code() -> None:
+    found = {kind.__name__: kind.code for kind in ReaderError.__subclasses__()}
+    assert found == {
+        "EmptyPayload": "empty_payload",
+        "ClipTooLarge": "clip_too_large",
+        "ClipTooShort": "clip_too_short",
+        "UnreadableClip": "unreadable_clip",
+        "DecodeTooSlow": "decode_too_slow",
+        "BadTensor": "bad_tensor",
+    }
+
+
+def test_the_client_needs_no_reader() -> None:
+    code = "import sys, protos.client; print({'av', 'cv2', 'PIL', 'protos.reader'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+# --- what a file is ---
+
+
+def test_a_folder_s_files_are_told_by_their_bytes(tmp_path) -> None:
+    stream = media.video(FRAMES, fps=12, container="mpegts", codec_options=GOOD)
+    m2ts = b"".join(bytes(4) + stream[at : at + 188] for at in range(0, len(stream), 188))
+    files = {"a.ts": stream, "b.m2ts": m2ts, "c": upright(), "script.ts": b"export const a = 1;" * 99, "notes.txt": b""}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert [path.name for path in clip_files(tmp_path)] == ["a.ts", "b.m2ts", "broken.mp4", "c"]
+    for name in ("a.ts", "b.m2ts", "c"):
+        assert which(read((tmp_path / name).read_bytes())[1], FRAMES) == list(range(24))
+
+
+def test_a_transport_stream_may_begin_within_a_packet() -> None:
+    stream = media.video(FRAMES, fps=12, container="mpegts", codec_options=GOOD)
+    assert which(read(bytes(range(100)) + stream)[1], FRAMES) == list(range(24))
+
+
+# --- claims ---
+
+
+def claiming(samples: int, edits: int = 0, handler: bytes = b"vide") -> bytes:
+    """An mp4 of a few bytes whose index claims so many samples of one byte."""
+
+    def box(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), name) + body
+
+    media_box = box(b"hdlr", bytes(8) + handler + bytes(13)) + box(
+        b"minf",
+        box(
+            b"stbl",
+            box(b"stts", struct.pack(">4I", 0, 1, samples, 2)) + box(b"stsz", struct.pack(">3I", 0, 1, samples)),
+        ),
+    )
+    listed = box(b"edts", box(b"elst", struct.pack(">2I", 0, edits))) if edits else b""
+    return box(b"ftyp", b"isom" + bytes(12)) + box(b"moov", box(b"trak", listed + box(b"mdia", media_box)))
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (claiming(25_000_000), "25000000 frames, over the limit of 300"),
+        (claiming(10, edits=100_000), "edit list has 100000 entries, over the limit of 100"),
+        (claiming(25_000_000, handler=b"soun"), "25000000 samples beside its video"),
+    ],
+)
+def test_what_an_index_claims_is_held_to_the_limits_before_it_is_built(payload: bytes, words: str) -> None:
+    """Bug: ffmpeg took gigabytes for tables of frames that a file of 1.5 kB only claims."""
+    with pytest.raises(ClipTooLarge, match=words):
+        read(payload, limits=media.LIMITS)

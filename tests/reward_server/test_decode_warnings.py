@@ -1,0 +1,137 @@
+"""What an answer tells of an odd clip, and that windows keep away from cuts, jumps of time and other sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from protos.codec import outcome_from_message, outcome_to_message
+from protos.json_codec import result_from_json, result_to_json
+from protos.types import Media
+from reward_server.decoding.decode import DecodedClip, Sampling, decode
+from reward_server.errors import ClipTooShort, UnreadableClip
+from reward_server.pipeline import Pipeline
+from tests import media, odd_files
+from tests.odd_files import LOSSLESS
+
+SAME_SIZE = Sampling(area_px=64 * 96)
+MOVING = media.texture(100, step=3)
+
+
+def run(payload: bytes, media_kind: Media = Media.CONTAINER, sampling: Sampling = SAME_SIZE) -> DecodedClip:
+    return decode(media.submission(payload, media_kind), sampling, media.LIMITS, 600.0)
+
+
+def told(decoded: DecodedClip) -> dict[str, float]:
+    return {warning.code: warning.share for warning in decoded.warnings}
+
+
+def lossless(frames: np.ndarray, fps: float = 12.0) -> bytes:
+    return media.video(frames, fps=fps, **LOSSLESS)
+
+
+def with_cut(at: int, num: int = 60) -> np.ndarray:
+    """Another scene from frame `at` on, far brighter."""
+    other = 255 - media.texture(num, seed=3, step=3) // 4
+    return np.concatenate([media.texture(num, step=3)[:at] // 4, other[at:]])
+
+
+def test_an_even_clip_has_no_warning() -> None:
+    assert told(run(lossless(MOVING))) == {}
+    assert told(run(media.tensor(MOVING, 12.0), Media.TENSOR)) == {}
+
+
+@pytest.mark.parametrize("at", [16, 25, 31, 40])
+def test_windows_keep_away_from_a_cut(at: int) -> None:
+    decoded = run(lossless(with_cut(at)))
+    assert told(decoded) == {"cuts": pytest.approx(1 / 59)}
+    assert f"at {at / 12:.2f} s" in decoded.warnings[0].message
+    for window in decoded.windows:
+        first = round(window.start_s * 12)
+        assert not first < at < first + 16
+        assert len(window.clip.frames) == 16
+
+
+def test_what_is_left_out_between_two_windows_is_no_cut() -> None:
+    """Bug: the first frame after a group that is not decoded was compared with the last one before it."""
+    fading = np.clip(media.texture(240, step=1)[:, :32, :48] * np.linspace(0.1, 1, 240)[:, None, None, None], 0, 255)
+    payload = media.video(fading.astype(np.uint8), fps=12, codec_options={"g": "12", "crf": "10"})
+    assert told(run(payload, sampling=Sampling(max_windows=2, area_px=32 * 48))) == {}
+
+
+def test_a_clip_without_room_beside_its_cut_is_scored_across_it_and_told() -> None:
+    decoded = run(lossless(with_cut(8, num=16)))
+    assert len(decoded.windows) == 1
+    assert "cuts" in told(decoded)
+
+
+def test_motion_however_wild_is_no_cut() -> None:
+    order = np.random.default_rng(0).permutation(100)
+    assert told(run(lossless(MOVING[order]))) == {}
+
+
+def test_a_slideshow_is_mostly_still_and_held_frames_are_counted() -> None:
+    slides = np.repeat(media.texture(4, step=40), 15, axis=0)
+    found = told(run(lossless(slides)))
+    assert found["still_share"] > 0.9
+    assert found["repeated_frames"] > 0.9
+    held = told(run(lossless(np.repeat(MOVING[:30], 2, axis=0))))
+    assert held["repeated_frames"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_no_window_lies_across_a_jump_of_time() -> None:
+    decoded = run(odd_files.with_gap(MOVING, after=40, gap_ms=2500))
+    assert "several_stretches" in told(decoded)
+    assert len(decoded.windows) == 4
+    gap = 40 / 12, 40 / 12 + 2.5
+    for window in decoded.windows:
+        assert window.start_s + 15 / 12 < gap[0] or window.start_s >= gap[1] - 1e-3
+    assert decoded.source.fps * decoded.source.duration_s == pytest.approx(decoded.source.frames)
+
+
+def test_both_halves_of_a_joined_stream_are_looked_at() -> None:
+    decoded = run(odd_files.concatenated_ts(media.texture(60, step=3)))
+    assert decoded.source.frames == 60
+    assert {window.start_s >= 2.5 for window in decoded.windows} == {True, False}
+
+
+def test_a_clip_that_is_cut_up_by_jumps_is_too_short_by_name() -> None:
+    with pytest.raises(ClipTooShort, match=r"in the longest of 2 stretches between jumps of time"):
+        run(odd_files.with_gap(MOVING[:14], after=7, gap_ms=2500))
+
+
+def test_uneven_times_are_told_and_frames_rate_and_duration_agree() -> None:
+    decoded = run(odd_files.dropped(MOVING, 0.3))
+    assert 0 < told(decoded)["uneven_times"] < 0.5
+    source = decoded.source
+    assert source.fps * source.duration_s == pytest.approx(source.frames)
+    assert told(run(odd_files.dropped(MOVING, 0.0))) == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_of_a_clip_with_dropped_frames_lie_where_none_is_missing(seed: int) -> None:
+    """Bug: each missing frame was replaced by its neighbour, a stutter that the reward saw and the clip had not."""
+    frames = media.numbered(120, 64, 96)
+    decoded = run(odd_files.dropped(frames, 0.3, seed=seed))
+    assert decoded.fps_used == pytest.approx(12, rel=0.4)
+    for window in decoded.windows:
+        numbers = media.numbers(window.clip.frames)
+        assert len(set(np.diff(numbers).tolist())) == 1
+        assert np.diff(numbers)[0] == pytest.approx(30 / decoded.fps_used, rel=0.01)
+        assert numbers[0] == pytest.approx(window.start_s * 30, abs=0.1)
+    assert "uneven_times" in told(decoded)
+
+
+def test_times_that_are_mostly_uneven_are_refused_by_name() -> None:
+    ticks = [1000 * (at // 8) + 20 * (at % 8) for at in range(96)]  # bursts of eight, a second apart
+    with pytest.raises(UnreadableClip, match=r"frame within half a step, over the limit of 50%: .*constant rate"):
+        run(media.video(MOVING[:96], ticks=ticks, **LOSSLESS))
+
+
+def test_warnings_travel_in_the_answer(small_pipeline: Pipeline) -> None:
+    payload = lossless(np.repeat(media.texture(12, step=6), 2, axis=0))
+    (outcome,) = small_pipeline.score_submissions([media.submission(payload)])
+    assert outcome.reward is not None
+    assert [warning.code for warning in outcome.reward.provenance.warnings] == ["repeated_frames", "still_share"]
+    assert outcome_from_message(outcome_to_message(outcome)) == outcome
+    assert result_from_json(result_to_json(outcome)) == outcome

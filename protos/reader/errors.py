@@ -15,32 +15,34 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from protos.error_codes import ErrorCode
+
 
 class ReaderError(Exception):
     """Base of all. The message names the value, the limit and the next step."""
 
-    code: ClassVar[str]
+    code: ClassVar[ErrorCode]
 
 
 class EmptyPayload(ReaderError):
-    code = "empty_payload"
+    code = ErrorCode.EMPTY_PAYLOAD
 
 
 class ClipTooLarge(ReaderError):
-    code = "clip_too_large"
+    code = ErrorCode.CLIP_TOO_LARGE
 
 
 class ClipTooShort(ReaderError):
-    code = "clip_too_short"
+    code = ErrorCode.CLIP_TOO_SHORT
 
 
 class UnreadableClip(ReaderError):
-    code = "unreadable_clip"
+    code = ErrorCode.UNREADABLE_CLIP
 
 
 class DecodeTooSlow(ReaderError):
-    code = "decode_too_slow"
+    code = ErrorCode.DECODE_TOO_SLOW
 
 
 class BadTensor(ReaderError):
-    code = "bad_tensor"
+    code = ErrorCode.BAD_TENSOR

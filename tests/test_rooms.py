@@ -24,7 +24,8 @@ MAY_IMPORT = {"protos": set(), "reward_server": {"protos"}, "trainer": {"protos"
 # From the bottom up: a room may import only the rooms before it.
 FLOORS = {
     "protos": """
-        reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions reader submissions client __init__
+        reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions reader submissions client
+        __init__
     """,
     "reward_server": """
         errors settings log stats motion

@@ -148,7 +148,8 @@ def test_settings_that_are_named_exist(document: Document) -> None:
 
 @EVERY
 def test_modules_that_are_named_exist(document: Document) -> None:
-    roots = (ROOT, ROOT / "reward_server", ROOT / "trainer", ROOT / "trainer" / "policies")
+    inner = ("reward_server", "trainer", "trainer/policies", "tests/protos", "tests/reward_server")
+    roots = (ROOT, *(ROOT / name for name in inner))
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", document.prose):
         assert Path(name).name == "NAME.py" or any((root / name).exists() for root in roots), name
 

@@ -136,7 +136,7 @@ def _to_uint8(frames: NDArray[Any]) -> NDArray[np.uint8]:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise _bad("values are not all finite; look for NaN in the code that made them")
     if low < 0 or high > 1:
-        raise _bad(f"values range from {low:g} to {high:g}, but float frames must lie in 0..1; rescale them")
+        raise _bad(f"values range from {low:.9g} to {high:.9g}, but float frames must lie in 0..1; rescale them")
     return np.asarray(np.rint(frames.astype(np.float32) * 255), dtype=np.uint8)
 
 

@@ -303,7 +303,7 @@ META = {"layout": "TCHW", "range": "0-255", "fps": "10"}
         ({"frames": FRAMES}, META | {"fps": "0"}, "fps"),
         ({"frames": FRAMES.astype(np.float32) + 2}, META | {"range": "0-1"}, "0..1"),
         ({"frames": FRAMES.astype(np.float32) * np.nan}, META | {"range": "0-1"}, "finite"),
-        ({"frames": FRAMES + np.arange(2, dtype=np.uint8)[:, None].repeat(8, 1).reshape(1, 1, 16, 1)}, META, "0 to 1"),
+        ({"frames": FRAMES + np.arange(2, dtype=np.uint8)[:, None].repeat(8, 1).reshape(1, 1, 16, 1)}, META, "0 or 1"),
     ],
 )
 def test_a_tensor_that_breaks_the_contract_is_named(tensors, meta, word):

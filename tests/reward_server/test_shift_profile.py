@@ -95,7 +95,7 @@ def test_sizes_and_rates_are_the_papers(profile: ShiftProfile, monkeypatch: pyte
     for one, size in ((shift, (320, 576)), (wan, (480, 832))):
         config = one.residual_config
         assert (config.height_px, config.width_px) == size
-        assert (config.dim, config.depth, config.discriminators, config.patch_px, config.compressed) == (
+        assert (config.dim, config.depth, config.heads, config.patch_px, config.compressed) == (
             768,
             12,
             12,

@@ -251,7 +251,7 @@ def test_another_number_of_processes_cannot_resume_in_a_buffer(svd: Path, clips:
     shutil.rmtree(checkpoints / "step-00000004")
     path = checkpoints / "step-00000003" / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_processes": 2}))
-    with pytest.raises(CheckpointError, match=r"2 processes share, this run has 1; start 2, or .* after the start"):
+    with pytest.raises(CheckpointError, match=r"shared by 2 processes, but this run has 1; start 2 processes, or .* after the start"):
         run_training(config)
 
 
@@ -392,7 +392,7 @@ def test_lost_discriminators_end_the_run(svd: Path, clips: Path, tmp_path: Path)
     rewards = Forgetful()
     with (
         open_run(tiny_config(tmp_path, svd, clips, *QUIET), rewards=rewards) as run,
-        pytest.raises(VersionLost, match="'calm-1', on which buffer 0"),
+        pytest.raises(VersionLost, match="'calm-1', which buffer 0 needs"),
     ):
         train(run)
     assert list(rewards.forgotten) == list(rewards.groups)

@@ -24,7 +24,7 @@ import stamina
 from typer.testing import CliRunner
 
 from protos.client import RewardClient, submission
-from protos.types import Media, OutcomeKind, Submission
+from protos.types import REWARDS, Media, OutcomeKind, Submission
 from reward_server.__main__ import app, main
 from reward_server.errors import BadRequest, NotReady
 from reward_server.evaluation import score as score_files
@@ -33,7 +33,7 @@ from reward_server.networks.prepacked import Compute
 from reward_server.pipeline import Pipeline
 from reward_server.profiles import Profile
 from tests import media
-from tests.conftest import MakeSettings
+from tests.conftest import MakeSettings, OpenQueue
 from tests.running import open_doors, working
 
 FRAMES = media.texture(16, 32, 48)
@@ -207,18 +207,18 @@ async def test_a_server_scores_as_this_process_does(
         for url in doors.urls:
             code, theirs = await asyncio.to_thread(run_to_json, tmp_path / "out.json", "score", clips, "--server", url)
             assert code == 1
-            for discriminator in score_files.DISCRIMINATORS:
-                assert theirs[discriminator][0] == pytest.approx(own[discriminator][0], abs=1e-4)
+            for name in REWARDS:
+                assert theirs[name][0] == pytest.approx(own[name][0], abs=1e-4)
             assert [result["outcome"] for result in theirs["results"]] == ["ok", "invalid", "ok"]
 
 
 async def test_a_server_that_goes_away_leaves_rows_with_its_error(
-    clips: Path, tmp_path: Path, make_settings: MakeSettings, small_pipeline: Pipeline
+    clips: Path, tmp_path: Path, make_settings: MakeSettings, open_queue: OpenQueue, small_pipeline: Pipeline
 ) -> None:
     """The server answers once and then stays full. No clip gets a reward, and every clip stays in the table."""
     settings = make_settings(lease_s=30.0, queue_max_jobs=3)
     async with open_doors(settings) as doors:
-        await doors.service._queue.announce("a worker that hangs", small_pipeline.model)
+        await (await open_queue(settings)).worker.announce("a worker that hangs", small_pipeline.model)
         async with httpx.AsyncClient(base_url=doors.http_url) as client:
             await client.post("/v1/jobs", files={"video": b"fills the queue"})
         command = ("score", clips, "--server", doors.http_url)

@@ -252,7 +252,7 @@ def test_another_number_of_processes_cannot_resume_in_a_buffer(svd: Path, clips:
     path = checkpoints / "step-00000003" / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_processes": 2}))
     with pytest.raises(
-        CheckpointError, match=r"shared by 2 processes, but this run has 1; start 2 processes, or .* after the start"
+        CheckpointError, match=r"2 processes, but this run has 1; start 2 processes, or .* after the start"
     ):
         run_training(config)
 

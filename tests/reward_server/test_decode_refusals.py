@@ -257,14 +257,14 @@ def test_a_cut_transport_stream_is_the_shorter_clip_it_has_become():
 
 def test_frames_damaged_in_the_middle_are_refused_beyond_a_small_tolerance():
     whole = media.video(media.texture(60), fps=10, codec="mjpeg", pix_fmt="yuvj420p", container="matroska")
-    refused(UnreadableClip, spoil(whole, range(20, 30)), "mjpeg frames decode", "under the")
+    refused(UnreadableClip, spoil(whole, range(20, 30)), "mjpeg frames can be decoded", "under the")
     assert run(spoil(whole, [20])).source.frames == 60
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
 def test_one_damaged_frame_counts_as_all_that_are_built_on_it(codec):
     whole = media.video(media.texture(48), fps=24, codec=codec, container="matroska", codec_options={"g": "48"})
-    refused(UnreadableClip, media.with_noise(whole, 0.3, 0.32), "frames decode, under the 47 needed")
+    refused(UnreadableClip, media.with_noise(whole, 0.3, 0.32), "frames can be decoded, under the minimum of 47")
 
 
 def test_a_colour_matrix_that_cannot_be_converted_is_named():

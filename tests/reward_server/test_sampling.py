@@ -109,7 +109,7 @@ def test_windows_lie_evenly_from_the_first_frame_to_the_last(total, max_windows,
 
 @pytest.mark.parametrize(("num_frames", "fps", "used"), [(0, 10, 0), (1, 10, 1), (7, 10, 7), (14, 24, 7)])
 def test_too_short_names_the_frames_the_minimum_and_the_seconds_needed(num_frames, fps, used):
-    with pytest.raises(ClipTooShort, match=rf"are {used} frame\(s\).*minimum of 8;.*at least 0\.\d+ s"):
+    with pytest.raises(ClipTooShort, match=rf"become {used} frame\(s\).*minimum of 8;.*at least 0\.\d+ s"):
         schedule(np.arange(num_frames) / fps, SAMPLING)
     if used == 7:
         schedule(np.arange(num_frames + 1) / fps, SAMPLING)  # one frame more is enough

@@ -11,7 +11,7 @@ from protos.types import Clip
 
 
 def encode_h264(clip: Clip, *, crf: int = 18) -> bytes:
-    """Encode the clip as an h264 mp4 in yuv420p. `crf` is 0 (lossless) to 51 (worst). Raises ValueError for odd sides."""
+    """Encode the clip as an h264 mp4 (yuv420p). `crf`: 0 (lossless) to 51 (worst). Raises ValueError for odd sides."""
     _, _, height, width = clip.frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"h264 in yuv420p needs even sides, got {height}x{width}; crop a pixel")

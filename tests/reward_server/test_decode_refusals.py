@@ -375,9 +375,8 @@ def test_damaged_bytes_give_a_clip_or_a_refusal(payload, share, flips, data):
     cut = bytearray(payload if data.draw(st.booleans()) else payload[: round(len(payload) * share)])
     for position, bit in flips:
         if cut:
-            at = int(
-                len(cut) * (position**3 if data.draw(st.booleans()) else position)
-            )  # more often near the start, where headers are
+            # often near the start, where the headers are
+            at = int(len(cut) * (position**3 if data.draw(st.booleans()) else position))
             cut[at] ^= 1 << bit
     kind = Media.TENSOR if payload is FUZZED[-1] else Media.CONTAINER
     assert isinstance(outcome(bytes(cut), kind), DecodedClip | InvalidClip)

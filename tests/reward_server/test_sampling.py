@@ -49,7 +49,7 @@ def picks(times_s, sampling=SAMPLING):
     tick_s=st.sampled_from([1e-3, 1 / 90000, 1 / 12288, 1e-6]),
 )
 @settings(deadline=None)
-def test_rounded_timestamps_of_a_constant_rate_give_even_strides(fps, num_frames, first_s, tick_s):
+def test_rounded_times_of_a_constant_rate_give_even_strides(fps, num_frames, first_s, tick_s):
     stride = stride_of(fps, SAMPLING.fps)
     assume(abs(fps / SAMPLING.fps - 0.55 - round(fps / SAMPLING.fps - 0.55)) > 0.02)  # not at a threshold
     times_s = np.round((first_s + np.arange(num_frames) / fps) / tick_s) * tick_s

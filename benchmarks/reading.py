@@ -1,10 +1,15 @@
-"""What reading a clip costs: seconds and peak memory by length and codec, and windows against decoding from the start.
+"""Measures the cost of reading a clip: seconds and peak memory, by length, codec and way of reading.
 
     python -m benchmarks.reading [--seconds 10 60 120] [--folder /tmp/reading]
 
-Every reading is a process of its own, without torch, so that its peak is that of the reader and OpenCV. "views" is
-what pretraining does with a file: all random views, in one pass. "windows" are the server's four windows, "whole" is
-every frame from the start; both give frames of the profile's size. Ends with one JSON line.
+Each reading runs in its own process without torch, so that its peak memory is that of the reader and OpenCV. There
+are three ways of reading:
+
+- "views" reads as pretraining does: all random views of the file, in one pass.
+- "windows" reads the server's four windows, at the profile's size.
+- "whole" reads every frame from the start, at the profile's size.
+
+The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from reward_server.decoding.sampling import Sampling, profile_size, resize_frame
 from reward_server.decoding.time_warnings import positions_of
 from reward_server.training.source_views import ViewPlan, source_views
 
-HEIGHT, WIDTH, FPS = 360, 640, 16  # 120 s are 1920 frames: within the default limits
+HEIGHT, WIDTH, FPS = 360, 640, 16  # 120 s are 1920 frames, within the default limits
 MIB = 1024**2
 CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "h264": ("mp4", "libx264", "yuv420p", {"preset": "veryfast"}),
@@ -42,7 +47,7 @@ MODES = ("views", "windows", "whole")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One file: its size, and for each way of reading the seconds it takes and the peak memory of its process."""
+    """One file: its size, and the seconds and peak memory of each way of reading it."""
 
     codec: str
     seconds: int
@@ -56,7 +61,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, nargs="+", default=[10, 60, 120])
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     parser.add_argument("--folder", type=Path, default=Path("/tmp/reading"))
-    parser.add_argument("--read", nargs=2, metavar=("FILE", "MODE"), help="one reading, in this process")
+    parser.add_argument(
+        "--read",
+        nargs=2,
+        metavar=("FILE", "MODE"),
+        help="read one file in this process (MODE: views, windows or whole)",
+    )
     args = parser.parse_args()
     if args.read:
         print(json.dumps(reading(Path(args.read[0]), args.read[1])))
@@ -91,7 +101,7 @@ def in_a_process(path: Path, mode: str) -> dict[str, Any]:
 
 
 def reading(path: Path, mode: str) -> dict[str, float]:
-    """Seconds of processor time of one reading, and the peak memory of this process in MiB."""
+    """Read a file once. Returns seconds of CPU time, and the peak memory of this process in MiB."""
     cv2.setNumThreads(1)
     started = time.process_time()
     {"views": read_views, "windows": read_windows, "whole": read_whole}[mode](path)
@@ -144,7 +154,7 @@ def write(path: Path, codec: str, seconds: int) -> None:
 
 
 def moving(num_frames: int) -> Iterator[NDArray[np.uint8]]:
-    """A smooth texture that is panned over, to and fro."""
+    """Frames of a camera that pans back and forth over a smooth texture."""
     coarse = np.random.default_rng(0).integers(0, 256, (60, 120, 3), dtype=np.uint8)
     ground = np.asarray(cv2.resize(coarse, (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_CUBIC), np.uint8)
     for at in range(num_frames):

@@ -1,8 +1,8 @@
-"""Which real clips there are and in what order they come: folders and manifests -> slot number -> clip.
+"""Finds the real clips in folders and manifests, and gives each slot number of a run its clip.
 
-A run takes slots 0, 1, 2, ...; every epoch is a new permutation that depends on the seed and the epoch alone, so
-the order needs no state: the slot number is the position to resume from. A file that cannot be used is reported
-once and counted, and its slot goes to another file, drawn from the seed and the slot.
+A run uses slots 0, 1, 2 and so on. Every epoch is a new permutation that depends only on the seed and the epoch. So
+the order needs no state, and a run resumes from its slot number. A file that cannot be used is reported once and
+counted. Its slot gets another file, drawn from the seed and the slot.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the real clips are."""
+    """Where the real clips are, and how they are read."""
 
     train: tuple[str, ...] = ()  # folders, manifests (.json, .jsonl, .csv: path, caption, first, last, split), files
     held_out: tuple[str, ...] = ()  # the same, for `evaluate`
     start: Literal["random", "first"] = "random"  # where in a long file a clip begins
-    caption: str = ""  # prompt of clips without one of their own
-    speed_tolerance: float = SPEED_TOLERANCE  # the share by which a speed may change so that every n-th frame is taken
+    caption: str = ""  # prompt for clips without a caption
+    speed_tolerance: float = SPEED_TOLERANCE  # largest change of speed, as a share, for taking every n-th frame
 
     def __post_init__(self) -> None:
         if not 0 <= self.speed_tolerance < 1:
             raise ConfigError(
-                f"data.speed_tolerance={self.speed_tolerance} must be from 0 (multiples of the policy's frame rate are "
-                "thinned evenly, no others) to below 1; 0.17 is usual"
+                f"data.speed_tolerance={self.speed_tolerance} must be from 0 (only files at multiples of the policy's "
+                "frame rate are thinned evenly) to below 1; 0.17 is usual"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A clip file, or frames `first`..`last` (the latter excluded) of it."""
+    """A clip file, or its frames `first`..`last` (exclusive)."""
 
     path: Path
     caption: str = ""
@@ -61,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class RealClip:
-    """A clip in the policy's form, and where it came from."""
+    """A clip in the policy's form, its caption and its file."""
 
     clip: Clip
     caption: str
@@ -69,15 +69,16 @@ class RealClip:
 
 
 def find_sources(paths: Sequence[str], split: Split, caption: str = "") -> list[Source]:
-    """All clips that the paths name, in order. A folder with a manifest.jsonl is that manifest.
+    """All clips that the paths name, in order. If a folder has a manifest.jsonl, its entries are used.
 
-    Of manifest entries with a `split` only those of `split` are taken. Raises DataError where a path names nothing.
+    Manifest entries of another split are skipped; entries without a split are used. Raises DataError for a path
+    without clips.
     """
     found: list[Source] = []
     for name in paths:
         sources = list(_sources(Path(name), split, caption))
         if not sources:
-            raise DataError(f"'{name}' holds no clip ({', '.join(SUFFIXES)}) of the split {split}; check data.{split}")
+            raise DataError(f"'{name}' has no clip ({', '.join(SUFFIXES)}) of the split {split}; check data.{split}")
         found += sources
     if not found:
         raise DataError(f"no clips: give folders, manifests or files as data.{split}")
@@ -108,9 +109,9 @@ def _records(manifest: Path) -> list[Mapping[str, Any]]:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         records = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{manifest} is not JSON: {error}") from error
+        raise DataError(f"{manifest} is not valid JSON: {error}; correct it") from error
     if not isinstance(records, list):
-        raise DataError(f"{manifest} must hold a list of entries with a path, got {type(records).__name__}")
+        raise DataError(f"{manifest} must be a list of entries with a path, got {type(records).__name__}")
     return records
 
 
@@ -124,24 +125,27 @@ def _entry(manifest: Path, number: int, record: Mapping[str, Any], caption: str)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{manifest}, entry {number}: needs a path, and numbers as first and last: {error!r}"
+            f"{manifest}, entry {number}: needs a path, and whole numbers for first and last, got {error!r}"
         ) from error
 
 
 class Clips:
-    """The real clips of a run by slot."""
+    """The real clips of a run, by slot number."""
 
     def __init__(self, sources: Sequence[Source], form: ClipForm, *, seed: int, data: DataConfig | None = None) -> None:
         self._sources, self._form, self._seed, self._data = sources, form, seed, data or DataConfig()
         self._order: tuple[int, list[int]] = (-1, [])
         self._last: tuple[int, RealClip] | None = None
-        self.bad: dict[Source, str] = {}  # what could not be used at least once, and why
+        self.bad: dict[Source, str] = {}  # sources that could not be used at least once, and why
 
     def __len__(self) -> int:
         return len(self._sources)
 
     def at(self, slot: int) -> RealClip:
-        """The clip of a slot, always the same. Raises DataError when nothing that was tried can be used."""
+        """The clip of a slot; the same slot always gives the same clip.
+
+        Raises DataError if no usable file is found in MAX_TRIES tries.
+        """
         if self._last is None or self._last[0] != slot:
             self._last = slot, self._find(slot)
         return self._last[1]
@@ -149,7 +153,7 @@ class Clips:
     def _find(self, slot: int) -> RealClip:
         for attempt in range(MAX_TRIES):
             source = self._sources[self._index(slot, attempt)]
-            try:  # also what failed before: a file may be good elsewhere, and who resumes knows of no failures
+            try:  # also sources that failed before: other parts may be good, and a resumed run knows no failures
                 return self._read(source, slot)
             except DataError as error:
                 if source not in self.bad:
@@ -157,7 +161,7 @@ class Clips:
                 self.bad[source] = str(error)
         reason = next(reversed(self.bad.values()), "")
         raise DataError(
-            f"{len(self.bad)} of {len(self)} clips cannot be used, none was found for slot {slot}: {reason}"
+            f"{len(self.bad)} of {len(self)} clips cannot be used, so slot {slot} has no clip; last reason: {reason}"
         )
 
     def _read(self, source: Source, slot: int) -> RealClip:

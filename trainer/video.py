@@ -1,8 +1,8 @@
-"""Video files in and out of the trainer: a file -> one clip of a policy's form, a clip -> mp4, gif or a lossless file.
+"""Reads video files as clips in a policy's form, and writes clips as mp4, gif or lossless files.
 
-Frames are picked evenly, every n-th of a file, where that changes the speed of what is seen by no more than a
-tolerance: an uneven cadence is the very judder that training is to mend. Elsewhere the nearest in time are picked; a
-file that is too slow for that is refused, because repeated frames would teach stuttering.
+Every n-th frame of a file is used if that changes the speed by at most a tolerance, because unevenly picked frames
+judder, which training should reduce. Otherwise the frames nearest in time are used. A file too slow for that is
+refused, because repeated frames would teach stuttering.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from trainer.errors import DataError
 
 log = logging.getLogger(__name__)
 
-SPEED_TOLERANCE = 0.17  # 24 frames a second serve for 14 as every 2nd one, 17 % faster than they were
-ROUNDING = 1e-3  # of a frame rate: 23.976 is 24
-GIF_WIDTH_PX = 960  # at most
+SPEED_TOLERANCE = 0.17  # so that every 2nd frame of a 24 fps file can be used at 14 fps, 17 % faster than recorded
+ROUNDING = 1e-3  # share of a frame rate, so that 23.976 counts as 24
+GIF_WIDTH_PX = 960  # maximum width
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipForm:
-    """What a policy wants of a clip."""
+    """The form of the clips that a policy needs: frames, rate and size."""
 
     num_frames: int
     fps: float
@@ -47,7 +47,7 @@ class ClipForm:
 
     @property
     def span_s(self) -> float:
-        """From the first frame's time to the last one's."""
+        """Seconds from the first frame to the last."""
         return (self.num_frames - 1) / self.fps
 
 
@@ -61,11 +61,12 @@ def read_clip(
     speed_tolerance: float = SPEED_TOLERANCE,
     track: int | None = None,
 ) -> Clip:
-    """`form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
+    """Read `form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
-    The stretch begins `start` (0..1) of the way through what there is to choose, within frames `first`..`last` (the
-    latter excluded). Every n-th frame is taken where the speed changes by no more than `speed_tolerance` (a share), the
-    nearest in time elsewhere. Raises DataError with the reason for a file that is unreadable, too short or too slow.
+    Only the frames `first`..`last` (exclusive) are used. `start` (0..1) chooses where the clip begins among the
+    possible places, from first to last. Every n-th frame is used if that changes the speed by at most
+    `speed_tolerance` (a share); otherwise the frames nearest in time are used. `track` chooses a video track. Raises
+    DataError with the reason if the file is unreadable, too short or too slow.
     """
 
     def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
@@ -75,7 +76,9 @@ def read_clip(
         picked = _picked_within(source, source.within(first, last), form, start, speed_tolerance).tolist()
         fitted = dict(source.frames(picked, fitted_frame, to_the_end=False))
         if missing := len(picked) - len({id(frame) for frame in fitted.values()}):
-            raise DataError(f"{missing} of {len(picked)} frames do not decode; the file is damaged")
+            raise DataError(
+                f"{missing} of {len(picked)} frames cannot be decoded: the file is damaged; leave it out or repair it"
+            )
         return [fitted[index] for index in picked]
 
     try:
@@ -91,7 +94,7 @@ def read_clip(
 def _picked_within(
     source: Source, stretches: Sequence[Stretch], form: ClipForm, start: float, tolerance: float
 ) -> NDArray[np.int64]:
-    """Positions in the file, all of one stretch: the one at `start` of the way, else the longest. Raises DataError."""
+    """Positions in the file, all in one stretch: the one at `start`, or else the longest. Raises DataError."""
     if not stretches:
         raise DataError(f"has 0 frames, {form.num_frames} are needed")
     lengths = np.array([stretch.last - stretch.first for stretch in stretches], np.float64)
@@ -110,7 +113,7 @@ def _picked_within(
 
 
 def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
-    """Positions in `times_s`, which rise: every n-th where that is within tolerance, else the nearest in time.
+    """Positions in `times_s` (rising): every n-th frame if that is within tolerance, else the nearest in time.
 
     Raises DataError.
     """
@@ -120,8 +123,8 @@ def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, toleranc
     needed = 1 + stride * (form.num_frames - 1)
     first = round(start * max(0, times_s.size - needed))
     window_s = times_s[first : first + needed]
-    interval_s = (window_s[-1] - window_s[0]) / (window_s.size - 1)  # the median would be of times rounded to 1 ms
-    change = form.fps * interval_s * stride - 1  # of the speed, as frames that far apart are shown at the form's rate
+    interval_s = (window_s[-1] - window_s[0]) / (window_s.size - 1)  # unlike the median, not affected by rounded times
+    change = form.fps * interval_s * stride - 1  # change of speed, if these frames are shown at the form's rate
     if abs(change) > tolerance + ROUNDING or not is_even(window_s, interval_s):
         return _nearest(times_s, form, start, tolerance)
     if window_s.size < needed:
@@ -146,8 +149,8 @@ def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, toleran
 @cache  # once a frame rate
 def _say_uneven(fps: str, wanted_fps: str, tolerance: float) -> None:
     log.warning(
-        "files of %s frames per second are thinned to %s unevenly: every n-th frame would change their speed by more "
-        "than data.speed_tolerance=%g, or their own times are uneven",
+        "files of %s frames per second are thinned to %s unevenly: taking every n-th frame would change their speed by "
+        "more than data.speed_tolerance=%g, or their frame times are uneven",
         fps,
         wanted_fps,
         tolerance,
@@ -155,7 +158,7 @@ def _say_uneven(fps: str, wanted_fps: str, tolerance: float) -> None:
 
 
 def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """An image [H,W,3] scaled until it covers the size, its centre cut out."""
+    """Scale an image [H,W,3] to cover the size, and crop it at the centre."""
     height, width = image.shape[:2]
     scale = max(height_px / height, width_px / width)
     size = max(width_px, round(width * scale)), max(height_px, round(height * scale))
@@ -167,7 +170,10 @@ def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.u
 
 
 def write_clip(path: Path, clip: Clip, *, crf: int = 18) -> None:
-    """By the suffix: .safetensors (exact), .gif, or .mp4 (h264, `crf` 0..51). Replaces the file at once."""
+    """Write a clip; the suffix chooses .safetensors (exact), .gif, or else mp4 (h264, `crf` 0..51).
+
+    An existing file is replaced atomically.
+    """
     if path.suffix == TENSOR_SUFFIX:
         data = clip_to_tensor(clip)
     else:
@@ -179,7 +185,7 @@ def write_clip(path: Path, clip: Clip, *, crf: int = 18) -> None:
 
 
 def mp4_bytes(clip: Clip, *, crf: int = 18) -> bytes:
-    """h264 in yuv420p; odd sides lose their last row or column."""
+    """Encode a clip as mp4 (h264, yuv420p). Odd sides lose their last row or column."""
     height, width = (side - side % 2 for side in clip.frames.shape[2:])
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
@@ -193,7 +199,7 @@ def mp4_bytes(clip: Clip, *, crf: int = 18) -> bytes:
 
 
 def gif_bytes(clip: Clip) -> bytes:
-    """256 colours a frame, GIF_WIDTH_PX wide at most; the format knows whole hundredths of a second only."""
+    """Encode a clip as gif: 256 colours per frame, at most GIF_WIDTH_PX wide, durations in whole 1/100 s."""
     _, _, height, width = clip.frames.shape
     shrink = min(1.0, GIF_WIDTH_PX / width)
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
@@ -205,7 +211,7 @@ def gif_bytes(clip: Clip) -> bytes:
 
 
 def side_by_side(clips: Sequence[Clip]) -> Clip:
-    """Clips of one form, left to right with a white line between them."""
+    """Join clips of one form from left to right, with a white line between them."""
     line = np.full((*clips[0].frames.shape[:3], 2), 255, dtype=np.uint8)
     columns = [part for clip in clips for part in (clip.frames, line)][:-1]
     return Clip(frames=np.concatenate(columns, axis=3), fps=clips[0].fps)

@@ -1,11 +1,11 @@
-"""The one reader of clip files: bytes or a path, under limits -> times, size and frames as a player shows them.
+"""Reads clip files. From a path or bytes, within limits, it gives frame times, size and frames as a player shows them.
 
     with open_source(Path("clip.mp4")) as source:
         for index, frame in source.frames([0, 12, 24]):
             ...
 
-The server, pretraining, the evaluation commands and the trainer all read through it, so that they see the same
-frames. It needs PyAV, OpenCV and Pillow; `protos.client` needs none of them and does not import it.
+The server, pretraining, the evaluation commands and the trainer all use this reader, so they see the same frames.
+It needs PyAV, OpenCV and Pillow. `protos.client` needs none of them and does not import this package.
 """
 
 from protos.reader.errors import (

@@ -1,4 +1,4 @@
-"""Animated webp -> Reel: times from the file's chunks, pictures from Pillow (ffmpeg decodes no animated webp)."""
+"""Opens an animated webp as a Reel. The file's chunks give the times; Pillow decodes, since ffmpeg cannot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from protos.reader.pixels import over_black
 from protos.reader.reel import Picture, Reel
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
-QUICKEST_MS = 10  # browsers show a frame that asks for less, or for this, for SLOW_MS, and authors count on it
+QUICKEST_MS = 10  # browsers show frames with this duration or less for SLOW_MS, and authors rely on it
 SLOW_MS = 100
 
 
 def open_webp(payload: Payload, guard: Guard) -> Reel:
-    """Raises UnreadableClip, ClipTooLarge, DecodeTooSlow; nothing is decoded before the limits are checked."""
+    """Open a webp file. The limits are checked before anything is decoded.
+
+    Raises UnreadableClip, ClipTooLarge, DecodeTooSlow.
+    """
     data = payload.whole()
     times_s = _times(data, guard)
     if times_s.size:
@@ -46,7 +49,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _times(data: bytes, guard: Guard) -> NDArray[np.float64]:
-    """When each frame begins, in seconds [T]; a still picture is one frame."""
+    """The start time of each frame, in seconds [T]. A still picture is one frame."""
     durations_ms: list[int] = []
     for name, body in _chunks(data):
         guard.clock()
@@ -77,7 +80,7 @@ def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) ->
             rgba = np.asarray(image.convert("RGBA"))
         except PILLOW_ERRORS as error:
             raise UnreadableClip(
-                f"frame {index} of {times_s.size} of the webp does not decode ({error}): the file is damaged; "
+                f"frame {index} of the webp's {times_s.size} cannot be decoded ({error}): the file is damaged; "
                 "upload the whole file or re-encode it"
             ) from error
         yield float(time_s), _picture(rgba)

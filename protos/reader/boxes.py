@@ -1,6 +1,6 @@
-"""What an mp4's index claims, read before ffmpeg builds tables from it: a tiny file may claim millions of frames.
+"""Checks the counts in an mp4's index against the limits, before ffmpeg builds tables from them.
 
-Only the sizes of boxes and the counts in them are looked at.
+A tiny file can claim millions of frames. Only the sizes of boxes and the counts in them are read.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from protos.reader.payload import Payload
 
 NESTED = (b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf")
 MAX_BOXES = 200_000
-MAX_EDITS = 100  # entries of one edit list: each may repeat the whole track
-MAX_OTHER_SAMPLES = 1_000_000  # of sound and other tracks together, and of fragments
+MAX_EDITS = 100  # entries in one edit list; each entry can repeat the whole track
+MAX_OTHER_SAMPLES = 1_000_000  # samples of sound, other tracks and fragments together
 
 
 def check_claims(payload: Payload, guard: Guard) -> None:
-    """Raises ClipTooLarge where an index claims more than the limits allow."""
+    """Raises ClipTooLarge if the index claims more than the limits allow, UnreadableClip if it is compressed."""
     handler, sound_by_chunk, others = b"", False, 0
     for name, at, size in _boxes(payload, 0, len(payload), [0]):
         guard.clock()
         body = payload[at : at + min(size, 32)]
         if name == b"hdlr":
             handler = body[8:12]
-        elif name == b"stts":  # sound whose samples last one tick each is indexed by chunk
+        elif name == b"stts":  # ffmpeg indexes sound by chunk if every sample lasts one tick
             sound_by_chunk = len(body) >= 16 and struct.unpack(">II", body[4:8] + body[12:16]) == (1, 1)
         elif name in (b"stsz", b"stz2") and len(body) >= 12:
             samples = int.from_bytes(body[8:12], "big")
@@ -42,7 +42,7 @@ def check_claims(payload: Payload, guard: Guard) -> None:
                 "re-encode the clip"
             )
         elif name == b"cmov":
-            raise UnreadableClip("the file's index is compressed (cmov), which is not read; re-encode the clip")
+            raise UnreadableClip("the file's index is compressed (cmov), which is not supported; re-encode the clip")
         if others > max(MAX_OTHER_SAMPLES, guard.limits.max_frames):
             raise ClipTooLarge(
                 f"the file's index claims {others} samples beside its video, over the limit of {MAX_OTHER_SAMPLES}; "
@@ -51,7 +51,7 @@ def check_claims(payload: Payload, guard: Guard) -> None:
 
 
 def _boxes(payload: Payload, at: int, end: int, seen: list[int]) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte of the body, its size) of every box, also of those inside others."""
+    """Yield (name, position of the body, size of the body) for every box, including nested ones."""
     while at + 8 <= end:
         seen[0] += 1
         if seen[0] > MAX_BOXES:

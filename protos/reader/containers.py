@@ -1,7 +1,7 @@
-"""Video files -> Reel, through PyAV: one pass over the packets to know every time, then frames as they are pulled.
+"""Opens video files as a Reel, through PyAV. One pass over the packets gives the times; frames are decoded on demand.
 
-Until the limits are checked nothing is decoded, not even by the demuxer's own probing, and only the bytes given are
-ever read. No packet is kept: decoding reads them again, and decodes only groups of frames that hold a wanted one.
+Nothing is decoded before the limits are checked, not even by the demuxer's probing. Only the given bytes are read.
+Packets are not kept in memory. Decoding reads them again, and decodes only the groups that hold a wanted frame.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from protos.types import ClipWarning
 if TYPE_CHECKING:  # generic in its stub only
     Packet = av.Packet[av.VideoStream]
 
-# Titles in another alphabet than they say are no reason to refuse a clip. From PyAV 19 on they never are.
+# A title in the wrong text encoding must not cause a refusal. PyAV 19 and later need no option for this.
 LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-GROUPED = ("mov", "matroska")  # containers whose key frames can be trusted: what is not wanted is not decoded
-QUICKEST_CS, SLOW_CS = 1, 10  # a gif's frames that ask for so few centiseconds are shown for so many
+GROUPED = ("mov", "matroska")  # containers with reliable key frames, so that unwanted groups can be skipped
+QUICKEST_CS, SLOW_CS = 1, 10  # gif frames with a delay of at most QUICKEST_CS (1/100 s) are shown for SLOW_CS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What one pass over the packets tells of the chosen track."""
+    """What one pass over the packets says about the chosen track."""
 
     codec: str
     table: PacketTable
     line: Timeline
     unit_s: float
-    indexed: int  # packets that an mp4's index names
+    indexed: int  # packets listed in an mp4's index
     tracks: tuple[Track, ...]
-    quick: int  # frames of a gif that ask for less time than any browser gives them
+    quick: int  # gif frames with a delay too short for browsers
 
 
 def open_container(payload: Payload, form: str, guard: Guard, track: int | None = None) -> Reel:
-    """`form` is a demuxer's name from sniff.py, `track` a position among the video tracks.
+    """Open a video file. `form` is a demuxer's name from sniff.py, `track` a position among the video tracks.
 
     Raises UnreadableClip, ClipTooLarge, DecodeTooSlow.
     """
@@ -60,13 +60,13 @@ def open_container(payload: Payload, form: str, guard: Guard, track: int | None 
 
 
 class _File:
-    """A container's bytes and the track that is read from them."""
+    """A container's bytes and the track to read from them."""
 
     def __init__(self, payload: Payload, form: str, guard: Guard, track: int | None) -> None:
         self._payload, self._form, self._guard, self._track = payload, form, guard, track
 
     def scan(self) -> Scan:
-        """Read every packet of the video tracks and choose one of these."""
+        """Read every packet of the video tracks and choose one track."""
         with self._open() as container:
             self._guard.clock()
             streams = _moving(container)
@@ -74,7 +74,7 @@ class _File:
             at = self._chosen(streams, tables)
             stream, table = streams[at], tables[at]
             if stream.codec_context is None:
-                raise UnreadableClip("the video's codec is not known to this server; re-encode it as h264, vp9 or av1")
+                raise UnreadableClip("this ffmpeg does not know the video's codec; re-encode it as h264, vp9 or av1")
             self._guard.size(stream.codec_context.height, stream.codec_context.width)
             shift, quick = slowed(table, QUICKEST_CS, SLOW_CS) if self._form == "gif" else (None, 0)
             line = timeline(table, float(stream.time_base or 1), shift)
@@ -109,7 +109,7 @@ class _File:
         )
 
     def _counted(self, scan: Scan) -> tuple[Reel, list[tuple[int, int]]]:
-        """The same file with the times that its frames have when all are decoded."""
+        """The same file with its true frame times, found by decoding every frame, and each frame's (height, width)."""
         unit_s = scan.unit_s
         seen = [(time_s, (one.height_px, one.width_px)) for time_s, one in self._pictures(scan, None, exact=True)]
         least = max(1, scan.line.ticks.size // 2 - 1)
@@ -119,7 +119,7 @@ class _File:
                 "needed: it is cut or damaged; upload the whole file or re-encode it"
             )
         ticks = np.rint(np.array([time_s for time_s, _ in seen]) / unit_s).astype(np.int64)
-        if self._form == "avi":  # its frames have no times of their own: they share the track's evenly
+        if self._form == "avi":  # avi frames have no times of their own, so the track's times are spread over them
             ticks = scan.line.ticks[np.rint(np.linspace(0, scan.line.ticks.size - 1, ticks.size)).astype(int)]
         edges = [int(np.searchsorted(ticks, scan.line.ticks[edge])) for edge in scan.line.breaks]
         breaks = tuple(sorted({edge for edge in edges if 0 < edge < ticks.size}))
@@ -130,7 +130,7 @@ class _File:
         return reel, [size for _, size in seen]
 
     def _pictures(self, scan: Scan, wanted: Sequence[int] | None, *, exact: bool) -> Iterator[tuple[float, Picture]]:
-        """Decode, once, what is needed for the wanted frames. `exact`: the times are known to be the true ones."""
+        """Decode what the wanted frames need, in one pass. `exact`: the scan holds the true times."""
         promise = Promise(
             line=scan.line,
             unit_s=scan.unit_s,
@@ -139,7 +139,7 @@ class _File:
             beyond=max(0, scan.indexed - len(scan.table)),
             exact=exact,
         )
-        skips = self._form in GROUPED and not exact  # where packets are no frames, none is left out
+        skips = self._form in GROUPED and not exact  # after a count, packets are not frames: decode them all
         groups = groups_of(scan.table, scan.line, wanted if skips else None)
         with self._open() as container:
             stream = _moving(container)[next(one.index for one in scan.tracks if one.chosen)]
@@ -147,7 +147,7 @@ class _File:
 
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
-        """`codec_whitelist` names no codec, so that probing cannot decode; `io_open` forbids any other file."""
+        """Open the demuxer. `codec_whitelist` prevents decoding while probing; `io_open` forbids other files."""
         try:
             container: InputContainer = av.open(
                 self._payload.reader(self._guard),
@@ -167,8 +167,11 @@ class _File:
             yield container
 
     def _tables(self, container: InputContainer, streams: Sequence[av.VideoStream]) -> list[PacketTable]:
-        """All packets of the tracks. Their bytes count too: an index may name one stretch of the file many times,
-        and a Matroska block may be a compressed one."""
+        """Read all packets of the tracks, and hold their total bytes to the limit too.
+
+        The total can exceed the file: an index can name the same bytes many times, and a Matroska block can be
+        compressed.
+        """
         tables = {stream.index: PacketTable() for stream in streams}
         codecs = {stream.index: _codec(stream) for stream in streams}
         trouble: Exception | None = None
@@ -180,19 +183,20 @@ class _File:
                 self._guard.frames(len(table))
                 self._guard.payload(sum(one.num_bytes for one in tables.values()))
         except FFMPEG_ERRORS as error:
-            trouble = error  # a damaged tail ends the packets; what is missing is counted against the index
+            trouble = error  # a damaged end of the file stops the packets; missing frames are counted later
         self._guard.clock()
         if not any(map(len, tables.values())):
             why = _reason(trouble) if trouble else "it is empty"
-            raise UnreadableClip(f"the file's video stream holds no frame ({why}); re-encode the clip")
+            raise UnreadableClip(f"the file's video stream has no frames ({why}); re-encode the clip")
         return list(tables.values())
 
     def _chosen(self, streams: Sequence[av.VideoStream], tables: Sequence[PacketTable]) -> int:
-        """The track asked for; else the default one of those that move; else the first that moves."""
+        """The requested track, else the default track among the moving ones, else the first moving one."""
         if self._track is not None:
             if not 0 <= self._track < len(streams):
                 raise UnreadableClip(
-                    f"track={self._track} is asked for, but the file has {len(streams)} video track(s), counted from 0"
+                    f"track={self._track} does not exist: the file has {len(streams)} video track(s), counted from 0; "
+                    "choose one of them"
                 )
             return self._track
         moving = [at for at, table in enumerate(tables) if len(table) > 1] or [
@@ -206,16 +210,16 @@ def _refuse_to_open(url: str, *_: object) -> Any:
 
 
 def _moving(container: InputContainer) -> list[av.VideoStream]:
-    """The video tracks; a cover picture is none."""
+    """The video tracks without cover pictures."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         kinds = sorted({str(s.type) for s in container.streams}) or ["none"]
-        raise UnreadableClip(f"the file has no video stream, only {', '.join(kinds)}; send a file with moving pictures")
+        raise UnreadableClip(f"the file has no video stream, only {', '.join(kinds)}; send a video file")
     return streams
 
 
 def _tracks(streams: Sequence[av.VideoStream], tables: Sequence[PacketTable]) -> tuple[Track, ...]:
-    """The video tracks as `track=` counts them."""
+    """The video tracks in the order that `track=` counts."""
     return tuple(
         Track(
             index=at,
@@ -232,7 +236,7 @@ def _codec(stream: av.VideoStream) -> str:
 
 
 def _sized(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """An empty packet ends a track, or tells that a frame was left out."""
+    """Drop empty packets: they mark the end of a track or a skipped frame."""
     return (packet for packet in packets if packet.size)
 
 
@@ -245,11 +249,11 @@ def _warnings(scan: Scan) -> tuple[ClipWarning, ...]:
         told.append(ClipWarning(code="several_tracks", message=message))
     if scan.line.repeated:
         share = scan.line.repeated / (scan.line.repeated + scan.line.ticks.size)
-        message = f"{share:.0%} of the frames have the time of another; of each time the first frame is shown"
+        message = f"{share:.0%} of the frames have the same time as an earlier one; only the first of each is used"
         told.append(ClipWarning(code="repeated_times", message=message, share=share))
     if scan.quick:
         share = scan.quick / len(scan.table)
-        message = f"{share:.0%} of the gif's frames ask for under 20 ms and are shown for 100 ms, as browsers do"
+        message = f"{share:.0%} of the gif's frames have a delay under 20 ms; they last 100 ms, as in browsers"
         told.append(ClipWarning(code="quick_frames", message=message, share=share))
     return tuple(told)
 

@@ -1,4 +1,4 @@
-"""Packets -> pictures: decodes groups of frames, leaves out what cannot be trusted, and holds the count to the promise.
+"""Decodes groups of packets into pictures, drops damaged frames and checks the result against the container's times.
 
 Used by containers.py, which knows the packets and their times.
 """
@@ -32,11 +32,12 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What the container says of a track's frames, and how far it is to be believed.
+    """What the container says about a track's frames, and how reliable that is.
 
-    `in_order`: the container stores no presentation times (avi), so the k-th frame has the k-th time. `halves`: two
-    packets may be the fields of one frame, and there is no index (MPEG streams). `beyond` packets are named by the
-    index and not there. `exact`: the times come from decoding.
+    `in_order`: the container stores no presentation times (avi), so the k-th frame has the k-th time.
+    `halves`: two packets can be the two fields of one frame, and there is no index (MPEG streams).
+    `beyond`: the number of packets that are listed in the index but missing from the file.
+    `exact`: the times come from decoding, so they are not checked again.
     """
 
     line: Timeline
@@ -61,17 +62,20 @@ class Decoding:
         self._matrix: tuple[tuple[int, int, int], Matrix] | None = None
 
     def pictures(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[tuple[float, Picture]]:
-        """(time in seconds, picture) of every frame of the groups that can be trusted, times rising."""
+        """Yield (time in seconds, picture) for every undamaged frame of the groups, in order of time.
+
+        Raises Recount if the frames do not match the promised times, UnreadableClip if too many are missing.
+        """
         given_s: list[float] = []
         whole, promised_s = self._is_whole(groups), self._promised_s(groups)
         for frame in self._frames(packets, groups):
-            if frame.interlaced_frame and not whole:  # two packets may be its fields, and a group end between them
+            if frame.interlaced_frame and not whole:  # its two fields can be in different groups
                 raise Recount
             self._guard.size(frame.height, frame.width)
             self._guard.frames(self._num_frames + 1)
             time_s = self._time_s(frame)
             self._num_frames += 1
-            if time_s > self._last_s:  # of frames with one timestamp the first is taken
+            if time_s > self._last_s:  # if frames share a timestamp, only the first is used
                 self._last_s = time_s
                 self._as_promised(time_s, len(given_s), promised_s)
                 given_s.append(time_s)
@@ -79,7 +83,7 @@ class Decoding:
         self._check(np.array(given_s), promised_s, whole=whole)
 
     def _display_matrix(self, frame: av.VideoFrame) -> Matrix:
-        """That of the first frame, and again where a frame is turned or sized otherwise."""
+        """The first frame's display matrix, read again when the rotation or the size changes."""
         form = (frame.rotation, frame.height, frame.width)
         if self._matrix is None or self._matrix[0] != form:
             self._matrix = form, display_matrix(frame)
@@ -91,18 +95,18 @@ class Decoding:
         return frame.pts * self._promise.unit_s
 
     def _new_decoder(self) -> VideoCodecContext:
-        """One thread: clips are decoded side by side. Alpha of vp8 and vp9 is known to libvpx alone."""
+        """Create a decoder with one thread, since clips are decoded in parallel. vp8 and vp9 with alpha need libvpx."""
         decoder: VideoCodecContext = self._stream.codec_context
         with_alpha = ALPHA_DECODERS.get(decoder.codec.canonical_name)
         if with_alpha and self._stream.metadata.get("alpha_mode") == "1":
             decoder = cast(VideoCodecContext, av.CodecContext.create(with_alpha, "r"))
         decoder.thread_count = 1
-        # A stream may be larger than its header says; twice the limit, since the decoder counts its padding too.
+        # A stream can be larger than its header says. The limit is doubled because the decoder counts padding too.
         decoder.options = {"max_pixels": str(2 * self._guard.limits.max_frame_pixels)}
         return decoder
 
     def _frames(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[av.VideoFrame]:
-        """Each group's frames, in the order in which they are shown."""
+        """Decode each group and yield its frames in display order."""
         numbered, offsets = enumerate(packets), self._promise.line.offsets
         for group in groups:
             if group.first:
@@ -116,13 +120,15 @@ class Decoding:
             yield from self._decoded(None)
 
     def _decoded(self, packet: Packet | None) -> Iterator[av.VideoFrame]:
-        """The frames that can be trusted: after an error none is until the next key frame, for each repeats its
-        damage."""
+        """Decode one packet and yield the undamaged frames.
+
+        After an error, frames are dropped until the next key frame, because they are built on the damaged one.
+        """
         self._guard.clock()
         try:
             frames = self._decoder.decode(packet)
         except FFMPEG_ERRORS:
-            self._guard.size(self._decoder.height, self._decoder.width)  # of the stream, where max_pixels stopped it
+            self._guard.size(self._decoder.height, self._decoder.width)  # names the size if max_pixels stopped it
             self._trusted = self._clean = False
             return
         for frame in frames:
@@ -132,15 +138,19 @@ class Decoding:
                 yield frame
 
     def _as_promised(self, time_s: float, at: int, promised_s: Times) -> None:
-        """Where nothing is damaged, what the decoder gives is the truth, and another promise was not."""
+        """Raise Recount if an undamaged stream gives a frame at another time than the container promised."""
         if self._promise.exact or not self._clean:
             return
         if at >= promised_s.size or abs(time_s - float(promised_s[at])) > self._tolerance_s:
             raise Recount
 
     def _check(self, given_s: Times, promised_s: Times, *, whole: bool) -> None:
-        """Raises UnreadableClip where more than one frame and 2 % are missing: also those an mp4 indexes beyond the
-        end of a cut file. Raises Recount where frames are missing and nothing is damaged."""
+        """Compare the number of decoded frames with the promised number.
+
+        Raises UnreadableClip if more than one frame plus 2 % are missing. Frames that an mp4 indexes beyond the end
+        of a cut file count as missing. For MPEG streams, half of the promised frames are enough. Raises Recount if
+        the numbers differ without damage.
+        """
         promise = self._promise
         if promise.exact:
             return
@@ -151,12 +161,12 @@ class Decoding:
         if self._num_frames < max(least, int(whole)):
             raise UnreadableClip(
                 f"only {self._num_frames} of the file's {self._times_s.size} or more "
-                f"{self._decoder.codec.canonical_name} frames decode, under the {least} needed: it is cut or damaged; "
-                "upload the whole file or re-encode it"
+                f"{self._decoder.codec.canonical_name} frames can be decoded, under the minimum of {least}: the file "
+                "is cut or damaged; upload the whole file or re-encode it"
             )
 
     def _promised_s(self, groups: Sequence[Group]) -> Times:
-        """The times that the groups' frames should have."""
+        """The times that the container gives for the groups' frames."""
         line = self._promise.line
         if self._is_whole(groups):
             return self._times_s
@@ -171,13 +181,13 @@ class Decoding:
         return [(group.first, group.last) for group in groups] == [(0, self._promise.line.packet_ticks.size)]
 
     def _pixel_aspect(self) -> float:
-        """Width of a pixel over its height; an absurd one is taken for 1."""
+        """A pixel's width divided by its height; 1 if the file gives an implausible value."""
         aspect = float(self._stream.sample_aspect_ratio or self._decoder.sample_aspect_ratio or 1)
         return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
 
 
 def _moved(packet: Packet, offset: int) -> Packet:
-    """The packet on the clock of the whole track."""
+    """Shift the packet's times to the clock of the whole track."""
     if offset:
         packet.pts = packet.pts if packet.pts is None else packet.pts + offset
         packet.dts = packet.dts if packet.dts is None else packet.dts + offset

@@ -1,14 +1,14 @@
-"""Why a file cannot be read, as one small tree. `code` is the stable name that travels in an answer.
+"""Defines the reader's errors. `code` is the stable name used in answers.
 
     ReaderError
     ├─ EmptyPayload     zero bytes
     ├─ ClipTooLarge     bytes, frames, pixels or seconds over a limit
-    ├─ ClipTooShort     fewer frames than the user of the reader needs
-    ├─ UnreadableClip   not a video, cut, damaged, no video track, nothing decodes
+    ├─ ClipTooShort     fewer frames than the caller needs
+    ├─ UnreadableClip   not a video, cut, damaged, no video track, or no frame can be decoded
     ├─ DecodeTooSlow    reading took longer than its limit of wall time
     └─ BadTensor        a tensor clip whose declaration or values break the contract
 
-The server maps each to the InvalidClip of the same name, the trainer maps all to DataError.
+The server maps each to the InvalidClip subclass of the same name. The trainer maps all to DataError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from protos.error_codes import ErrorCode
 
 
 class ReaderError(Exception):
-    """Base of all. The message names the value, the limit and the next step."""
+    """Base class of the reader's errors. The message names the value, the limit and the next step."""
 
     code: ClassVar[ErrorCode]
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are clips: those that are named so, and those whose bytes are a video's."""
+"""Finds the clip files in a folder, by their suffix or by their first bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from protos.reader.sniff import SUFFIXES, sniff
 
 
 def clip_files(folder: Path) -> list[Path]:
-    """At any depth, sorted. A file with a clip's suffix is one, whatever is in it: its reader says what is wrong.
+    """The clip files below a folder, at any depth, sorted. Hidden files are left out.
 
-    Of the others the first bytes decide: `.ts` is a transport stream or TypeScript.
+    A file with one of SUFFIXES always counts as a clip; if it is not one, reading it raises the error. For other
+    names the first bytes decide: a `.ts` file can be a transport stream or TypeScript.
     """
     files = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
     return sorted(path for path in files if path.suffix.lower() in SUFFIXES or _is_video(path))

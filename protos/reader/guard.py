@@ -1,6 +1,6 @@
-"""The limits of one reading: bytes, frames, pixels, seconds of video and seconds of wall time.
+"""Checks the limits for reading one clip: bytes, frames, pixels, seconds of video and seconds of wall time.
 
-Every module of the reader asks the guard before it spends time or memory on what a file only claims.
+Every module of the reader asks the guard before it spends time or memory on what a file claims to hold.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from protos.reader.errors import ClipTooLarge, DecodeTooSlow, EmptyPayload
 from protos.types import Limits
 
-# Of the user's own files, which may be hours of footage: only windows of them are decoded.
+# For the user's own files, which can be hours of footage. Only parts of them are decoded.
 FILE_LIMITS = Limits(
     max_bytes=64 * 1024**3,
     max_frames=1_000_000,
@@ -19,12 +19,15 @@ FILE_LIMITS = Limits(
     max_duration_s=24 * 3600.0,
     max_clips_per_request=1,
 )
-MAX_READ_S = 3600.0  # wall time for one of the user's own files
+MAX_READ_S = 3600.0  # wall time to read one of the user's own files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """The limits of one reading; each method raises where its value is over, and says what to do about it."""
+    """The limits for reading one clip. Each method raises if its value is over the limit; the message says what to do.
+
+    Raises ClipTooLarge, EmptyPayload (`payload`) and DecodeTooSlow (`clock`).
+    """
 
     limits: Limits = FILE_LIMITS
     max_decode_s: float = MAX_READ_S
@@ -32,7 +35,7 @@ class Guard:
 
     def payload(self, num_bytes: int) -> None:
         if num_bytes == 0:
-            raise EmptyPayload("the payload has 0 bytes; at least a video of a few frames is needed: check the upload")
+            raise EmptyPayload("the payload has 0 bytes, a video of a few frames is needed; check the upload")
         self._at_most(num_bytes, self.limits.max_bytes, "bytes", "max_bytes", "compress or cut the clip")
 
     def frames(self, num_frames: int) -> None:
@@ -56,7 +59,7 @@ class Guard:
         if self.late:
             raise DecodeTooSlow(
                 f"decoding took over {self.max_decode_s:g} s of wall time; send a smaller or shorter clip, "
-                "an easier codec (h264), or raise max_decode_s"
+                "use a faster codec (h264) or raise max_decode_s"
             )
 
     def _at_most(self, value: float, limit: float, unit: str, name: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of the packet table, and which packets must be decoded for which frames. Used by containers.py."""
+"""Fills the packet table and finds the packets to decode for the wanted frames. Used by containers.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from protos.reader.timeline import PacketTable, Timeline
 if TYPE_CHECKING:  # generic in its stub only
     Packet = av.Packet[av.VideoStream]
 
-SUPERFRAME = 0b110  # top bits of a vp9 packet's last byte: several frames, one of them shown
+SUPERFRAME = 0b110  # top bits of a vp9 packet's last byte: it holds several frames, one of which is shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Packets `first`..`last` (the latter excluded), to be decoded from a key frame on."""
+    """Packets `first`..`last` (exclusive) to decode, starting at a key frame."""
 
     first: int
     last: int
@@ -35,7 +35,7 @@ def add_packet(table: PacketTable, packet: Packet, codec: str) -> None:
 
 
 def _is_hidden(packet: Packet, codec: str) -> bool:
-    """A packet that only updates a reference: show_frame is off (RFC 6386, 9.1; the VP9 bitstream, 7.2)."""
+    """Whether a packet only updates a reference: show_frame is off (RFC 6386, 9.1; VP9 bitstream, 7.2)."""
     if codec == "vp8":
         return not memoryview(packet)[0] & 16
     if codec != "vp9" or memoryview(packet)[-1] >> 5 == SUPERFRAME:
@@ -45,7 +45,7 @@ def _is_hidden(packet: Packet, codec: str) -> bool:
 
 
 def groups_of(table: PacketTable, line: Timeline, wanted: Sequence[int] | None) -> list[Group]:
-    """Runs of packets to decode, each from a key frame: all, or those that some wanted frame needs."""
+    """The groups of packets that the wanted frames need, adjacent ones merged; one group of all packets for None."""
     everything = [Group(first=0, last=len(table))]
     if wanted is None:
         return everything
@@ -58,14 +58,14 @@ def groups_of(table: PacketTable, line: Timeline, wanted: Sequence[int] | None) 
         packet = at_tick[int(line.ticks[index])]
         group = int(np.searchsorted(starts, packet, side="right")) - 1
         needed[group] = True
-        while group and ticks[packet] < ticks[starts[group]]:  # shown before the key frame: built on the group before
+        while group and ticks[packet] < ticks[starts[group]]:  # shown before its key frame: needs the previous group
             group -= 1
             needed[group] = True
     return _runs(starts.tolist(), [*starts[1:].tolist(), len(table)], needed.tolist())
 
 
 def _runs(starts: Sequence[int], ends: Sequence[int], needed: Sequence[bool]) -> list[Group]:
-    """Neighbours among the needed groups as one."""
+    """The needed groups, with adjacent ones merged."""
     runs: list[Group] = []
     for start, end, is_needed in zip(starts, ends, needed, strict=True):
         if is_needed and runs and runs[-1].last == start:

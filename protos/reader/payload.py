@@ -1,6 +1,6 @@
-"""A clip's bytes, from memory or from a file of any length, and as the file object that ffmpeg reads.
+"""Gives access to a clip's bytes, from memory or from a file, also as the file object that ffmpeg reads.
 
-A file is read in pieces: what is held in memory does not grow with it.
+A file is read in pieces, so that memory use does not grow with its size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from protos.reader.guard import Guard
 
 
 class Payload:
-    """`len(payload)` bytes; `payload[a:b]` gives some of them."""
+    """A clip's bytes: `len(payload)` is their number, `payload[a:b]` reads some of them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -34,13 +34,16 @@ class Payload:
         return self._file.getvalue() if isinstance(self._file, io.BytesIO) else self[:]
 
     def reader(self, guard: Guard) -> _Reader:
-        """A file object of its own position. Only one of a payload's readers may be in use at a time."""
+        """A file object with its own position. Use only one reader of a payload at a time."""
         return _Reader(self._file, guard)
 
 
 class _Reader(io.RawIOBase):
-    """The bytes as ffmpeg reads them; they end early when time is up, since a demuxer that searches through
-    megabytes of junk for the next frame looks at no clock."""
+    """The file object that ffmpeg reads.
+
+    It reports the end of the file when the time limit is over. A demuxer that searches megabytes of junk for the
+    next frame does not check the clock itself.
+    """
 
     def __init__(self, file: BinaryIO, guard: Guard) -> None:
         super().__init__()
@@ -71,6 +74,6 @@ class _Reader(io.RawIOBase):
 
 @contextmanager
 def open_payload(data: bytes | Path) -> Iterator[Payload]:
-    """Raises OSError where a file cannot be opened."""
+    """Open a file or bytes. Raises OSError if the file cannot be opened."""
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
         yield Payload(file)

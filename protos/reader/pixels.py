@@ -1,6 +1,6 @@
-"""A decoded frame -> upright RGB as displayed: colours, transparency, pixel shape, rotation and mirroring.
+"""Converts a decoded frame to upright RGB: colours, transparency, pixel shape, rotation and mirroring.
 
-Between decoding.py and animation.py, which decode, and source.py, whose users resize.
+decoding.py and animation.py use it for the frames they decode. Resizing comes later, in source.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.reel import Picture
 from protos.reader.tones import HLG, PQ, mapped, without_combs
 
-# Without both flags swscale's shortcuts darken a picture by up to two levels.
+# Without ACCURATE_RND and FULL_CHR_H_INT, swscale's approximations darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -27,7 +27,11 @@ Matrix = tuple[float, float, float, float]  # a, b, c, d of x' = ax + cy, y' = b
 
 
 def picture(frame: av.VideoFrame, pixel_aspect: float, matrix: Matrix) -> Picture:
-    """`pixel_aspect` is a pixel's width over its height as displayed. Its rgb() raises UnreadableClip."""
+    """Wrap a decoded frame as a Picture, which is converted only when its rgb() is called.
+
+    `pixel_aspect` is a pixel's displayed width divided by its height. rgb() raises UnreadableClip if the frame's
+    colours cannot be converted.
+    """
     a, b, c, d = matrix
     size = (frame.height, round(frame.width * pixel_aspect))
     height, width = size[::-1] if abs(b) > abs(a) else size
@@ -43,13 +47,13 @@ def picture(frame: av.VideoFrame, pixel_aspect: float, matrix: Matrix) -> Pictur
 
 
 def display_matrix(frame: av.VideoFrame) -> Matrix:
-    """How a pixel moves on its way to the screen.
+    """The matrix that maps a stored pixel to its place on the screen.
 
-    To be asked of few frames: one whose side data were looked at is freed only by the garbage collector.
+    Call it for few frames: reading a frame's side data keeps it in memory until the garbage collector runs.
     """
     try:
         a, b, _, c, d = np.frombuffer(bytes(cast(Any, frame.side_data)["DISPLAYMATRIX"]), np.int32)[:5].tolist()
-    except (KeyError, ValueError):  # none, or PyAV does not know another of the frame's side data
+    except (KeyError, ValueError):  # no matrix, or PyAV does not know some other side data of the frame
         turn = math.radians(-frame.rotation)
         a, b, c, d = math.cos(turn), math.sin(turn), -math.sin(turn), math.cos(turn)
     return a, b, c, d
@@ -75,7 +79,10 @@ def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
 
 
 def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """The first plane: brightness, or for packed colours all of them side by side; of deep colours the upper 8 bits."""
+    """The first plane, uint8 [h,w]: brightness, or the interleaved channels of packed formats.
+
+    Of formats with more than 8 bits it gives the upper 8.
+    """
     plane, form = frame.planes[0], frame.format
     bits = max(component.bits for component in form.components)
     columns = plane.width if len(frame.planes) > 1 else plane.width * max(1, form.padded_bits_per_pixel // max(8, bits))
@@ -87,7 +94,7 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
 
 
 def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """Turn and mirror [H,W,3] to the nearest of the eight ways that a display matrix can ask for."""
+    """Turn and mirror [H,W,3] by a display matrix, rounded to the nearest of its eight right-angled forms."""
     a, b, c, d = matrix
     if abs(b) > abs(a):
         pixels, along_x, along_y = pixels.swapaxes(0, 1), c, b
@@ -97,7 +104,7 @@ def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float
 
 
 def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H,W,4] with straight alpha -> uint8 [H,W,3] over black."""
+    """Blend uint8 [H,W,4] with straight alpha over black -> uint8 [H,W,3]."""
     rgb, alpha = rgba[..., :3], rgba[..., 3:]
     if alpha.min() == 255:
         return np.ascontiguousarray(rgb)

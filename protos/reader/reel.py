@@ -1,6 +1,6 @@
-"""A clip that is open but not decoded yet: its frames' times, where it breaks, and how to get its pictures.
+"""Defines Reel, a clip that is open but not decoded: frame times, breaks, and a function that gives its pictures.
 
-Every kind of file (containers.py, animation.py, tensors.py) opens into a Reel; source.py turns it into a Source.
+containers.py, animation.py and tensors.py each open a kind of file as a Reel. source.py turns a Reel into a Source.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Times = NDArray[np.float64]  # [T] seconds, rising
 class Picture:
     """One decoded frame, converted only when `rgb` is called.
 
-    `height_px` and `width_px` are as displayed: after rotation and with square pixels. `rgb()` is upright, with
-    transparency over black; where pixels are not square it is still as coded. `luma()` is the picture's brightness
-    as decoded, uint8 [h,w]: cheap, and enough to tell frames apart.
+    `height_px` and `width_px` are the displayed size: after rotation and with square pixels. `rgb()` is upright, with
+    transparency over black, but keeps the stored pixel grid if pixels are not square. `luma()` is the brightness as
+    decoded, uint8 [h,w]. It is cheap, and enough to tell frames apart.
     """
 
     height_px: int
@@ -31,13 +31,13 @@ class Picture:
     rgb: Callable[[], Frame]
     luma: Callable[[], NDArray[np.uint8]]
     rotation_deg: int = 0
-    interlaced: bool = False  # rgb() is without combs
-    hdr: bool = False  # rgb() is as an ordinary screen shows it
+    interlaced: bool = False  # rgb() removes the combs
+    hdr: bool = False  # rgb() is mapped to standard dynamic range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """One video track of a file, `index` as `track=` counts them; `frames` counts its packets."""
+    """One video track of a file. `index` is the number for `track=`; `frames` is the number of packets."""
 
     index: int
     codec: str
@@ -48,13 +48,16 @@ class Track:
 
 @dataclass(frozen=True, kw_only=True)
 class Reel:
-    """`times_s` are the frames' presentation times as the file tells them without decoding.
+    """A clip that is open but not decoded.
 
-    `breaks` are the frames that begin a new stretch: time jumps there. `pictures(wanted)` decodes as it is pulled and
-    yields (time in seconds, picture) with rising times: at least the frames at the positions `wanted`, or all for
-    None. It raises UnreadableClip, ClipTooLarge or DecodeTooSlow, the first only at its end if frames are missing,
-    and Recount where decoding shows other times than the file tells. `counted()` decodes everything to know the true
-    times, and gives a Reel that has them, and each frame's (height, width) as displayed.
+    `times_s` are the frames' presentation times, as the file gives them without decoding. `breaks` are the positions
+    of the frames that begin a new stretch, after a jump of time.
+
+    `pictures(wanted)` decodes on demand and yields (time in seconds, picture) in order of time. It yields at least
+    the frames at the positions `wanted`, or all for None. It raises ClipTooLarge, DecodeTooSlow or UnreadableClip;
+    missing frames are reported at the end. It raises Recount if decoding gives other times than the file does.
+
+    `counted()` decodes everything. It gives a Reel with the true times, and each frame's displayed (height, width).
     """
 
     codec: str
@@ -63,9 +66,9 @@ class Reel:
     breaks: tuple[int, ...] = ()
     tracks: tuple[Track, ...] = ()
     warnings: tuple[ClipWarning, ...] = ()
-    stoppable: bool = True  # each frame's time is checked as it comes, not all at the end
+    stoppable: bool = True  # frame times are checked one by one, so decoding can stop early
     counted: Callable[[], tuple[Reel, list[tuple[int, int]]]] | None = None
 
 
 class Recount(Exception):
-    """Decoding gave other frames than the container promised; source.py counts them and asks again."""
+    """Decoding gave other frames than the container promised. source.py then counts them and reads again."""

@@ -1,6 +1,6 @@
-"""What passes by while a clip is decoded: cuts, frames that repeat, stretches that stand still.
+"""Finds cuts, repeated frames and still parts while a clip is decoded.
 
-Scenes watches every decoded picture, keeps three numbers of each, and says afterwards what a user should know.
+Scenes sees every decoded picture, keeps a few numbers for each, and turns them into warnings at the end.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from numpy.typing import NDArray
 from protos.reader.reel import Picture
 from protos.types import ClipWarning
 
-SMALL = (32, 18)  # width and height of what is compared: noise and grain are averaged away
-CUT_LEVELS = 24.0  # grey levels on average between two frames, below which nothing counts as a cut
-CUT_RATIO = 4.0  # and so many times what changes between the frames around it
-AROUND = 4  # frames on each side that are "around"
-STILL_LEVELS = 0.1  # on average, at or below which nothing moves
-MOSTLY_STILL = 0.5  # share from which a clip is said to be mostly still
-REPEATED = 0.1  # share of frames that equal the one before, from which this is told
+SMALL = (32, 18)  # width and height of the compared frames: small, to average out noise and grain
+CUT_LEVELS = 24.0  # a cut changes a frame by more than this many grey levels on average
+CUT_RATIO = 4.0  # and by more than this many times the median change of the frames around it
+AROUND = 4  # frames on each side that count as "around"
+STILL_LEVELS = 0.1  # grey levels on average; a smaller or equal change counts as no motion
+MOSTLY_STILL = 0.5  # share of still frames at which a warning is given
+REPEATED = 0.1  # share of repeated frames at which a warning is given
 
 
 class Scenes:
-    """`watch` is called with each picture, times rising; `follows` says whether no frame was left out before it."""
+    """Collects what `watch` sees. Call `watch` with each picture, in order of time.
+
+    `follows` says whether the frame directly before this one was decoded too.
+    """
 
     def __init__(self) -> None:
         self._times_s: list[float] = []
-        self._changes: list[float] = []  # [t]: to the frame before, in grey levels; NaN where that was not seen
+        self._changes: list[float] = []  # grey levels from the frame before; NaN if that was not decoded
         self._repeats: list[bool] = []
         self._interlaced = self._hdr = 0
         self._luma: NDArray[np.uint8] | None = None
@@ -46,12 +49,12 @@ class Scenes:
         self._luma, self._small = luma.copy(), small
 
     def cuts_s(self) -> list[float]:
-        """Times of the frames with which a new scene begins."""
+        """The times of the frames that begin a new scene, in seconds."""
         changes = np.array(self._changes)
         return [self._times_s[at] for at in np.flatnonzero(changes > CUT_LEVELS) if self._stands_out(changes, int(at))]
 
     def warnings(self, earlier_cuts_s: Sequence[float] = ()) -> tuple[ClipWarning, ...]:
-        """`earlier_cuts_s` were found when other parts of the clip were decoded."""
+        """The warnings for this clip. `earlier_cuts_s` are cuts found when other parts of it were decoded."""
         told: list[ClipWarning] = []
         changes = np.array(self._changes)
         known = changes[~np.isnan(changes)]
@@ -62,18 +65,20 @@ class Scenes:
             told.append(ClipWarning(code="cuts", message=message, share=len(cuts) / steps))
         repeated = sum(self._repeats) / steps
         if repeated >= REPEATED:
-            message = f"{repeated:.0%} of the frames equal the frame before; score a clip without held frames"
+            message = f"{repeated:.0%} of the frames equal the frame before; score a clip without repeated frames"
             told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
         still = float((known <= STILL_LEVELS).mean()) if known.size else 0.0
         if still >= MOSTLY_STILL:
-            message = f"nothing moves in {still:.0%} of the clip: it is mostly stills, and its reward says little"
+            message = f"nothing moves in {still:.0%} of the clip, so its reward says little about motion"
             told.append(ClipWarning(code="still_share", message=message, share=still))
         num = max(1, len(self._times_s))
         if self._interlaced:
-            message = "frames are made of two fields, of two moments; rows that stand out are taken from one"
+            message = (
+                "frames are interlaced; rows of the second field that stand out are averaged from their neighbours"
+            )
             told.append(ClipWarning(code="interlaced", message=message, share=self._interlaced / num))
         if self._hdr:
-            message = "frames are HDR (PQ or HLG) and are mapped to an ordinary screen"
+            message = "frames are HDR (PQ or HLG) and are mapped to standard dynamic range"
             told.append(ClipWarning(code="hdr_mapped", message=message, share=self._hdr / num))
         return tuple(told)
 
@@ -85,5 +90,5 @@ class Scenes:
 
 
 def crosses(cuts_s: Sequence[float], first_s: float, last_s: float) -> bool:
-    """Whether a cut lies between two frames: after the first, at the last at the latest."""
+    """Whether a cut lies between two frames: later than the first, and not later than the last."""
     return any(first_s < cut_s <= last_s for cut_s in cuts_s)

@@ -1,7 +1,7 @@
-"""What a payload is, told by its first bytes, and whether all of it arrived, told by its own structure.
+"""Recognises a clip's format from its first bytes, and checks that the whole file arrived.
 
-The reader's first gate. Only the demuxers named here are ever opened, by name: ffmpeg never guesses, so
-a playlist, a script or a picture in a video's clothes is refused here. A file's name is never asked.
+This is the reader's first check. ffmpeg never guesses the format: only the demuxers in FORMS are used, by name. So
+a playlist, a script or a picture that pretends to be a video is refused here. The file's name is not used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CONTAINERS = (
     "avif",
     "apng",
     "y4m",
-)  # as users call them
+)  # the names that users know
 TENSOR_SUFFIX = ".safetensors"
-# What is taken for a clip in a folder whatever it holds; of other names, .ts too, the bytes decide (files.py).
+# Files with these suffixes always count as clips in a folder. For others, also .ts, the bytes decide (files.py).
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", ".avif", ".apng", ".y4m"),
     TENSOR_SUFFIX,
@@ -38,7 +38,7 @@ MOV_BOXES = {
     *(b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide"),
     *(b"udta", b"meta", b"uuid", b"mfra", b"pnot", b"pdin", b"emsg", b"ssix", b"prft"),
 }
-OTHERS = {  # what is often sent by mistake, to be named in the refusal
+OTHERS = {  # formats that are often sent by mistake, to name them in the refusal
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
     b"BM": "a BMP picture",
@@ -55,14 +55,14 @@ OTHERS = {  # what is often sent by mistake, to be named in the refusal
     b"\x00\x00\x01\xb3": "a bare MPEG video stream (put it into a container)",
     b"\x00\x00\x00\x01": "a bare H.264 or HEVC stream (put it into a container)",
 }
-TS_PACKETS = (188, 192, 204)  # bytes: plain, with a time before each (m2ts), with a checksum behind
-TS_SYNCS = 8  # packets that must begin as one where the stream does not begin at a packet
+TS_PACKETS = (188, 192, 204)  # bytes: plain, with a leading timestamp (m2ts), with a trailing checksum
+TS_SYNCS = 8  # sync bytes that must be found if the stream does not begin with a packet
 HEAD_BYTES = (TS_SYNCS + 1) * max(TS_PACKETS)
 RE_ENCODE = f"send one of {', '.join(CONTAINERS)}"
 
 
 def sniff(data: Payload) -> str:
-    """A demuxer's name, one of FORMS. Raises UnreadableClip naming what the bytes are instead."""
+    """The demuxer's name, one of FORMS. Raises UnreadableClip, which says what the bytes look like."""
     head = data[:HEAD_BYTES]
     for form, fits in FORMS.items():
         if fits(head):
@@ -93,10 +93,10 @@ FORMS: dict[str, Callable[[bytes], bool]] = {
 
 
 def check_complete(data: Payload, form: str) -> None:
-    """Raises UnreadableClip if over 2 % of the bytes that the file itself declares did not arrive.
+    """Raises UnreadableClip if over 2 % of the bytes that the file declares are missing.
 
-    Formats that declare nothing (transport streams, live webm) pass: a cut one is a shorter clip. A
-    smaller loss passes too, since writers are often off by a few bytes; lost frames are counted later.
+    Formats that declare no size (transport streams, live webm) pass; if cut, they are shorter clips. A smaller loss
+    passes too, because writers are often off by a few bytes. Missing frames are counted later.
     """
     if form == "gif" and data[max(0, len(data) - 4096) :].rstrip(b"\0\r\n")[-1:] != b";":
         raise UnreadableClip(f"the gif's {len(data)} bytes end without its trailer byte; upload the whole file")
@@ -109,33 +109,33 @@ def check_complete(data: Payload, form: str) -> None:
 
 
 def _declared_bytes(data: Payload, form: str) -> int:
-    """Where the file's outermost structure ends; the length of `data` where it does not say."""
+    """The file's size by its outermost structure, or the length of `data` if the file does not declare one."""
     if form == "mov":
         return _end_of_boxes(data)
     if form == "matroska":
         return _end_of_segment(data)
     if form in ("avi", "webp"):
         size = struct.unpack("<I", data[4:8])[0]
-        return 8 + size if 0 < size < 2**32 - 1 else len(data)  # 0 and -1: written to a pipe
+        return 8 + size if 0 < size < 2**32 - 1 else len(data)  # 0 and -1 mean that it was written to a pipe
     return len(data)
 
 
 def _end_of_boxes(data: Payload) -> int:
-    """End of the last top-level box of an mp4; 100 000 boxes are more than any true clip has."""
+    """The end of an mp4's last top-level box. It stops after 100 000 boxes, more than any real clip has."""
     at = 0
     for _ in range(100_000):
         if at + 16 > len(data) or data[at + 4 : at + 8] not in MOV_BOXES:
             break
         size = struct.unpack(">I", data[at : at + 4])[0]
         size = struct.unpack(">Q", data[at + 8 : at + 16])[0] if size == 1 else size
-        if size < 8:  # 0: to the end of the file
+        if size < 8:  # 0 means up to the end of the file
             return len(data)
         at += size
     return at
 
 
 def _end_of_segment(data: Payload) -> int:
-    """End of a Matroska file's Segment element, which follows the EBML header; live files leave it open."""
+    """The end of a Matroska file's Segment element, which follows the EBML header. Live files leave it open."""
     header = _vint(data, 4)
     at = header[0] + header[1] if header else len(data)
     segment = _vint(data, at + 4) if data[at : at + 4] == b"\x18\x53\x80\x67" else None
@@ -143,7 +143,7 @@ def _end_of_segment(data: Payload) -> int:
 
 
 def _vint(data: Payload, at: int) -> tuple[int, int] | None:
-    """(end of the field, value) of an EBML size at `at`; None when it is cut, malformed or says "unknown"."""
+    """(end of the field, value) of the EBML size at `at`, or None if it is cut, malformed or "unknown"."""
     first = data[at : at + 1][0] if at < len(data) else 0
     width = 9 - first.bit_length()
     if width > 8 or at + width > len(data):

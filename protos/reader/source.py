@@ -1,7 +1,7 @@
-"""A clip file as all of the project see it: when its frames are shown, how large they are, and the frames themselves.
+"""Opens a clip file and gives its frame times, its size and its frames. The whole project reads clips through it.
 
-`open_source` reads what the file tells; frames are decoded when they are asked for, in one pass, and only those that
-are needed. What is asked for is a position in `times_s`; `nearest_frames` and `every` turn times and rates into such.
+`open_source` reads the times and the size. Frames are decoded on request, in one pass, and only as far as needed.
+Frames are requested by their positions in `times_s`; `times.nearest_frames` finds the positions for given times.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from protos.reader.times import frame_interval, nearest, nearest_frames
 from protos.types import ClipWarning, Limits, Media
 
 R = TypeVar("R")
-Watch = Callable[[float, Picture, bool], None]  # time in seconds, picture, whether it follows on the one before
+Watch = Callable[[float, Picture, bool], None]  # time in seconds, picture, whether the frame before was decoded too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """Frames `first`..`last` (the latter excluded), without a jump of time and of one size as displayed."""
+    """Frames `first`..`last` (exclusive) without a jump of time, all displayed at one size."""
 
     first: int
     last: int
@@ -43,7 +43,10 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`times_s` [T] rises; height and width are of the first frame as displayed, `fps` is the file's own rate."""
+    """An open clip file.
+
+    `times_s` [T] are the frame times in seconds, rising. Height and width are the first frame's displayed size.
+    """
 
     codec: str
     times_s: Times = field(repr=False)
@@ -58,7 +61,7 @@ class Source:
 
     @property
     def fps(self) -> float:
-        """Frames per second where time is even; 0 for fewer than two frames."""
+        """The file's own frame rate, from the typical interval between frames; 0 for fewer than two frames."""
         interval_s = frame_interval(self.times_s)
         return 1 / interval_s if interval_s else 0.0
 
@@ -70,20 +73,19 @@ class Source:
         watch: Watch | None = None,
         to_the_end: bool = True,
     ) -> Iterator[tuple[int, Frame]]:
-        """(position, uint8 [H,W,3]) of every wanted position, rising, one frame in memory at a time.
+        """Yield (position, uint8 [H,W,3]) for every wanted position, in rising order, one frame at a time.
 
-        `fit` makes a frame of a picture, for instance a small one; else it is as displayed. A frame that is missing
-        (a damaged file may miss a few) is the one nearest to it, the same object again. `watch` is shown every
-        picture that is decoded on the way. `to_the_end` also decodes the frames behind the last wanted one that were
-        encoded together with it, so that damage there is found. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow;
-        Recount for `with_true_times`.
+        `fit` turns a picture into a frame, for instance a small one; by default the frame is as displayed. A damaged
+        file can lack a few frames: then the nearest frame is given, as the same object. `watch` is called with every
+        picture that is decoded. `to_the_end` also decodes the frames after the last wanted one in its group, to find
+        damage there. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow, and Recount for `with_true_times`.
         """
         fit = fit or as_displayed
         pictures = self._watched(self._reel.pictures(wanted), watch)
         last: Picture | None = None
         frame: Frame | None = None
         found = nearest(pictures, [float(self.times_s[index]) for index in wanted])
-        for picture, index in zip(found, wanted, strict=False):  # in this order, so that `found` is drawn to its end
+        for picture, index in zip(found, wanted, strict=False):  # `found` comes first, so that zip exhausts it
             self._guard.clock()
             if picture is not last or frame is None:
                 frame, last = fit(picture), picture
@@ -92,7 +94,8 @@ class Source:
                 return
         if frame is None and len(wanted):
             raise UnreadableClip(
-                f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on decodes; the file is damaged"
+                f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on can be decoded: the file is "
+                "damaged; upload the whole file or re-encode it"
             )
 
     def _watched(
@@ -110,13 +113,13 @@ class Source:
             yield time_s, picture
 
     def within(self, first: int = 0, last: int | None = None) -> list[Stretch]:
-        """The stretches, or what of them lies within frames `first`..`last` (the latter excluded)."""
+        """The stretches, cut to the frames `first`..`last` (exclusive)."""
         end = self.times_s.size if last is None else min(last, self.times_s.size)
         cut = [replace(one, first=max(first, one.first), last=min(end, one.last)) for one in self.stretches]
         return [one for one in cut if one.first < one.last]
 
     def stretch_at(self, time_s: float) -> Stretch:
-        """The stretch that a time lies in; of a time before all, the first."""
+        """The stretch that contains a time; the first stretch for an earlier time."""
         before = [stretch for stretch in self.stretches if self.times_s[stretch.first] <= time_s]
         return before[-1] if before else self.stretches[0]
 
@@ -130,9 +133,10 @@ def open_source(
     media: Media | None = None,
     track: int | None = None,
 ) -> Iterator[Source]:
-    """Open a file or its bytes and decode its first frame. What it is, its bytes tell, unless `media` says so.
+    """Open a file or its bytes and decode the first frame. The bytes show the format, unless `media` is given.
 
-    Raises ReaderError leaves, and OSError for a path that cannot be read.
+    `track` chooses a video track by its position. Raises subclasses of ReaderError, and OSError for a path that
+    cannot be read.
     """
     guard = Guard(limits=limits, max_decode_s=max_decode_s)
     with open_payload(data) as payload:
@@ -141,9 +145,9 @@ def open_source(
 
 
 def with_true_times(source: Source, use: Callable[[Source], R]) -> R:
-    """use(source), and once more with the times counted where decoding shows others than the file tells.
+    """Call use(source), and call it again with counted times if decoding gives other times than the file does.
 
-    Packets are no frames: two may be the fields of one, and some are never shown.
+    Packets and frames can differ: two packets can be the fields of one frame, and some frames are never shown.
     """
     try:
         return use(source)
@@ -157,7 +161,7 @@ def as_displayed(picture: Picture) -> Frame:
 
 
 def resized(frame: Frame, height_px: int, width_px: int) -> Frame:
-    """uint8 [H,W,3] to another size: area average when shrinking, linear when enlarging, untouched when equal."""
+    """Resize uint8 [H,W,3]: area average to shrink, linear to enlarge. An equal size returns the frame itself."""
     if frame.shape[:2] == (height_px, width_px):
         return frame
     shrinks = frame.shape[0] * frame.shape[1] > height_px * width_px
@@ -205,18 +209,19 @@ def _source(reel: Reel, guard: Guard) -> Source:
 
 def _first_picture(reel: Reel) -> Picture:
     if not reel.times_s.size:
-        raise UnreadableClip("the file's video track promises no frame that can be shown; re-encode the clip")
+        raise UnreadableClip("the file's video track has no frame that can be shown; re-encode the clip")
     try:
         return next(iter(reel.pictures(None)))[1]
     except StopIteration:
         raise UnreadableClip(
-            f"none of the file's {reel.times_s.size} {reel.codec} frames decodes; upload the whole file or re-encode it"
+            f"none of the file's {reel.times_s.size} {reel.codec} frames can be decoded; upload the whole file or "
+            "re-encode it"
         ) from None
 
 
 def _counted(reel: Reel, guard: Guard) -> Source:
-    """The source with the times and sizes that decoding all of it gives."""
-    assert reel.counted is not None, "only what can be counted asks for it"
+    """The source with its true times and sizes, found by decoding all of it."""
+    assert reel.counted is not None, "only a reel that can be counted raises Recount"
     counted, sizes = reel.counted()
     changes = {at for at in range(1, len(sizes)) if sizes[at] != sizes[at - 1]}
     edges = sorted({0, len(sizes), *counted.breaks, *changes})

@@ -1,4 +1,4 @@
-"""Tensor clips (safetensors) -> Reel. The limits are checked against the header before the data are read."""
+"""Opens tensor clips (safetensors) as a Reel. The limits are checked against the header before the data are read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from protos.types import ContractError
 
 
 def is_tensor(payload: Payload) -> bool:
-    """Whether the bytes begin as a safetensors file: eight bytes of length, then JSON."""
+    """Whether the bytes begin like a safetensors file: eight bytes of length, then JSON."""
     return payload[8:9] == b"{"
 
 
 def open_tensor(payload: Payload, guard: Guard) -> Reel:
-    """Raises BadTensor, ClipTooLarge."""
+    """Open a tensor clip. Raises BadTensor, ClipTooLarge."""
     data = payload.whole()
     try:
         header = tensor_header(data)

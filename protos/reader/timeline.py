@@ -1,6 +1,6 @@
-"""Packets of a video track -> the time of every frame that should be shown, and where time breaks.
+"""Computes from a track's packets the times of the frames to show, and the positions where time jumps.
 
-Pure functions of what a container says; nothing is decoded here. Ticks are in units of the track's time base.
+These are pure functions of what the container says; nothing is decoded. Ticks are in units of the track's time base.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 Ticks = NDArray[np.int64]
 
-GAP_S = 1.0  # a longer gap, of over GAP_INTERVALS frames, ends a stretch: nobody knows what happened in it
+GAP_S = 1.0  # a gap ends a stretch if it is longer than this and than GAP_INTERVALS frames: its motion is unknown
 GAP_INTERVALS = 8
-REORDERED = 17  # frames that a presentation time may lie behind the one before, where no decoding time is told
+REORDERED = 17  # frames by which a presentation time can precede the previous one, if there is no decoding time
 
 
 @dataclass(kw_only=True)
 class PacketTable:
-    """A row per packet, in decoding order. `pts` and `dts` are None where the container tells none."""
+    """One row per packet, in decoding order. `pts` and `dts` are None if the container does not give them."""
 
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
-    shown: list[bool] = field(default_factory=list)  # not cut away by an edit list, no hidden reference
+    shown: list[bool] = field(default_factory=list)  # False if an edit list cuts it off or it is a hidden reference
     num_bytes: int = 0
 
     def __len__(self) -> int:
@@ -35,10 +35,12 @@ class PacketTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """`ticks` [T], rising, are of the frames to show; `breaks` the positions among them where a stretch begins.
+    """The times of a track's frames.
 
-    Per packet: `packet_ticks`, and `offsets`, which are added to the container's own ticks so that a track whose
-    clock starts again goes on instead. `undecodable` packets come before the first key frame, `repeated` share a tick.
+    `ticks` [T] are the times of the frames to show, rising. `breaks` are the positions in it where a stretch begins.
+    `packet_ticks` are the times of all packets. `offsets`, one per packet, were added to the container's own ticks,
+    so that time continues where a track's clock restarts. `undecodable` counts the packets before the first key
+    frame, `repeated` the frames that share a tick with another.
     """
 
     ticks: Ticks
@@ -50,9 +52,9 @@ class Timeline:
 
 
 def slowed(table: PacketTable, quickest: int, slow: int) -> tuple[Ticks, int]:
-    """Ticks to add to each packet so that one that asks for `quickest` or less is shown for `slow`; and how many ask.
+    """(ticks to add to each packet, number of short packets): a duration of at most `quickest` becomes `slow`.
 
-    Browsers do so with animated pictures, and their authors count on it.
+    Browsers show animated pictures like this, and authors rely on it.
     """
     asked = np.array(table.durations, np.int64)
     more = np.where(asked <= quickest, slow - asked, 0)
@@ -60,8 +62,10 @@ def slowed(table: PacketTable, quickest: int, slow: int) -> tuple[Ticks, int]:
 
 
 def timeline(table: PacketTable, unit_s: float, shift: Ticks | None = None) -> Timeline:
-    """What the packets promise, each moved by `shift`. A clock that runs back starts a stretch that follows on the
-    last frame."""
+    """The times of the frames to show, with `shift` added to each packet's ticks.
+
+    If the clock runs back, a new stretch begins, and its times continue after the frame before.
+    """
     raw, clock = _filled(table.pts, table.dts, table.durations), _filled(table.dts, table.pts, table.durations)
     own_clock = np.array([dts is not None for dts in table.dts], dtype=bool)
     starts = _restarts(clock, own_clock)
@@ -88,7 +92,7 @@ def timeline(table: PacketTable, unit_s: float, shift: Ticks | None = None) -> T
 
 
 def _filled(ticks: Sequence[int | None], others: Sequence[int | None], durations: Sequence[int]) -> Ticks:
-    """Every packet's tick; where neither list tells one, it follows on the packet before."""
+    """Every packet's tick. If neither list has one, it is the previous packet's tick plus its duration."""
     filled: list[int] = []
     for tick, other, duration in zip(ticks, others, durations, strict=True):
         known = tick if tick is not None else other
@@ -98,21 +102,21 @@ def _filled(ticks: Sequence[int | None], others: Sequence[int | None], durations
 
 
 def _interval(clock: Ticks) -> int:
-    """Typical ticks between packets, at least 1."""
+    """The median number of ticks between packets, at least 1."""
     steps = np.diff(clock)
     steps = steps[steps > 0]
     return max(1, int(np.median(steps))) if steps.size else 1
 
 
 def _restarts(clock: Ticks, own_clock: NDArray[np.bool_]) -> list[int]:
-    """Packets at which the clock has run back: 0 and, say, the first packet of a second recording in one file."""
+    """Position 0 and the packets at which the clock runs back, such as the start of a second recording in one file."""
     interval, steps = _interval(clock), np.diff(clock)
     reach = np.where(own_clock[1:] & own_clock[:-1], 3, REORDERED) * interval
     return [0, *(int(at) + 1 for at in np.flatnonzero(steps < -reach))]
 
 
 def _decodable(keys: Sequence[bool], ticks: Ticks, starts: Sequence[int]) -> NDArray[np.bool_]:
-    """Not those that no player shows: before a start's first key frame, in decoding order or in time."""
+    """Whether each packet can be decoded: it is not before its part's first key frame, in the file or in time."""
     found = np.zeros(ticks.size, dtype=bool)
     for start, stop in zip(starts, [*starts[1:], ticks.size], strict=True):
         first = next((at for at in range(start, stop) if keys[at]), start)

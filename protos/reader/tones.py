@@ -1,7 +1,7 @@
-"""HDR brightness -> that of an ordinary screen, and interlaced frames without their combs.
+"""Maps HDR brightness to standard dynamic range, and removes the combs of interlaced frames.
 
-What a phone or a film stores for a bright screen looks pale and dark where its curve is not undone. The curves are
-those of ITU-R BT.2100: PQ and HLG. Paper white, 203 cd/m2 (BT.2408), stays bright; what is brighter is squeezed.
+HDR video looks pale and dark if its transfer curve is not undone. The curves are PQ and HLG from ITU-R BT.2100.
+Paper white, 203 cd/m2 (BT.2408), stays bright, and brighter values are compressed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 PQ, HLG = 16, 18  # transfer curves in ffmpeg's numbers (ITU-T H.273)
 PAPER_WHITE, PEAK = 203.0, 1000.0  # cd/m2
 SCREEN_GAMMA = 2.2
-COMB_LEVELS = 12  # a row that lies so far above, or below, both its neighbours belongs to another moment
+COMB_LEVELS = 12  # a pixel this much brighter or darker than both its vertical neighbours is part of a comb
 
 
 def mapped(deep: NDArray[np.uint16], curve: int) -> NDArray[np.uint8]:
-    """uint16 [H,W,3] on an HDR curve -> uint8 [H,W,3] as an ordinary screen shows it."""
+    """uint16 [H,W,3] on an HDR curve -> uint8 [H,W,3] in standard dynamic range."""
     return _table(curve)[deep]
 
 
@@ -32,21 +32,24 @@ def _table(curve: int) -> NDArray[np.uint8]:
 
 
 def _pq(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """cd/m2 of a PQ signal 0..1."""
+    """Brightness in cd/m2 of a PQ signal 0..1."""
     m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
     root = signal ** (1 / m2)
     return np.asarray(10000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1))
 
 
 def _hlg(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """cd/m2 of an HLG signal 0..1 on a screen of PEAK, its system gamma 1.2."""
+    """Brightness in cd/m2 of an HLG signal 0..1 on a screen of PEAK cd/m2, with system gamma 1.2."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
     return np.asarray(PEAK * scene**1.2)
 
 
 def without_combs(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] of two fields: odd rows are replaced, where they stand out, by the mean of the rows around them."""
+    """Remove combs from an interlaced frame uint8 [H,W,3].
+
+    Pixels of odd rows that stand out are replaced by the mean of the pixels above and below.
+    """
     if frame.shape[0] < 3:
         return frame
     odd = frame[1:-1:2].astype(np.int16)

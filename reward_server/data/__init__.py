@@ -1,4 +1,4 @@
-"""Which clips a path names, and the manifest of a data folder.
+"""Finds the clips that a path names, and reads and writes the manifest of a data folder.
 
-What is done with the clips stands elsewhere: decoding in `decoding`, views to train on in `training`.
+Decoding clips is in `decoding`. Drawing views to train on is in `training`.
 """

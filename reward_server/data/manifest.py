@@ -1,7 +1,7 @@
-"""The manifest of a data folder: one JSON line per clip, shared by every command of the recipe.
+"""Reads and writes the manifest of a data folder: one JSON line per clip. All commands of the recipe share it.
 
-It stands beside its clips as `manifest.jsonl` and holds paths relative to itself. A source (one
-video file, one photograph, one scene seed) is in one split only, so held-out means never seen.
+The file is `manifest.jsonl` in the clips' folder, and its paths are relative to that folder. A source (one video
+file, one photograph, one scene seed) is in one split only. So training never sees a held-out source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ NAME = "manifest.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One cut-free clip: frames `first`..`last` (the latter excluded) of the video at `path`."""
+    """One clip without cuts: frames `first`..`last` (exclusive) of the video at `path`.
+
+    Raises BadRequest if the frames are not a range.
+    """
 
     source: str
     path: Path
@@ -33,11 +36,14 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
-            raise BadRequest(f"{self.source}: frames {self.first}..{self.last} are not a clip; mend its manifest entry")
+            raise BadRequest(
+                f"{self.source}: frames {self.first}..{self.last} are not a clip, need 0 <= first < last; correct its "
+                "manifest entry"
+            )
 
 
 def write_manifest(manifest: Path, entries: Iterable[Entry]) -> None:
-    """Replace the manifest at once; entries' paths must lie below its folder."""
+    """Replace the manifest atomically. The entries' paths must be below its folder."""
     lines = [{**asdict(entry), "path": entry.path.relative_to(manifest.parent).as_posix()} for entry in entries]
     partial = manifest.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -45,7 +51,7 @@ def write_manifest(manifest: Path, entries: Iterable[Entry]) -> None:
 
 
 def clips_of(manifest: Path) -> list[Entry]:
-    """The entries of a manifest, or of the manifest of a folder, in order, with usable paths."""
+    """The entries of a manifest, or of a folder's manifest, in order. Their paths include the folder."""
     manifest = manifest / NAME if manifest.is_dir() else manifest
     entries = [_entry(line) for line in manifest.read_text().splitlines()]
     return [replace(entry, path=manifest.parent / entry.path) for entry in entries]

@@ -1,8 +1,8 @@
-"""Which clips a path names: files, folders, patterns, and the shots of a folder with a manifest.
+"""Finds the clips that a path names: files, folders, patterns, and the shots in a folder's manifest.
 
-Of a folder with a manifest.jsonl, pretraining takes the shots of the split "train" (`find_clips`), and `sanity` and
-`evaluate` take those that are held out (`find_shots`): no figure rests on a clip that the discriminators were
-trained on. A shot is cut out of its file, so that no window lies across a cut.
+If a folder has a manifest.jsonl, pretraining uses its "train" shots (`find_clips`), and `sanity` and `evaluate` use
+its held-out shots (`find_shots`). So no figure is measured on a clip that the discriminators were trained on. A shot
+is cut out of its file, so that no window crosses a cut.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.settings import MIB
 
-SHOT_BYTES = 96 * MIB  # of a shot's frames, from its start: eight seconds of 640x360 at 24 fps
+SHOT_BYTES = 96 * MIB  # at most, of a shot's decoded frames: about six seconds of 640x360 at 24 fps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A file as it is, or frames `first`..`last` (the latter excluded) of it."""
+    """A whole file, or its frames `first`..`last` (exclusive)."""
 
     path: Path
     first: int = 0
@@ -46,19 +46,20 @@ class Shot:
 
     @property
     def short_name(self) -> str:
-        """The name without the folders: seeds must not depend on where the clips lie."""
+        """The name without folders. Seeds use it, so that they do not depend on where the clips are stored."""
         return self.name.removeprefix(f"{self.path.parent}/")
 
     def submission(self, context: Context | None = None) -> Submission:
-        """The file's bytes, or the shot's frames losslessly. Raises OSError, and InvalidClip for no frames."""
+        """Submit the file's bytes, or the shot's frames without loss. Raises OSError, InvalidClip."""
         if self.last is None:
             return submission(self.path, context=context)
         return tensor_submission(self.clip(), context or Context())
 
     def clip(self, *, max_side_px: int = 640) -> Clip:
-        """The shot's frames at even steps of their own rate, from its start, as many as SHOT_BYTES hold.
+        """The shot's first frames, evenly spaced at their own rate, up to SHOT_BYTES.
 
-        Of a shot in which time jumps the longest stretch is taken. Raises OSError, InvalidClip.
+        If time jumps within the shot, its longest stretch is used. Frames are shrunk to at most `max_side_px` on a
+        side. Raises OSError, InvalidClip.
         """
         with as_invalid_clip(str(self.path)), open_source(self.path) as source:
             return with_true_times(source, lambda source: self._clip(source, max_side_px))
@@ -66,7 +67,7 @@ class Shot:
     def _clip(self, source: Source, max_side_px: int) -> Clip:
         stretches = source.within(self.first, self.last)
         if not stretches or not source.fps:
-            raise UnreadableClip(f"{self.path} gives no frames from {self.first} on, or no frame rate; leave it out")
+            raise UnreadableClip(f"{self.path} has no frames from {self.first} on, or no frame rate; leave it out")
         longest = max(stretches, key=lambda stretch: stretch.last - stretch.first)
         positions = longest.first + even_positions(source.times_s[longest.first : longest.last])
         frame_bytes = 3 * min(1.0, max_side_px / max(source.height_px, source.width_px)) ** 2
@@ -79,27 +80,27 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceClip(Shot):
-    """A shot to train on, real or generated. `source` names what it was cut from: it is held out as a whole."""
+    """A shot to train on, real or generated. `source` names what it was cut from; a source is held out as a whole."""
 
     source: str
     real: bool = True
 
     @functools.cached_property
     def part(self) -> str:
-        """What its features are kept under. The file's content counts: another clip may come by the same path."""
+        """The name of its cached features. It depends on the file's content, since a path can get another clip."""
         try:
             with self.path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
-            content = str(self.path)  # it will be skipped, with the reason
+            content = str(self.path)  # the clip will be skipped later, with the reason
         name = f"{self.source} {content} {self.first} {self.last} {self.real}"
         return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
-    """A folder's clips to train on: those of its manifest that are for training, else every clip file below it.
+    """A folder's clips to train on: its manifest's training entries, or every clip file below it without a manifest.
 
-    Raises BadRequest where there is none.
+    Raises BadRequest if there are none.
     """
     if (folder / NAME).is_file():
         clips = [
@@ -109,14 +110,14 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
     else:
         clips = [SourceClip(source=path.stem, path=path, real=real) for path in clip_files(folder)]
     if not clips:
-        raise BadRequest(f"{folder} holds no clips ({', '.join(SUFFIXES)}); give the folder of clips")
+        raise BadRequest(f"{folder} has no clips to train on ({', '.join(SUFFIXES)}); give a folder with clips")
     return clips
 
 
 def find_shots(paths: Sequence[str]) -> list[Shot]:
-    """All that the paths name, in order, each once: of a folder with a manifest the shots that are held out.
+    """All clips that the paths name, in order, each once. A folder with a manifest gives its held-out shots.
 
-    Raises BadRequest for a path that names nothing.
+    Raises BadRequest for a path without clips.
     """
     shots: list[Shot] = []
     for path in paths:
@@ -126,27 +127,27 @@ def find_shots(paths: Sequence[str]) -> list[Shot]:
         elif entries := _entries(folder, "held_out"):
             shots += [Shot(path=entry.path, first=entry.first, last=entry.last) for entry in entries]
         else:
-            raise BadRequest(f"{folder / NAME} holds no shot that is held out; name the clip files themselves")
+            raise BadRequest(f"{folder / NAME} has no held-out shots; give the clip files themselves")
     return list(dict.fromkeys(shots))
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """Files as named, folders searched at any depth, patterns (**, *, ?) matched; each file once.
+    """The files that the paths name, each once. Folders are searched at any depth; patterns (**, *, ?) are expanded.
 
-    Raises BadRequest for a path that names nothing.
+    Raises BadRequest for a path without files.
     """
     found: list[Path] = []
     for path in paths:
         named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
         files = [file for name in named for file in (clip_files(Path(name)) if Path(name).is_dir() else [Path(name)])]
         if not files:
-            raise BadRequest(f"'{path}' names no file, no folder with clips and no pattern that matches")
+            raise BadRequest(f"'{path}' is not a file, a folder with clips or a pattern that matches; check the path")
         found += files
     return list(dict.fromkeys(found))
 
 
 def tensor_submission(clip: Clip, context: Context) -> Submission:
-    """Decoded frames, losslessly."""
+    """Submit decoded frames as a tensor, without loss."""
     return Submission(payload=clip_to_tensor(clip), media=Media.TENSOR, context=context)
 
 

@@ -1,4 +1,4 @@
-"""A submission's bytes -> windows of frames, under limits held before and while decoding.
+"""Decodes a submission's bytes into windows of frames. Limits are checked before and during decoding.
 
-Finding clips on disk stands in `data`; what is seen in the frames is the business of `estimators`.
+Finding clips on disk is in `data`. Measuring motion in the frames is in `estimators`.
 """

@@ -1,7 +1,7 @@
-"""Submission -> DecodedClip: the first stage of the pipeline, between the queue's bytes and the motion estimators.
+"""Decodes a submission into a DecodedClip: the first stage of the pipeline, before the motion estimators.
 
-The reader (protos/reader) opens the bytes under the limits and gives the frames; which of them are taken, and at what
-size, is decided here (sampling.py). Thread-safe: every call owns all that it touches.
+The reader (protos/reader) opens the bytes within the limits and gives the frames. This module and sampling.py decide
+which frames are used, and at what size. It is thread-safe: calls share no state.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from reward_server.decoding.time_warnings import (
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
 
-MAX_REPLANS = 3  # other windows may meet other cuts
+MAX_REPLANS = 3  # moved windows can meet new cuts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A stretch of a clip: frames uint8 [T,3,H,W] at the clip's `fps_used`, from `start_s` after its first frame."""
+    """Part of a clip: frames uint8 [T,3,H,W] at the clip's `fps_used`, from `start_s` seconds after its first frame."""
 
     start_s: float
     clip: Clip
@@ -45,7 +45,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """Windows of one shape, rising in time, what the clip was like, and the rate it was resampled to."""
+    """Windows of one shape in order of time, the properties of the source, and the rate it was resampled to."""
 
     windows: tuple[Window, ...]
     source: Source
@@ -54,7 +54,7 @@ class DecodedClip:
 
 
 def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float) -> DecodedClip:
-    """Decode one clip into windows of uint8 [T,3,H,W]. Raises only leaves of InvalidClip (errors.py)."""
+    """Decode one clip into windows of uint8 [T,3,H,W]. Raises only subclasses of InvalidClip (errors.py)."""
     with (
         as_invalid_clip(),
         open_source(submission.payload, limits, max_decode_s=max_decode_s, media=submission.media) as source,
@@ -63,7 +63,7 @@ def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decod
 
 
 def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
-    """Plan, read, and plan once more where a window turns out to lie across a cut."""
+    """Plan the windows and read them. Plan and read again if decoding finds a cut inside a window."""
     scenes, cuts_s = Scenes(), list[float]()
     plan, share = _plan(source, sampling, cuts_s)
     frames = _frames(source, plan, sampling, scenes)
@@ -83,7 +83,7 @@ def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
 
 
 def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tuple[Schedule, float]:
-    """Where to look, and the share of evenly placed times that have no frame near."""
+    """The windows to read, and the share of evenly spaced times without a frame nearby."""
     stretches = [(one.first, one.last) for one in _of_one_size(source)]
     plan = schedule(source.times_s, sampling, stretches, cuts_s)
     share = uneven_share(source.times_s, plan)
@@ -94,7 +94,7 @@ def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tu
 
 
 def _of_one_size(source: OpenSource) -> list[Stretch]:
-    """The stretches of the longest one's size: a clip's windows have one shape."""
+    """The stretches with the same frame size as the longest one, because a clip's windows have one shape."""
     longest = main_stretch(source)
     size = (longest.height_px, longest.width_px)
     return [one for one in source.stretches if (one.height_px, one.width_px) == size]
@@ -125,7 +125,7 @@ def _windows(frames: NDArray[np.uint8], plan: Schedule) -> tuple[Window, ...]:
 
 
 def _described(source: OpenSource, plan: Schedule) -> Source:
-    """Where time is uneven, `fps` is what frames and duration come to."""
+    """The clip's properties. If its times are uneven, `fps` is the number of frames divided by the duration."""
     size, num = main_stretch(source), source.times_s.size
     duration_s = float(source.times_s[-1] - source.times_s[0]) + 1 / plan.base_fps
     return Source(

@@ -1,7 +1,7 @@
-"""Windows of a clip with uneven times, placed where its frames happen to lie at even steps.
+"""Places the windows of a clip with uneven times where its frames are evenly spaced.
 
-A frame that is missing and replaced by its neighbour looks like a stutter, which a reward must not see in a clip that
-only lost frames on its way. Shorter windows without a hole tell more than long ones with holes.
+If a missing frame is replaced by its neighbour, the motion seems to stutter. The reward must not punish that in a
+clip that lost frames in transport. So shorter windows without gaps are preferred to longer ones with gaps.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from protos.reader.times import frame_interval, nearest_frames, stride_of
 from reward_server.decoding.sampling import Sampling, Schedule
 
-EVEN = 0.15  # of a step: how far a frame may lie from its time
-RATES = (0.625, 1.5)  # of the profile's rate: what its discriminators know
-MOST_STARTS = 4000  # that are tried
+EVEN = 0.15  # largest distance of a frame from its ideal time, as a share of a step
+RATES = (0.625, 1.5)  # as a share of the profile's rate: the range that its discriminators were trained on
+MOST_STARTS = 4000  # about how many starts are tried in each stretch
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """Windows of `length` frames, `step_s` apart, that begin at `starts_s`; `rank` orders choices, the best last."""
+    """Windows of `length` frames, `step_s` apart, that begin at `starts_s`. A higher `rank` is better."""
 
     rank: tuple[int, bool, int]
     step_s: float
@@ -36,8 +36,11 @@ def even_schedule(
     stretches: Sequence[tuple[int, int]],
     is_cut: Callable[[float, float], bool] = lambda first_s, last_s: False,
 ) -> Schedule | None:
-    """As many frames as possible in at most `max_windows` windows of one length and rate, each frame within EVEN of its
-    time and no window across a cut; None where no window of `min_frames` can be found."""
+    """Plan at most `max_windows` windows of one length and rate that hold as many frames as possible.
+
+    Each frame is within EVEN of its ideal time, and no window crosses a cut. Returns None if there is no such window
+    of at least `min_frames` frames. `is_cut(first_s, last_s)` says whether a cut lies between two times.
+    """
     interval_s = frame_interval(times_s)
     usual = stride_of(1 / interval_s, sampling.fps)
     slowest, fastest = (share * sampling.fps for share in RATES)
@@ -70,7 +73,7 @@ def _choices(
     *,
     usual: bool,
 ) -> list[_Choice]:
-    """For every length the best windows of one rate."""
+    """The best windows of one rate, for every length that fits."""
     starts_s, lengths = _even_runs(times_s, step_s, sampling.window_frames, stretches)
     found: list[_Choice] = []
     for length in range(sampling.min_frames, sampling.window_frames + 1):
@@ -91,7 +94,7 @@ def _choices(
 def _even_runs(
     times_s: NDArray[np.float64], step_s: float, most: int, stretches: Sequence[tuple[int, int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Every frame's time, and how many frames from it on lie at even steps, within its stretch."""
+    """Start times, and for each the number of evenly spaced frames from there on, within its stretch."""
     starts: list[NDArray[np.float64]] = []
     lengths: list[NDArray[np.int64]] = []
     for first, last in stretches:
@@ -106,7 +109,7 @@ def _even_runs(
 
 
 def _apart(starts_s: Sequence[float], least_s: float) -> list[float]:
-    """As many of the rising starts as fit with `least_s` between each two."""
+    """As many of the rising starts as possible, at least `least_s` apart."""
     chosen: list[float] = []
     for start_s in starts_s:
         if not chosen or start_s - chosen[-1] >= least_s - 1e-9:

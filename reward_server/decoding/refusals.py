@@ -1,4 +1,4 @@
-"""The reader's errors as the server's: each becomes the leaf of InvalidClip with the same code."""
+"""Converts the reader's errors to the server's: each becomes the subclass of InvalidClip with the same code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEAVES: dict[str, type[InvalidClip]] = {
 
 @contextmanager
 def as_invalid_clip(name: str = "") -> Iterator[None]:
-    """Raises InvalidClip leaves in place of the reader's errors; `name` is said first where there is one."""
+    """Raise subclasses of InvalidClip instead of the reader's errors. A `name` is put before the message."""
     try:
         yield
     except ReaderError as error:

@@ -1,7 +1,7 @@
-"""When and at what size a clip is looked at: windows of evenly spaced times, and one size for all frames.
+"""Plans how a clip is sampled: windows of evenly spaced times, and one size for all frames.
 
-Between decode.py, which knows how to get frames, and the motion estimators, which want a few of them
-evenly spaced in time. Pure functions of timestamps and sizes: timestamps decide, never frame counts.
+decode.py reads the planned frames for the motion estimators, which need evenly spaced ones. These are pure functions
+of timestamps and sizes. Timestamps decide, never frame counts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
     "stride_of",
 ]
 
-MAX_ASPECT = 4.0  # a wider or taller frame is squeezed to this, or its short side would hold nothing to track
+MAX_ASPECT = 4.0  # a wider or taller frame is squeezed to this; its short side would be too small for tracking
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What a profile wants of a clip: about `fps`, windows of `window_frames`, frames of about `area_px`."""
+    """How a profile samples a clip: at about `fps`, in windows of `window_frames` frames of about `area_px` pixels."""
 
     fps: float = 12.0
     window_frames: int = 16
@@ -53,11 +53,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Which times of a clip are looked at.
+    """The times of a clip that are sampled.
 
-    Step k lies `k / fps_used` seconds after the first frame of its stretch; `origins` are each stretch's first step
-    and the time of its first frame. Window i takes the steps `starts[i] .. starts[i] + length - 1`, all of one
-    stretch. `base_fps` is the clip's own rate, `first_s` the time of its first frame.
+    Steps are numbered across all stretches and are `1 / fps_used` seconds apart. `origins` holds each stretch's first
+    step and the time of its first frame. Window i covers the steps `starts[i] .. starts[i] + length - 1`, all in one
+    stretch. `base_fps` is the clip's own rate, and `first_s` the time of its first frame.
     """
 
     first_s: float
@@ -69,7 +69,7 @@ class Schedule:
 
     @property
     def steps(self) -> list[int]:
-        """Every step that some window needs, rising, once each (windows may overlap)."""
+        """The steps of all windows, rising, each once (windows can overlap)."""
         return sorted({start + k for start in self.starts for k in range(self.length)})
 
     def time_s(self, step: int) -> float:
@@ -77,7 +77,7 @@ class Schedule:
         return first_s + (step - first_step) / self.fps_used
 
     def start_s(self, start: int) -> float:
-        """Seconds from the clip's first frame to a step."""
+        """Seconds from the clip's first frame to the step `start`."""
         first_step, first_s = self._origin(start)
         return first_s - self.first_s + (start - first_step) / self.fps_used
 
@@ -91,13 +91,13 @@ def schedule(
     stretches: Sequence[tuple[int, int]] = (),
     cuts_s: Sequence[float] = (),
 ) -> Schedule:
-    """Plan the windows of a clip whose frames show at `times_s` [T]. Raises ClipTooShort.
+    """Plan the windows of a clip whose frames are shown at `times_s` [T]. Raises ClipTooShort.
 
-    A clip is only ever thinned, to every `stride`-th frame, so that no frame is invented: 10 fps stay
-    10, 24 become 12, 25 become 12.5, 30 become 15, 60 become 12. A clip longer than a window gets as
-    many windows as cover it, at most `max_windows`, placed evenly from the first step to the last.
-    No window leaves its stretch (frames first..last, the latter excluded; none: all are one), and none lies
-    across a cut where there is room for it elsewhere.
+    The clip is thinned to every `stride`-th frame, so that no frame is invented. With 12 fps wanted, 10 fps stay 10,
+    24 become 12, 25 become 12.5, 30 become 15, and 60 become 12. A clip longer than a window gets as many windows
+    as cover it, at most `max_windows`, placed evenly from the first step to the last. `stretches` are pairs of frame
+    positions (first, last exclusive); without them the whole clip is one stretch. No window leaves its stretch, and
+    windows avoid the cuts at `cuts_s` if there is room.
     """
     interval_s = frame_interval(times_s)
     if not interval_s:
@@ -134,12 +134,12 @@ def _is_cut(plan: Schedule, start: int, cuts_s: Sequence[float]) -> bool:
 
 
 def _nearest_starts(ideal: NDArray[np.int64], allowed: NDArray[np.int64]) -> tuple[int, ...]:
-    """For each ideal start the nearest that is allowed, once each."""
+    """The nearest allowed start for each ideal start, each once."""
     return tuple(sorted({int(allowed[np.abs(allowed - start).argmin()]) for start in ideal}))
 
 
 def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int, int]:
-    """(height, width) that keeps the aspect ratio, in multiples of `multiple_px`, of about `area_px` pixels."""
+    """(height, width) of about `area_px` pixels, in multiples of `multiple_px`, close to the clip's aspect ratio."""
     aspect = min(MAX_ASPECT, max(1 / MAX_ASPECT, width_px / height_px))
     unit = sampling.multiple_px
     rows = math.sqrt(sampling.area_px / aspect) / unit
@@ -147,7 +147,7 @@ def profile_size(height_px: int, width_px: int, sampling: Sampling) -> tuple[int
 
     def error(size: tuple[int, int]) -> float:
         area, shape = size[0] * size[1] / (rows * columns), size[1] / size[0] / aspect
-        return abs(math.log(area)) + 2 * abs(math.log(shape))  # a stretched frame bends motion, a smaller one does not
+        return abs(math.log(area)) + 2 * abs(math.log(shape))  # shape counts more, because stretching distorts motion
 
     around = itertools.product(_around(rows), _around(columns))
     height, width = min(around, key=error)
@@ -159,8 +159,8 @@ def _around(value: float) -> tuple[int, int]:
 
 
 def _too_short(total: int, num_frames: int, step_s: float, sampling: Sampling, stretches: int = 1) -> str:
-    where = f", in the longest of {stretches} stretches between jumps of time" if stretches > 1 else ""
+    where = f" in the longest of {stretches} stretches between jumps of time" if stretches > 1 else ""
     return (
-        f"the clip's {num_frames} frame(s) are {total} frame(s) after resampling to {1 / step_s:.4g} fps{where}, under "
-        f"the minimum of {sampling.min_frames}; send a clip of at least {sampling.min_frames * step_s:.2f} s"
+        f"the clip's {num_frames} frame(s) become {total} frame(s) after resampling to {1 / step_s:.4g} fps{where}, "
+        f"under the minimum of {sampling.min_frames}; send a clip of at least {sampling.min_frames * step_s:.2f} s"
     )

@@ -1,10 +1,9 @@
-"""Pretrain the discriminators of a profile on a folder of real clips: `motion-reward pretrain`.
+"""Pretrains a profile's discriminators on folders of real clips: `motion-reward pretrain`.
 
-1. Views of every real clip, and their negatives, go through the frozen estimators once; their motion
-   features stay on disk. Negatives are the user's generated clips, or, without those, motion faults
-   applied to the views.
-2. The discriminators train on the cached features alone (`discriminator_trainer.py`), held-out sources
-   deciding when to stop.
+1. Views of every real clip, and their negatives, pass through the frozen estimators once. The motion features are
+   stored on disk. Negatives are the user's generated clips, or, without those, motion faults applied to the views.
+2. The discriminators train on the stored features alone (`discriminator_trainer.py`). Held-out sources decide when
+   to stop.
 3. The best averaged weights are written as one safetensors file.
 """
 
@@ -42,18 +41,19 @@ from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.source_views import ViewPlan, source_views
 from reward_server.training.views import compress, random_quality, soften
 
-# Another declared rate is the same frames: a discriminator that sees frames alone could only learn to mistrust speed.
+# fps_relabelled keeps the frames and changes the declared rate. A discriminator sees only frames, so it would learn
+# to punish speed.
 TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
-MOVING_TRIES = 4  # draws of a view, of which the first is taken in which something moves
-MIN_CHANGE = 0.5  # grey levels between frames, on average; a view with less is no example of real motion
+MOVING_TRIES = 4  # draws of a view; the first one with motion is used
+MIN_CHANGE = 0.5  # grey levels between frames on average; a view with less is not an example of real motion
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """What is cached of every source clip."""
+    """What is cached for every source clip."""
 
     profile: ProfileName = "embedded"
-    frames_per_view: int = 6  # a clip gives one view for so many of its frames
+    frames_per_view: int = 6  # a clip gives one view per this many frames
     negatives_per_view: int = 3
     num_tracks: int = 256
     num_pairs: int = 8
@@ -63,17 +63,17 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSource:
-    """A profile that each process opens for itself, once."""
+    """How to open a profile. Each process opens it once."""
 
     name: ProfileName
-    models: Path = Path("models")  # of its frozen networks
-    device: str = "cpu"  # that they run on
-    compute: Compute = field(default_factory=Compute)  # how they do
+    models: Path = Path("models")  # folder of its frozen networks
+    device: str = "cpu"  # where they run
+    compute: Compute = field(default_factory=Compute)  # how they run
 
 
 @functools.cache
 def opened(source: ProfileSource) -> Profile:
-    """Raises NotReady where its networks are missing."""
+    """Open the profile, once per process. Raises NotReady if its networks are missing."""
     return load_profile(source.name, source.models, device=source.device, compute=source.compute)
 
 
@@ -82,9 +82,9 @@ def configs(
 ) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
     """What to cache and how to train each discriminator for a profile.
 
-    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` takes
-    learning rate, weight decay, gradient clipping and loss from the paper (arXiv 2603.17426). Unlike the
-    paper, it takes batches of 6 without accumulation and 256 of the cached tracks per step.
+    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` uses
+    the learning rate, weight decay, gradient clipping and loss of the paper (arXiv 2603.17426). Unlike the paper, it
+    uses batches of 6 without accumulation, and 256 of the cached tracks per step.
     """
     if profile == "embedded":
         return CacheConfig(seed=seed), {
@@ -125,17 +125,18 @@ def pretrain(
     features: Path | None = None,
     processes: int = os.cpu_count() or 1,
 ) -> dict[str, float]:
-    """Cache, train, write `out`; returns each discriminator's `HeldOut.mean`. Resumes from `work`, the run's folder.
+    """Cache features, train and write the weights to `out`. Returns each discriminator's `HeldOut.mean`.
 
-    Motion features are kept in `features`, by default a folder of `work`. Faults that are `left_out` are cached
-    like the others and then not trained on, nor do they decide when to stop.
-    Frozen networks, if the profile has any, are in `models` and run on `device` as `compute` says; on the device the
-    discriminators train too. Raises NotReady without them.
+    `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
+    default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
+    when to stop. The profile's frozen networks, if any, are read from `models` and run on `device` as `compute` says.
+    The discriminators train on the same device. Raises NotReady if frozen networks are missing, BadRequest for an
+    unknown fault or a folder without clips.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
     if unknown := set(left_out) - set(TRAINED_FAULTS):
-        raise BadRequest(f"nothing trains on {sorted(unknown)}; leave out some of {', '.join(TRAINED_FAULTS)}")
+        raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
     clips = [clip for folder in real for clip in find_clips(folder, real=True)]
     if generated:
@@ -162,7 +163,7 @@ def pretrain(
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorJob:
-    """One discriminator's training run, as it is handed to a process."""
+    """One discriminator's training run, as a process receives it."""
 
     name: DiscriminatorName
     profile: ProfileSource
@@ -174,7 +175,10 @@ class DiscriminatorJob:
 def train_discriminators(
     jobs: Sequence[DiscriminatorJob], views: Sequence[View], held_out: Sequence[View], processes: int
 ) -> dict[str, float]:
-    """Train discriminators side by side, a process each, one progress bar each; returns each `HeldOut.mean`."""
+    """Train the discriminators in parallel, in up to `processes` processes. Returns each one's `HeldOut.mean`.
+
+    Each has its own progress bar.
+    """
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
@@ -204,7 +208,7 @@ def _train_discriminator(
 def build_cache(
     cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
 ) -> list[str]:
-    """Cache the features of every clip that is not cached yet; returns why clips were skipped."""
+    """Cache the features of every clip that is not cached yet. Returns the reasons for skipped clips."""
     waiting = {clip.part: clip for clip in clips if not cache.has_part(clip.part)}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
@@ -214,7 +218,10 @@ def build_cache(
 
 
 def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
-    """One part of the cache: the views of one clip, each with its negatives. Runs in a process of its own."""
+    """Cache one part: the views of one clip, each with its negatives. It runs in a worker process.
+
+    Returns why the clip was skipped, or None.
+    """
     cache, profile = FeatureCache(folder), opened(source)
 
     def cached(opened_file: Source) -> list[Sample]:
@@ -231,7 +238,7 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
     except (InvalidClip, OSError) as error:
         return f"{clip.path}: {error}"
     cache.close_part(clip.part, samples)
-    return None if samples else f"{clip.path}: nothing moves in it"
+    return None if samples else f"{clip.path}: no view without a cut shows motion"
 
 
 def _clip_samples(
@@ -252,7 +259,7 @@ def _clip_samples(
 def _view_samples(
     clip: SourceClip, view: str, base: Clip, config: CacheConfig, rng: np.random.Generator
 ) -> Iterator[tuple[Sample, Clip]]:
-    """A view itself and, for a real clip, its negatives by random faults of random strength."""
+    """Yield the view itself and, for a real clip, its negatives: random faults of random strength."""
     base, quality = soften(base, rng), random_quality(rng)
     yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), compress(base, quality)
     if clip.real and config.faults:
@@ -267,7 +274,7 @@ def _moves(view: Clip) -> bool:
 
 
 def _max_side_px(profile: Profile) -> int:
-    """Enough pixels for a crop of a frame to fill the profile's size."""
+    """The largest frame side to keep, so that a crop can still fill the profile's size."""
     return max(640, 2 * math.isqrt(profile.sampling.area_px))
 
 
@@ -289,7 +296,7 @@ def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
 
 
 def _version(profile: Profile, weights: dict[DiscriminatorName, dict[str, torch.Tensor]]) -> str:
-    """The profile's name and a digest of the weights: the same training gives the same version."""
+    """The profile's name and a digest of the weights, so that equal weights give an equal version."""
     digest = hashlib.sha256()
     for discriminator in weights.values():
         for tensor in discriminator.values():

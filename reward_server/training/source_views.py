@@ -1,6 +1,6 @@
-"""All random views of one file out of one pass over it: drawn beforehand, cut out while the file is decoded.
+"""Makes all random views of a file in one pass. They are drawn first, then cropped while the file is decoded.
 
-What is held at once are the views whose time has come, not the file: a few megabytes however long it is.
+Only the views in progress are in memory, not the file: a few megabytes, however long the file is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from reward_server.training.views import DrawnView, Take, draw_view
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """What is drawn of a file: a view for every `frames_per_view` frames, the best of `tries` draws each."""
+    """How views are drawn from a file: one per `frames_per_view` frames, the first good one of `tries` draws."""
 
     sampling: Sampling
     frames_per_view: int
@@ -37,7 +37,7 @@ class ViewPlan:
 
 @dataclass(kw_only=True)
 class _Draw:
-    """One view to be: its draws, of which the first good one is taken, and the frames that each has so far."""
+    """One view in progress: its draws and the frames collected for each. The first good draw is used."""
 
     number: int
     rng: np.random.Generator
@@ -49,9 +49,10 @@ class _Draw:
 def source_views(
     source: Source, first: int, last: int | None, plan: ViewPlan
 ) -> Iterator[tuple[int, Clip, np.random.Generator]]:
-    """(number, view, the generator that drew it), as the views end in time; none lies across a jump of time or a cut.
+    """Yield (number, view, the generator that drew it), in the order in which the views are complete.
 
-    Raises UnreadableClip where the frames are too few for any view.
+    `first`..`last` (exclusive) are the frames to use. No view crosses a jump of time or a cut. Raises UnreadableClip
+    if there are too few frames for any view.
     """
     draws = _draws(source, first, last, plan)
     due: dict[int, list[tuple[_Draw, int, int]]] = defaultdict(list)
@@ -88,7 +89,7 @@ def _draws(source: Source, first: int, last: int | None, plan: ViewPlan) -> list
         for _ in range(math.ceil(take.positions.size / plan.frames_per_view)):
             rng = np.random.default_rng((*plan.seed, len(draws)))
             views = [draw_view(take, plan.sampling, rng)]
-            while len(views) < plan.tries:  # near the first, or its frames would have to wait for one far away
+            while len(views) < plan.tries:  # near the first, so that its frames need not be held for long
                 views.append(draw_view(take, plan.sampling, rng, near=views[0].start))
             draws.append(_Draw(number=len(draws), rng=rng, views=views, frames=[[] for _ in views]))
     return draws
@@ -101,7 +102,7 @@ def _take(source: Source, stretch: Stretch, max_side_px: int) -> Take:
 
 
 def _settled(draw: _Draw, times_s: NDArray[np.float64], scenes: Scenes, plan: ViewPlan) -> Clip | None:
-    """The view, once the first good draw is complete; its frames are let go then, or when no draw is good."""
+    """The view, when its first good draw is complete, else None. The frames are then freed, also if no draw is good."""
     for view, frames in zip(draw.views, draw.frames, strict=True):
         if len(frames) < len(view.positions):
             return None

@@ -1,8 +1,8 @@
-"""Random views of a source clip for pretraining: a crop, a rate, a stretch of time, a flip, a softness.
+"""Draws random views of a source clip for pretraining: a crop, a frame rate, a time range, a flip and a blur.
 
-A view is what the profile would see of the clip had it been filmed and encoded a little differently,
-so that the discriminators learn motion and not the look of a dozen cameras. A real clip and its faulty
-twins share one look, and end with the same compression: nothing but motion tells them apart.
+A view looks as if the clip had been filmed and encoded a little differently. So the discriminators learn motion, and
+not the look of a few cameras. A real view and its faulty copies share all of this and the same compression, so they
+differ only in motion.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from protos.types import Clip
 from reward_server.decoding.decode import Sampling, profile_size, resize_frame
 from reward_server.errors import UnreadableClip
 
-RATE_RANGE = (0.625, 1.5)  # of the profile's: rates that its resampling can leave a clip at
-NEAR = 64  # frames
+RATE_RANGE = (0.625, 1.5)  # as a share of the profile's rate: the rates that a clip can have after its resampling
+NEAR = 64  # frames: how far a later draw can start from the first one
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Take:
-    """What views are drawn from: frames at even steps, by their positions in the file, all of one size."""
+    """Evenly spaced frames of one size that views are drawn from, as positions in the file."""
 
     positions: NDArray[np.int64]
     fps: float
@@ -35,9 +35,9 @@ class Take:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnView:
-    """A view before its frames are there: which frames of the file, which box of each, and what it becomes."""
+    """A view before its frames are decoded: the file's frames, the box to crop from each, and the output form."""
 
-    start: int  # of its first frame, among the take's
+    start: int  # its first frame, as an index into the take's positions
     positions: tuple[int, ...]
     boxes: NDArray[np.float64]  # [T,4] x, y, width, height
     height_px: int
@@ -46,23 +46,24 @@ class DrawnView:
     fps: float
 
     def cut(self, at: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The view's frame `at`, uint8 [H,W,3], out of the file's frame."""
+        """Crop the view's frame `at`, uint8 [H,W,3], from the file's frame."""
         patch = _cut(frame, self.boxes[at], self.height_px, self.width_px)
         return patch[:, ::-1] if self.mirrored else patch
 
     def clip(self, frames: Sequence[NDArray[np.uint8]]) -> Clip:
-        """Of all frames that were cut."""
+        """The view as a clip, from all its cropped frames."""
         return Clip(frames=np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), fps=self.fps)
 
 
 def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator, near: int | None = None) -> DrawnView:
-    """One random view at the profile's size and about its rate, that starts anywhere, or within NEAR frames of a start.
+    """Draw a random view at the profile's size and about its rate.
 
-    Raises UnreadableClip if too short.
+    It starts anywhere or, if `near` is given, within NEAR frames of that start as far as the clip allows. Raises
+    UnreadableClip if the clip is too short.
     """
     stride = _random_stride(take, sampling, rng)
     num = min(sampling.window_frames, (take.positions.size - 1) // stride + 1)
-    if rng.random() < 0.15:  # the discriminators must also judge clips shorter than a window
+    if rng.random() < 0.15:  # the discriminators also score clips shorter than a window
         num = int(rng.integers(sampling.min_frames, num + 1))
     last = take.positions.size - 1 - (num - 1) * stride
     low, high = (0, last) if near is None else (min(max(0, near - NEAR), last), min(near + NEAR, last))
@@ -81,7 +82,7 @@ def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator, near: in
 
 
 def soften(clip: Clip, rng: np.random.Generator) -> Clip:
-    """A random mild loss of sharpness: none, a blur or a sub-pixel resample."""
+    """Apply a random mild loss of sharpness: none, a blur or a sub-pixel shift."""
     kind, amount = rng.choice(["none", "blur", "resample"]), rng.random()
     if kind == "none":
         return clip
@@ -89,12 +90,12 @@ def soften(clip: Clip, rng: np.random.Generator) -> Clip:
 
 
 def random_quality(rng: np.random.Generator) -> int | None:
-    """A JPEG quality to end all clips of a view with, or none."""
+    """A random JPEG quality for a view and its faulty copies, or None for no compression."""
     return int(rng.integers(60, 96)) if rng.random() < 0.5 else None
 
 
 def compress(clip: Clip, quality: int | None) -> Clip:
-    """Every frame through JPEG at `quality` (0..100), or the clip as it is."""
+    """Compress every frame as JPEG at `quality` (0..100). None returns the clip unchanged."""
     return clip if quality is None else _each_frame(clip, lambda frame: _jpeg(frame, quality))
 
 
@@ -111,7 +112,7 @@ def _random_stride(take: Take, sampling: Sampling, rng: np.random.Generator) -> 
 
 
 def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Boxes [T,4] (x, y, width, height): mostly still, sometimes a smooth pan and zoom."""
+    """Random crop boxes [T,4] (x, y, width, height): usually fixed, sometimes a smooth pan and zoom."""
     height, width = shape
     aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.5 else width / height
     largest = min(float(width), height * aspect)
@@ -121,13 +122,13 @@ def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> 
         return np.repeat(start[None], num, axis=0)
     end = _random_box(width, height, aspect, min(largest, size * rng.uniform(0.8, 1.25)), rng)
     reach = rng.uniform(0.1, 1.0)
-    ease = rng.uniform(-0.5, 0.5)  # accelerating or slowing gently
+    ease = rng.uniform(-0.5, 0.5)  # the camera speeds up or slows down gently
     t = np.linspace(0, 1, num)[:, None]
     return start + (end - start) * reach * (t + ease * t * (1 - t))
 
 
 def _random_box(width: int, height: int, aspect: float, size: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    box_height = min(height, size / aspect)  # a product and its division may differ by a rounding
+    box_height = min(height, size / aspect)  # rounding can make size / aspect slightly larger than the height
     return np.array([rng.uniform(0, width - size), rng.uniform(0, height - box_height), size, box_height])
 
 
@@ -136,7 +137,7 @@ def _box_shape(box: NDArray[np.float64]) -> tuple[int, int]:
 
 
 def _cut(frame: NDArray[np.uint8], box: NDArray[np.float64], height: int, width: int) -> NDArray[np.uint8]:
-    """The box of a frame, resampled at sub-pixel accuracy; area-averaged first where it shrinks."""
+    """Crop a box with sub-pixel accuracy and resize it to the output size."""
     x, y, box_width, box_height = box
     patch_size = (max(1, round(box_width)), max(1, round(box_height)))
     centre = (x + (box_width - 1) / 2, y + (box_height - 1) / 2)
@@ -154,7 +155,7 @@ def _blur(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
 
 
 def _shift(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
-    """Moved by a fraction of a pixel, as a resample somewhere on a clip's way would."""
+    """Shift a frame by a fraction of a pixel, as resampling in some earlier step would."""
     matrix = np.array([[1, 0, amount], [0, 1, 1 - amount]])
     size = (frame.shape[1], frame.shape[0])
     moved = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""Odd files read right: the frames that a player shows, in its order, at its times and in its geometry."""
+"""Tests that the reader gives the frames of odd files as a player shows them: order, times and geometry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STILL = np.repeat(media.texture(1, seed=9), 24, axis=0)
 
 
 def read(payload: bytes, **options: Any) -> tuple[Source, NDArray[np.uint8]]:
-    """The file and all its frames [T,H,W,3]; of one size, that of the first stretch."""
+    """The file and its frames [T,H,W,3] of all stretches that have the first stretch's size."""
     with open_source(payload, **options) as opened:
         return with_true_times(opened, _all)
 
@@ -40,7 +40,7 @@ def _all(source: Source) -> tuple[Source, NDArray[np.uint8]]:
 
 
 def which(frames: NDArray[np.uint8], reference: NDArray[np.uint8]) -> list[int]:
-    """For each frame the position of the most similar reference."""
+    """The position of the most similar reference frame, for each frame."""
     distances = [[np.abs(frame.astype(int) - other).mean() for other in reference] for frame in frames]
     return [int(np.argmin(row)) for row in distances]
 
@@ -83,7 +83,7 @@ def test_hidden_frames_are_not_shown() -> None:
 # --- time ---
 
 
-def test_a_clock_that_starts_anew_ends_a_stretch_and_all_frames_are_there() -> None:
+def test_a_clock_that_restarts_ends_a_stretch() -> None:
     source, frames = read(odd_files.concatenated_ts(FRAMES))
     assert [(one.first, one.last) for one in source.stretches] == [(0, 12), (12, 24)]
     assert which(frames, FRAMES) == list(range(24))
@@ -97,8 +97,8 @@ def test_a_gap_of_over_a_second_ends_a_stretch() -> None:
     assert len(held.stretches) == 1
 
 
-def test_of_frames_that_share_a_time_the_first_is_shown_and_it_is_told() -> None:
-    """Bug: the trainer divided by the median gap, which was 0."""
+def test_the_first_of_frames_with_one_time_is_shown() -> None:
+    """Regression: the trainer divided by the median gap, which was 0."""
     source, frames = read(odd_files.in_threes(FRAMES))
     assert which(frames, FRAMES) == list(range(0, 24, 3))
     assert codes(source) == ["repeated_times"]
@@ -113,7 +113,7 @@ def test_a_gif_shows_its_frames_as_long_as_a_browser_does(delay_ms: int) -> None
     assert codes(source) == (["quick_frames"] if delay_ms == 10 else [])
 
 
-def test_negative_times_and_an_edit_list_leave_the_frames_that_a_player_shows() -> None:
+def test_frames_cut_off_by_an_edit_list_are_not_read() -> None:
     ticks = list(range(-400, 800, 50))
     payload = media.video(FRAMES, ticks=ticks, container="mov", codec="qtrle", pix_fmt="rgb24")
     source, frames = read(payload)
@@ -169,15 +169,15 @@ def hdr(curve: str, levels: list[int]) -> bytes:
 
 @pytest.mark.parametrize(
     ("curve", "expected"),
-    # paper white, 203 cd/m2, is 58 % of PQ and 75 % of HLG; black stays black, and 1000 cd/m2 is the brightest
+    # paper white (203 cd/m2) is 58 % of PQ and 75 % of HLG; black stays black; 1000 cd/m2 is the brightest value
     [("smpte2084", {0: 0, 148: 190, 192: 255}), ("arib-std-b67", {0: 0, 191: 190, 255: 255})],
 )
-def test_hdr_is_mapped_to_an_ordinary_screen(curve: str, expected: dict[int, int]) -> None:
+def test_hdr_is_mapped_to_standard_dynamic_range(curve: str, expected: dict[int, int]) -> None:
     _, frames = read(hdr(curve, list(expected)))
     assert frames.mean(axis=(1, 2, 3)) == pytest.approx(list(expected.values()), abs=4)
 
 
-def test_two_fields_of_two_moments_leave_no_comb() -> None:
+def test_interlaced_frames_show_no_combs() -> None:
     frames = np.full((24, 64, 96, 3), 40, np.uint8)
     for at in range(24):
         frames[at, 0::2, 2 * at : 2 * at + 30] = 220
@@ -190,7 +190,7 @@ def test_two_fields_of_two_moments_leave_no_comb() -> None:
 
 
 def test_a_changed_size_ends_a_stretch_and_the_rest_is_used() -> None:
-    """Bug: pretraining ended with a ValueError that named no file."""
+    """Regression: pretraining ended with a ValueError that named no file."""
     source, frames = read(odd_files.two_sizes(FRAMES))
     sizes = [(one.first, one.last, one.height_px, one.width_px) for one in source.stretches]
     assert sizes == [(0, 12, 64, 96), (12, 24, 96, 64)]
@@ -200,7 +200,7 @@ def test_a_changed_size_ends_a_stretch_and_the_rest_is_used() -> None:
 # --- tracks ---
 
 
-def test_the_default_track_is_read_and_others_are_told_and_can_be_chosen() -> None:
+def test_the_default_track_is_read_unless_another_is_chosen() -> None:
     payload = odd_files.two_tracks(STILL, FRAMES)
     source, frames = read(payload)
     assert np.array_equal(frames, FRAMES)
@@ -208,15 +208,15 @@ def test_the_default_track_is_read_and_others_are_told_and_can_be_chosen() -> No
     assert "track 1 is read" in source.warnings[0].message
     assert [track.default for track in source.tracks] == [False, True]
     assert np.array_equal(read(payload, track=0)[1], STILL)
-    with pytest.raises(UnreadableClip, match="track=2 is asked for, but the file has 2 video"):
+    with pytest.raises(UnreadableClip, match="track=2 does not exist: the file has 2 video"):
         read(payload, track=2)
 
 
-def test_a_track_of_one_picture_is_no_moving_track() -> None:
+def test_a_track_with_one_picture_is_not_chosen() -> None:
     assert np.array_equal(read(odd_files.with_cover(FRAMES))[1], FRAMES)
 
 
-# --- on request ---
+# --- decoding on request ---
 
 
 class Counted:
@@ -228,7 +228,7 @@ class Counted:
         self.pictures += 1
 
 
-def test_a_window_is_decoded_from_its_key_frame_and_equals_what_decoding_all_gives() -> None:
+def test_a_window_equals_the_same_frames_of_a_full_decode() -> None:
     frames = media.texture(96, step=3)
     for options in (
         {"codec_options": {**GOOD, "g": "12", "bf": "2"}},
@@ -250,7 +250,7 @@ def test_a_window_is_decoded_from_its_key_frame_and_equals_what_decoding_all_giv
         assert decoded < 96 + 48 or options.get("container") == "mpegts", options
 
 
-def test_a_path_and_its_bytes_are_read_alike_whatever_the_name(tmp_path) -> None:
+def test_a_path_and_its_bytes_give_the_same_frames(tmp_path) -> None:
     path = tmp_path / "clip.txt"
     path.write_bytes(upright())
     with open_source(path) as source:
@@ -282,10 +282,10 @@ def test_the_client_needs_no_reader() -> None:
     assert found.stdout.strip() == "set()"
 
 
-# --- what a file is ---
+# --- formats ---
 
 
-def test_a_folder_s_files_are_told_by_their_bytes(tmp_path) -> None:
+def test_clip_files_are_recognised_by_their_bytes(tmp_path) -> None:
     stream = media.video(FRAMES, fps=12, container="mpegts", codec_options=GOOD)
     m2ts = b"".join(bytes(4) + stream[at : at + 188] for at in range(0, len(stream), 188))
     files = {"a.ts": stream, "b.m2ts": m2ts, "c": upright(), "script.ts": b"export const a = 1;" * 99, "notes.txt": b""}
@@ -297,16 +297,16 @@ def test_a_folder_s_files_are_told_by_their_bytes(tmp_path) -> None:
         assert which(read((tmp_path / name).read_bytes())[1], FRAMES) == list(range(24))
 
 
-def test_a_transport_stream_may_begin_within_a_packet() -> None:
+def test_a_transport_stream_can_begin_within_a_packet() -> None:
     stream = media.video(FRAMES, fps=12, container="mpegts", codec_options=GOOD)
     assert which(read(bytes(range(100)) + stream)[1], FRAMES) == list(range(24))
 
 
-# --- claims ---
+# --- counts claimed by an index ---
 
 
 def claiming(samples: int, edits: int = 0, handler: bytes = b"vide") -> bytes:
-    """An mp4 of a few bytes whose index claims so many samples of one byte."""
+    """An mp4 of a few bytes whose index claims `samples` samples of one byte each."""
 
     def box(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I4s", 8 + len(body), name) + body
@@ -330,7 +330,7 @@ def claiming(samples: int, edits: int = 0, handler: bytes = b"vide") -> bytes:
         (claiming(25_000_000, handler=b"soun"), "25000000 samples beside its video"),
     ],
 )
-def test_what_an_index_claims_is_held_to_the_limits_before_it_is_built(payload: bytes, words: str) -> None:
-    """Bug: ffmpeg took gigabytes for tables of frames that a file of 1.5 kB only claims."""
+def test_an_index_over_the_limits_is_refused_before_it_is_built(payload: bytes, words: str) -> None:
+    """Regression: ffmpeg used gigabytes for tables of frames that a file of 1.5 kB merely claimed to have."""
     with pytest.raises(ClipTooLarge, match=words):
         read(payload, limits=media.LIMITS)

@@ -1,6 +1,6 @@
-"""Every format that is read gives all its frames, in order, at its rate; docs/formats.md is the table of it.
+"""Tests that every supported format gives all its frames, in order and at its rate. docs/formats.md lists them.
 
-There is no VVC encoder here, so that VVC is read and not tested.
+VVC is read but not tested, because there is no VVC encoder here.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_a_format_gives_all_its_frames_in_order(name: str) -> None:
     assert source.warnings == ()
 
 
-def test_a_stream_that_is_cut_in_front_begins_with_its_first_key_frame() -> None:
+def test_a_stream_without_its_start_begins_at_a_key_frame() -> None:
     frames = media.texture(36, step=4)
     whole = media.video(
         frames, fps=12, container="mpegts", codec_options={**GOOD, "g": "12", "bf": "2", "x264-params": "open-gop=1"}
@@ -127,7 +127,7 @@ def test_a_tiny_clip_and_a_single_frame_are_read() -> None:
     assert (len(frames), source.fps) == (1, 0.0)
 
 
-def test_a_still_png_is_no_clip() -> None:
+def test_a_still_png_is_refused() -> None:
     buffer = io.BytesIO()
     Image.fromarray(FRAMES[0]).save(buffer, "PNG")
     with pytest.raises(UnreadableClip, match="a PNG picture"):

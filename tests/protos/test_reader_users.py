@@ -1,4 +1,4 @@
-"""One picture of a file: server, pretraining, evaluation's shots and trainer see the reader's frames at its times."""
+"""Tests that the server, pretraining, evaluation and the trainer all get the reader's frames at the reader's times."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ ODD: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module", params=ODD)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file whose name says nothing of what it is."""
+    """A file whose name does not show its format."""
     file = tmp_path_factory.mktemp("odd") / "clip.bin"
     file.write_bytes(ODD[request.param]())
     return file
 
 
 def read(path: Path) -> tuple[Source, Stretch, Frames]:
-    """The file, its longest stretch, and all frames of that."""
+    """The file, its longest stretch, and all frames of that stretch."""
     with open_source(path) as opened:
         return with_true_times(opened, _longest)
 
@@ -76,13 +76,13 @@ def _longest(source: Source) -> tuple[Source, Stretch, Frames]:
 
 
 def positions(found: Frames, reference: Frames) -> list[int]:
-    """Where exactly these frames [T,H,W,3] stand in the reference; fails for a frame that is not in it."""
+    """The positions of these frames [T,H,W,3] in the reference. Fails for a frame that is not in it."""
     at = {frame.tobytes(): index for index, frame in enumerate(reference)}
     assert len(at) == len(reference), "frames of this file cannot be told apart"
     return [at[np.ascontiguousarray(frame).tobytes()] for frame in found]
 
 
-def test_the_server_sees_the_reader_s_frames_at_its_times(path: Path) -> None:
+def test_the_server_gets_the_readers_frames_and_times(path: Path) -> None:
     source, stretch, frames = read(path)
     sampling = Sampling(
         fps=1000,
@@ -103,7 +103,7 @@ def test_the_server_sees_the_reader_s_frames_at_its_times(path: Path) -> None:
     assert (decoded.source.height_px, decoded.source.width_px) == (stretch.height_px, stretch.width_px)
 
 
-def test_the_trainer_sees_the_reader_s_frames(path: Path) -> None:
+def test_the_trainer_gets_the_readers_frames(path: Path) -> None:
     source, stretch, frames = read(path)
     form = ClipForm(num_frames=5, fps=source.fps / 3, height_px=stretch.height_px, width_px=stretch.width_px)
     clip = read_clip(path, form, first=stretch.first, last=stretch.last)
@@ -112,7 +112,7 @@ def test_the_trainer_sees_the_reader_s_frames(path: Path) -> None:
     assert found == nearest_frames(times_s, (times_s[0] + 3 / source.fps * np.arange(5)).tolist()).tolist()
 
 
-def test_a_shot_of_evaluation_has_the_reader_s_frames(path: Path) -> None:
+def test_an_evaluation_shot_has_the_readers_frames(path: Path) -> None:
     source, stretch, frames = read(path)
     clip = Shot(path=path, first=stretch.first, last=stretch.last).clip()
     found = positions(clip.frames.transpose(0, 2, 3, 1), frames)
@@ -120,7 +120,7 @@ def test_a_shot_of_evaluation_has_the_reader_s_frames(path: Path) -> None:
     assert clip.fps == source.fps
 
 
-def test_pretraining_cuts_its_views_out_of_the_reader_s_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_views_come_from_the_readers_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stretch, frames = read(path)
     seen: list[tuple[int, Frames]] = []
     cut = DrawnView.cut
@@ -133,7 +133,7 @@ def test_pretraining_cuts_its_views_out_of_the_reader_s_frames(path: Path, monke
     plan = ViewPlan(sampling=Sampling(), frames_per_view=6, max_side_px=640, seed=(0,))
 
     def views(source: Source) -> list[object]:
-        seen.clear()  # what was seen before the times were counted does not count
+        seen.clear()  # forget the frames from before the times were counted
         return list(source_views.source_views(source, 0, None, plan))
 
     with open_source(path) as opened:

@@ -1,4 +1,4 @@
-"""What decoding gives: the same pixels from every lossless road, the right frames at the right times, upright."""
+"""Tests decoding: equal pixels from every lossless format, the right frames at the right times, upright."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from protos.types import Media
 from reward_server.decoding.decode import Sampling, decode
 from tests import media
 
-# At this area a 64x96 clip keeps its size, so that pixels can be compared one by one.
+# With this area a 64x96 clip keeps its size, so that pixels can be compared one by one.
 SAME_SIZE = Sampling(area_px=64 * 96)
 LOSSLESS = {"container": "matroska", "codec": "ffv1", "pix_fmt": "bgr0"}
 
@@ -39,14 +39,14 @@ def error(frames, reference):
 # --- pixels ---
 
 
-def test_a_title_that_is_not_utf_8_is_no_reason_to_refuse_a_clip():
+def test_a_clip_with_a_title_that_is_not_utf_8_is_read():
     named = media.video(media.texture(16), fps=12, **LOSSLESS)
     assert b"Lavf" in named  # the muxer's name, in the file's metadata
     mangled = named.replace(b"Lavf", b"\xff\xfe\xe9\xff")
     np.testing.assert_array_equal(frames_of(mangled), frames_of(named))
 
 
-def test_every_lossless_road_gives_the_same_pixels():
+def test_every_lossless_format_gives_the_same_pixels():
     frames = media.texture(16)
     truth = run(media.tensor(frames, 10.0), Media.TENSOR).windows[0].clip
     assert np.array_equal(truth.frames.transpose(0, 2, 3, 1), frames)
@@ -132,7 +132,7 @@ def test_transparency_is_shown_over_black(road):
     rgba[..., 3] = 255
     rgba[:, :, 32:64, 3] = 0
     rgba[:, :, 64:, 3] = 128
-    rgba[:, 0, 0, 0] = range(10)  # an encoder would join frames that are equal
+    rgba[:, 0, 0, 0] = range(10)  # so that the encoder does not merge equal frames
     payload = {
         "webp": lambda: media.webp(rgba),
         "ffv1": lambda: media.video(rgba, fps=10, container="matroska", codec="ffv1", pix_fmt="bgra"),
@@ -180,7 +180,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("name", TURNS)
-def test_rotation_and_mirroring_are_applied_and_the_size_is_as_displayed(name):
+def test_rotated_and_mirrored_clips_are_read_as_displayed(name):
     matrix, degrees, turn = TURNS[name]
     mp4 = media.video(media.texture(10), fps=10, codec_options=GOOD)
     upright = frames_of(mp4)
@@ -190,7 +190,7 @@ def test_rotation_and_mirroring_are_applied_and_the_size_is_as_displayed(name):
     assert decoded.source.rotation_deg == degrees
 
 
-def test_pixels_that_are_not_square_count_as_displayed():
+def test_pixels_that_are_not_square_give_the_displayed_size():
     payload = media.video(media.texture(10, 64, 48), fps=10, pixel_aspect=Fraction(2))
     decoded = run(payload)
     assert (decoded.source.height_px, decoded.source.width_px) == (64, 96)
@@ -216,7 +216,7 @@ def test_a_constant_rate_is_thinned_evenly(fps, stride, used):
     assert shown(media.tensor(frames, fps), kind=Media.TENSOR) == shown(payload)
 
 
-def test_windows_say_when_they_begin():
+def test_windows_have_their_start_times():
     decoded = run(media.video(media.numbered(100), fps=10, **LOSSLESS))
     starts = [0, 28, 56, 84]
     assert [window.start_s for window in decoded.windows] == pytest.approx([start / 10 for start in starts])
@@ -233,7 +233,7 @@ VARIABLE_MS = [*range(0, 1000, 100), *range(1000, 2000, 50)]  # 10 fps, then 20 
 
 
 @pytest.mark.parametrize("first_ms", [0, 7300])
-def test_timestamps_decide_wherever_they_begin(first_ms):
+def test_timestamps_decide_whatever_the_first_one_is(first_ms):
     ticks = [first_ms + ms for ms in VARIABLE_MS]
     payload = media.video(media.numbered(30), ticks=ticks, **LOSSLESS)
     decoded = run(payload, sampling=Sampling(window_frames=20, fps=10))
@@ -248,14 +248,14 @@ def test_animated_webp_shows_each_frame_as_long_as_it_says():
     assert shown(payload, Sampling(window_frames=20, fps=10)) == [[*range(10), *range(10, 30, 2)]]
 
 
-def test_of_frames_with_one_timestamp_the_first_is_shown():
+def test_the_first_of_frames_with_one_timestamp_is_shown():
     ticks = [0, 100, 200, 300, 400, 400, 400, *range(500, 1200, 100)]
     payload = media.video(media.numbered(14), ticks=ticks, **LOSSLESS)
     assert shown(payload) == [[0, 1, 2, 3, 4, *range(7, 14)]]
 
 
-def test_frames_that_an_edit_list_cuts_away_are_neither_shown_nor_missed():
-    ticks = list(range(-500, 1000, 100))  # the muxer cuts what lies before 0 with an edit list
+def test_frames_cut_off_by_an_edit_list_do_not_count():
+    ticks = list(range(-500, 1000, 100))  # the muxer cuts off the frames before 0 with an edit list
     payload = media.video(media.numbered(15), ticks=ticks, container="mov", codec="qtrle", pix_fmt="rgb24")
     assert shown(payload) == [list(range(5, 15))]
     assert run(payload).source.frames == 10

@@ -1,4 +1,4 @@
-"""What decoding refuses, when, and in which words; and that nothing else than a refusal ever comes out."""
+"""Tests which clips decoding refuses, when and with which message, and that bad bytes raise no other errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from reward_server.errors import (
 from tests import media
 
 FAST_START = {"options": {"movflags": "faststart"}}
-NO_ENCODER_NOTE = {"x264-params": "no-info=1"}  # so that the bytes are frames, not a banner
+NO_ENCODER_NOTE = {"x264-params": "no-info=1"}  # so that the bytes are frames and not the encoder's note
 
 
 def run(payload, kind=Media.CONTAINER, max_decode_s=60.0, **limits):
@@ -78,31 +78,31 @@ def png():
         (b"RIFF\x10\x00\x00\x00WAVE" + bytes(12), ["unknown"]),
     ],
 )
-def test_what_is_no_video_is_named(payload, words):
+def test_files_that_are_not_videos_are_refused_by_name(payload, words):
     refused(UnreadableClip, payload, *words)
 
 
-def test_an_empty_payload_is_told_apart():
+def test_an_empty_payload_has_its_own_error():
     refused(EmptyPayload, b"", "0 bytes")
     refused(EmptyPayload, b"", kind=Media.TENSOR)
 
 
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska"])
-def test_sound_alone_is_named(container):
+def test_sound_alone_is_refused_by_name(container):
     refused(UnreadableClip, media.sound(container), "no video stream, only audio")
 
 
-def test_a_cover_picture_is_no_video():
+def test_a_cover_picture_does_not_count_as_video():
     refused(UnreadableClip, media.sound("mp4", with_cover=True), "no video stream, only audio, video")
 
 
-def test_one_frame_is_too_short_and_the_message_says_what_would_do():
+def test_a_single_frame_is_refused_with_the_needed_length():
     for payload in (mp4(1), media.webp(media.texture(1)), media.gif(media.texture(1))):
         refused(ClipTooShort, payload, "1 frame(s) after resampling", "minimum of 8", "at least 0.67 s")
     refused(ClipTooShort, media.tensor(media.texture(7), 10.0), "7 frame(s)", "at least 0.80 s", kind=Media.TENSOR)
 
 
-# --- too large: found before decoding. The frames are noise, so that decoding them would be UnreadableClip. ---
+# --- too large: refused before decoding. The frames are noise, so decoding them would raise UnreadableClip. ---
 
 
 def undecodable(**options):
@@ -111,7 +111,7 @@ def undecodable(**options):
     return payload[:start] + bytes(len(payload) - start)
 
 
-def test_the_undecodable_clip_is_one():
+def test_the_undecodable_clip_cannot_be_decoded():
     refused(UnreadableClip, undecodable(), "only 0 of the file's 24", "upload the whole file")
 
 
@@ -127,7 +127,7 @@ def test_the_undecodable_clip_is_one():
 def test_limits_are_checked_before_decoding(limits, words):
     refused(ClipTooLarge, undecodable(), *words, **limits)
     exact = {"max_frames": 24, "max_duration_s": 2.3, "max_frame_pixels": 64 * 96}
-    assert run(mp4(), **exact).source.frames == 24  # a limit is the largest value that passes
+    assert run(mp4(), **exact).source.frames == 24  # values equal to the limit pass
 
 
 @pytest.mark.parametrize("container", ["matroska", "avi", "mpegts"])
@@ -152,13 +152,13 @@ def test_limits_hold_for_tensors_before_their_data_are_read():
             "frames": {"dtype": "U8", "shape": [24, 3, 64, 96], "data_offsets": [0, 24 * 3 * 64 * 96]},
         }
     ).encode()
-    payload = struct.pack("<Q", len(header)) + header  # and no data
+    payload = struct.pack("<Q", len(header)) + header  # without any data
     for limits in ({"max_frames": 23}, {"max_duration_s": 2.0}, {"max_frame_pixels": 6143}):
         refused(ClipTooLarge, payload, "over the limit", kind=Media.TENSOR, **limits)
     refused(BadTensor, payload, "damaged", kind=Media.TENSOR)
 
 
-def test_a_header_of_20000_by_20000_is_refused_undecoded():
+def test_a_header_of_20000_by_20000_is_refused_early():
     payload = media.with_declared_size(mp4(), 20000, 20000)
     refused(ClipTooLarge, payload, "20000x20000", "400000000 pixels", max_frame_pixels=3840 * 2160)
     vp8x = struct.pack("<4sI4xHBHB", b"VP8X", 10, 19999 & 0xFFFF, 0, 19999 & 0xFFFF, 0)
@@ -168,11 +168,11 @@ def test_a_header_of_20000_by_20000_is_refused_undecoded():
         run(huge)
 
 
-def test_a_stream_larger_than_its_header_says_is_refused_by_the_decoder():
+def test_a_stream_larger_than_its_header_says_is_refused():
     payload = media.with_declared_size(mp4(), 32, 16)
-    for limit in (6143, 1000):  # the first is seen on the first frame, the second before it is decoded
+    for limit in (6143, 1000):  # 6143 is checked on the first frame, 1000 before it is decoded
         refused(ClipTooLarge, payload, "96x64", f"limit of {limit}", max_frame_pixels=limit)
-    assert run(payload).source.height_px == 64  # within the limit, what decodes is what counts
+    assert run(payload).source.height_px == 64  # within the limit, the decoded size is used
 
 
 def test_thousands_of_frames_are_refused():
@@ -187,7 +187,7 @@ def box(name, *parts, fields=()):
 
 
 def mp4_that_reads_itself_again(num_samples, num_bytes):
-    """An mp4 of one stretch of `num_bytes`, which its index gives to each of `num_samples` frames."""
+    """An mp4 with `num_bytes` of data. Its index points each of the `num_samples` frames to all of these bytes."""
     start = box(b"ftyp", b"isom\0\0\2\0isommp41")
     matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
     entry = b"\0" * 6 + struct.pack(">H16xHHIIIH32xHh", 1, 64, 64, 0x480000, 0x480000, 0, 1, 24, -1)
@@ -208,11 +208,11 @@ def mp4_that_reads_itself_again(num_samples, num_bytes):
     return start + box(b"mdat", bytes(num_bytes)) + moov
 
 
-def test_an_index_that_names_the_same_bytes_again_and_again_is_refused_by_their_sum():
+def test_an_index_that_repeats_the_same_bytes_is_refused():
     payload = mp4_that_reads_itself_again(40, 10_000)
     message = refused(ClipTooLarge, payload, "over the limit of 100000", "max_bytes", max_bytes=100_000)
     assert "110000 bytes" in message
-    with pytest.raises(UnreadableClip):  # within the limit it is read, and holds no picture
+    with pytest.raises(UnreadableClip):  # within the limit it is read, but has no picture
         run(payload)
 
 
@@ -250,21 +250,21 @@ def test_a_cut_tensor_is_refused():
     refused(BadTensor, payload[:-1], "damaged", kind=Media.TENSOR)
 
 
-def test_a_cut_transport_stream_is_the_shorter_clip_it_has_become():
+def test_a_cut_transport_stream_is_a_shorter_clip():
     whole = mp4(48, container="mpegts")
     assert 8 <= run(whole[: len(whole) * 3 // 4]).source.frames < 48
 
 
-def test_frames_damaged_in_the_middle_are_refused_beyond_a_small_tolerance():
+def test_damaged_frames_are_refused_above_the_tolerance():
     whole = media.video(media.texture(60), fps=10, codec="mjpeg", pix_fmt="yuvj420p", container="matroska")
-    refused(UnreadableClip, spoil(whole, range(20, 30)), "mjpeg frames decode", "under the")
+    refused(UnreadableClip, spoil(whole, range(20, 30)), "mjpeg frames can be decoded", "under the")
     assert run(spoil(whole, [20])).source.frames == 60
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
-def test_one_damaged_frame_counts_as_all_that_are_built_on_it(codec):
+def test_frames_built_on_a_damaged_one_count_as_damaged(codec):
     whole = media.video(media.texture(48), fps=24, codec=codec, container="matroska", codec_options={"g": "48"})
-    refused(UnreadableClip, media.with_noise(whole, 0.3, 0.32), "frames decode, under the 47 needed")
+    refused(UnreadableClip, media.with_noise(whole, 0.3, 0.32), "frames can be decoded, under the minimum of 47")
 
 
 def test_a_colour_matrix_that_cannot_be_converted_is_named():
@@ -280,7 +280,7 @@ def spoil(mjpeg, which):
     assert len(starts) == 60
     for index in which:
         size = min(starts[index + 1] - starts[index], 500)
-        data[starts[index] : starts[index] + size - 40] = bytes(size - 40)  # not the next packet's header
+        data[starts[index] : starts[index] + size - 40] = bytes(size - 40)  # keeps the next packet's header
     return bytes(data)
 
 
@@ -311,7 +311,7 @@ def test_a_tensor_that_breaks_the_contract_is_named(tensors, meta, word):
 
 
 @pytest.mark.parametrize("payload", [b"x", b"not a tensor at all", mp4(8)])
-def test_what_is_no_tensor_is_sent_to_the_other_media(payload):
+def test_the_refusal_of_a_non_tensor_names_the_other_media(payload):
     refused(BadTensor, payload, "container", kind=Media.TENSOR)
 
 
@@ -337,7 +337,7 @@ def test_a_tensor_header_of_nonsense_is_refused(frames):
     refused(BadTensor, header_only(**frames), kind=Media.TENSOR)
 
 
-# --- nothing else ever comes out ---
+# --- damaged bytes raise no other errors ---
 
 FUZZED = [
     mp4(16),
@@ -354,7 +354,7 @@ FUZZED = [
 
 
 def outcome(payload, kind):
-    """Either a clip that keeps the contract or a leaf of InvalidClip; anything else is raised."""
+    """A clip that meets the contract, or an error of a subclass of InvalidClip. Other errors are raised."""
     try:
         decoded = run(payload, kind)
     except InvalidClip as error:
@@ -371,11 +371,12 @@ def outcome(payload, kind):
     st.sampled_from(FUZZED), st.floats(0, 1), st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 7))), st.data()
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_damaged_bytes_give_a_clip_or_a_refusal_and_nothing_else(payload, share, flips, data):
+def test_damaged_bytes_give_a_clip_or_a_refusal(payload, share, flips, data):
     cut = bytearray(payload if data.draw(st.booleans()) else payload[: round(len(payload) * share)])
     for position, bit in flips:
         if cut:
-            at = int(len(cut) * (position**3 if data.draw(st.booleans()) else position))  # headers come first
+            # often near the start, where the headers are
+            at = int(len(cut) * (position**3 if data.draw(st.booleans()) else position))
             cut[at] ^= 1 << bit
     kind = Media.TENSOR if payload is FUZZED[-1] else Media.CONTAINER
     assert isinstance(outcome(bytes(cut), kind), DecodedClip | InvalidClip)

@@ -1,4 +1,4 @@
-"""What an answer tells of an odd clip, and that windows keep away from cuts, jumps of time and other sizes."""
+"""Tests the warnings about odd clips, and that windows avoid cuts, jumps of time and changes of size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lossless(frames: np.ndarray, fps: float = 12.0) -> bytes:
 
 
 def with_cut(at: int, num: int = 60) -> np.ndarray:
-    """Another scene from frame `at` on, far brighter."""
+    """Frames that change to another, much brighter scene at frame `at`."""
     other = 255 - media.texture(num, seed=3, step=3) // 4
     return np.concatenate([media.texture(num, step=3)[:at] // 4, other[at:]])
 
@@ -42,7 +42,7 @@ def test_an_even_clip_has_no_warning() -> None:
 
 
 @pytest.mark.parametrize("at", [16, 25, 31, 40])
-def test_windows_keep_away_from_a_cut(at: int) -> None:
+def test_windows_avoid_a_cut(at: int) -> None:
     decoded = run(lossless(with_cut(at)))
     assert told(decoded) == {"cuts": pytest.approx(1 / 59)}
     assert f"at {at / 12:.2f} s" in decoded.warnings[0].message
@@ -52,25 +52,25 @@ def test_windows_keep_away_from_a_cut(at: int) -> None:
         assert len(window.clip.frames) == 16
 
 
-def test_what_is_left_out_between_two_windows_is_no_cut() -> None:
-    """Bug: the first frame after a group that is not decoded was compared with the last one before it."""
+def test_frames_skipped_between_windows_are_not_a_cut() -> None:
+    """Regression: the first frame after a skipped group was compared with the last frame before it."""
     fading = np.clip(media.texture(240, step=1)[:, :32, :48] * np.linspace(0.1, 1, 240)[:, None, None, None], 0, 255)
     payload = media.video(fading.astype(np.uint8), fps=12, codec_options={"g": "12", "crf": "10"})
     assert told(run(payload, sampling=Sampling(max_windows=2, area_px=32 * 48))) == {}
 
 
-def test_a_clip_without_room_beside_its_cut_is_scored_across_it_and_told() -> None:
+def test_a_short_clip_is_scored_across_its_cut_with_a_warning() -> None:
     decoded = run(lossless(with_cut(8, num=16)))
     assert len(decoded.windows) == 1
     assert "cuts" in told(decoded)
 
 
-def test_motion_however_wild_is_no_cut() -> None:
+def test_wild_motion_is_not_a_cut() -> None:
     order = np.random.default_rng(0).permutation(100)
     assert told(run(lossless(MOVING[order]))) == {}
 
 
-def test_a_slideshow_is_mostly_still_and_held_frames_are_counted() -> None:
+def test_still_and_repeated_frames_are_counted() -> None:
     slides = np.repeat(media.texture(4, step=40), 15, axis=0)
     found = told(run(lossless(slides)))
     assert found["still_share"] > 0.9
@@ -79,7 +79,7 @@ def test_a_slideshow_is_mostly_still_and_held_frames_are_counted() -> None:
     assert held["repeated_frames"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_no_window_lies_across_a_jump_of_time() -> None:
+def test_no_window_crosses_a_jump_of_time() -> None:
     decoded = run(odd_files.with_gap(MOVING, after=40, gap_ms=2500))
     assert "several_stretches" in told(decoded)
     assert len(decoded.windows) == 4
@@ -89,18 +89,18 @@ def test_no_window_lies_across_a_jump_of_time() -> None:
     assert decoded.source.fps * decoded.source.duration_s == pytest.approx(decoded.source.frames)
 
 
-def test_both_halves_of_a_joined_stream_are_looked_at() -> None:
+def test_both_parts_of_a_joined_stream_are_sampled() -> None:
     decoded = run(odd_files.concatenated_ts(media.texture(60, step=3)))
     assert decoded.source.frames == 60
     assert {window.start_s >= 2.5 for window in decoded.windows} == {True, False}
 
 
-def test_a_clip_that_is_cut_up_by_jumps_is_too_short_by_name() -> None:
+def test_a_clip_with_only_short_stretches_is_refused() -> None:
     with pytest.raises(ClipTooShort, match=r"in the longest of 2 stretches between jumps of time"):
         run(odd_files.with_gap(MOVING[:14], after=7, gap_ms=2500))
 
 
-def test_uneven_times_are_told_and_frames_rate_and_duration_agree() -> None:
+def test_uneven_times_give_a_warning_and_consistent_figures() -> None:
     decoded = run(odd_files.dropped(MOVING, 0.3))
     assert 0 < told(decoded)["uneven_times"] < 0.5
     source = decoded.source
@@ -109,8 +109,8 @@ def test_uneven_times_are_told_and_frames_rate_and_duration_agree() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_windows_of_a_clip_with_dropped_frames_lie_where_none_is_missing(seed: int) -> None:
-    """Bug: each missing frame was replaced by its neighbour, a stutter that the reward saw and the clip had not."""
+def test_windows_avoid_dropped_frames(seed: int) -> None:
+    """Regression: each missing frame was replaced by its neighbour, so the reward saw a stutter that was not real."""
     frames = media.numbered(120, 64, 96)
     decoded = run(odd_files.dropped(frames, 0.3, seed=seed))
     assert decoded.fps_used == pytest.approx(12, rel=0.4)
@@ -122,13 +122,13 @@ def test_windows_of_a_clip_with_dropped_frames_lie_where_none_is_missing(seed: i
     assert "uneven_times" in told(decoded)
 
 
-def test_times_that_are_mostly_uneven_are_refused_by_name() -> None:
-    ticks = [1000 * (at // 8) + 20 * (at % 8) for at in range(96)]  # bursts of eight, a second apart
+def test_a_clip_with_mostly_uneven_times_is_refused() -> None:
+    ticks = [1000 * (at // 8) + 20 * (at % 8) for at in range(96)]  # bursts of eight frames, one second apart
     with pytest.raises(UnreadableClip, match=r"frame within half a step, over the limit of 50%: .*constant rate"):
         run(media.video(MOVING[:96], ticks=ticks, **LOSSLESS))
 
 
-def test_warnings_travel_in_the_answer(small_pipeline: Pipeline) -> None:
+def test_the_answer_includes_the_warnings(small_pipeline: Pipeline) -> None:
     payload = lossless(np.repeat(media.texture(12, step=6), 2, axis=0))
     (outcome,) = small_pipeline.score_submissions([media.submission(payload)])
     assert outcome.reward is not None

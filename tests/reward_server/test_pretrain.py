@@ -1,4 +1,4 @@
-"""Pretraining: the cache keeps what discriminators need, the loss is Eq. 7, runs resume, and a checkpoint scores."""
+"""Tests pretraining: the feature cache, the loss (Eq. 7), resuming a run, and scoring with a checkpoint."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def clip_of(seed: int, *, moving: bool) -> Clip:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """Four sources: a moving texture and the same standing still."""
+    """Four sources, each with a moving texture and the same texture standing still."""
     cache = FeatureCache(tmp_path_factory.mktemp("features"))
     samples = []
     for seed in range(4):
@@ -107,7 +107,7 @@ def test_average_moves_by_one_minus_decay() -> None:
     assert average.weight.item() == pytest.approx(1.5)
 
 
-def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_source() -> None:
+def test_views_pair_a_clip_with_its_own_or_generated_negatives() -> None:
     twin, own, other = sample("t", fault="static"), sample("o", fault="generated"), sample("x", fault="generated")
     own, other = dataclasses.replace(own, view="w"), dataclasses.replace(other, view="y", source="z")
     lone = dataclasses.replace(sample("r2"), view="v2")
@@ -118,7 +118,7 @@ def test_views_join_a_clip_with_its_own_twins_else_with_generated_clips_of_its_s
     assert views_of([sample("r"), sample("t", fault="static", num=8)]) == []
 
 
-def test_no_source_is_trained_on_and_held_out(cache: FeatureCache) -> None:
+def test_no_source_is_both_trained_on_and_held_out(cache: FeatureCache) -> None:
     train, held_out = split_by_source(cache.samples({"all"}), 0.25, seed=0)
     assert {view.real.source for view in train}.isdisjoint(view.real.source for view in held_out)
     assert (len(train), len(held_out)) == (3, 1)
@@ -126,8 +126,8 @@ def test_no_source_is_trained_on_and_held_out(cache: FeatureCache) -> None:
         split_by_source([train[0].real, *train[0].negatives], 0.5, seed=0)
 
 
-def test_no_generated_clip_is_trained_on_and_held_out() -> None:
-    """Bug: without generated clips of their own, views of both sides had all of them."""
+def test_no_generated_clip_is_both_trained_on_and_held_out() -> None:
+    """Regression: views without generated clips of their own got all of them, in both splits."""
     real = [sample(f"r{i}", source=f"r{i}", view=f"r{i}") for i in range(6)]
     generated = [sample(f"g{i}", source=f"g{i}", view=f"g{i}", fault="generated") for i in range(6)]
     train, held_out = split_by_source([*real, *generated], 0.34, seed=0)
@@ -139,7 +139,7 @@ def test_no_generated_clip_is_trained_on_and_held_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["instantaneous", "long_term"])
-def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
+def test_views_one_by_one_give_the_gradients_of_all_at_once(
     cache: FeatureCache, tmp_path: Path, name: DiscriminatorName
 ) -> None:
     views = views_of(cache.samples({"all"}))
@@ -149,7 +149,7 @@ def test_views_that_go_one_by_one_give_the_gradients_of_all_at_once(
             TINY, views_per_step=4, views_at_once=at_once, tracks_per_step=32, pairs_per_step=4
         )
         trainer = DiscriminatorTrainer(name, PROFILE, cache, config, tmp_path / str(at_once))
-        trainer.discriminator.eval()  # no dropout, whose draws are per pass
+        trainer.discriminator.eval()  # no dropout, because it is drawn anew in every pass
         trainer.train(views, views[:1])
         steps.append(trainer.discriminator.state_dict())
     assert all(torch.allclose(steps[0][key], steps[1][key], atol=2e-5) for key in steps[0])
@@ -169,11 +169,11 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     whole = run("whole", 6)
     run("parts", 3)
     resumed = run("parts", 6)
-    # the cosine of a run that was to be shorter differs, so both runs here are within the warm-up
+    # the cosine schedule depends on the run's length, so both runs here are within the warm-up
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_a_run_of_other_settings_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:3], views[3:])
     other = dataclasses.replace(TINY, learning_rate=1e-4)
@@ -199,14 +199,14 @@ def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_head_learns_to_tell_standing_still_from_moving(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_discriminator_learns_to_tell_still_from_moving(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     config = dataclasses.replace(TINY, steps=60, warmup_steps=5, learning_rate=2e-3, evaluate_every=60, ema=0.9)
     trainer = DiscriminatorTrainer("long_term", PROFILE, cache, config, tmp_path)
     assert trainer.train(views[:3], views[3:]) == 1.0
 
 
-def test_views_keep_the_profile_s_size_rate_and_length() -> None:
+def test_views_keep_the_profiles_size_rate_and_length() -> None:
     source, sampling, rng = texture(90, 180, 320), Sampling(), np.random.default_rng(0)
     take = Take(positions=np.arange(90), fps=30.0, height_px=180, width_px=320)
     for _ in range(20):
@@ -219,8 +219,8 @@ def test_views_keep_the_profile_s_size_rate_and_length() -> None:
         assert 0.75 < height * width / sampling.area_px < 1.25
 
 
-def test_a_camera_path_may_end_on_the_whole_frame() -> None:
-    """Bug: a height times an aspect and divided by it again was over the height, and the draw of a place failed."""
+def test_a_camera_path_can_end_on_the_whole_frame() -> None:
+    """Regression: rounding made a box higher than the frame, so that its position could not be drawn."""
     take = Take(positions=np.arange(24), fps=24.0, height_px=80, width_px=160)
     for seed in range(120):
         draw_view(take, Sampling(), np.random.default_rng(seed))
@@ -252,8 +252,8 @@ def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> 
     assert outcome.reward.provenance.discriminator_version == pipeline.model.discriminator_version
 
 
-def test_a_clip_s_features_are_kept_under_its_content(tmp_path: Path) -> None:
-    """Bug: another clip at the same path, as every `trainer rollout` writes, got the features of the first."""
+def test_cached_features_depend_on_the_clips_content(tmp_path: Path) -> None:
+    """Regression: another clip at the same path, as `trainer rollout` writes, got the first clip's features."""
     parts = []
     for content in (b"one", b"two", b"one"):
         (tmp_path / "00000.mp4").write_bytes(content)

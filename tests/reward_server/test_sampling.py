@@ -1,4 +1,4 @@
-"""When a clip is looked at: even strides, timestamps over counts, windows end to end, sizes that keep the shape."""
+"""Tests sampling: even strides, times by timestamps, windows from the first to the last frame, and frame sizes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_common_rates_are_thinned_by_these_strides(fps, stride):
 
 
 def picks(times_s, sampling=SAMPLING):
-    """Indices of the frames that every window takes."""
+    """The indices of each window's frames."""
     plan = schedule(times_s, sampling)
     chosen = list(nearest(zip(times_s, range(len(times_s)), strict=True), [plan.time_s(k) for k in plan.steps]))
     row = {step: index for index, step in enumerate(plan.steps)}
@@ -49,7 +49,7 @@ def picks(times_s, sampling=SAMPLING):
     tick_s=st.sampled_from([1e-3, 1 / 90000, 1 / 12288, 1e-6]),
 )
 @settings(deadline=None)
-def test_a_constant_rate_is_strided_evenly_however_its_timestamps_are_rounded(fps, num_frames, first_s, tick_s):
+def test_rounded_times_of_a_constant_rate_give_even_strides(fps, num_frames, first_s, tick_s):
     stride = stride_of(fps, SAMPLING.fps)
     assume(abs(fps / SAMPLING.fps - 0.55 - round(fps / SAMPLING.fps - 0.55)) > 0.02)  # not at a threshold
     times_s = np.round((first_s + np.arange(num_frames) / fps) / tick_s) * tick_s
@@ -66,19 +66,19 @@ def test_a_constant_rate_is_strided_evenly_however_its_timestamps_are_rounded(fp
 
 
 @pytest.mark.parametrize("fps", [10, 15, 16, 20, 25, 30, 100 / 3])
-def test_rates_that_gif_can_only_tell_in_hundredths_are_strided_evenly(fps):
+def test_gif_rates_in_hundredths_give_even_strides(fps):
     (window,) = picks(np.round(np.arange(32) / fps * 100) / 100, Sampling(max_windows=1, window_frames=8))
     assert np.diff(window).tolist() == [stride_of(fps, 12.0)] * 7
 
 
 def test_timestamps_decide_not_frame_counts():
-    # Ten frames at 10 fps, then twenty at 20 fps: a second of each, and as many picks from each.
+    # Ten frames at 10 fps, then twenty at 20 fps: one second each, and equally many picks from each.
     times_s = np.concatenate([np.arange(10) / 10, 1 + np.arange(20) / 20])
     assert picks(times_s, Sampling(fps=10, window_frames=20)) == [[*range(10), *range(10, 30, 2)]]
 
 
-def test_where_a_clip_stands_still_the_nearest_frame_is_repeated():
-    times_s = np.concatenate([np.arange(8), 10 + np.arange(8)]) / 10  # nothing is shown at 0.8 s and 0.9 s
+def test_the_nearest_frame_is_repeated_in_a_gap():
+    times_s = np.concatenate([np.arange(8), 10 + np.arange(8)]) / 10  # no frame at 0.8 s and 0.9 s
     assert picks(times_s, Sampling(window_frames=18)) == [[*range(8), 7, 8, *range(8, 16)]]
 
 
@@ -88,14 +88,14 @@ def test_repeated_and_unordered_timestamps_count_once():
     assert frame_interval(np.array([])) == 0
 
 
-def test_alternating_short_and_long_frames_have_the_interval_between_them():
-    gaps = np.tile([0.04, 0.2], 6)  # an even number: the median, 0.12, is near none of them
+def test_alternating_intervals_have_the_median_interval():
+    gaps = np.tile([0.04, 0.2], 6)  # an even number of gaps; the median, 0.12, is near neither of them
     assert frame_interval(np.concatenate([[0.0], gaps.cumsum()])) == pytest.approx(0.12)
 
 
 @given(total=st.integers(8, 500), max_windows=st.integers(1, 8), window_frames=st.integers(8, 40))
 @settings(deadline=None)
-def test_windows_lie_evenly_from_the_first_frame_to_the_last(total, max_windows, window_frames):
+def test_windows_are_even_from_the_first_frame_to_the_last(total, max_windows, window_frames):
     plan = schedule(np.arange(total) / 10, Sampling(max_windows=max_windows, window_frames=window_frames))
     assert plan.length == min(total, window_frames)
     assert len(plan.starts) == min(max_windows, math.ceil(total / plan.length))
@@ -108,11 +108,11 @@ def test_windows_lie_evenly_from_the_first_frame_to_the_last(total, max_windows,
 
 
 @pytest.mark.parametrize(("num_frames", "fps", "used"), [(0, 10, 0), (1, 10, 1), (7, 10, 7), (14, 24, 7)])
-def test_too_short_names_the_frames_the_minimum_and_the_seconds_needed(num_frames, fps, used):
-    with pytest.raises(ClipTooShort, match=rf"are {used} frame\(s\).*minimum of 8;.*at least 0\.\d+ s"):
+def test_a_too_short_clip_is_refused_with_the_needed_length(num_frames, fps, used):
+    with pytest.raises(ClipTooShort, match=rf"become {used} frame\(s\).*minimum of 8;.*at least 0\.\d+ s"):
         schedule(np.arange(num_frames) / fps, SAMPLING)
     if used == 7:
-        schedule(np.arange(num_frames + 1) / fps, SAMPLING)  # one frame more is enough
+        schedule(np.arange(num_frames + 1) / fps, SAMPLING)  # one more frame is enough
 
 
 rising = st.lists(st.integers(-50, 50), min_size=1, max_size=30, unique=True).map(sorted)
@@ -120,11 +120,11 @@ rising = st.lists(st.integers(-50, 50), min_size=1, max_size=30, unique=True).ma
 
 @given(times=rising, wanted=st.lists(st.integers(-60, 60), max_size=30).map(sorted))
 @settings(deadline=None)
-def test_nearest_is_the_brute_force_minimum_and_a_tie_goes_to_the_earlier(times, wanted):
+def test_nearest_equals_brute_force_with_ties_to_the_earlier(times, wanted):
     consumed = iter([(float(time), time) for time in times])
     expected = [min(times, key=lambda time: (abs(time - want), time)) for want in wanted]
     assert list(nearest(consumed, [float(want) for want in wanted])) == expected
-    assert next(consumed, None) is None  # all frames were pulled, also those after the last wanted time
+    assert next(consumed, None) is None  # all frames were consumed, also those after the last wanted time
 
 
 def test_nearest_of_no_frames_is_nothing():
@@ -153,7 +153,7 @@ def test_sizes_of_common_clips(size, expected):
     assert profile_size(*size, SAMPLING) == expected
 
 
-def test_resizing_averages_areas_keeps_flat_frames_flat_and_leaves_equal_sizes_alone():
+def test_resizing_averages_areas_and_keeps_equal_sizes():
     frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     means = frame.reshape(32, 2, 48, 2, 3).astype(float).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, 32, 48) - means).max() <= 0.5
@@ -164,6 +164,6 @@ def test_resizing_averages_areas_keeps_flat_frames_flat_and_leaves_equal_sizes_a
 
 
 @pytest.mark.parametrize("wrong", [{"min_frames": 1}, {"min_frames": 17}, {"max_windows": 0}, {"fps": 0.0}])
-def test_a_sampling_that_cannot_be_met_is_refused(wrong):
+def test_an_impossible_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="need"):
         Sampling(**wrong)

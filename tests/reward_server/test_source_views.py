@@ -1,4 +1,4 @@
-"""All views of a file out of one pass: each frame decoded once, views handed out as they end, none across a cut."""
+"""Tests the views of a file: one pass decodes each frame once, views come as they end, and none crosses a cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOVING = media.texture(72, step=3)
 
 @pytest.fixture
 def num_decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many frames were decoded so far."""
+    """A function that says how many frames have been decoded so far."""
     made: list[int] = []
     picture = decoding.picture
 
@@ -46,10 +46,10 @@ def views_of(payload: bytes, plan: ViewPlan = PLAN, first: int = 0, last: int | 
 def test_a_file_is_decoded_once_for_all_its_views(num_decoded: Callable[[], int]) -> None:
     views = views_of(media.video(MOVING, fps=12, **LOSSLESS))
     assert len(views) == 12
-    assert 60 <= num_decoded() <= len(MOVING) + 1  # and the first frame when it is opened, to know its size
+    assert 60 <= num_decoded() <= len(MOVING) + 1  # the first frame is decoded once more when the file is opened
 
 
-def test_views_are_handed_out_while_the_file_is_decoded(num_decoded: Callable[[], int]) -> None:
+def test_views_are_given_while_the_file_is_decoded(num_decoded: Callable[[], int]) -> None:
     payload = media.video(media.texture(120, step=3), fps=12, container="avi", codec="ffv1", pix_fmt="bgr0")
     with open_source(payload) as source:
         views = source_views(source, 0, None, PLAN)
@@ -64,7 +64,7 @@ def test_the_same_seed_draws_the_same_views() -> None:
         assert np.array_equal(one.frames, other.frames)
 
 
-def test_a_view_in_which_nothing_moves_is_drawn_again_and_else_left_out() -> None:
+def test_a_view_without_motion_is_drawn_again_or_dropped() -> None:
     still_then_moving = np.concatenate([np.repeat(MOVING[:1], 36, axis=0), MOVING[:36]])
     payload = media.video(still_then_moving, fps=12, **LOSSLESS)
 
@@ -78,8 +78,8 @@ def test_a_view_in_which_nothing_moves_is_drawn_again_and_else_left_out() -> Non
     assert not all(moves(view) for view in views_of(payload))
 
 
-def test_all_draws_of_a_view_lie_near_each_other() -> None:
-    """Bug: a view waited for a draw at the end of the file, and what was held grew with the file."""
+def test_all_draws_of_a_view_are_near_each_other() -> None:
+    """Regression: a view waited for a draw at the end of the file, so memory use grew with the file."""
     take = Take(positions=np.arange(5000), fps=12.0, height_px=64, width_px=96)
     rng = np.random.default_rng(0)
     for near in (0, 2500, 4999):
@@ -88,7 +88,7 @@ def test_all_draws_of_a_view_lie_near_each_other() -> None:
         assert len(set(starts)) > 10
 
 
-def test_no_view_lies_across_a_cut_or_a_jump_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_view_crosses_a_cut_or_a_jump_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, ...]] = []
     clip = DrawnView.clip
 
@@ -108,7 +108,7 @@ def test_no_view_lies_across_a_cut_or_a_jump_of_time(monkeypatch: pytest.MonkeyP
 
 
 def test_both_sizes_of_a_turned_recording_are_used() -> None:
-    """Bug: pretraining ended with a ValueError that named no file."""
+    """Regression: pretraining ended with a ValueError that named no file."""
     views = views_of(odd_files.two_sizes(MOVING))
     assert len(views) == 12
 

@@ -1,4 +1,4 @@
-"""Real clips of a run: which files, which frames, in which order; and what is said of files that cannot be used."""
+"""Tests a run's real clips: which files and frames are used, in which order, and how bad files are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORM = ClipForm(num_frames=4, fps=8.0, height_px=16, width_px=24)
 
 
 def gray_clip(levels: list[int], *, fps: float = 8.0, height: int = 16, width: int = 24) -> Clip:
-    """Frame t is all of gray level levels[t]: which frames were picked can be read off."""
+    """A clip whose frame t has the gray level levels[t] everywhere, so that picked frames can be identified."""
     frames = np.repeat(np.array(levels, np.uint8), 3 * height * width).reshape(-1, 3, height, width)
     return Clip(frames=frames, fps=fps)
 
@@ -49,13 +49,13 @@ def test_a_written_clip_reads_back(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.5, 4), (1.0, 8)])
-def test_the_start_says_where_in_a_long_file_a_clip_begins(tmp_path: Path, start: float, first: int) -> None:
+def test_start_chooses_where_in_a_long_file_a_clip_begins(tmp_path: Path, start: float, first: int) -> None:
     write_clip(tmp_path / "clip.safetensors", gray_clip(ramp(12)))
     found = read_clip(tmp_path / "clip.safetensors", FORM, start=start)
     assert levels_of(found) == ramp(12)[first : first + 4]
 
 
-def test_a_cut_of_a_file_is_never_left(tmp_path: Path) -> None:
+def test_a_clip_stays_within_first_and_last(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.safetensors", gray_clip(ramp(12)))
     for start in (0.0, 0.3, 1.0):
         found = levels_of(read_clip(tmp_path / "clip.safetensors", FORM, start=start, first=3, last=8))
@@ -66,7 +66,7 @@ def test_a_cut_of_a_file_is_never_left(tmp_path: Path) -> None:
     ("fps", "stride"), [(8.0, 1), (7.9, 1), (7.0, 1), (9.0, 1), (24.0, 3), (23.976, 3), (22.0, 3), (14.0, 2), (18.0, 2)]
 )
 @pytest.mark.parametrize("start", [0.0, 0.37, 1.0])
-def test_files_are_thinned_evenly_where_that_keeps_their_speed_about(
+def test_files_are_thinned_evenly_within_the_speed_tolerance(
     tmp_path: Path, fps: float, stride: int, start: float
 ) -> None:
     path = tmp_path / "clip.safetensors"
@@ -76,9 +76,7 @@ def test_files_are_thinned_evenly_where_that_keeps_their_speed_about(
     assert {0.0: first == 0, 1.0: found[-1] == 230}.get(start, 0 < first < found[-1] < 230)
 
 
-def test_a_stride_that_would_change_the_speed_too_much_gives_way_to_the_nearest_in_time(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_nearest_frames_are_used_outside_the_tolerance(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "clip.safetensors"
     write_clip(path, gray_clip(ramp(12), fps=10.0))
     assert levels_of(read_clip(path, FORM)) == [0, 10, 20, 40]  # at 0, 125, 250 and 375 ms; 100 ms a frame
@@ -87,7 +85,7 @@ def test_a_stride_that_would_change_the_speed_too_much_gives_way_to_the_nearest_
     assert levels_of(read_clip(path, FORM, speed_tolerance=0.25)) == [0, 10, 20, 30]
 
 
-def test_a_cadence_with_too_few_frames_in_it_is_never_filled_up_by_repeats(tmp_path: Path) -> None:
+def test_too_few_frames_are_refused_instead_of_repeated(tmp_path: Path) -> None:
     path = tmp_path / "clip.safetensors"
     write_clip(path, gray_clip(ramp(12), fps=7.5))
     assert levels_of(read_clip(path, FORM)) == ramp(4)
@@ -95,19 +93,19 @@ def test_a_cadence_with_too_few_frames_in_it_is_never_filled_up_by_repeats(tmp_p
         read_clip(path, ClipForm(num_frames=12, fps=8.0, height_px=16, width_px=24), speed_tolerance=0.0)
 
 
-def test_a_tolerance_that_is_no_share_is_refused() -> None:
+def test_a_speed_tolerance_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.speed_tolerance=1\.5 must be from 0"):
         DataConfig(speed_tolerance=1.5)
 
 
-def test_a_later_window_of_a_long_video_is_found_by_seeking(tmp_path: Path) -> None:
+def test_a_clip_can_be_read_from_the_end_of_a_long_video(tmp_path: Path) -> None:
     levels = [2 * index for index in range(100)]
     (tmp_path / "clip.mp4").write_bytes(mp4_bytes(gray_clip(levels)))
     assert levels_of(read_clip(tmp_path / "clip.mp4", FORM, start=1.0)) == pytest.approx(levels[-4:], abs=2)
 
 
 def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path) -> None:
-    """As `ffmpeg -ss ... -c copy` writes: packets from the key frame before are there, and no player shows them."""
+    """`ffmpeg -ss ... -c copy` keeps the packets since the previous key frame, but players do not show them."""
     whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
     write_clip(whole, gray_clip([8 * index for index in range(24)]))
     with av.open(str(whole)) as source, av.open(str(cut), "w") as to:
@@ -154,9 +152,9 @@ def test_short_and_slow_files_are_refused_with_the_figures(
         read_clip(tmp_path / "clip.safetensors", FORM)
 
 
-def test_images_cover_the_size_and_lose_their_edges_alone() -> None:
+def test_images_are_scaled_to_cover_the_size_and_cropped() -> None:
     image = np.zeros((8, 40, 3), np.uint8)
-    image[:, 14:26] = 200  # the middle 12 columns of 40: all that 16x24 of a doubled image shows
+    image[:, 14:26] = 200  # the middle 12 of 40 columns: after doubling, a crop of 16x24 shows only these
     assert fit(image, 16, 24).shape == (16, 24, 3)
     assert fit(image, 16, 24).min() > 150
 
@@ -193,7 +191,7 @@ def write_manifest(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["clips.json", "clips.jsonl", "clips.csv"])
-def test_manifests_say_captions_cuts_and_splits(tmp_path: Path, name: str) -> None:
+def test_manifests_give_captions_frames_and_splits(tmp_path: Path, name: str) -> None:
     manifest = write_manifest(tmp_path / name)
     train = [
         Source(path=tmp_path / "a.mp4", caption="a ball"),
@@ -213,8 +211,8 @@ def test_folders_are_searched_unless_they_have_a_manifest(tmp_path: Path) -> Non
     assert [source.path.name for source in find_sources([str(tmp_path)], "train")] == ["a.mp4", "b.mp4"]
 
 
-def test_paths_that_name_nothing_are_errors(tmp_path: Path) -> None:
-    for paths, reason in (([], "no clips"), (["nowhere"], "does not exist"), ([str(tmp_path)], "holds no clip")):
+def test_paths_without_clips_are_errors(tmp_path: Path) -> None:
+    for paths, reason in (([], "no clips"), (["nowhere"], "does not exist"), ([str(tmp_path)], "has no clip")):
         with pytest.raises(DataError, match=reason):
             find_sources(paths, "train")
     (tmp_path / "bad.json").write_text('[{"file": "a.mp4"}]')
@@ -227,7 +225,7 @@ def test_paths_that_name_nothing_are_errors(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Source]:
-    """Five clips; frame t of clip i has the level 10 i + t."""
+    """Five clips. Frame t of clip i has the gray level 10 i + t."""
     for index in range(5):
         write_clip(tmp_path / f"{index}.safetensors", gray_clip([40 * index + t for t in range(4)]))
     return [Source(path=tmp_path / f"{index}.safetensors") for index in range(5)]
@@ -237,20 +235,20 @@ def names(clips: Clips, slots: range) -> list[str]:
     return [clips.at(slot).path.stem for slot in slots]
 
 
-def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(sources: list[Source]) -> None:
+def test_every_epoch_has_every_clip_once_in_a_new_order(sources: list[Source]) -> None:
     clips = Clips(sources, FORM, seed=0)
     epochs = [names(clips, range(first, first + 5)) for first in (0, 5, 10)]
     assert all(sorted(epoch) == ["0", "1", "2", "3", "4"] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_the_order_needs_no_history(sources: list[Source]) -> None:
+def test_the_order_does_not_depend_on_earlier_slots(sources: list[Source]) -> None:
     whole = names(Clips(sources, FORM, seed=0), range(12))
     assert names(Clips(sources, FORM, seed=0), range(7, 12)) == whole[7:]
     assert names(Clips(sources, FORM, seed=1), range(12)) != whole
 
 
-def test_bad_files_are_counted_with_their_reasons_and_their_slots_filled(sources: list[Source]) -> None:
+def test_bad_files_are_counted_and_their_slots_filled(sources: list[Source]) -> None:
     sources[2].path.write_bytes(b"not a clip")
     clips = Clips(sources, FORM, seed=0)
     found = names(clips, range(10))
@@ -258,13 +256,11 @@ def test_bad_files_are_counted_with_their_reasons_and_their_slots_filled(sources
     assert len(found) == 10
     assert list(clips.bad) == [sources[2]]
     assert "2.safetensors: cannot be read" in clips.bad[sources[2]]
-    assert names(Clips(sources, FORM, seed=0), range(6, 10)) == found[6:]  # whoever knew of the bad file or not
+    assert names(Clips(sources, FORM, seed=0), range(6, 10)) == found[6:]  # whether or not the bad file was met before
 
 
-def test_a_file_that_is_bad_in_places_is_taken_where_it_is_good(
-    sources: list[Source], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether the process has met its bad places or not: a resumed run must see the clips of the run it resumes."""
+def test_the_good_parts_of_a_damaged_file_are_used(sources: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run gets the same clips as the original run, although it has not met the bad parts."""
 
     def torn(path: Path, form: ClipForm, *, start: float, **cut: Any) -> Clip:
         if start > 0.5 and path.stem in "012":
@@ -277,10 +273,10 @@ def test_a_file_that_is_bad_in_places_is_taken_where_it_is_good(
     assert [names(Clips(sources, FORM, seed=0), range(slot, slot + 1)) for slot in range(40)] == [[w] for w in whole]
 
 
-def test_without_any_good_file_the_run_ends_with_the_reason(sources: list[Source]) -> None:
+def test_a_run_without_a_good_file_ends_with_the_reason(sources: list[Source]) -> None:
     for source in sources:
         source.path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"5 of 5 clips cannot be used, none was found for slot 0: .*cannot be read"):
+    with pytest.raises(DataError, match=r"5 of 5 clips cannot be used, so slot 0 has no clip; .*cannot be read"):
         Clips(sources, FORM, seed=0).at(0)
 
 
@@ -310,8 +306,8 @@ def test_a_still_clip_has_no_dynamic_degree() -> None:
     assert not found.dynamic
 
 
-def test_the_continuous_degree_is_the_speed_on_a_short_side_of_256() -> None:
-    """VBench's threshold of 6 px lies between 2 and 4 px per frame of a 128 px clip."""
+def test_the_continuous_degree_is_the_speed_at_256_px() -> None:
+    """Speeds are for a short side of 256 px. VBench's threshold of 6 px is between 2 and 4 px per frame at 128 px."""
     slow, fast = dynamic_degree(drifting(2.0)), dynamic_degree(drifting(4.0))
     assert slow.flow_px == pytest.approx(4.0, rel=0.15)
     assert fast.flow_px == pytest.approx(8.0, rel=0.15)
@@ -331,15 +327,15 @@ def test_tracks_are_drawn_on_an_enlarged_copy() -> None:
     assert with_tracks(gray_clip([5, 5], height=64, width=64)).frames.max() == 5  # nothing to track
 
 
-def test_tracks_tell_the_speed_on_a_short_side_of_256_per_second() -> None:
-    """2 px a frame of 128 px at 8 frames per second, and no acceleration but what tracking adds."""
+def test_tracks_give_the_speed_per_second_at_256_px() -> None:
+    """The clip moves by 2 px per frame at 128 px and 8 fps. Its only acceleration is the tracking error."""
     found = track_motion(drifting(2.0))
     assert found.speeds_px_s.size > 15 * 20
     assert np.median(found.speeds_px_s) == pytest.approx(2 * 2 * 8, rel=0.05)
     assert np.median(found.accelerations_px_s2) < 0.05 * 2 * 2 * 8 * 8
 
 
-def test_a_still_clip_has_tracks_that_stand_and_a_bare_one_has_none() -> None:
+def test_a_still_clip_has_still_tracks_and_a_flat_one_none() -> None:
     still = track_motion(drifting(0.0))
     assert still.speeds_px_s.size > 0
     assert still.speeds_px_s.max() == 0
@@ -350,7 +346,7 @@ def test_a_still_clip_has_tracks_that_stand_and_a_bare_one_has_none() -> None:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_a_gif_shows_every_frame_for_its_time_and_is_no_wider_than_its_limit(tmp_path: Path) -> None:
+def test_a_gif_keeps_frame_times_and_the_maximum_width(tmp_path: Path) -> None:
     clip = side_by_side([drifting(2.0, num=5, fps=14.0, size=512)] * 3)
     write_clip(tmp_path / "clip.gif", clip)
     with Image.open(tmp_path / "clip.gif") as image:

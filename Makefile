@@ -14,7 +14,7 @@ TEST_JOBS ?= 2
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs lock proto weights proof proof-smoke proof-rewards proof-motion stack-test clean
+.PHONY: help demo test test-long lint docs lock proto weights proof proof-smoke proof-rewards proof-motion stack-test clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,8 +22,11 @@ help: ## List the targets.
 demo: $(VENV)/.server ## Set up .venv, score a real clip and faulty copies, take a few training steps. KEEP=1 leaves the server running.
 	$(BIN)/python -m experiments.demo $(if $(KEEP),--keep)
 
-test: lint ## Set up .venv, lint, type-check and run all tests. PYTEST_ARGS goes to pytest.
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+test: lint ## Set up .venv, lint, type-check and run the tests. PYTEST_ARGS goes to pytest.
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile -m "not long" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev ## Run the tests that `make test` leaves out: whole experiments, a few minutes each.
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) -m long $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Run ruff and mypy.
 	$(BIN)/ruff check .

@@ -64,7 +64,7 @@ def test_our_goldens_still_hold(
     assert 0 <= last["worst"]["share"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason=f"no official goldens beside the checkout ({OFFICIAL.name}/)")
 def test_official_outputs_hold() -> None:
     command = [sys.executable, "-m", "benchmarks.parity", str(OFFICIAL), "--threads", "1"]

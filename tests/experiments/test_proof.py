@@ -253,7 +253,7 @@ def test_an_arm_is_the_same_when_run_again(tmp_path: Path) -> None:
     assert json.loads(run_arm(task).read_text())["rows"] == first
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_smoke_run_has_every_arm_and_verdict(tmp_path: Path) -> None:
     command = [
         sys.executable,

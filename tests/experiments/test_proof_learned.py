@@ -154,7 +154,7 @@ def test_a_terminated_proof_stops_its_server(discriminators_file: Path) -> None:
     assert not psutil.wait_procs(started, timeout=60)[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
     base = replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan)

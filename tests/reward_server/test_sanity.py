@@ -244,7 +244,7 @@ def test_a_manifest_gives_held_out_shots_cut_from_their_files(clips, tmp_path):
     assert np.array_equal(cut.frames.transpose(0, 2, 3, 1), frames[20:36])
     assert cut.fps == 12
     write_manifest(tmp_path / "manifest.jsonl", entries[:1])
-    with pytest.raises(BadRequest, match="no shot that is held out"):
+    with pytest.raises(BadRequest, match="has no held-out shots"):
         find_shots([str(tmp_path)])
 
 

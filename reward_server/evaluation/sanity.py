@@ -41,7 +41,7 @@ from reward_server.settings import Settings
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
-RETIMED = ("speed_change", "fps_relabelled")  # faults that could also be plausible clips at another speed
+RETIMED = ("speed_change", "fps_relabelled", "surging")  # faults that could also be plausible clips at another speed
 RUNGS = (0.0, *STRENGTHS)
 # A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.
 STRETCH = 4

@@ -31,7 +31,7 @@ from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import BadRequest, InvalidClip
-from reward_server.faults import NAMES, with_fault
+from reward_server.faults import HELD_OUT, NAMES, with_fault
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.profiles.discriminators import save_discriminators
@@ -43,7 +43,7 @@ from reward_server.training.views import compress, random_quality, soften
 
 # fps_relabelled keeps the frames and changes the declared rate. A discriminator sees only frames, so it would learn
 # to punish speed.
-TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
+TRAINED_FAULTS = tuple(name for name in NAMES if name not in ("fps_relabelled", *HELD_OUT))
 MOVING_TRIES = 4  # draws of a view; the first one with motion is used
 MIN_CHANGE = 0.5  # grey levels between frames on average; a view with less is not an example of real motion
 

@@ -13,7 +13,8 @@ from reward_server.faults import NAMES, STRENGTHS, time_remap, with_fault
 
 T, H, W, FPS = 16, 96, 128, 12.0
 SEEDS = range(3)
-CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_change")
+CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_change", "slowed", "swaying", "boiling",
+              "surging", "dissolving")  # fmt: skip
 
 
 def _scene(x, y):
@@ -104,7 +105,7 @@ def test_a_seed_gives_one_clip_and_another_seed_another(clip, name):
     assert np.array_equal(first.frames, again.frames) and first.fps == again.fps
     others = [with_fault(clip, name, 0.75, seed=s) for s in range(4, 7)]
     varies = any(o.fps != first.fps or not np.array_equal(o.frames, first.frames) for o in others)
-    assert varies == (name not in ("static", "damped")), "static and damped have nothing to draw"
+    assert varies == (name not in ("static", "damped", "slowed", "morphing", "exaggerated")), "these draw nothing"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +129,8 @@ def test_fades_to_the_original(clip, name, seed):
     assert _change(clip, with_fault(clip, name, 1e-3, seed)) < 0.15  # grey levels; the pan itself is worth dozens
 
 
-@pytest.mark.parametrize("name", ["jittered", "wobbled", "ghosted", "swimming", "teleporting", "damped", "static"])
+@pytest.mark.parametrize("name", ["jittered", "wobbled", "ghosted", "swimming", "teleporting", "damped", "static",
+                                  "slowed", "swaying", "boiling", "dissolving"])  # fmt: skip
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_strength_is_more_change(clip, name, seed):
     changes = [_change(clip, with_fault(clip, name, s, seed)) for s in STRENGTHS]

@@ -1,16 +1,23 @@
-"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes | stills`."""
+"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes | stills`.
+
+`probe` checks the training clips made from them for shortcuts.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from experiments.recipe.packages import fetch_clips
+from experiments.recipe.probe import LIMIT, probed_clips, separations
 from experiments.recipe.render import Job, render_all, scene_jobs, still_jobs
 from reward_server.errors import RewardServerError
 
@@ -69,6 +76,28 @@ def stills(
     """Render camera motions over photographs."""
     with _told():
         _render(out, still_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+
+
+@app.command()
+def probe(
+    *,
+    real: Annotated[list[Path], typer.Option(help="Folder of real clips, as for `pretrain`. It may be repeated.")],
+    views: Annotated[int, typer.Option(min=20, help="Views to test; each comes with its faulty twins.")] = 240,
+    seed: Seed = 0,
+    processes: Processes = 2,
+) -> None:
+    """Check that real clips cannot be told from their faulty twins without looking at motion."""
+    with _told():
+        probed = probed_clips(real, num_views=views, seed=seed, processes=processes)
+        figures = separations(probed, seed)
+    table = Table("fault", "AUC without motion", title=f"{len(probed)} clips, on sources left out in turn")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}", end_section=name == "all")
+    Console().print(table)
+    typer.echo(json.dumps({"clips": len(probed), "limit": LIMIT, "auc": figures}))
+    if figures["all"] > LIMIT:
+        typer.echo(f"error: the data have a shortcut: AUC {figures['all']:.3f}, at most {LIMIT} is allowed", err=True)
+        raise typer.Exit(1)
 
 
 def _render(out: Path, jobs: Sequence[Job], processes: int) -> None:

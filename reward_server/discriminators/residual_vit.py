@@ -1,5 +1,7 @@
 """Defines the instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
 
+The small ViT of `embedded` also reads the flow, and the residual relative to its own size (`relative`).
+
 As in SHIFT (arXiv 2603.17426), the maps are the two input channels, the class token's features are averaged over the
 frame pairs, and one linear layer gives the logit. Parameter names are those of the reference code's `flow_vit` module.
 
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from reward_server.networks.compiled import compilable
 from reward_server.networks.prepacked import Compute, Linear, needs_grad, passes, releasing
 
+QUIET_LEVELS = 4.0  # gray levels added to the residual's rms, so that the noise of a still picture stays small
 MANY_POSITIONS = 400  # patches from which plain attention trains faster than the fused kernels on a CPU
 
 
@@ -34,11 +37,18 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    compressed: bool = False  # read asinh(residual) and its magnitude, from which a small ViT learns faster
+    relative: bool = False  # read the residual in units of its rms, its magnitude, the confidence and the flow
+
+    @property
+    def num_maps(self) -> int:
+        """Maps of each frame pair: residual and confidence, and with `relative` the flow's two components."""
+        return 4 if self.relative else 2
 
 
 class ResidualViT(nn.Module):
-    """Maps [B,P,2,H,W] (residual in gray levels, confidence 0..1) of P frame pairs -> logits [B], high for real motion.
+    """Maps [B,P,M,H,W] of P frame pairs -> logits [B], high for real motion.
+
+    The M maps are the residual in gray levels and the confidence 0..1, then with `relative` the flow in typical speeds.
 
     With a `Compute` and without gradients it runs in passes over pairs. In the last block it then computes only the
     class token. The features are the same.
@@ -52,7 +62,7 @@ class ResidualViT(nn.Module):
         self.backbone = VisionTransformer(
             img_size=(config.height_px, config.width_px),
             patch_size=config.patch_px,
-            in_chans=3 if config.compressed else 2,
+            in_chans=5 if config.relative else 2,
             num_classes=0,
             embed_dim=config.dim,
             depth=config.depth,
@@ -65,17 +75,16 @@ class ResidualViT(nn.Module):
         _relinked(self.backbone)
         self.head = nn.Linear(config.dim, 1)
 
-    def features(self, maps_BP2HW: Tensor) -> Tensor:
+    def features(self, maps_BPMHW: Tensor) -> Tensor:
         """Class-token features [B,P,C] of every frame pair. Raises ValueError for maps of another shape."""
-        if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
-            raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
-        pairs = maps_BP2HW.flatten(0, 1)
-        if self.config.compressed:
-            residual = pairs[:, 0].asinh()
-            pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
+        if maps_BPMHW.dim() != 5 or maps_BPMHW.shape[2] != self.config.num_maps:
+            raise ValueError(f"maps must be [B,P,{self.config.num_maps},H,W], got {list(maps_BPMHW.shape)}")
+        pairs = maps_BPMHW.flatten(0, 1)
+        if self.config.relative:
+            pairs = _relative(pairs)
         trains = self.training or needs_grad(pairs, self.head.weight)
         features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
-        return features.view(*maps_BP2HW.shape[:2], -1)
+        return features.view(*maps_BPMHW.shape[:2], -1)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; for many patches also use plain attention, which takes half the time of the fused kernels
@@ -114,9 +123,17 @@ class ResidualViT(nn.Module):
         return block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)  # type: ignore[no-any-return]
 
     @releasing
-    def forward(self, maps_BP2HW: Tensor) -> Tensor:
-        features = self.features(maps_BP2HW).to(self.head.weight.dtype)
+    def forward(self, maps_BPMHW: Tensor) -> Tensor:
+        features = self.features(maps_BPMHW).to(self.head.weight.dtype)
         return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def _relative(maps_P4HW: Tensor) -> Tensor:
+    """Inputs [P,5,H,W]: asinh of the residual over its rms in the pair, its magnitude, the confidence, asinh(flow)."""
+    residual = maps_P4HW[:, :1]
+    size = residual.square().mean((-2, -1), keepdim=True).sqrt() + QUIET_LEVELS
+    relative = (residual / size).asinh()
+    return torch.cat([relative, relative.abs(), maps_P4HW[:, 1:2], maps_P4HW[:, 2:].asinh()], dim=1)
 
 
 def _relinked(backbone: VisionTransformer) -> None:

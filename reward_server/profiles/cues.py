@@ -1,11 +1,11 @@
 """Computes cues: plain numbers about a track's motion that reveal faults. They are part of `embedded`'s track tokens.
 
 Kinematics compare a track's motion with that of its neighbours. Wobble, swimming textures and teleports make a track
-move differently from them. Trails compare the correlation map along the track's drift with the map across it and with
-the map of the first frame, which has no fault. A ghosted frame still shows an object where it was, or already where it
-will be. Both need only cached features.
+move differently from them. All motion is in units of the clip's typical speed, so the cues say how a clip moves and
+not how much. Trails compare the correlation map along the track's drift with the map across it and with the map of the
+first frame, which has no fault. A ghosted frame still shows an object where it was, or already where it will be.
 
-Legend: T frames, N tracks, S scales, K side of a correlation map, C cues.
+Legend: T frames, N tracks, n chosen tracks, K neighbours or side of a correlation map, S scales, C cues.
 """
 
 from __future__ import annotations
@@ -14,59 +14,102 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reward_server.motion import typical_speed
+
 NUM_NEIGHBOURS = 8
-NEIGHBOUR_POOL = 256  # neighbours come from this many first tracks, so that their distance depends on no later track
-FINEST_PX = 0.1  # kinematics are about linear below this and logarithmic above
+NEIGHBOUR_POOL = 256  # neighbours and the typical speed come from this many first tracks, so that no later track counts
+FINEST = 0.05  # typical speeds; kinematics are about linear below this and logarithmic above
 KINEMATICS = 8
-TRAIL_CUES = 5  # per scale
+RATIOS = 5
+GRADIENTS = 3
+TRAIL_CUES = 4  # per scale
+SIDE_PX = 192.0  # side of a square of the profile's area
 LEAST_STEP = 0.7  # shortest drift, in pixels of a scale, whose direction the correlation map can resolve
 
 
 def num_cues(scales: int) -> int:
     """Number of cues of one track in one frame, for this number of correlation scales."""
-    return KINEMATICS + 4 + 2 + 2 * scales + TRAIL_CUES * scales
+    return KINEMATICS + 4 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
+
+
+def track_speed(tracks_TN2: Tensor) -> Tensor:
+    """The typical speed of a clip's tracks, in px per frame: a scalar."""
+    return typical_speed(tracks_TN2[:, :NEIGHBOUR_POOL].diff(dim=0))
 
 
 def track_cues(
     tracks_TN2: Tensor, visibility_TN: Tensor, confidence_TN: Tensor, correlation_TNSKK: Tensor, chosen: slice
 ) -> Tensor:
-    """Cues [T,N,C] of the `chosen` tracks; the arguments hold all tracks.
+    """Cues [T,n,C] of the `chosen` tracks; the arguments hold all tracks.
 
-    They are kinematics, the magnitudes of these, visibility, confidence, per scale the correlation at the centre and
-    how far the map's peak lies above it, and trails.
+    They are kinematics, the magnitudes of these, ratios, gradients, visibility, confidence, per scale the correlation
+    at the centre and how far the map's peak lies above it, and trails.
     """
-    moving = kinematics(tracks_TN2, chosen)
-    speeds = moving.reshape(*moving.shape[:2], 4, 2).norm(dim=-1)
+    nearest = _neighbours(tracks_TN2[0], chosen)
+    motion = relative_motion(tracks_TN2, nearest, chosen)
+    sizes = motion.unflatten(-1, (4, 2)).norm(dim=-1)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
     maps = correlation_TNSKK[:, chosen]
     middle = maps.shape[-1] // 2
     centre = maps[..., middle, middle]
     peak = maps.flatten(3).amax(dim=-1) - centre
-    return torch.cat([moving, speeds, state, centre, peak, trails(_drift(tracks_TN2[:, chosen]), maps)], dim=-1)
+    cues = [torch.asinh(motion / FINEST), torch.asinh(sizes / FINEST), ratios(motion)]
+    cues += [gradients(tracks_TN2, nearest, chosen), state, centre, peak]
+    return torch.cat([*cues, trails(_drift(tracks_TN2[:, chosen]), maps)], dim=-1)
 
 
-def kinematics(tracks_TN2: Tensor, chosen: slice = slice(None)) -> Tensor:
-    """Drift and acceleration of the `chosen` tracks [T,N,8], absolute and relative to the mean of the nearest tracks.
+def relative_motion(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
+    """Drift and acceleration of the `chosen` tracks [T,n,8], absolute and relative to the mean of the nearest tracks.
 
-    They are in pixels per frame (and per frame^2), compressed as asinh(d / 0.1 px). A point of a rigid or smoothly
-    bending object moves with its neighbourhood. In wobble, swimming textures and teleports it does not.
+    They are in typical speeds (per frame). A point of a rigid or smoothly bending object moves with its neighbourhood.
+    In wobble, swimming textures and teleports it does not.
     """
-    drift = _drift(tracks_TN2)
+    drift = _drift(tracks_TN2) / track_speed(tracks_TN2)
     acceleration = torch.zeros_like(drift)
     acceleration[1:-1] = drift[2:] - drift[1:-1]
     motion = torch.cat([drift, acceleration], dim=-1)
-    nearest = _neighbours(tracks_TN2[0], chosen)
-    relative = motion[:, chosen] - motion[:, nearest].mean(dim=2)
-    return torch.asinh(torch.cat([motion[:, chosen], relative], dim=-1) / FINEST_PX)
+    return torch.cat([motion[:, chosen], motion[:, chosen] - motion[:, nearest_nK].mean(dim=2)], dim=-1)
+
+
+def ratios(motion_Tn8: Tensor) -> Tensor:
+    """Numbers without an amount [T,n,5], from `relative_motion`.
+
+    Logarithms of relative over absolute drift, relative over absolute acceleration, and acceleration over drift. Then
+    how alike successive drifts, and successive accelerations, are in direction (-1..1): steady motion keeps its
+    direction, and trembling turns back in every frame.
+    """
+    drift, acceleration, *_ = vectors = motion_Tn8.unflatten(-1, (4, 2)).unbind(-2)
+    own, bent, apart, apart_bent = ((vector.norm(dim=-1) + FINEST).log() for vector in vectors)
+    turns = [_likeness(drift), _likeness(acceleration)]
+    return torch.stack([apart - own, apart_bent - bent, bent - own, *turns], dim=-1)
+
+
+def gradients(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
+    """How the drift changes around each track [T,n,3]: divergence, curl, and what neither explains.
+
+    From the nearest tracks: the drift relative to the track, against the position relative to the track, both as
+    asinh in typical speeds per frame side.
+    """
+    drift = _drift(tracks_TN2) / track_speed(tracks_TN2)
+    there = tracks_TN2[:, nearest_nK] - tracks_TN2[:, chosen][:, :, None]
+    differs = drift[:, nearest_nK] - drift[:, chosen][:, :, None]
+    weight = there.square().sum(dim=(-1, -2)).clamp_min(1.0)
+    turned = torch.stack([-there[..., 1], there[..., 0]], dim=-1)
+    divergence = (differs * there).sum(dim=(-1, -2)) / weight
+    curl = (differs * turned).sum(dim=(-1, -2)) / weight
+    rest = differs - divergence[..., None, None] * there - curl[..., None, None] * turned
+    distance = (weight / nearest_nK.shape[-1]).sqrt()
+    bending = rest.square().sum(dim=-1).mean(dim=-1).sqrt() / distance
+    return torch.asinh(torch.stack([divergence, curl, bending], dim=-1) * SIDE_PX)
 
 
 def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
-    """Trail cues [T,N,5S]: five per scale, from correlation maps sampled along and across the drift.
+    """Trail cues [T,N,4S]: four per scale, from correlation maps sampled along and across the drift.
 
     Cues one and two: the map behind the track (at minus the drift) and ahead of it (at the drift), each minus the first
     frame's map at the same offset and minus the change at the centre. Cue three: behind minus ahead. Cue four: the mean
-    of behind and ahead minus the mean of both sides across the drift. Cue five: 1 if the drift fits into the map and is
-    at least LEAST_STEP. If it does not, all five are 0.
+    of behind and ahead minus the mean of both sides across the drift. All four are 0 unless the drift fits into the map
+    and is at least LEAST_STEP.
     """
     cues = []
     for scale in range(correlation_TNSKK.shape[2]):
@@ -79,7 +122,7 @@ def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
         first = maps[:1].expand_as(maps)
         lost = maps[..., middle, middle] - first[..., middle, middle]
         found = [behind - _at(first, -step) - lost, ahead - _at(first, step) - lost, behind - ahead]
-        found += [(behind + ahead - left - right) / 2, torch.ones_like(behind)]
+        found.append((behind + ahead - left - right) / 2)
         cues.append(torch.stack(found, dim=-1) * fits[..., None])
     return torch.cat(cues, dim=-1)
 
@@ -94,6 +137,14 @@ def _at(maps_TNKK: Tensor, offset_TN2: Tensor) -> Tensor:
 
 def _drift(tracks_TN2: Tensor) -> Tensor:
     return F.pad(tracks_TN2.diff(dim=0), (0, 0, 0, 0, 1, 0))
+
+
+def _likeness(vectors_TN2: Tensor) -> Tensor:
+    """How alike the directions of a vector and its successor in the last frame are [T,N], -1..1; near 0 if either is
+    small."""
+    last = F.pad(vectors_TN2[:-1], (0, 0, 0, 0, 1, 0))
+    product = vectors_TN2.norm(dim=-1) * last.norm(dim=-1)
+    return (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
 
 
 def _neighbours(points_N2: Tensor, chosen: slice) -> Tensor:

@@ -23,11 +23,11 @@ from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
-from reward_server.profiles.cues import num_cues, track_cues
+from reward_server.profiles.cues import num_cues, track_cues, track_speed
 
-# Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
-# a tenth of a pixel and sin(p) a jump across the frame.
-DISPLACEMENT_SCALE = 0.5
+# Displacements are divided by this many typical speeds of the clip, so that sin(2^9 p) resolves a twentieth of the
+# typical step and sin(p) a jump across the frame.
+DISPLACEMENT_SPEEDS = 32.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class EmbeddedProfile:
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 3  # increase it when a code change alters the discriminators' inputs
+    revision: int = 4  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -59,7 +59,7 @@ class EmbeddedProfile:
     @property
     def residual_config(self) -> ResidualViTConfig:
         return ResidualViTConfig(
-            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, compressed=True
+            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, relative=True
         )
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
@@ -81,8 +81,8 @@ class EmbeddedProfile:
         Give all tracks of the clip, because cues (`cues.py`) compare a track with its neighbours. The time embedding is
         added to everything but the cues.
         """
-        scale = DISPLACEMENT_SCALE * self.sampling.area_px**0.5
-        displacement = displacement_features(tracks_TN2[None, :, chosen], (scale, scale))[0]
+        steps = tracks_TN2[None, :, chosen] / (DISPLACEMENT_SPEEDS * track_speed(tracks_TN2))
+        displacement = displacement_features(steps, (1.0, 1.0))[0]
         state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
         correlation = correlation_TNSKK[:, chosen].flatten(2)
         features = torch.cat([state, correlation, displacement], dim=-1)
@@ -91,7 +91,7 @@ class EmbeddedProfile:
         return torch.cat([features, cues], dim=-1).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
+        """Maps [P,4,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1, flow in typical speeds."""
         return motion.maps
 
     @property

@@ -37,6 +37,9 @@ from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.symmetry import PLAIN, Symmetry
 
+LEAST_AMOUNT = 0.05  # frame heights per second
+SHRINK = 0.1  # of the slope's denominator, a variance of log amounts
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -53,6 +56,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 100
     pair_weight: float = 2.0  # weight of `pair_bce`, the loss on each real clip against its own negatives
+    amount_weight: float = 0.0  # weight of `amount_slope`, which keeps the logit from measuring the amount of motion
     symmetries: bool = False  # mirror and transpose the tracks at random in every step
     ema: float = 0.995
     grad_clip: float = 1.0
@@ -170,7 +174,11 @@ class DiscriminatorTrainer:
             logits = self.discriminator(inputs).float()
         owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
         loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
-        return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
+        loss = loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
+        if not self.config.amount_weight:
+            return loss
+        amounts = torch.tensor([sample.amount for sample in real], device=self.device)
+        return loss + self.config.amount_weight * amount_slope(logits[: len(real)], amounts)
 
     def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """A random subset of a sample's frame pairs or tracks."""
@@ -257,6 +265,18 @@ def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """
     difference = real_logits - fake_logits
     return F.binary_cross_entropy_with_logits(difference, torch.ones_like(difference))
+
+
+def amount_slope(real_logits: Tensor, amounts: Tensor) -> Tensor:
+    """The squared slope of real clips' logits against the logarithm of their amount of motion.
+
+    Amounts are in frame heights per second, and those below LEAST_AMOUNT count as it: a clip that hardly moves may
+    score lower, but among clips that move, more motion is not more real. With a few clips the slope is shrunk.
+    """
+    level = amounts.clamp_min(LEAST_AMOUNT).log()
+    level = level - level.mean()
+    slope = (level * (real_logits - real_logits.mean())).mean() / (level.square().mean() + SHRINK)
+    return slope.square()
 
 
 @torch.no_grad()

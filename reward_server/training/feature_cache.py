@@ -32,6 +32,7 @@ class Sample:
     fault: str  # "" for real clips, "generated" for generated clips, else the fault's name
     strength: float
     shape: tuple[int, int, int]  # frames, height, width
+    amount: float = 0.0  # motion of the view before any fault, in frame heights per second (`negatives.fastest_motion`)
 
 
 class FeatureCache:

@@ -168,6 +168,9 @@ def sanity(
     *,
     server: Server = None,
     windows: Annotated[int, typer.Option(min=1, help="Maximum number of windows per clip, evenly spaced.")] = 1,
+    plain: Annotated[
+        bool, typer.Option(help="Do not add noise, flicker and compression to each clip, drawn anew for each.")
+    ] = False,
     seed: Seed = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
@@ -181,7 +184,9 @@ def sanity(
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
-    raise typer.Exit(ladder.run(paths, settings, server=server, windows=windows, seed=seed, outputs=outputs))
+    raise typer.Exit(
+        ladder.run(paths, settings, server=server, windows=windows, seed=seed, captured=not plain, outputs=outputs)
+    )
 
 
 @app.command()

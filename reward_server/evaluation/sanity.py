@@ -1,8 +1,10 @@
 """Implements `motion-reward sanity`: checks that motion faults lower the reward of a real clip, more with strength.
 
 A clip is decoded as the server decodes it, and each fault is applied at that rate. The real clip and its faulty twins
-form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points,
-so that they differ only by the fault.
+form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points.
+Each first passes through a capture chain of its own (`reward_server/capture`), so that exact copies, noise or sharpness
+do not give a fault away. Twins that hardly differ from their clip are left out. So are the faults that only hold the
+picture (`faults.stillness.HOLDING`), if hardly anything moves in the clip.
 
 Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS.
 """
@@ -10,7 +12,7 @@ Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -20,6 +22,7 @@ from rich.table import Table
 
 from protos.json_codec import to_json
 from protos.types import REWARDS, Clip, Context, Outcome, Submission
+from reward_server.capture.chain import Capture
 from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
@@ -36,7 +39,8 @@ from reward_server.evaluation.scoring import (
     outcome_row,
     rewards_of,
 )
-from reward_server.faults import NAMES, STRENGTHS, with_fault
+from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, with_fault
+from reward_server.faults.stillness import HOLDING, is_still
 from reward_server.settings import Settings
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
@@ -47,7 +51,10 @@ RUNGS = (0.0, *STRENGTHS)
 STRETCH = 4
 
 
-def levels_of(faults: Sequence[str] = NAMES) -> list[tuple[str, float]]:
+Level = tuple[str, float]  # a fault and its strength
+
+
+def levels_of(faults: Sequence[str] = NAMES) -> list[Level]:
     """Name and strength of every rung of a ladder with these faults, the real clip first."""
     return [(REAL, 0.0), *((name, strength) for name in faults for strength in STRENGTHS)]
 
@@ -70,24 +77,41 @@ def run(
     server: str | None = None,
     windows: int = 1,
     seed: int = 0,
+    captured: bool = True,
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
     """Run the command: score all ladders, print the figures and write `outputs`.
 
-    Returns 1 if a real clip has no reward, else 0. Raises BadRequest if a path names no clips.
+    Without `captured`, the clips do not pass through the capture chain. Returns 1 if a real clip has no reward, else 0. Raises BadRequest if a path names no clips.
     """
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         shots = find_shots(paths)
         task = bar.add_task("ladders", total=len(shots))
-        ladders = climb(shots, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
+        ladders = climb(
+            shots,
+            scorer,
+            settings,
+            windows=windows,
+            seed=seed,
+            captured=captured,
+            done=lambda: bar.advance(task),
+        )
         rungs = [rung for ladder in ladders for rung in ladder]
     figures = ladder_figures(rungs)
     counts = count_outcomes(rung.outcome for rung in rungs)
-    about = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
+    about = {
+        "model": to_json(scorer.model),
+        "scored_by": scorer.where,
+        "seed": seed,
+        "clips": len(shots),
+        "captured": captured,
+    }
+    about["still"] = still = num_still(rungs)
     document = {**about, "outcomes": counts, "figures": [row.as_json() for row in figures]}
-    console.print(*[ladder_table(figures, name) for name in REWARDS], f"outcomes: {counts}", sep="\n")
+    told = f"{still} clips hardly move: they have no faults that only hold the picture"
+    console.print(*[ladder_table(figures, name) for name in REWARDS], told, f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     if outputs.plots is not None:
@@ -105,6 +129,7 @@ def climb(
     windows: int = 1,
     seed: int = 0,
     faults: Sequence[str] = NAMES,
+    captured: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Rung]]:
     """Yield one ladder per clip and window; its rungs are scored together.
@@ -119,22 +144,46 @@ def climb(
             yield [Rung(clip=shot.name, start_s=0.0, fault=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
-                submissions = ladder_submissions(stretch, scorer, shot.short_name, levels, seed)
+                climbed = ladder_submissions(stretch, scorer, shot.short_name, levels, seed, captured=captured)
+                outcomes = scorer.score(list(climbed.values()))
                 yield [
                     Rung(clip=shot.name, start_s=stretch.start_s, fault=name, strength=level, outcome=outcome)
-                    for (name, level), outcome in zip(levels, scorer.score(submissions), strict=True)
+                    for (name, level), outcome in zip(climbed, outcomes, strict=True)
                 ]
         done()
 
 
 def ladder_submissions(
-    stretch: Window, scorer: RewardSource, name: str, levels: Sequence[tuple[str, float]], seed: int
-) -> list[Submission]:
-    """Submissions, in one group, of the first window of the stretch and its faulty twins."""
+    stretch: Window,
+    scorer: RewardSource,
+    name: str,
+    levels: Sequence[Level],
+    seed: int,
+    *,
+    captured: bool = False,
+) -> dict[Level, Submission]:
+    """Submissions, in one group, of the first window of the stretch and of its faulty twins that can be seen."""
     own = derived_seed(seed, name, stretch.start_s)
     context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
-    clips = [rung_clip(stretch.clip, scorer, *level, own) for level in levels]
-    return [tensor_submission(clip, context) for clip in clips]
+    clips = {level: rung_clip(stretch.clip, scorer, *level, own) for level in levels}
+    seen = _seen(clips)
+    if captured:
+        draws = np.random.default_rng(own).spawn(len(levels))
+        seen = {level: Capture.draw(draws[levels.index(level)]).apply(clip) for level, clip in seen.items()}
+    return {level: tensor_submission(clip, context) for level, clip in seen.items()}
+
+
+def _seen(clips: Mapping[Level, Clip]) -> dict[Level, Clip]:
+    """The clips of a ladder without those whose fault cannot be seen."""
+    real = clips[REAL, 0.0]
+    still = is_still(real)
+
+    def shows(fault: str, clip: Clip) -> bool:
+        if fault in (REAL, "fps_relabelled"):  # the latter changes no frame
+            return True
+        return not (still and fault in HOLDING) and difference(real, clip) >= LEAST_DIFFERENCE
+
+    return {level: clip for level, clip in clips.items() if shows(level[0], clip)}
 
 
 def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, seed: int) -> Clip:
@@ -174,13 +223,20 @@ def reward_array(rungs: Sequence[Rung]) -> Floats:
     return rewards
 
 
+def num_still(rungs: Sequence[Rung]) -> int:
+    """How many ladders have no fault that only holds the picture, because their clip hardly moves."""
+    ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
+    return sum(len(ladder) > 1 and all(rung.fault not in HOLDING for rung in ladder) for ladder in ladders)
+
+
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Figures of each reward: for each fault, for all faults together, and for all faults but RETIMED."""
+    """Figures of each reward: for each fault, for all together, for all trained faults but RETIMED, and for HELD_OUT."""
     rewards = reward_array(rungs)
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
-    kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
+    kept = [index for index, name in enumerate(NAMES) if name not in (*RETIMED, *HELD_OUT)]
+    held_out = [NAMES.index(name) for name in HELD_OUT]
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
-    groups.append(("all but retimed", kept))
+    groups += [("all but retimed", kept), ("never trained on", held_out)]
     return [
         _figures(reward_name, name, rewards[..., index][:, chosen], clips)
         for index, reward_name in enumerate(REWARDS)

@@ -91,7 +91,7 @@ class EmbeddedProfile:
         return torch.cat([features, cues], dim=-1).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """Maps [P,4,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1, flow in typical speeds."""
+        """Maps [P,4,H,W]: brightness-constancy residual in gray levels, flow confidence, flow in typical speeds."""
         return motion.maps
 
     @property

@@ -1,4 +1,4 @@
-"""Tests the capture chain: what each stage adds, that draws differ and repeat, and that frozen clips stop being copies."""
+"""Tests the capture chain: what each stage adds, and that a frozen clip is no longer made of copies."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_coarse_noise_keeps_its_sigma() -> None:
 def test_flicker_changes_frames_and_a_long_memory_drifts() -> None:
     def steps(memory: float) -> float:
         flicker = Flicker(exposure=0.02, balance=0.0, memory=memory)
-        levels = flicker.apply(gray(100, num=200), np.random.default_rng(2)).mean(axis=(1, 2, 3))
-        assert levels.std() == pytest.approx(2.0, rel=0.6)
+        levels = flicker.apply(gray(100, num=400), np.random.default_rng(2)).mean(axis=(1, 2, 3))
+        assert levels.std() == pytest.approx(2.0, rel=0.4)
         return float(np.abs(np.diff(levels)).mean())
 
-    assert steps(0.98) < 0.3 * steps(0.0)
+    assert steps(0.9) < 0.6 * steps(0.0)
 
 
 def test_warps_stay_below_a_tenth_of_a_pixel() -> None:

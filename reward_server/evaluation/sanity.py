@@ -83,7 +83,8 @@ def run(
 ) -> int:
     """Run the command: score all ladders, print the figures and write `outputs`.
 
-    Without `captured`, the clips do not pass through the capture chain. Returns 1 if a real clip has no reward, else 0. Raises BadRequest if a path names no clips.
+    Without `captured`, the clips do not pass through the capture chain. Returns 1 if a real clip has no reward, else 0.
+    Raises BadRequest if a path names no clips.
     """
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
@@ -230,7 +231,7 @@ def num_still(rungs: Sequence[Rung]) -> int:
 
 
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Figures of each reward: for each fault, for all together, for all trained faults but RETIMED, and for HELD_OUT."""
+    """Figures of each reward: for each fault, all together, all trained ones but RETIMED, and HELD_OUT."""
     rewards = reward_array(rungs)
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in (*RETIMED, *HELD_OUT)]

@@ -45,7 +45,7 @@ def track_cues(
     They are kinematics, the magnitudes of these, ratios, gradients, visibility, confidence, per scale the correlation
     at the centre and how far the map's peak lies above it, and trails.
     """
-    nearest = _neighbours(tracks_TN2[0], chosen)
+    nearest = nearest_tracks(tracks_TN2[0], chosen)
     motion = relative_motion(tracks_TN2, nearest, chosen)
     sizes = motion.unflatten(-1, (4, 2)).norm(dim=-1)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
@@ -103,6 +103,20 @@ def gradients(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None
     return torch.asinh(torch.stack([divergence, curl, bending], dim=-1) * SIDE_PX)
 
 
+def nearest_tracks(points_N2: Tensor, chosen: slice = slice(None)) -> Tensor:
+    """Indices [n,K] of the K nearest other points of each chosen point, among the first NEIGHBOUR_POOL points.
+
+    Query points are whole pixels, so equal distances are common. The earlier point then wins. Otherwise rounding would
+    decide, and the same clip could get different rewards.
+    """
+    points = points_N2.double()
+    pool = points[:NEIGHBOUR_POOL]
+    own = torch.arange(len(points))[chosen]
+    distance = (points[own][:, None] - pool).square().sum(dim=-1)
+    distance[own[:, None] == torch.arange(len(pool))] = torch.inf
+    return distance.argsort(dim=-1, stable=True)[:, : min(NUM_NEIGHBOURS, len(pool) - 1)]
+
+
 def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
     """Trail cues [T,N,4S]: four per scale, from correlation maps sampled along and across the drift.
 
@@ -145,17 +159,3 @@ def _likeness(vectors_TN2: Tensor) -> Tensor:
     last = F.pad(vectors_TN2[:-1], (0, 0, 0, 0, 1, 0))
     product = vectors_TN2.norm(dim=-1) * last.norm(dim=-1)
     return (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
-
-
-def _neighbours(points_N2: Tensor, chosen: slice) -> Tensor:
-    """Indices [n,K] of the K nearest other points of each chosen point, among the first NEIGHBOUR_POOL points.
-
-    Query points are whole pixels, so equal distances are common. The earlier point then wins. Otherwise rounding would
-    decide, and the same clip could get different rewards.
-    """
-    points = points_N2.double()
-    pool = points[:NEIGHBOUR_POOL]
-    own = torch.arange(len(points))[chosen]
-    distance = (points[own][:, None] - pool).square().sum(dim=-1)
-    distance[own[:, None] == torch.arange(len(pool))] = torch.inf
-    return distance.argsort(dim=-1, stable=True)[:, : min(NUM_NEIGHBOURS, len(pool) - 1)]

@@ -57,7 +57,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     pair_weight: float = 2.0  # weight of `pair_bce`, the loss on each real clip against its own negatives
     amount_weight: float = 0.0  # weight of `amount_slope`, which keeps the logit from measuring the amount of motion
-    symmetries: bool = False  # mirror and transpose the tracks at random in every step
+    symmetries: bool = False  # mirror and transpose the motion at random in every step
     ema: float = 0.995
     grad_clip: float = 1.0
     bf16: bool = True  # train in bf16 if the device supports it
@@ -185,7 +185,7 @@ class DiscriminatorTrainer:
         if self.name == "instantaneous":
             num_pairs = self.cache.num_pairs(sample)
             taken = min(self.config.pairs_per_step, num_pairs)
-            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken)
+            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken, symmetry)
         num = self.config.tracks_per_step
         first = int(rng.integers(self.cache.num_tracks(sample) - num + 1))
         return self.cache.tokens(sample, self.profile, first, num, symmetry)

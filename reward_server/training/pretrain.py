@@ -38,6 +38,8 @@ from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
 
+AMOUNT_WEIGHT = 0.3  # of `amount_slope`, for `embedded`
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSource:
@@ -60,14 +62,17 @@ def configs(
 ) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
     """What to cache and how to train each discriminator for a profile.
 
-    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` uses
-    the learning rate, weight decay, gradient clipping and loss of the paper (arXiv 2603.17426). Unlike the paper, it
-    uses batches of 6 without accumulation, and 256 of the cached tracks per step.
+    The instantaneous discriminator of `embedded` needs fewer steps. `shift` uses the learning rate, weight decay,
+    gradient clipping and loss of the paper (arXiv 2603.17426). Unlike the paper, it uses batches of 6 without
+    accumulation, and 256 of the cached tracks per step.
     """
     if profile == "embedded":
+        training = TrainingConfig(
+            steps=steps, seed=seed, symmetries=True, tracks_per_step=48, amount_weight=AMOUNT_WEIGHT
+        )
         return CacheConfig(seed=seed), {
-            "instantaneous": TrainingConfig(steps=math.ceil(steps / 2), seed=seed),
-            "long_term": TrainingConfig(steps=steps, seed=seed, symmetries=True),
+            "instantaneous": replace(training, steps=math.ceil(steps / 2)),
+            "long_term": training,
         }
     cache = CacheConfig(profile=profile, frames_per_view=12, num_tracks=512, num_pairs=12, seed=seed)
     training = TrainingConfig(

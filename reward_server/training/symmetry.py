@@ -1,4 +1,4 @@
-"""Mirrors and transposes cached tracks, so that one clip gives eight training examples of the long-term discriminator.
+"""Mirrors and transposes cached motion, so that one clip gives eight training examples.
 
 Mirrored motion is as plausible as before, and a fault stays a fault. The features of a mirrored clip follow from those
 of the clip, so no estimator runs again. Only plain correlation maps can be mirrored; a network's embedding cannot.
@@ -36,6 +36,14 @@ class Symmetry:
         differences of positions.
         """
         return {name: self._one(name, tensor) for name, tensor in tensors.items()}
+
+    def seen(self, maps_PMHW: Tensor) -> Tensor:
+        """Apply the symmetry to residual maps (`Motion.maps`): to the frame, and to the flow if it is among them."""
+        turned = self._maps(maps_PMHW)
+        if turned.shape[1] == 2:
+            return turned
+        flow = self._points(turned[:, 2:].movedim(1, -1)).movedim(-1, 1)
+        return torch.cat([turned[:, :2], flow], dim=1)
 
     def _one(self, name: str, tensor: Tensor) -> Tensor:
         if name == "tracks":

@@ -1,6 +1,7 @@
 """Defines the instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
 
-The small ViT of `embedded` also reads the flow, and the residual relative to its own size (`relative`).
+The small ViT of `embedded` also reads the flow, and the residual relative to its own size (`relative`). A second logit
+comes from statistics of cues of these maps (`map_cues.py`).
 
 As in SHIFT (arXiv 2603.17426), the maps are the two input channels, the class token's features are averaged over the
 frame pairs, and one linear layer gives the logit. Parameter names are those of the reference code's `flow_vit` module.
@@ -18,6 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reward_server.discriminators.map_cues import NUM_MAP_CUES, map_cues
+from reward_server.discriminators.statistics_logit import StatisticsLogit
 from reward_server.networks.compiled import compilable
 from reward_server.networks.prepacked import Compute, Linear, needs_grad, passes, releasing
 
@@ -74,6 +77,7 @@ class ResidualViT(nn.Module):
         )
         _relinked(self.backbone)
         self.head = nn.Linear(config.dim, 1)
+        self.statistics = StatisticsLogit(NUM_MAP_CUES) if config.relative else None
 
     def features(self, maps_BPMHW: Tensor) -> Tensor:
         """Class-token features [B,P,C] of every frame pair. Raises ValueError for maps of another shape."""
@@ -81,7 +85,7 @@ class ResidualViT(nn.Module):
             raise ValueError(f"maps must be [B,P,{self.config.num_maps},H,W], got {list(maps_BPMHW.shape)}")
         pairs = maps_BPMHW.flatten(0, 1)
         if self.config.relative:
-            pairs = _relative(pairs)
+            pairs = _channels(_relative(pairs))
         trains = self.training or needs_grad(pairs, self.head.weight)
         features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
         return features.view(*maps_BPMHW.shape[:2], -1)
@@ -125,15 +129,25 @@ class ResidualViT(nn.Module):
     @releasing
     def forward(self, maps_BPMHW: Tensor) -> Tensor:
         features = self.features(maps_BPMHW).to(self.head.weight.dtype)
-        return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
+        logits: Tensor = self.head(features.mean(dim=1)).squeeze(-1)
+        return logits if self.statistics is None else logits + self.statistics(self.cues(maps_BPMHW))
+
+    def cues(self, maps_BPMHW: Tensor) -> Tensor:
+        """What the statistics read [B,N,P,C]: cues of every place of the maps."""
+        return map_cues(_relative(maps_BPMHW.float()))
 
 
-def _relative(maps_P4HW: Tensor) -> Tensor:
-    """Inputs [P,5,H,W]: asinh of the residual over its rms in the pair, its magnitude, the confidence, asinh(flow)."""
-    residual = maps_P4HW[:, :1]
+def _relative(maps_BPMHW: Tensor) -> Tensor:
+    """The same maps with the residual in units of its rms in the frame pair, plus QUIET_LEVELS."""
+    residual, others = maps_BPMHW[..., :1, :, :], maps_BPMHW[..., 1:, :, :]
     size = residual.square().mean((-2, -1), keepdim=True).sqrt() + QUIET_LEVELS
-    relative = (residual / size).asinh()
-    return torch.cat([relative, relative.abs(), maps_P4HW[:, 1:2], maps_P4HW[:, 2:].asinh()], dim=1)
+    return torch.cat([residual / size, others], dim=-3)
+
+
+def _channels(relative_P4HW: Tensor) -> Tensor:
+    """The backbone's input [P,5,H,W]: residual and its magnitude, confidence, and flow, compressed by asinh."""
+    residual, flow = relative_P4HW[:, :1].asinh(), relative_P4HW[:, 2:].asinh()
+    return torch.cat([residual, residual.abs(), relative_P4HW[:, 1:2], flow], dim=1)
 
 
 def _relinked(backbone: VisionTransformer) -> None:

@@ -29,7 +29,12 @@ LEAST_STEP = 0.7  # shortest drift, in pixels of a scale, whose direction the co
 
 def num_cues(scales: int) -> int:
     """Number of cues of one track in one frame, for this number of correlation scales."""
-    return KINEMATICS + 4 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
+    return KINEMATICS + num_turned(scales)
+
+
+def num_turned(scales: int) -> int:
+    """Number of cues, the last ones, that stay the same when the clip is mirrored or turned: all but the vectors."""
+    return 4 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
 
 
 def track_speed(tracks_TN2: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def ratios(motion_Tn8: Tensor) -> Tensor:
 
 
 def gradients(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
-    """How the drift changes around each track [T,n,3]: divergence, curl, and what neither explains.
+    """How the drift changes around each track [T,n,3]: divergence, size of the curl, and what neither explains.
 
     From the nearest tracks: the drift relative to the track, against the position relative to the track, both as
     asinh in typical speeds per frame side.
@@ -100,7 +105,7 @@ def gradients(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None
     rest = differs - divergence[..., None, None] * there - curl[..., None, None] * turned
     distance = (weight / nearest_nK.shape[-1]).sqrt()
     bending = rest.square().sum(dim=-1).mean(dim=-1).sqrt() / distance
-    return torch.asinh(torch.stack([divergence, curl, bending], dim=-1) * SIDE_PX)
+    return torch.asinh(torch.stack([divergence, curl.abs(), bending], dim=-1) * SIDE_PX)
 
 
 def nearest_tracks(points_N2: Tensor, chosen: slice = slice(None)) -> Tensor:

@@ -23,7 +23,7 @@ from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
-from reward_server.profiles.cues import num_cues, track_cues, track_speed
+from reward_server.profiles.cues import num_cues, num_turned, track_cues, track_speed
 
 # Displacements are divided by this many typical speeds of the clip, so that sin(2^9 p) resolves a twentieth of the
 # typical step and sin(p) a jump across the frame.
@@ -51,9 +51,14 @@ class EmbeddedProfile:
     @property
     def track_config(self) -> TrackViTConfig:
         token_dim = 2 + self.correlation_scales * self.correlation_window**2 + DISPLACEMENT_FEATURES
-        cues = num_cues(self.correlation_scales)
         return TrackViTConfig(
-            token_dim=token_dim + cues, dim=64, heads=4, depth=2, mlp_dim=256, num_virtual=16, num_cues=cues
+            token_dim=token_dim + num_cues(self.correlation_scales),
+            dim=64,
+            heads=4,
+            depth=2,
+            mlp_dim=256,
+            num_virtual=16,
+            num_cues=num_turned(self.correlation_scales),
         )
 
     @property

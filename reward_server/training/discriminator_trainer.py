@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
-from protos.types import DISCRIMINATORS, DiscriminatorName
+from protos.types import DiscriminatorName
+from reward_server.discriminators.statistics_logit import statistics
 from reward_server.errors import BadRequest
 from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
@@ -35,10 +35,9 @@ from reward_server.profiles.discriminators import new_discriminators
 from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.losses import view_loss
+from reward_server.training.statistics_stage import StatisticsTraining, fit_statistics
 from reward_server.training.symmetry import PLAIN, Symmetry
-
-LEAST_AMOUNT = 0.05  # frame heights per second
-SHRINK = 0.1  # of the slope's denominator, a variance of log amounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class TrainingConfig:
     views_per_step: int = 6
     views_at_once: int = 6  # views per pass; fewer need less memory and give the same gradients
     negatives_per_view: int = 3
+    statistics: StatisticsTraining | None = None  # how the logit of statistics is trained first, if there is one
     tracks_per_step: int = 32
     pairs_per_step: int = 3
     learning_rate: float = 1e-3
@@ -96,9 +96,8 @@ class DiscriminatorTrainer:
         torch.manual_seed(config.seed)
         self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
         self.device = device
-        self.discriminator: nn.Module = dict(zip(DISCRIMINATORS, new_discriminators(profile), strict=True))[name].to(
-            device
-        )
+        instantaneous, long_term = new_discriminators(profile)
+        self.discriminator = (instantaneous if name == "instantaneous" else long_term).to(device)
         self.average = copy.deepcopy(self.discriminator).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.discriminator.parameters(),
@@ -119,6 +118,8 @@ class DiscriminatorTrainer:
         other clips or settings.
         """
         self._resume([*views, *held_out])
+        if not self.step:
+            self._fit_statistics(views)
         with SummaryWriter(str(self.folder)) as log:
             for batch in self._batches(views):
                 if self.step >= self.config.steps or self._stalled():
@@ -142,11 +143,29 @@ class DiscriminatorTrainer:
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:
         """The averaged discriminator's logit of one clip, from its first tracks or all its cached pairs."""
+        return float(self.average(self._whole(sample, self.config.evaluate_tracks)))
+
+    def _whole(self, sample: Sample, num_tracks: int) -> Tensor:
+        """A clip's first tracks, or all its cached pairs, as a batch of one."""
         if self.name == "instantaneous":
             inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
         else:
-            inputs = self.cache.tokens(sample, self.profile, 0, self.config.evaluate_tracks)
-        return float(self.average(inputs[None].to(self.device)))
+            inputs = self.cache.tokens(sample, self.profile, 0, min(num_tracks, self.cache.num_tracks(sample)))
+        return inputs[None].to(self.device)
+
+    def _fit_statistics(self, views: Sequence[View]) -> None:
+        """Train the statistics' logit first, if the discriminator has one, and copy it into the average."""
+        logit = self.discriminator.statistics
+        if logit is None or self.config.statistics is None:
+            return
+        cues = self.discriminator.cues
+        with torch.inference_mode():
+            known = {
+                key: statistics(cues(self._whole(one, self.cache.num_tracks(one))))[0]
+                for key, one in clips_of(views).items()
+            }
+        fit_statistics(logit, views, known, self.config.statistics)
+        self.average.load_state_dict(self.discriminator.state_dict())
 
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
@@ -172,13 +191,13 @@ class DiscriminatorTrainer:
         inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
         with fast_forward(bf16=self.config.bf16, device=self.device):
             logits = self.discriminator(inputs).float()
-        owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
-        loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
-        loss = loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
-        if not self.config.amount_weight:
-            return loss
-        amounts = torch.tensor([sample.amount for sample in real], device=self.device)
-        return loss + self.config.amount_weight * amount_slope(logits[: len(real)], amounts)
+        return view_loss(
+            logits[: len(real)],
+            logits[len(real) :],
+            torch.tensor([sample.amount for sample in real], device=self.device),
+            pair_weight=self.config.pair_weight,
+            amount_weight=self.config.amount_weight,
+        )
 
     def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """A random subset of a sample's frame pairs or tracks."""
@@ -248,35 +267,6 @@ class DiscriminatorTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
         self.step, self.best, self.best_step = state["progress"]
-
-
-def adversarial_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE of real clips with target 1 plus mean BCE of the others with target 0 (SHIFT, Eq. 7)."""
-    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
-    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
-    return real + fake
-
-
-def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE, with target 1, of the logit of each real clip minus the logit of one of its own negatives.
-
-    SHIFT re-centres rewards within a group of clips that share their first frame. So a policy depends on the order
-    within a group, while the plain BCE mostly depends on differences between scenes.
-    """
-    difference = real_logits - fake_logits
-    return F.binary_cross_entropy_with_logits(difference, torch.ones_like(difference))
-
-
-def amount_slope(real_logits: Tensor, amounts: Tensor) -> Tensor:
-    """The squared slope of real clips' logits against the logarithm of their amount of motion.
-
-    Amounts are in frame heights per second, and those below LEAST_AMOUNT count as it: a clip that hardly moves may
-    score lower, but among clips that move, more motion is not more real. With a few clips the slope is shrunk.
-    """
-    level = amounts.clamp_min(LEAST_AMOUNT).log()
-    level = level - level.mean()
-    slope = (level * (real_logits - real_logits.mean())).mean() / (level.square().mean() + SHRINK)
-    return slope.square()
 
 
 @torch.no_grad()

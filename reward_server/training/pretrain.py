@@ -37,8 +37,9 @@ from reward_server.training.discriminator_trainer import DiscriminatorTrainer, T
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
+from reward_server.training.statistics_stage import StatisticsTraining
 
-AMOUNT_WEIGHT = 0.3  # of `amount_slope`, for `embedded`
+AMOUNT_WEIGHT = 0.3  # of `losses.amount_slope`, for `embedded`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,11 @@ def configs(
     """
     if profile == "embedded":
         training = TrainingConfig(
-            steps=steps, seed=seed, symmetries=True, tracks_per_step=48, amount_weight=AMOUNT_WEIGHT
+            steps=steps,
+            seed=seed,
+            symmetries=True,
+            amount_weight=AMOUNT_WEIGHT,
+            statistics=StatisticsTraining(seed=seed),
         )
         return CacheConfig(seed=seed), {
             "instantaneous": replace(training, steps=math.ceil(steps / 2)),

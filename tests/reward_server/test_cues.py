@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
-from reward_server.discriminators.track_statistics import BOUND, StatisticsLogit, statistics
+from reward_server.discriminators.statistics_logit import BOUND, StatisticsLogit, statistics
 from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.faults import with_fault
 from reward_server.motion import Motion, random_queries
@@ -146,17 +146,16 @@ def test_ghosting_leaves_a_trail_along_the_motion(moving_texture: Clip, seed: in
 
 
 def test_statistics_are_taken_over_tracks_and_then_frames() -> None:
-    cues = torch.zeros(1, 3, 4, 1)
-    cues[0, :, 0] = 99.0  # the first frame is left out
-    cues[0, :, 1:, 0] = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 6.0], [4.0, 2.0, 9.0]])
+    cues = torch.zeros(1, 3, 3, 1)
+    cues[0, :, :, 0] = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 6.0], [4.0, 2.0, 9.0]])
     found = statistics(cues)[0]
     assert found.shape == (17,)
     medians = torch.tensor([1.0, 2.0, 6.0])
     torch.testing.assert_close(found[1], medians.mean())
     torch.testing.assert_close(found[4 + 1], medians.std(correction=0))
     torch.testing.assert_close(found[[8 + 1, 12 + 1]], torch.tensor([1.0, 6.0]))
-    torch.testing.assert_close(found[3], cues[0, :, 1:].mean())
-    deviations = cues[0, :, 1:, 0].std(dim=1, correction=0)
+    torch.testing.assert_close(found[3], cues[0].mean())
+    deviations = cues[0, :, :, 0].std(dim=1, correction=0)
     torch.testing.assert_close(found[16], deviations.median())
 
 

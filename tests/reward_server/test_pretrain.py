@@ -24,12 +24,11 @@ from reward_server.settings import Settings
 from reward_server.training.discriminator_trainer import (
     DiscriminatorTrainer,
     TrainingConfig,
-    adversarial_bce,
-    amount_slope,
     update_average,
 )
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.losses import adversarial_bce, amount_slope
 from reward_server.training.pretrain import pretrain
 from reward_server.training.samples import CacheConfig
 from reward_server.training.views import Take, draw_view

@@ -270,7 +270,7 @@ def value_table(figures: Sequence[Resisted]) -> Table:
 
 def gain_table(gains: Sequence[Gains]) -> Table:
     columns = ("clips", "mean", "95%", "most", f"% above {LARGE_GAIN}")
-    table = report.figure_table("gain of the searches: (found - real) / (real - strong faults)", ("search",), columns)
+    table = report.figure_table("gain: (found - real) / (real - strong faults)", ("search",), columns)
     for row in gains:
         numbers = (report.number(row.mean), report.interval(row.interval), report.number(row.most))
         table.add_row(row.search, str(row.large.pairs), *numbers, report.percent(row.large))

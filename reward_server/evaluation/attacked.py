@@ -180,7 +180,7 @@ def _suite(clip: Clip, judge: _Judge, seed: int, step: Callable[[], None]) -> Fl
     for kind in ROWS:
         still = broken(clip, kind)
         clips = [disguised(still, disguise, seed) for disguise in DISGUISES]
-        cues = [[plain_cues(one)[name] for name in CUES] for one in clips]
+        cues = [[cues.get(name, math.nan) for name in CUES] for cues in map(plain_cues, clips)]
         rows.append(np.concatenate([judge.rewards(clips), np.array(cues)], axis=1))
         step()
     return np.stack(rows)

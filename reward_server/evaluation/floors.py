@@ -52,10 +52,11 @@ def plain_statistics(clip: Clip, seed: int) -> dict[str, float]:
 
 
 def plain_cues(clip: Clip) -> dict[str, float]:
-    """Compute the two plain cues of a clip of at least three frames, by name (CUES). Both are high for real motion.
+    """Compute the two plain cues of a clip, by name (CUES). Higher is meant to be more real.
 
     peak_divergence  largest divergence of the DIS flow between frames two apart, up to MOST_DIVERGENCE, in px per px;
                      mean over pairs. Things that move past each other have high values, a moving picture has low ones.
+                     Left out for a clip of two frames.
     warp_likeness    negative flow-warp error: minus the mean absolute difference, in gray levels, between a frame
                      and the next one warped back by the flow
 
@@ -69,7 +70,8 @@ def plain_cues(clip: Clip) -> dict[str, float]:
 
     peaks = [_peak(flow(first, third)) for first, third in zip(small, small[2:], strict=False)]
     errors = [_warp_error(first, second, flow(first, second)) for first, second in pairwise(small)]
-    return {"peak_divergence": float(np.mean(peaks)), "warp_likeness": -float(np.mean(errors))}
+    likeness = {"warp_likeness": -float(np.mean(errors))}
+    return likeness | ({"peak_divergence": float(np.mean(peaks))} if peaks else {})
 
 
 def amount_of_motion(clip: Clip) -> float:

@@ -98,7 +98,7 @@ def resistance(path: Path, plain: SharesByValue, same: SharesByValue) -> None:
     for row, by_value, title in zip(panels, (plain, same), titles, strict=True):
         for panel, (value, by_disguise) in zip(row, by_value.items(), strict=True):
             kinds = list(next(iter(by_disguise.values())))
-            drawn = _heat_map(panel, [list(by_kind.values()) for by_kind in by_disguise.values()])
+            drawn = _heat_map(panel, [list(by_kind.values()) for by_kind in by_disguise.values()], low=0)
             panel.set_xticks(range(len(kinds)), kinds, rotation=45)
             panel.set_yticks(range(len(by_disguise)), list(by_disguise))
             panel.set_title(value.replace("_", " "))
@@ -136,12 +136,12 @@ def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
     panel.fill_between(strengths, low, high, color=COLOURS[reward_name], alpha=0.12, linewidth=0)
 
 
-def _heat_map(panel: Axes, fractions: Sequence[Sequence[float | None]]) -> AxesImage:
-    """Draw shares 0..1 as per cent, in colour and in figures."""
+def _heat_map(panel: Axes, fractions: Sequence[Sequence[float | None]], *, low: float = 50) -> AxesImage:
+    """Draw shares 0..1 as per cent, in figures and in colours from `low` to 100."""
     percents = 100 * np.array(fractions, dtype=np.float64)  # None, an absent fraction, becomes NaN
     for (y, x), value in np.ndenumerate(percents):
         panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
-    return panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
+    return panel.imshow(percents, vmin=low, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -2,16 +2,17 @@
 
 A clip is decoded as the server decodes it, and each fault is applied at that rate. The real clip and its faulty twins
 form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points,
-so that they differ only by the fault.
+so that they differ only by the fault. The two plain cues of `floors.py` are reported beside the rewards, as baselines.
 
-Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS.
+Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS, V values
+in the order of VALUES.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -19,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import REWARDS, Clip, Context, Outcome, Submission
+from protos.types import REWARDS, Clip, Context, Outcome
 from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
+from reward_server.evaluation.floors import CUES, plain_cues
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
@@ -41,6 +43,7 @@ from reward_server.settings import Settings
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
+VALUES = (*REWARDS, *CUES)
 RETIMED = ("speed_change", "fps_relabelled")  # faults that could also be plausible clips at another speed
 RUNGS = (0.0, *STRENGTHS)
 # A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.
@@ -61,6 +64,7 @@ class Rung:
     fault: str
     strength: float
     outcome: Outcome
+    cues: Mapping[str, float] = field(default_factory=dict)  # empty if the clip does not decode
 
 
 def run(
@@ -87,7 +91,7 @@ def run(
     counts = count_outcomes(rung.outcome for rung in rungs)
     about = {"model": to_json(scorer.model), "scored_by": scorer.where, "seed": seed, "clips": len(shots)}
     document = {**about, "outcomes": counts, "figures": [row.as_json() for row in figures]}
-    console.print(*[ladder_table(figures, name) for name in REWARDS], f"outcomes: {counts}", sep="\n")
+    console.print(*[ladder_table(figures, name) for name in VALUES], f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     if outputs.plots is not None:
@@ -119,22 +123,29 @@ def climb(
             yield [Rung(clip=shot.name, start_s=0.0, fault=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
-                submissions = ladder_submissions(stretch, scorer, shot.short_name, levels, seed)
-                yield [
-                    Rung(clip=shot.name, start_s=stretch.start_s, fault=name, strength=level, outcome=outcome)
-                    for (name, level), outcome in zip(levels, scorer.score(submissions), strict=True)
-                ]
+                yield _ladder(shot, stretch, scorer, levels, seed)
         done()
 
 
-def ladder_submissions(
-    stretch: Window, scorer: RewardSource, name: str, levels: Sequence[tuple[str, float]], seed: int
-) -> list[Submission]:
-    """Submissions, in one group, of the first window of the stretch and its faulty twins."""
-    own = derived_seed(seed, name, stretch.start_s)
-    context = Context(group_id=f"{name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
+def _ladder(
+    shot: Shot, stretch: Window, scorer: RewardSource, levels: Sequence[tuple[str, float]], seed: int
+) -> list[Rung]:
+    """Score, in one group, the first window of the stretch and its faulty twins."""
+    own = derived_seed(seed, shot.short_name, stretch.start_s)
+    context = Context(group_id=f"{shot.short_name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
     clips = [rung_clip(stretch.clip, scorer, *level, own) for level in levels]
-    return [tensor_submission(clip, context) for clip in clips]
+    outcomes = scorer.score([tensor_submission(clip, context) for clip in clips])
+    return [
+        Rung(
+            clip=shot.name,
+            start_s=stretch.start_s,
+            fault=name,
+            strength=strength,
+            outcome=outcome,
+            cues=plain_cues(clip),
+        )
+        for (name, strength), clip, outcome in zip(levels, clips, outcomes, strict=True)
+    ]
 
 
 def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, seed: int) -> Clip:
@@ -165,25 +176,31 @@ def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: in
 
 def reward_array(rungs: Sequence[Rung]) -> Floats:
     """Rewards [C,D,R,3], NaN where there is none. The real clip's rewards are in rung 0 of every fault."""
+    return _value_array(rungs)[..., : len(REWARDS)]
+
+
+def _value_array(rungs: Sequence[Rung]) -> Floats:
+    """Rewards and cues [C,D,R,V], in the same way."""
     ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
-    rewards = np.full((len(ladders), len(NAMES), len(RUNGS), len(REWARDS)), math.nan)
-    for ladder, rewards_DR3 in zip(ladders, rewards, strict=True):
+    values = np.full((len(ladders), len(NAMES), len(RUNGS), len(VALUES)), math.nan)
+    for ladder, values_DRV in zip(ladders, values, strict=True):
         for rung in ladder:
             place = slice(None) if rung.fault == REAL else NAMES.index(rung.fault)
-            rewards_DR3[place, RUNGS.index(rung.strength)] = rewards_of(rung.outcome)
-    return rewards
+            cues = [rung.cues.get(name, math.nan) for name in CUES]
+            values_DRV[place, RUNGS.index(rung.strength)] = [*rewards_of(rung.outcome), *cues]
+    return values
 
 
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Figures of each reward: for each fault, for all faults together, and for all faults but RETIMED."""
-    rewards = reward_array(rungs)
+    """Figures of each reward and cue: for each fault, for all faults together, and for all faults but RETIMED."""
+    values = _value_array(rungs)
     clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
     kept = [index for index, name in enumerate(NAMES) if name not in RETIMED]
     groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
     groups.append(("all but retimed", kept))
     return [
-        _figures(reward_name, name, rewards[..., index][:, chosen], clips)
-        for index, reward_name in enumerate(REWARDS)
+        _figures(value_name, name, values[..., index][:, chosen], clips)
+        for index, value_name in enumerate(VALUES)
         for name, chosen in groups
     ]
 
@@ -221,13 +238,13 @@ def _ladder_of(rung: Rung) -> tuple[str, float]:
 
 # --- reports ------------------------------------------------------------------------------------
 
-CSV_COLUMNS = ("clip", "start_s", "fault", "strength", *OUTCOME_COLUMNS)
+CSV_COLUMNS = ("clip", "start_s", "fault", "strength", *OUTCOME_COLUMNS, *CUES)
 
 
 def rung_row(rung: Rung) -> dict[str, object]:
     """One rung as a line of the CSV and an entry of `rungs` in the JSON."""
     place = {"clip": rung.clip, "start_s": rung.start_s, "fault": rung.fault, "strength": rung.strength}
-    return {**place, **outcome_row(rung.outcome)}
+    return {**place, **outcome_row(rung.outcome), **{name: rung.cues.get(name) for name in CUES}}
 
 
 def ladder_table(figures: Sequence[Figures], reward_name: str) -> Table:

@@ -231,7 +231,8 @@ def _print(console: Console, results: Sequence[Attacked], figures: Sequence[Resi
     if apart["still"]:
         names = ", ".join(f"{name} ({motion:.3f})" for name, motion in apart["still"].items())
         limit = f"motion below {LEAST_MOTION} frame heights per second"
-        console.print(f"left out because nothing moves ({limit}): {len(apart['still'])} clips: {names}")
+        told = f"left out because nothing moves ({limit}): {len(apart['still'])} clips: {names}"
+        console.print(told, markup=False)  # a shot's name has brackets
     if apart["undecodable"]:
         console.print(f"left out because they do not decode: {len(apart['undecodable'])} clips")
         console.print(*(f"  {name}: {error}" for name, error in apart["undecodable"].items()), sep="\n", markup=False)

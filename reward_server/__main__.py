@@ -217,6 +217,40 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    *,
+    real: Annotated[
+        list[str],
+        typer.Option(help="Real clips: a folder, file or quoted glob; may be repeated. Of a manifest, the held-out."),
+    ],
+    budget: Annotated[
+        int, typer.Option(min=0, help="Clips scored in the searches on each real clip; 0 leaves the searches out.")
+    ] = 96,
+    population: Annotated[int, typer.Option(min=4, help="Clips per generation of a search.")] = 12,
+    work: Annotated[Path, typer.Option(help="Folder for finished clips; the same folder resumes the run.")] = Path(
+        "runs/attack"
+    ),
+    server: Server = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+    plot: PlotFolder = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Try to raise the reward of real clips without mending their motion: by disguised freezes and glides, and by a
+    search. The last output line is JSON."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server.evaluation import attack as attacks  # noqa: PLC0415
+    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
+    from reward_server.evaluation.search import Budget  # noqa: PLC0415
+
+    outputs = Outputs(json=json, csv=csv, plots=plot)
+    allowed = Budget(evaluations=budget, population=population)
+    raise typer.Exit(attacks.run(real, settings, server=server, budget=allowed, work=work, seed=seed, outputs=outputs))
+
+
+@app.command()
 def bench(
     *,
     quick: Annotated[bool, typer.Option(help="Use one clip size, fewer clips and fewer rounds.")] = False,

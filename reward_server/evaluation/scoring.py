@@ -1,4 +1,4 @@
-"""Gets rewards for `score`, `sanity`, `evaluate` and `bench`, from a pipeline in this process or from a server.
+"""Gets rewards for the evaluation commands, from a pipeline in this process or from a server.
 
 A missing reward is never replaced by a number. It is an outcome with an error, an empty cell in a report, and NaN in
 arithmetic.

@@ -26,7 +26,7 @@ from reward_server.decoding.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
 from reward_server.evaluation import evaluate
 from reward_server.evaluation.evaluate import GENERATED, REAL, Case, judge, separations, side_averages
-from reward_server.evaluation.floors import FLOORS, plain_statistics
+from reward_server.evaluation.floors import CUES, FLOORS, plain_cues, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.scoring import failed_outcome
@@ -153,6 +153,16 @@ def test_a_still_clip_has_sharpness_but_no_motion():
     assert found["flow_magnitude"] < 0.005 and found["track_roughness"] < 0.01
     laplacian = cv2.Laplacian(cv2.cvtColor(frame[0], cv2.COLOR_RGB2GRAY), cv2.CV_32F)
     assert found["sharpness"] == pytest.approx(np.abs(laplacian).mean(), rel=1e-6)
+
+
+def test_the_cues_know_a_held_picture_from_things_that_move_past_each_other():
+    frames = texture(8, 96, 144, step=2)
+    passing = np.concatenate([frames[:, :48], frames[::-1, 48:]], axis=1)  # the halves move in opposite directions
+    held, moved, passed = (plain_cues(clip_of(some)) for some in (frames[[0] * 8], frames, passing))
+    assert held["warp_likeness"] == 0 and held["peak_divergence"] < 0.01
+    assert -3 < moved["warp_likeness"] < 0
+    assert held["peak_divergence"] < passed["peak_divergence"] <= 1 and passed.keys() == set(CUES)
+    assert plain_cues(clip_of(frames[:2])).keys() == {"warp_likeness"}
 
 
 def test_frame_difference_is_in_grey_levels():

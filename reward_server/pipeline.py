@@ -39,6 +39,7 @@ from protos.types import (
 )
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
+from reward_server.estimators.dynamics import mean_dynamics
 from reward_server.motion import Motion
 from reward_server.networks.prepacked import Compute, passes
 from reward_server.profiles import Profile, load_profile
@@ -239,6 +240,7 @@ class Pipeline:
                 for window, row in zip(item.decoded.windows, logits_W2, strict=True)
             ),
             provenance=self._provenance(item, motions, replace(timings, decode_ms=item.decode_ms)),
+            dynamics=mean_dynamics(motions),
         )
 
     def _combined(self, logits: Logits) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.table import Table
 from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
 from protos.submissions import submission
-from protos.types import REWARDS, Context, Error, Outcome, OutcomeKind, Submission
+from protos.types import DYNAMICS, REWARDS, Context, Error, Outcome, OutcomeKind, Submission
 from reward_server.data.shots import find_files
 from reward_server.errors import ClipTooLarge, error_outcome
 from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
@@ -27,6 +27,7 @@ from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
     RewardSource,
     bounded,
+    dynamics_of,
     failed_outcome,
     open_scorer,
     outcome_row,
@@ -104,18 +105,20 @@ def _read(path: Path, max_bytes: int) -> Submission | Outcome:
 def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
     """The JSON report.
 
-    For each reward it holds [mean, [{"video_path", "video_results"}, ...]] over the clips with a reward, in VBench's
-    format for a dimension. `results` holds the full result of every file, errors included.
+    For each reward and each number of the dynamics it holds [mean, [{"video_path", "video_results"}, ...]] over the
+    clips that have it, in VBench's format for a dimension. `results` holds the full result of every file, errors
+    included.
     """
-    dimensions: dict[str, Any] = {}
-    for reward_name in REWARDS:
-        values = {str(item.path): getattr(item.outcome.reward, reward_name) for item in scored if item.ok}
-        mean = sum(values.values()) / len(values) if values else None
-        dimensions[reward_name] = [
-            mean,
-            [{"video_path": path, "video_results": value} for path, value in values.items()],
-        ]
+    rewards = {name: {str(s.path): getattr(s.outcome.reward, name) for s in scored if s.ok} for name in REWARDS}
+    moving = [(str(item.path), dynamics_of(item.outcome)) for item in scored]
+    motions = {name: {path: found[name] for path, found in moving if found} for name in DYNAMICS}
+    dimensions = {name: _dimension(values) for name, values in (rewards | motions).items()}
     return {**dimensions, "results": [{"path": str(s.path), **result_to_json(s.outcome)} for s in scored]}
+
+
+def _dimension(values: Mapping[str, float]) -> list[Any]:
+    mean = sum(values.values()) / len(values) if values else None
+    return [mean, [{"video_path": path, "video_results": value} for path, value in values.items()]]
 
 
 def table(scored: Sequence[FileOutcome]) -> Table:

@@ -28,6 +28,7 @@ from protos.types import (
     Context,
     ContractError,
     DiscriminatorRefresh,
+    Dynamics,
     Error,
     Input,
     Limits,
@@ -97,6 +98,15 @@ provenances = st.builds(
     timings=st.builds(Timings, queue_ms=number, decode_ms=number, motion_ms=number, discriminator_ms=number),
     warnings=st.lists(st.builds(ClipWarning, code=text, message=text, share=share), max_size=2).map(tuple),
 )
+amount = st.floats(0, 1e6)
+dynamics = st.builds(
+    Dynamics,
+    total_motion=amount,
+    camera_motion=amount,
+    object_motion=amount,
+    dynamic_degree=share,
+    tracks_alive=share,
+)
 rewards = st.builds(
     Reward,
     combined=st.floats(-10, 10),
@@ -107,6 +117,7 @@ rewards = st.builds(
     bounds=st.just(Bounds(min=-10.0, max=10.0)),
     windows=st.lists(st.builds(WindowLogits, start_s=number, logits=logits), max_size=3).map(tuple),
     provenance=provenances,
+    dynamics=st.none() | dynamics,
 )
 outcomes = st.builds(Outcome, job_id=text, kind=st.just(OutcomeKind.OK), reward=rewards, context=contexts) | st.builds(
     Outcome,
@@ -194,6 +205,23 @@ def test_outcomes_survive_the_wire_unchanged(outcome: Outcome, cursor: str) -> N
 def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
     text = json.dumps(json_codec.result_to_json(outcome), allow_nan=False)
     assert json_codec.result_from_json(json.loads(text)) == outcome
+
+
+@settings(max_examples=25)
+@given(outcomes.filter(lambda outcome: outcome.reward is not None))
+def test_an_answer_of_an_older_server_has_no_dynamics(outcome: Outcome) -> None:
+    """What such a server leaves out is absent, never zeros."""
+    message, result = codec.outcome_to_message(outcome), json_codec.result_to_json(outcome)
+    message.reward.ClearField("dynamics")
+    del result["reward"]["dynamics"]
+    for told in (codec.outcome_from_message(through_wire(message)), json_codec.result_from_json(result)):
+        assert told.reward and told.reward.dynamics is None
+
+
+def test_dynamics_of_a_still_clip_are_zeros_and_not_absent() -> None:
+    still = Dynamics(total_motion=0, camera_motion=0, object_motion=0, dynamic_degree=0, tracks_alive=0)
+    message = pb.Reward(bounds=pb.Bounds(min=-1, max=1), dynamics=pb.Dynamics())
+    assert codec.outcome_from_message(pb.Outcome(kind=pb.OK, reward=message)).reward.dynamics == still
 
 
 @settings(max_examples=25)

@@ -133,7 +133,12 @@ def typical_speed(steps_px: Tensor) -> Tensor:
     It is at least SLOWEST_PX, so that the noise of a still picture stays small beside it. Motion divided by this speed
     says how a clip moves and not how much.
     """
-    return steps_px.norm(dim=-1).flatten().quantile(FAST).clamp_min(SLOWEST_PX)
+    return fastest(steps_px).clamp_min(SLOWEST_PX)
+
+
+def fastest(steps_px: Tensor) -> Tensor:
+    """The quantile FAST of the lengths of steps [...,2]: a scalar."""
+    return steps_px.norm(dim=-1).flatten().quantile(FAST)
 
 
 def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from protos.types import Clip
 from reward_server.faults.interpolation import Floats, pixel_grid, sample_linear, sample_sharp
 
 GLIDE = 0.3  # rms speed of the glide at strength 1, in S per second, before a drawn factor
-PACE = (0.5, 1.4)  # the drawn factor
+PACE = (0.08, 1.4)  # the drawn factor, evenly in its logarithm: a slow zoom is as much a glide as a fast pan
 RELIEF = (0.25, 0.6)  # how far the speed of near and far content is from the mean, where there is parallax
 
 
@@ -26,7 +26,7 @@ def gliding(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     num_frames, _, height, width = clip.frames.shape
     side = min(height, width)
     glide = _Glide(height, width, rng)
-    speed = GLIDE * rng.uniform(*PACE) * (0.2 + 0.8 * strength) * side / clip.fps  # px per frame
+    speed = GLIDE * np.exp(rng.uniform(*np.log(PACE))) * (0.2 + 0.8 * strength) * side / clip.fps  # px per frame
     depth = _depth(height, width, rng) if rng.random() < 0.5 else None
     last = num_frames - 1
     held = min(round((1 - strength) * last), last - 1)

@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reward_server.motion import typical_speed
+from reward_server.motion import SLOWEST_PX, fastest
 
 NUM_NEIGHBOURS = 8
 NEIGHBOUR_POOL = 256  # neighbours and the typical speed come from this many first tracks, so that no later track counts
+LAG = 4  # frames
+LEAST_CONFIDENCE = 0.3
+FITS = 3
+LEAST_WEIGHT = 1e-3
+FEWEST = 64  # confident positions from which the speed is taken
+STILL_PX = (0.02, 0.3)  # px per frame; below, a clip is still, and above, more motion says nothing
 FINEST = 0.05  # typical speeds; kinematics are about linear below this and logarithmic above
 KINEMATICS = 8
 RATIOS = 5
@@ -34,12 +40,19 @@ def num_cues(scales: int) -> int:
 
 def num_turned(scales: int) -> int:
     """Number of cues, the last ones, that stay the same when the clip is mirrored or turned: all but the vectors."""
-    return 4 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
+    return 4 + 2 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
 
 
-def track_speed(tracks_TN2: Tensor) -> Tensor:
-    """The typical speed of a clip's tracks, in px per frame: a scalar."""
-    return typical_speed(tracks_TN2[:, :NEIGHBOUR_POOL].diff(dim=0))
+def track_speed(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
+    """How fast the fastest tenth of a clip's tracks gets on, in px per frame: a scalar.
+
+    A track's steps are taken over LAG frames, because noise trembles and does not get on. Tracks that are not sure of
+    their position do not count, unless hardly any is.
+    """
+    lag = min(LAG, len(tracks_TN2) - 1)
+    tracks, sure = tracks_TN2[:, :NEIGHBOUR_POOL], confidence_TN[lag:, :NEIGHBOUR_POOL] > LEAST_CONFIDENCE
+    steps = (tracks[lag:] - tracks[:-lag]) / lag
+    return fastest(steps[sure] if int(sure.sum()) >= FEWEST else steps)
 
 
 def track_cues(
@@ -47,33 +60,59 @@ def track_cues(
 ) -> Tensor:
     """Cues [T,n,C] of the `chosen` tracks; the arguments hold all tracks.
 
-    They are kinematics, the magnitudes of these, ratios, gradients, visibility, confidence, per scale the correlation
-    at the centre and how far the map's peak lies above it, and trails.
+    They are kinematics, the magnitudes of these, own motion, stillness, ratios, gradients, visibility, confidence, per
+    scale the correlation at the centre and how far the map's peak lies above it, and trails.
     """
+    speed = track_speed(tracks_TN2, confidence_TN)
+    steps = _drift(tracks_TN2)
+    drift = steps / speed.clamp_min(SLOWEST_PX)
     nearest = nearest_tracks(tracks_TN2[0], chosen)
-    motion = relative_motion(tracks_TN2, nearest, chosen)
+    motion = relative_motion(drift, nearest, chosen)
     sizes = motion.unflatten(-1, (4, 2)).norm(dim=-1)
+    stillness = speed.clamp(*STILL_PX).log().expand(*motion.shape[:2], 1)
+    own = own_motion(tracks_TN2, confidence_TN)[:, chosen] / speed.clamp_min(SLOWEST_PX)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
     maps = correlation_TNSKK[:, chosen]
     middle = maps.shape[-1] // 2
     centre = maps[..., middle, middle]
     peak = maps.flatten(3).amax(dim=-1) - centre
-    cues = [torch.asinh(motion / FINEST), torch.asinh(sizes / FINEST), ratios(motion)]
-    cues += [gradients(tracks_TN2, nearest, chosen), state, centre, peak]
-    return torch.cat([*cues, trails(_drift(tracks_TN2[:, chosen]), maps)], dim=-1)
+    cues = [torch.asinh(torch.cat([motion, sizes, own[..., None]], dim=-1) / FINEST), stillness, ratios(motion)]
+    cues += [gradients(drift, tracks_TN2, nearest, chosen), state, centre, peak, trails(steps[:, chosen], maps)]
+    return torch.cat(cues, dim=-1)
 
 
-def relative_motion(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
+def relative_motion(drift_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
     """Drift and acceleration of the `chosen` tracks [T,n,8], absolute and relative to the mean of the nearest tracks.
 
-    They are in typical speeds (per frame). A point of a rigid or smoothly bending object moves with its neighbourhood.
-    In wobble, swimming textures and teleports it does not.
+    They are in the unit of `drift_TN2`. A point of a rigid or smoothly bending object moves with its neighbourhood. In
+    wobble, swimming textures and teleports it does not.
     """
-    drift = _drift(tracks_TN2) / track_speed(tracks_TN2)
-    acceleration = torch.zeros_like(drift)
-    acceleration[1:-1] = drift[2:] - drift[1:-1]
-    motion = torch.cat([drift, acceleration], dim=-1)
+    acceleration = torch.zeros_like(drift_TN2)
+    acceleration[1:-1] = drift_TN2[2:] - drift_TN2[1:-1]
+    motion = torch.cat([drift_TN2, acceleration], dim=-1)
     return torch.cat([motion[:, chosen], motion[:, chosen] - motion[:, nearest_nK].mean(dim=2)], dim=-1)
+
+
+def own_motion(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
+    """How far each track moves on its own [T,N], in px per frame: what no affine motion of the whole frame explains.
+
+    Steps are taken over LAG frames. In a glide over a still picture hardly anything moves on its own. The fit is
+    repeated with less weight for the tracks that it does not explain, so that it follows the background.
+    """
+    lag = min(LAG, len(tracks_TN2) - 1)
+    places, steps = tracks_TN2[:-lag] / SIDE_PX, (tracks_TN2[lag:] - tracks_TN2[:-lag]) / lag
+    known = torch.cat([torch.ones_like(places[..., :1]), places], dim=-1)[:, :NEIGHBOUR_POOL]  # [T-lag,N,3]
+    weight = confidence_TN[lag:, :NEIGHBOUR_POOL, None] + LEAST_WEIGHT
+    left = steps[:, :NEIGHBOUR_POOL]
+    for _ in range(FITS):
+        moments = known.mT @ (weight * known) + LEAST_WEIGHT * torch.eye(3)
+        affine = torch.linalg.solve(moments, known.mT @ (weight * steps[:, :NEIGHBOUR_POOL]))
+        left = (steps[:, :NEIGHBOUR_POOL] - known @ affine).norm(dim=-1, keepdim=True)
+        middle = left.median(dim=1, keepdim=True).values + LEAST_WEIGHT
+        weight = (confidence_TN[lag:, :NEIGHBOUR_POOL, None] + LEAST_WEIGHT) / (1 + (left / middle).square())
+    everywhere = torch.cat([torch.ones_like(places[..., :1]), places], dim=-1) @ affine
+    own = (steps - everywhere).norm(dim=-1)
+    return torch.cat([own[:1].expand(lag, -1), own])
 
 
 def ratios(motion_Tn8: Tensor) -> Tensor:
@@ -89,15 +128,14 @@ def ratios(motion_Tn8: Tensor) -> Tensor:
     return torch.stack([apart - own, apart_bent - bent, bent - own, *turns], dim=-1)
 
 
-def gradients(tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
+def gradients(drift_TN2: Tensor, tracks_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
     """How the drift changes around each track [T,n,3]: divergence, size of the curl, and what neither explains.
 
     From the nearest tracks: the drift relative to the track, against the position relative to the track, both as
-    asinh in typical speeds per frame side.
+    asinh of the drift's unit per frame side.
     """
-    drift = _drift(tracks_TN2) / track_speed(tracks_TN2)
     there = tracks_TN2[:, nearest_nK] - tracks_TN2[:, chosen][:, :, None]
-    differs = drift[:, nearest_nK] - drift[:, chosen][:, :, None]
+    differs = drift_TN2[:, nearest_nK] - drift_TN2[:, chosen][:, :, None]
     weight = there.square().sum(dim=(-1, -2)).clamp_min(1.0)
     turned = torch.stack([-there[..., 1], there[..., 0]], dim=-1)
     divergence = (differs * there).sum(dim=(-1, -2)) / weight

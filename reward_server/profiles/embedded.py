@@ -20,7 +20,7 @@ from protos.types import Clip
 from reward_server.decoding.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.estimators.classical import ClassicalEstimators
-from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
+from reward_server.motion import DISPLACEMENT_FEATURES, SLOWEST_PX, Motion, displacement_features, random_queries
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.cues import num_cues, num_turned, track_cues, track_speed
@@ -86,7 +86,8 @@ class EmbeddedProfile:
         Give all tracks of the clip, because cues (`cues.py`) compare a track with its neighbours. The time embedding is
         added to everything but the cues.
         """
-        steps = tracks_TN2[None, :, chosen] / (DISPLACEMENT_SPEEDS * track_speed(tracks_TN2))
+        speed = track_speed(tracks_TN2, confidence_TN).clamp_min(SLOWEST_PX)
+        steps = tracks_TN2[None, :, chosen] / (DISPLACEMENT_SPEEDS * speed)
         displacement = displacement_features(steps, (1.0, 1.0))[0]
         state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
         correlation = correlation_TNSKK[:, chosen].flatten(2)

@@ -20,7 +20,7 @@ from reward_server.errors import UnreadableClip
 
 RATE_RANGE = (0.625, 1.5)  # as a share of the profile's rate: the rates that a clip can have after its resampling
 NEAR = 64  # frames: how far a later draw can start from the first one
-FIXED = 0.85  # how often the crop box stands still
+FIXED = 0.97  # how often the crop box stands still
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 

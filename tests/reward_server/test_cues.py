@@ -11,16 +11,18 @@ from protos.types import Clip
 from reward_server.discriminators.statistics_logit import BOUND, StatisticsLogit, statistics
 from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.faults import with_fault
-from reward_server.motion import Motion, random_queries
+from reward_server.motion import SLOWEST_PX, Motion, random_queries
 from reward_server.profiles.cues import (
     KINEMATICS,
     TRAIL_CUES,
     gradients,
     nearest_tracks,
     num_cues,
+    own_motion,
     ratios,
     relative_motion,
     track_cues,
+    track_speed,
     trails,
 )
 
@@ -51,8 +53,14 @@ def moving_texture() -> Clip:
     return Clip(frames=np.repeat(gray[:, None], 3, axis=1), fps=12.0)
 
 
+def drift_of(tracks: Tensor) -> Tensor:
+    """Drift [T,N,2] in typical speeds."""
+    steps = torch.cat([torch.zeros_like(tracks[:1]), tracks.diff(dim=0)])
+    return steps / track_speed(tracks, torch.ones(tracks.shape[:2])).clamp_min(SLOWEST_PX)
+
+
 def moved(tracks: Tensor) -> Tensor:
-    return relative_motion(tracks, nearest_tracks(tracks[0]))
+    return relative_motion(drift_of(tracks), nearest_tracks(tracks[0]))
 
 
 def test_a_rigid_drift_has_no_motion_relative_to_neighbours() -> None:
@@ -80,7 +88,8 @@ def test_cues_do_not_change_with_the_amount_of_motion() -> None:
     small, large = (torch.cat([start, start + scale * steps]) for scale in (1.0, 3.0))
     torch.testing.assert_close(moved(small), moved(large), atol=1e-4, rtol=0)
     nearest = nearest_tracks(start[0])
-    torch.testing.assert_close(gradients(small, nearest), gradients(large, nearest), atol=1e-4, rtol=0)
+    turned = [gradients(drift_of(tracks), start.expand_as(tracks), nearest) for tracks in (small, large)]
+    torch.testing.assert_close(*turned, atol=1e-4, rtol=0)
 
 
 def test_a_still_picture_under_noise_stays_small() -> None:
@@ -96,13 +105,33 @@ def test_steady_motion_keeps_its_direction_and_trembling_turns_back() -> None:
     assert again[1] < -0.9
 
 
+def test_own_motion_is_what_the_camera_does_not_explain() -> None:
+    start = grid(1, (0.0, 0.0))[0]
+    panned = torch.stack([(start - 35) * 1.01**t + 35 + torch.tensor([2.0, 1.0]) * t for t in range(9)])
+    sure = torch.ones(panned.shape[:2])
+    assert own_motion(panned, sure).max() < 0.02
+    walked = panned.clone()
+    walked[:, :6] += torch.arange(9.0)[:, None, None] * torch.tensor([0.0, 3.0])
+    own = own_motion(walked, sure)[-1]
+    torch.testing.assert_close(own[:6], torch.full((6,), 3.0), atol=0.2, rtol=0)
+    assert own[6:].max() < 0.3
+
+
+def test_trembling_does_not_get_on() -> None:
+    noise = torch.randn(16, 64, 2, generator=torch.Generator().manual_seed(0))
+    sure = torch.ones(16, 64)
+    still, moving = grid(16, (0.0, 0.0)), grid(16, (1.0, 0.0))
+    assert track_speed(still + 0.05 * noise, sure) < 0.04
+    assert track_speed(moving + 0.05 * noise, sure) == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_zoom_is_divergence_and_a_turn_is_curl() -> None:
     start = grid(1, (0.0, 0.0))[0] - 35.0
     nearest = nearest_tracks(start)
     zoom = torch.stack([start * 1.02**t for t in range(4)])
     angles = 0.02 * torch.arange(4)
     turn = torch.stack([start @ torch.tensor([[a.cos(), a.sin()], [-a.sin(), a.cos()]]) for a in angles])
-    zoomed, turned = gradients(zoom, nearest)[2].mean(dim=0), gradients(turn, nearest)[2].mean(dim=0)
+    zoomed, turned = (gradients(drift_of(tracks), tracks, nearest)[2].mean(dim=0) for tracks in (zoom, turn))
     assert zoomed[0] > 10 * max(abs(float(zoomed[1])), float(zoomed[2]))
     assert turned[1] > 10 * max(abs(float(turned[0])), float(turned[2]))
 

@@ -1,6 +1,6 @@
 """Measures how discriminators rank a fault that they were never trained on, with one pretraining per fault left out.
 
-    python -m benchmarks.left_out --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
+    python -m benchmarks.left_out --real data/clips --real data/scenes --work data/pretrain \\
         --shots data/clips [--steps 600] [--fault wobbled ...]
 
 Each training is short. One training with all faults, equally short, serves as the baseline: the difference to it is

@@ -15,13 +15,15 @@ from reward_server.faults.interpolation import Floats, pixel_grid, sample_linear
 GLIDE = 0.3  # rms speed of the glide at strength 1, in S per second, before a drawn factor
 PACE = (0.08, 1.4)  # the drawn factor, evenly in its logarithm: a slow zoom is as much a glide as a fast pan
 RELIEF = (0.25, 0.6)  # how far the speed of near and far content is from the mean, where there is parallax
+INSIDE = 0.75  # how often the view stays inside the picture; outside it there is only the picture's mirror image
 
 
 def gliding(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     """Stop the scene and move the camera: the last share `strength` of the clip glides over one frame.
 
-    At 1 it is the first frame. The glide is a zoom, a pan, a turn or a mix, and faster when stronger. Every second
-    glide has parallax, from a random smooth depth.
+    At 1 it is the first frame. The glide is a zoom, a pan, a turn or a mix, and faster when stronger. Most pans and
+    turns also zoom in, as far as the view needs to stay inside the picture. Every second glide has parallax, from a
+    random smooth depth.
     """
     num_frames, _, height, width = clip.frames.shape
     side = min(height, width)
@@ -47,12 +49,15 @@ class _Glide:
         self.centre = complex(*(rng.uniform(0.35, 0.65, 2) * (width - 1, height - 1)))
         self.offsets = points - self.centre
         kind = str(rng.choice(["zoom", "pan", "turn", "mix"], p=[0.4, 0.2, 0.15, 0.25]))
-        zoom = rng.choice([1, 1, 1, -1]) * rng.uniform(0.5, 1)  # mostly in, because there is nothing outside
-        turn = rng.choice([-1, 1]) * rng.uniform(0.3, 1)
+        inside = rng.random() < INSIDE
+        zoom = (1 if inside else -1) * rng.uniform(0.5, 1) * (kind in ("zoom", "mix"))
+        turn = rng.choice([-1, 1]) * rng.uniform(0.3, 1) * (kind in ("turn", "mix"))
         pan = np.exp(2j * np.pi * rng.random())
         self.shift = complex(pan) if kind in ("pan", "mix") else 0j
         size = np.sqrt((np.abs(self.offsets) ** 2).mean())
-        self.growth = complex(zoom * (kind in ("zoom", "mix")), turn * (kind in ("turn", "mix"))) / size
+        self.growth = complex(zoom, turn) / size
+        if inside:
+            self.growth += max(0.0, self._entering() - self.growth.real)
         rms = np.sqrt((np.abs(self.growth * self.offsets + self.shift) ** 2).mean())
         self.growth, self.shift = self.growth / rms, self.shift / rms
 
@@ -64,6 +69,12 @@ class _Glide:
         place = np.asarray(self.grid + depth[..., None] * moved, np.float32)
         near = sample_linear(depth, place)
         return np.asarray(self.grid + near[..., None] * moved, np.float32)
+
+    def _entering(self) -> float:
+        """The least zoom with which nothing enters the view at its border, for this shift and turn."""
+        corners = self.offsets[[0, 0, -1, -1], [0, -1, 0, -1]]
+        drift = self.shift + 1j * self.growth.imag * corners
+        return float(np.maximum(-drift.real / corners.real, -drift.imag / corners.imag).max())
 
     def _back(self, distance: float) -> Floats:
         """The displacement [H,W,2] from each pixel to its origin without parallax."""

@@ -22,7 +22,7 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard
 from protos.reader.payload import Payload, open_payload
 from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
-from protos.reader.sniff import check_complete, sniff
+from protos.reader.sniff import sniff
 from protos.reader.tensors import is_tensor, open_tensor
 from protos.reader.times import frame_interval, nearest, nearest_frames
 from protos.types import ClipWarning, Limits, Media
@@ -183,7 +183,6 @@ def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None
     if media is Media.TENSOR or (media is None and is_tensor(payload)):
         return open_tensor(payload, guard)
     form = sniff(payload)
-    check_complete(payload, form)
     return open_webp(payload, guard) if form == "webp" else open_container(payload, form, guard, track)
 
 

@@ -223,36 +223,16 @@ def test_wall_time_is_limited():
 
 # --- cut or damaged ---
 
-CUT = {
-    "mp4": lambda frames: media.video(frames, fps=10, codec_options=NO_ENCODER_NOTE),
-    "mp4 fast start": lambda frames: media.video(frames, fps=10, codec_options=NO_ENCODER_NOTE, **FAST_START),
-    "mp4 fragmented": lambda frames: media.video(
-        frames, fps=10, codec_options={"g": "6"}, options={"movflags": "frag_keyframe+empty_moov"}
-    ),
-    "mkv": lambda frames: media.video(frames, fps=10, container="matroska"),
-    "webm": lambda frames: media.video(frames, fps=10, container="webm", codec="libvpx-vp9"),
-    "avi": lambda frames: media.video(frames, fps=10, container="avi", codec="mpeg4"),
-    "gif": media.gif,
-    "webp": media.webp,
-}
-
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("name", CUT)
-def test_a_cut_file_is_refused(name, share):
-    whole = CUT[name](media.texture(24))
-    assert run(whole).source.frames == 24
-    refused(UnreadableClip, whole[: int(len(whole) * share)], "")
+def test_an_mp4_cut_before_its_index_is_refused(share):
+    whole = mp4(codec_options=NO_ENCODER_NOTE)
+    refused(UnreadableClip, whole[: int(len(whole) * share)], "its index never arrived", "upload the whole file")
 
 
 def test_a_cut_tensor_is_refused():
     payload = media.tensor(media.texture(24), 10.0)
     refused(BadTensor, payload[:-1], "damaged", kind=Media.TENSOR)
-
-
-def test_a_cut_transport_stream_is_a_shorter_clip():
-    whole = mp4(48, container="mpegts")
-    assert 8 <= run(whole[: len(whole) * 3 // 4]).source.frames < 48
 
 
 def test_damaged_frames_are_refused_above_the_tolerance():

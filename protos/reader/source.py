@@ -22,6 +22,7 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard
 from protos.reader.payload import Payload, open_payload
 from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
+from protos.reader.sequences import is_sequence, open_sequence
 from protos.reader.sniff import sniff
 from protos.reader.tensors import is_tensor, open_tensor
 from protos.reader.times import frame_interval, nearest, nearest_frames
@@ -132,13 +133,18 @@ def open_source(
     max_decode_s: float = MAX_READ_S,
     media: Media | None = None,
     track: int | None = None,
+    fps: float | None = None,
 ) -> Iterator[Source]:
     """Open a file or its bytes and decode the first frame. The bytes show the format, unless `media` is given.
 
-    `track` chooses a video track by its position. Raises subclasses of ReaderError, and OSError for a path that
-    cannot be read.
+    `track` chooses a video track by its position. A path can also be an image sequence, a folder of pictures or a
+    pattern, with its frame rate `fps`; files have their own rate. Raises subclasses of ReaderError, and OSError for a
+    path that cannot be read.
     """
     guard = Guard(limits=limits, max_decode_s=max_decode_s)
+    if isinstance(data, Path) and is_sequence(data):
+        yield _source(open_sequence(data, guard, fps), guard)
+        return
     with open_payload(data) as payload:
         guard.payload(len(payload))
         yield _source(_reel(payload, guard, media, track), guard)

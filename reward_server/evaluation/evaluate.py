@@ -92,6 +92,7 @@ def run(
     server: str | None = None,
     matched: bool = False,
     seed: int = 0,
+    fps: float | None = None,
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
@@ -101,7 +102,8 @@ def run(
     """
     console = console or Console()
     protocol = Protocol() if matched else None
-    shots = [(REAL, shot) for shot in find_shots(real)] + [(GENERATED, shot) for shot in find_shots(generated)]
+    sides = ((REAL, real), (GENERATED, generated))
+    shots = [(side, shot) for side, paths in sides for shot in find_shots(paths, fps)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         task = bar.add_task("clips", total=len(shots))
         cases = list(

@@ -70,6 +70,7 @@ def run(
     server: str | None = None,
     windows: int = 1,
     seed: int = 0,
+    fps: float | None = None,
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
@@ -79,7 +80,7 @@ def run(
     """
     console = console or Console()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        shots = find_shots(paths)
+        shots = find_shots(paths, fps)
         task = bar.add_task("ladders", total=len(shots))
         ladders = climb(shots, scorer, settings, windows=windows, seed=seed, done=lambda: bar.advance(task))
         rungs = [rung for ladder in ladders for rung in ladder]

@@ -100,12 +100,16 @@ class Decoding:
         return frame.pts * self._promise.unit_s
 
     def _new_decoder(self) -> VideoCodecContext:
-        """Create a decoder with one thread, since clips are decoded in parallel. vp8 and vp9 with alpha need libvpx."""
+        """Create a decoder. vp8 and vp9 with alpha need libvpx.
+
+        Where every frame is counted it has one thread, because several report damage too late to say where it is.
+        """
         decoder: VideoCodecContext = self._stream.codec_context
         with_alpha = ALPHA_DECODERS.get(decoder.codec.canonical_name)
         if with_alpha and self._stream.metadata.get("alpha_mode") == "1":
             decoder = cast(VideoCodecContext, av.CodecContext.create(with_alpha, "r"))
-        decoder.thread_count = 1
+        decoder.thread_count = 1 if self._promise.exact else self._guard.threads
+        decoder.thread_type = "AUTO"
         # A stream can be larger than its header says. The limit is doubled because the decoder counts padding too.
         decoder.options = {"max_pixels": str(2 * self._guard.limits.max_frame_pixels)}
         return decoder

@@ -26,11 +26,14 @@ MAX_READ_S = 3600.0  # wall time to read one of the user's own files
 class Guard:
     """The limits for reading one clip. Each method raises if its value is over the limit; the message says what to do.
 
+    `threads` is the number of threads of one decoder; frames are the same for any number.
+
     Raises ClipTooLarge, EmptyPayload (`payload`) and DecodeTooSlow (`clock`).
     """
 
     limits: Limits = FILE_LIMITS
     max_decode_s: float = MAX_READ_S
+    threads: int = 1
     started_s: float = field(default_factory=time.monotonic)
 
     def payload(self, num_bytes: int) -> None:

@@ -134,14 +134,15 @@ def open_source(
     media: Media | None = None,
     track: int | None = None,
     fps: float | None = None,
+    threads: int = 1,
 ) -> Iterator[Source]:
     """Open a file or its bytes and decode the first frame. The bytes show the format, unless `media` is given.
 
     `track` chooses a video track by its position. A path can also be an image sequence, a folder of pictures or a
-    pattern, with its frame rate `fps`; files have their own rate. Raises subclasses of ReaderError, and OSError for a
-    path that cannot be read.
+    pattern, with its frame rate `fps`; files have their own rate. `threads` is the number of threads of the decoder.
+    Raises subclasses of ReaderError, and OSError for a path that cannot be read.
     """
-    guard = Guard(limits=limits, max_decode_s=max_decode_s)
+    guard = Guard(limits=limits, max_decode_s=max_decode_s, threads=threads)
     if isinstance(data, Path) and is_sequence(data):
         yield _source(open_sequence(data, guard, fps), guard)
         return

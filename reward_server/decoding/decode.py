@@ -55,11 +55,18 @@ class DecodedClip:
     warnings: tuple[ClipWarning, ...] = ()
 
 
-def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float) -> DecodedClip:
-    """Decode one clip into windows of uint8 [T,3,H,W]. Raises only subclasses of InvalidClip (errors.py)."""
+def decode(
+    submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float, *, threads: int = 1
+) -> DecodedClip:
+    """Decode one clip into windows of uint8 [T,3,H,W], with `threads` threads of the decoder.
+
+    Raises only subclasses of InvalidClip (errors.py).
+    """
     with (
         as_invalid_clip(),
-        open_source(submission.payload, limits, max_decode_s=max_decode_s, media=submission.media) as source,
+        open_source(
+            submission.payload, limits, max_decode_s=max_decode_s, media=submission.media, threads=threads
+        ) as source,
     ):
         return with_true_times(source, lambda source: _decoded(source, sampling))
 

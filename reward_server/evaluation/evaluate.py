@@ -171,7 +171,8 @@ def _submission(
 def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
     """Plain statistics of the clip's first window; empty if it does not decode (its outcome then says why)."""
     try:
-        decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)
+        sampling, threads = replace(scorer.sampling, max_windows=1), settings.decoder_threads
+        decoded = decode(submission, sampling, scorer.limits, settings.max_decode_s, threads=threads)
     except RewardServerError:
         return {}
     return plain_statistics(decoded.windows[0].clip, seed)

@@ -158,7 +158,8 @@ def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, s
 def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: int) -> tuple[Window, ...]:
     sampling = scorer.sampling
     longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
-    return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s).windows
+    threads = settings.decoder_threads
+    return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s, threads=threads).windows
 
 
 # --- figures ------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class _File:
         if len(seen) < least:
             raise UnreadableClip(
                 f"only {len(seen)} of the file's {scan.line.ticks.size} or more {scan.codec} frames can be decoded, "
-                f"under the minimum of {least}: the file is cut or damaged; upload the whole file or re-encode it"
+                f"under the minimum of {least}: {scan.where(damaged_at)}; upload the whole file or re-encode it"
             )
         counted = scan.counted([time_s for time_s, _ in seen])
         reel = replace(
@@ -189,7 +189,7 @@ class _File:
         self._guard.clock()
         if not any(map(len, tables.values())):
             why = _reason(trouble) if trouble else "it is empty"
-            raise UnreadableClip(f"the file's video stream has no frames ({why}); re-encode the clip")
+            raise UnreadableClip(f"the file's {len(tables)} video track(s) have no frames ({why}); re-encode the clip")
         return list(tables.values())
 
     def _chosen(self, streams: Sequence[av.VideoStream], tables: Sequence[PacketTable]) -> int:

@@ -51,7 +51,7 @@ class Guard:
         if height_px * width_px > self.limits.max_frame_pixels:
             raise ClipTooLarge(
                 f"a frame of {width_px}x{height_px} is {height_px * width_px} pixels, over the limit of "
-                f"{self.limits.max_frame_pixels}; scale the clip down or raise max_frame_pixels"
+                f"{self.limits.max_frame_pixels}; scale the clip down or raise {_named('max_frame_pixels')}"
             )
 
     @property
@@ -62,9 +62,16 @@ class Guard:
         if self.late:
             raise DecodeTooSlow(
                 f"decoding took over {self.max_decode_s:g} s of wall time; send a smaller or shorter clip, "
-                "use a faster codec (h264) or raise max_decode_s"
+                f"use a faster codec (h264) or raise {_named('max_decode_s')}"
             )
 
     def _at_most(self, value: float, limit: float, unit: str, name: str, remedy: str) -> None:
         if not value <= limit:
-            raise ClipTooLarge(f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {name}")
+            raise ClipTooLarge(
+                f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {_named(name)}"
+            )
+
+
+def _named(limit: str) -> str:
+    """The limit's name in Python and the server's setting of it."""
+    return f"{limit} (on the server MOTION_REWARD_{limit.upper()})"

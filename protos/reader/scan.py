@@ -86,6 +86,15 @@ class Scan:
         num = self.line.ticks.size
         return max(1, num - 1 - num // 50 if damaged and not self.halves else num // 2 - 1)
 
+    def where(self, damaged_at: int | None) -> str:
+        """Which track is damaged, and from what time on."""
+        track = next(one.index for one in self.tracks if one.chosen)
+        ticks = self.line.packet_ticks
+        if damaged_at is None or not ticks.size:
+            return f"track {track} is cut or damaged"
+        from_s = float(ticks[min(damaged_at, ticks.size - 1)] - ticks.min()) * self.unit_s
+        return f"track {track} is cut or damaged from {from_s:.2f} s on"
+
     def counted(self, times_s: Sequence[float]) -> Scan:
         """The scan with the frame times that decoding gave."""
         ticks = np.rint(np.array(times_s) / self.unit_s).astype(np.int64)

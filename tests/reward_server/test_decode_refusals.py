@@ -118,7 +118,7 @@ def test_the_undecodable_clip_cannot_be_decoded():
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_frames": 23}, ["24 frames", "limit of 23", "max_frames"]),
+        ({"max_frames": 23}, ["24 frames", "limit of 23", "max_frames", "MOTION_REWARD_MAX_FRAMES"]),
         ({"max_duration_s": 2.0}, ["2.3 seconds", "limit of 2.0", "max_duration_s"]),
         ({"max_frame_pixels": 64 * 96 - 1}, ["96x64", "6144 pixels", "limit of 6143"]),
         ({"max_bytes": 1000}, ["bytes", "limit of 1000"]),

@@ -104,7 +104,7 @@ def _check_sizes(pictures: Sequence[Path], guard: Guard) -> None:
     for picture in pictures:
         guard.clock()
         with _open(picture) as image:
-            size = image.size[::-1] if image.getexif().get(ORIENTATION) in ROTATED else image.size
+            size = image.size[::-1] if _orientation(image) in ROTATED else image.size
         guard.size(size[1], size[0])
         first = first or size
         if size != first:
@@ -123,6 +123,11 @@ def _open(picture: Path) -> Image.Image:
         raise UnreadableClip(f"'{picture}' cannot be opened as png or jpg ({error}); leave it out") from error
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a jpg, 1 for a png: its EXIF data can come after its pixels, which are not read yet."""
+    return int(image.getexif().get(ORIENTATION, 1)) if image.format == "JPEG" else 1
+
+
 def _picture(path: Path) -> Picture:
     pixels = _pixels(path)
     height, width = pixels.shape[:2]
@@ -137,7 +142,7 @@ def _pixels(path: Path) -> Frame:
     """The picture as shown, uint8 [H,W,3]: turned by its EXIF orientation, blended over black, 16 bits cut to 8."""
     with _open(path) as image:
         try:
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
             if upright.mode.startswith("I"):
                 grey = (np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8)
                 return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))

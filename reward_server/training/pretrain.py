@@ -131,9 +131,8 @@ def pretrain(
     `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
     default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
     when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
-    and run on `device` as `compute` says.
-    The discriminators train on the same device. Raises NotReady if frozen networks are missing, BadRequest for an
-    unknown fault or a folder without clips.
+    and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady if frozen
+    networks are missing, BadRequest for an unknown fault or a folder without clips.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)

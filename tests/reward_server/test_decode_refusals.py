@@ -230,6 +230,12 @@ def test_an_mp4_cut_before_its_index_is_refused(share):
     refused(UnreadableClip, whole[: int(len(whole) * share)], "its index never arrived", "upload the whole file")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_cut_webp_is_refused(share):
+    whole = media.webp(media.texture(24))
+    refused(UnreadableClip, whole[: int(len(whole) * share)], "webp", "upload")
+
+
 def test_a_cut_tensor_is_refused():
     payload = media.tensor(media.texture(24), 10.0)
     refused(BadTensor, payload[:-1], "damaged", kind=Media.TENSOR)

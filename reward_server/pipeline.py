@@ -127,7 +127,14 @@ class Pipeline:
                 "pin that version, or pin none"
             )
         started = time.perf_counter()
-        decoded = decode(submission, self._sampling, self.model.limits, self._settings.max_decode_s)
+        settings = self._settings
+        decoded = decode(
+            submission,
+            self._sampling,
+            self.model.limits,
+            settings.max_decode_s,
+            threads=settings.decoder_threads,
+        )
         return PreparedClip(
             decoded=decoded,
             context=submission.context,

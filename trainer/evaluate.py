@@ -150,7 +150,7 @@ def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
-    sources = find_sources(getattr(config.data, split), split, config.data.caption)
+    sources = find_sources(getattr(config.data, split), split, config.data.caption, config.data.fps)
     clips = Clips(sources, form_of(policy), seed=config.seed, data=config.data)
     num = config.evaluate.num_clips
     if split != "train":

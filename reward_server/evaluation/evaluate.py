@@ -105,6 +105,7 @@ def run(
     server: str | None = None,
     matched: bool = False,
     seed: int = 0,
+    fps: float | None = None,
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
@@ -114,7 +115,8 @@ def run(
     """
     console = console or Console()
     protocol = Protocol() if matched else None
-    shots = [(REAL, shot) for shot in find_shots(real)] + [(GENERATED, shot) for shot in find_shots(generated)]
+    sides = ((REAL, real), (GENERATED, generated))
+    shots = [(side, shot) for side, paths in sides for shot in find_shots(paths, fps)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         task = bar.add_task("clips", total=len(shots))
         cases = list(
@@ -184,7 +186,8 @@ def _submission(
 def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
     """Plain statistics of the clip's first window; empty if it does not decode (its outcome then says why)."""
     try:
-        decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)
+        sampling, threads = replace(scorer.sampling, max_windows=1), settings.decoder_threads
+        decoded = decode(submission, sampling, scorer.limits, settings.max_decode_s, threads=threads)
     except RewardServerError:
         return {}
     return plain_statistics(decoded.windows[0].clip, seed)

@@ -18,10 +18,11 @@ from rich.table import Table
 
 from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
+from protos.reader.sequences import is_sequence
 from protos.submissions import submission
 from protos.types import DYNAMICS, REWARDS, Context, Error, Outcome, OutcomeKind, Submission
-from reward_server.data.shots import find_files
-from reward_server.errors import ClipTooLarge, error_outcome
+from reward_server.data.shots import Shot, find_files
+from reward_server.errors import ClipTooLarge, InvalidClip, error_outcome
 from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
@@ -51,13 +52,19 @@ class FileOutcome:
 
 
 def run(
-    paths: Sequence[str], settings: Settings, *, server: str | None, json_path: Path | None, csv_path: Path | None
+    paths: Sequence[str],
+    settings: Settings,
+    *,
+    server: str | None,
+    json_path: Path | None,
+    csv_path: Path | None,
+    fps: float | None = None,
 ) -> int:
-    """Run the command: score all files, write the results and print a table.
+    """Run the command: score all files, write the results and print a table. `fps` is that of image sequences.
 
     Returns 0 if every file has a reward, else 1. Raises BadRequest if a path names no clips.
     """
-    files = find_files(paths)
+    files = find_files(paths, fps)
     with open_scorer(settings, server) as scorer, progress_bar() as bar:
         scored = list(bar.track(score_files(files, scorer), total=len(files), description="scoring"))
     write_csv(csv_path, ("path", *OUTCOME_COLUMNS), ({"path": str(s.path), **outcome_row(s.outcome)} for s in scored))
@@ -69,10 +76,10 @@ def run(
     return 0 if all(item.ok for item in scored) else 1
 
 
-def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOutcome]:
+def score_files(files: Sequence[Path], scorer: RewardSource, fps: float | None = None) -> Iterator[FileOutcome]:
     """Yield each file's outcome, in order. If the server is lost, the remaining files fail at once with that error."""
     gone: RewardClientError | None = None
-    read = ((path, _read(path, scorer.limits.max_bytes)) for path in files)
+    read = ((path, _read(path, scorer.limits.max_bytes, fps)) for path in files)
     for batch in bounded(read, lambda pair: payload_bytes(pair[1]), BATCH_CLIPS):
         submissions = [item for _, item in batch if isinstance(item, Submission)]
         outcomes: Iterable[Outcome]
@@ -92,12 +99,16 @@ def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOut
             yield FileOutcome(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
 
 
-def _read(path: Path, max_bytes: int) -> Submission | Outcome:
+def _read(path: Path, max_bytes: int, fps: float | None) -> Submission | Outcome:
     try:
+        if is_sequence(path):
+            return Shot(path=path, fps=fps).submission()
         if (size := path.stat().st_size) > max_bytes:
             error = ClipTooLarge(f"the file has {size} bytes, but at most {max_bytes} are accepted; shorten the clip")
             return error_outcome("", error, Context())
         return submission(path)
+    except InvalidClip as error:
+        return error_outcome("", error, Context())
     except OSError as error:
         return failed_outcome(error)
 

@@ -112,23 +112,24 @@ def pretrain(
     left_out: Sequence[str] = (),
     features: Path | None = None,
     processes: int = os.cpu_count() or 1,
+    fps: float | None = None,
 ) -> dict[str, float]:
     """Cache features, train and write the weights to `out`. Returns each discriminator's `HeldOut.mean`.
 
     `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
     default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
-    when to stop. The profile's frozen networks, if any, are read from `models` and run on `device` as `compute` says.
-    The discriminators train on the same device. Raises NotReady if frozen networks are missing, BadRequest for an
-    unknown fault or a folder without clips.
+    when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
+    and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady if frozen
+    networks are missing, BadRequest for an unknown fault or a folder without clips.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
     if unknown := set(left_out) - set(TRAINED_FAULTS):
         raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
-    clips = [clip for folder in real for clip in find_clips(folder, real=True)]
+    clips = [clip for folder in real for clip in find_clips(folder, real=True, fps=fps)]
     if generated:
-        clips += find_clips(generated, real=False)
+        clips += find_clips(generated, real=False, fps=fps)
         cache_config = replace(cache_config, faults=())
     cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
     for reason in build_cache(cache, clips, cache_config, source, processes):
@@ -221,7 +222,7 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
         return samples
 
     try:
-        with as_invalid_clip(), open_source(clip.path) as opened_file:
+        with as_invalid_clip(), open_source(clip.path, fps=clip.fps) as opened_file:
             samples = with_true_times(opened_file, cached)
     except (InvalidClip, OSError) as error:
         return f"{clip.path}: {error}"

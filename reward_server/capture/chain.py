@@ -16,7 +16,7 @@ from reward_server.capture.codec import Codec
 from reward_server.capture.display import barred, resized_and_back, soft_flicker, softened, tiny_warps
 from reward_server.capture.sensor import Flicker, Frames, Noise
 
-SKIPPED = 0.25  # how often each stage is left out
+USED = 0.5  # how often each stage is used; many clips are nearly clean, as many files are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,18 @@ class Capture:
     def draw(cls, rng: np.random.Generator) -> Self:
         """Draw a chain."""
 
-        def used(chance: float = 1 - SKIPPED) -> bool:
+        def used(chance: float = USED) -> bool:
             return bool(rng.random() < chance)
 
         return cls(
             flicker=Flicker.draw(rng) if used() else None,
-            soft_px=float(rng.uniform(0.3, 1.0)) if used(0.5) else 0.0,
-            noise=Noise.draw(rng) if used(0.85) else None,
+            soft_px=float(rng.uniform(0.3, 1.0)) if used() else 0.0,
+            noise=Noise.draw(rng) if used(0.6) else None,
             warp_px=float(rng.uniform(0.01, 0.1)) if used() else 0.0,
-            scale=float(rng.uniform(0.6, 1.0)) if used(0.5) else 1.0,
-            pulse=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(6, 24))) if used(0.6) else None,
+            scale=float(rng.uniform(0.6, 1.0)) if used() else 1.0,
+            pulse=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(6, 24))) if used() else None,
             bars=(float(rng.uniform(0.03, 0.14)), used(0.3)) if used(0.1) else None,
-            codec=Codec.draw(rng) if used(0.8) else None,
+            codec=Codec.draw(rng) if used(0.7) else None,
             seed=int(rng.integers(2**63)),
         )
 

@@ -33,7 +33,7 @@ class Noise:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Self:
         return cls(
-            sigma=float(np.exp(rng.uniform(np.log(0.4), np.log(6.0)))),
+            sigma=float(np.exp(rng.uniform(np.log(0.3), np.log(5.0)))),
             shot=float(rng.uniform(0, 1)),
             grain_px=float(rng.choice([0.0, rng.uniform(0.4, 1.0)])),
         )

@@ -1,7 +1,7 @@
 """Defines the instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
 
-The small ViT of `embedded` also reads the flow, and the residual relative to its own size (`relative`). A second logit
-comes from statistics of cues of these maps (`map_cues.py`).
+The small ViT of `embedded` also reads the flow, and it reads its inputs compressed, from which it learns faster. A
+second logit comes from statistics of cues of these maps (`map_cues.py`), which carry no amount of motion.
 
 As in SHIFT (arXiv 2603.17426), the maps are the two input channels, the class token's features are averaged over the
 frame pairs, and one linear layer gives the logit. Parameter names are those of the reference code's `flow_vit` module.
@@ -40,18 +40,18 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    relative: bool = False  # read the residual in units of its rms, its magnitude, the confidence and the flow
+    flow: bool = False  # read the flow too, compress the inputs, and add a logit from statistics of `map_cues`
 
     @property
     def num_maps(self) -> int:
-        """Maps of each frame pair: residual and confidence, and with `relative` the flow's two components."""
-        return 4 if self.relative else 2
+        """Maps of each frame pair: residual and confidence, and with `flow` the flow's two components."""
+        return 4 if self.flow else 2
 
 
 class ResidualViT(nn.Module):
     """Maps [B,P,M,H,W] of P frame pairs -> logits [B], high for real motion.
 
-    The M maps are the residual in gray levels and the confidence 0..1, then with `relative` the flow in typical speeds.
+    The M maps are the residual in gray levels and the confidence 0..1, then with `flow` the flow in typical speeds.
 
     With a `Compute` and without gradients it runs in passes over pairs. In the last block it then computes only the
     class token. The features are the same.
@@ -65,7 +65,7 @@ class ResidualViT(nn.Module):
         self.backbone = VisionTransformer(
             img_size=(config.height_px, config.width_px),
             patch_size=config.patch_px,
-            in_chans=5 if config.relative else 2,
+            in_chans=5 if config.flow else 2,
             num_classes=0,
             embed_dim=config.dim,
             depth=config.depth,
@@ -77,15 +77,15 @@ class ResidualViT(nn.Module):
         )
         _relinked(self.backbone)
         self.head = nn.Linear(config.dim, 1)
-        self.statistics = StatisticsLogit(NUM_MAP_CUES) if config.relative else None
+        self.statistics = StatisticsLogit(NUM_MAP_CUES) if config.flow else None
 
     def features(self, maps_BPMHW: Tensor) -> Tensor:
         """Class-token features [B,P,C] of every frame pair. Raises ValueError for maps of another shape."""
         if maps_BPMHW.dim() != 5 or maps_BPMHW.shape[2] != self.config.num_maps:
             raise ValueError(f"maps must be [B,P,{self.config.num_maps},H,W], got {list(maps_BPMHW.shape)}")
         pairs = maps_BPMHW.flatten(0, 1)
-        if self.config.relative:
-            pairs = _channels(_relative(pairs))
+        if self.config.flow:
+            pairs = _channels(pairs)
         trains = self.training or needs_grad(pairs, self.head.weight)
         features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
         return features.view(*maps_BPMHW.shape[:2], -1)
@@ -144,10 +144,10 @@ def _relative(maps_BPMHW: Tensor) -> Tensor:
     return torch.cat([residual / size, others], dim=-3)
 
 
-def _channels(relative_P4HW: Tensor) -> Tensor:
+def _channels(maps_P4HW: Tensor) -> Tensor:
     """The backbone's input [P,5,H,W]: residual and its magnitude, confidence, and flow, compressed by asinh."""
-    residual, flow = relative_P4HW[:, :1].asinh(), relative_P4HW[:, 2:].asinh()
-    return torch.cat([residual, residual.abs(), relative_P4HW[:, 1:2], flow], dim=1)
+    residual, flow = maps_P4HW[:, :1].asinh(), maps_P4HW[:, 2:].asinh()
+    return torch.cat([residual, residual.abs(), maps_P4HW[:, 1:2], flow], dim=1)
 
 
 def _relinked(backbone: VisionTransformer) -> None:

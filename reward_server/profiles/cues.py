@@ -1,8 +1,8 @@
 """Computes cues: plain numbers about a track's motion that reveal faults. They are part of `embedded`'s track tokens.
 
 Kinematics compare a track's motion with that of its neighbours. Wobble, swimming textures and teleports make a track
-move differently from them. All motion is in units of the clip's typical speed, so the cues say how a clip moves and
-not how much. Trails compare the correlation map along the track's drift with the map across it and with the map of the
+move differently from them. Most cues are in units of the clip's typical speed, so they say how a clip moves and not
+how much. Trails compare the correlation map along the track's drift with the map across it and with the map of the
 first frame, which has no fault. A ghosted frame still shows an object where it was, or already where it will be.
 
 Legend: T frames, N tracks, n chosen tracks, K neighbours or side of a correlation map, S scales, C cues.
@@ -24,7 +24,8 @@ FITS = 3
 LEAST_WEIGHT = 1e-3
 FEWEST = 64  # confident positions from which the speed is taken
 STILL_PX = (0.02, 0.3)  # px per frame; below, a clip is still, and above, more motion says nothing
-FINEST = 0.05  # typical speeds; kinematics are about linear below this and logarithmic above
+FINEST_PX = 0.1  # kinematics are about linear below this and logarithmic above
+FINEST = 0.05  # the same for motion in typical speeds
 KINEMATICS = 8
 RATIOS = 5
 GRADIENTS = 3
@@ -35,11 +36,11 @@ LEAST_STEP = 0.7  # shortest drift, in pixels of a scale, whose direction the co
 
 def num_cues(scales: int) -> int:
     """Number of cues of one track in one frame, for this number of correlation scales."""
-    return KINEMATICS + num_turned(scales)
+    return KINEMATICS + 4 + scales + num_plain_cues(scales)
 
 
-def num_turned(scales: int) -> int:
-    """Number of cues, the last ones, that stay the same when the clip is mirrored or turned: all but the vectors."""
+def num_plain_cues(scales: int) -> int:
+    """Number of the cues, the last ones, that carry no amount of motion and no direction."""
     return 4 + 2 + RATIOS + GRADIENTS + 2 + 2 * scales + TRAIL_CUES * scales
 
 
@@ -60,25 +61,35 @@ def track_cues(
 ) -> Tensor:
     """Cues [T,n,C] of the `chosen` tracks; the arguments hold all tracks.
 
-    They are kinematics, the magnitudes of these, own motion, stillness, ratios, gradients, visibility, confidence, per
-    scale the correlation at the centre and how far the map's peak lies above it, and trails.
+    First those with an amount: kinematics in px per frame, their magnitudes, and where trails can be read. Then those
+    without: the same magnitudes and the own motion in typical speeds, stillness, ratios, gradients, visibility,
+    confidence, per scale the correlation at the centre and how far the map's peak lies above it, and trails.
     """
     speed = track_speed(tracks_TN2, confidence_TN)
-    steps = _drift(tracks_TN2)
-    drift = steps / speed.clamp_min(SLOWEST_PX)
-    nearest = nearest_tracks(tracks_TN2[0], chosen)
-    motion = relative_motion(drift, nearest, chosen)
-    sizes = motion.unflatten(-1, (4, 2)).norm(dim=-1)
+    unit = speed.clamp_min(SLOWEST_PX)
+    steps, nearest, maps = _drift(tracks_TN2), nearest_tracks(tracks_TN2[0], chosen), correlation_TNSKK[:, chosen]
+    motion_px = relative_motion(steps, nearest, chosen)
+    kinematics = torch.asinh(motion_px / FINEST_PX)
+    motion = motion_px / unit
+    sizes = torch.cat([_sizes(motion), own_motion(tracks_TN2, confidence_TN)[:, chosen, None] / unit], dim=-1)
     stillness = speed.clamp(*STILL_PX).log().expand(*motion.shape[:2], 1)
-    own = own_motion(tracks_TN2, confidence_TN)[:, chosen] / speed.clamp_min(SLOWEST_PX)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
-    maps = correlation_TNSKK[:, chosen]
     middle = maps.shape[-1] // 2
     centre = maps[..., middle, middle]
     peak = maps.flatten(3).amax(dim=-1) - centre
-    cues = [torch.asinh(torch.cat([motion, sizes, own[..., None]], dim=-1) / FINEST), stillness, ratios(motion)]
-    cues += [gradients(drift, tracks_TN2, nearest, chosen), state, centre, peak, trails(steps[:, chosen], maps)]
-    return torch.cat(cues, dim=-1)
+    cues = [kinematics, _sizes(kinematics), trail_fits(steps[:, chosen], maps)]
+    cues += [
+        torch.asinh(sizes / FINEST),
+        stillness,
+        ratios(motion),
+        gradients(steps / unit, tracks_TN2, nearest, chosen),
+    ]
+    return torch.cat([*cues, state, centre, peak, trails(steps[:, chosen], maps)], dim=-1)
+
+
+def _sizes(motion_Tn8: Tensor) -> Tensor:
+    """Lengths [T,n,4] of the four vectors of `relative_motion`."""
+    return motion_Tn8.unflatten(-1, (4, 2)).norm(dim=-1)
 
 
 def relative_motion(drift_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
@@ -160,27 +171,31 @@ def nearest_tracks(points_N2: Tensor, chosen: slice = slice(None)) -> Tensor:
     return distance.argsort(dim=-1, stable=True)[:, : min(NUM_NEIGHBOURS, len(pool) - 1)]
 
 
+def trail_fits(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
+    """Per scale [T,N,S], 1 where the drift fits into the correlation map and is at least LEAST_STEP, else 0."""
+    reach = correlation_TNSKK.shape[-1] // 2
+    steps = torch.stack([drift_TN2 / 2**scale for scale in range(correlation_TNSKK.shape[2])], dim=-2)
+    return ((steps.abs().amax(dim=-1) <= reach) & (steps.norm(dim=-1) >= LEAST_STEP)).float()
+
+
 def trails(drift_TN2: Tensor, correlation_TNSKK: Tensor) -> Tensor:
     """Trail cues [T,N,4S]: four per scale, from correlation maps sampled along and across the drift.
 
     Cues one and two: the map behind the track (at minus the drift) and ahead of it (at the drift), each minus the first
     frame's map at the same offset and minus the change at the centre. Cue three: behind minus ahead. Cue four: the mean
-    of behind and ahead minus the mean of both sides across the drift. All four are 0 unless the drift fits into the map
-    and is at least LEAST_STEP.
+    of behind and ahead minus the mean of both sides across the drift. All four are 0 where `trail_fits` is.
     """
-    cues = []
+    fits, cues = trail_fits(drift_TN2, correlation_TNSKK), []
     for scale in range(correlation_TNSKK.shape[2]):
         maps = correlation_TNSKK[:, :, scale]
-        step = drift_TN2 / 2**scale
-        reach, middle = maps.shape[-1] // 2, maps.shape[-1] // 2
-        fits = ((step.abs().amax(dim=-1) <= reach) & (step.norm(dim=-1) >= LEAST_STEP)).float()
+        step, middle = drift_TN2 / 2**scale, maps.shape[-1] // 2
         across = torch.stack([-step[..., 1], step[..., 0]], dim=-1)
         behind, ahead, left, right = (_at(maps, offset) for offset in (-step, step, across, -across))
         first = maps[:1].expand_as(maps)
         lost = maps[..., middle, middle] - first[..., middle, middle]
         found = [behind - _at(first, -step) - lost, ahead - _at(first, step) - lost, behind - ahead]
         found.append((behind + ahead - left - right) / 2)
-        cues.append(torch.stack(found, dim=-1) * fits[..., None])
+        cues.append(torch.stack(found, dim=-1) * fits[..., scale, None])
     return torch.cat(cues, dim=-1)
 
 

@@ -20,14 +20,14 @@ from protos.types import Clip
 from reward_server.decoding.decode import Sampling
 from reward_server.discriminators.residual_vit import ResidualViTConfig
 from reward_server.estimators.classical import ClassicalEstimators
-from reward_server.motion import DISPLACEMENT_FEATURES, SLOWEST_PX, Motion, displacement_features, random_queries
+from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
-from reward_server.profiles.cues import num_cues, num_turned, track_cues, track_speed
+from reward_server.profiles.cues import num_cues, num_plain_cues, track_cues
 
-# Displacements are divided by this many typical speeds of the clip, so that sin(2^9 p) resolves a twentieth of the
-# typical step and sin(p) a jump across the frame.
-DISPLACEMENT_SPEEDS = 32.0
+# Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
+# a tenth of a pixel and sin(p) a jump across the frame.
+DISPLACEMENT_SCALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,12 @@ class EmbeddedProfile:
             depth=2,
             mlp_dim=256,
             num_virtual=16,
-            num_cues=num_turned(self.correlation_scales),
+            num_cues=num_plain_cues(self.correlation_scales),
         )
 
     @property
     def residual_config(self) -> ResidualViTConfig:
-        return ResidualViTConfig(
-            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, relative=True
-        )
+        return ResidualViTConfig(height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, flow=True)
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
         """Estimate the motion of a clip of the profile's size, with `num_tracks` random query points."""
@@ -86,9 +84,8 @@ class EmbeddedProfile:
         Give all tracks of the clip, because cues (`cues.py`) compare a track with its neighbours. The time embedding is
         added to everything but the cues.
         """
-        speed = track_speed(tracks_TN2, confidence_TN).clamp_min(SLOWEST_PX)
-        steps = tracks_TN2[None, :, chosen] / (DISPLACEMENT_SPEEDS * speed)
-        displacement = displacement_features(steps, (1.0, 1.0))[0]
+        scale = DISPLACEMENT_SCALE * self.sampling.area_px**0.5
+        displacement = displacement_features(tracks_TN2[None, :, chosen], (scale, scale))[0]
         state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
         correlation = correlation_TNSKK[:, chosen].flatten(2)
         features = torch.cat([state, correlation, displacement], dim=-1)

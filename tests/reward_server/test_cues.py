@@ -23,6 +23,7 @@ from reward_server.profiles.cues import (
     relative_motion,
     track_cues,
     track_speed,
+    trail_fits,
     trails,
 )
 
@@ -149,6 +150,7 @@ def test_trails_are_read_where_the_map_says() -> None:
     maps[1, 0, 0, 2, 2] = 0.6
     maps[1, 0, 0, 2, 0] = 0.5  # 2 px left of the tracked place: behind a track that moves right by 2 px
     drift = torch.tensor([[[0.0, 0.0]], [[2.0, 0.0]]])
+    assert trail_fits(drift, maps)[:, 0, 0].tolist() == [0, 1]
     behind, ahead, difference, along = trails(drift, maps)[1, 0]
     torch.testing.assert_close(behind, torch.tensor(0.5 + 0.4))
     torch.testing.assert_close(ahead, torch.tensor(0.4))

@@ -68,7 +68,7 @@ def track_cues(
     drift = steps / speed.clamp_min(SLOWEST_PX)
     nearest = nearest_tracks(tracks_TN2[0], chosen)
     motion = relative_motion(drift, nearest, chosen)
-    sizes = motion.unflatten(-1, (4, 2)).norm(dim=-1)
+    sizes = torch.unflatten(motion, -1, (4, 2)).norm(dim=-1)
     stillness = speed.clamp(*STILL_PX).log().expand(*motion.shape[:2], 1)
     own = own_motion(tracks_TN2, confidence_TN)[:, chosen] / speed.clamp_min(SLOWEST_PX)
     state = torch.stack([visibility_TN, confidence_TN], dim=-1)[:, chosen]
@@ -122,7 +122,7 @@ def ratios(motion_Tn8: Tensor) -> Tensor:
     how alike successive drifts, and successive accelerations, are in direction (-1..1): steady motion keeps its
     direction, and trembling turns back in every frame.
     """
-    drift, acceleration, *_ = vectors = motion_Tn8.unflatten(-1, (4, 2)).unbind(-2)
+    drift, acceleration, *_ = vectors = torch.unflatten(motion_Tn8, -1, (4, 2)).unbind(-2)
     own, bent, apart, apart_bent = ((vector.norm(dim=-1) + FINEST).log() for vector in vectors)
     turns = [_likeness(drift), _likeness(acceleration)]
     return torch.stack([apart - own, apart_bent - bent, bent - own, *turns], dim=-1)
@@ -201,4 +201,5 @@ def _likeness(vectors_TN2: Tensor) -> Tensor:
     small."""
     last = F.pad(vectors_TN2[:-1], (0, 0, 0, 0, 1, 0))
     product = vectors_TN2.norm(dim=-1) * last.norm(dim=-1)
-    return (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
+    likeness: Tensor = (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
+    return likeness

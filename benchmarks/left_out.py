@@ -25,7 +25,8 @@ from reward_server.evaluation.sanity import climb, ladder_figures
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.faults import STRENGTHS
 from reward_server.settings import Settings
-from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
+from reward_server.training.pretrain import configs, pretrain
+from reward_server.training.samples import TRAINED_FAULTS
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:

@@ -138,7 +138,8 @@ def typical_speed(steps_px: Tensor) -> Tensor:
 
 def fastest(steps_px: Tensor) -> Tensor:
     """The quantile FAST of the lengths of steps [...,2]: a scalar."""
-    return steps_px.norm(dim=-1).flatten().quantile(FAST)
+    lengths: Tensor = steps_px.norm(dim=-1)
+    return lengths.flatten().quantile(FAST)
 
 
 def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:

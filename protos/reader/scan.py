@@ -79,7 +79,7 @@ class Scan:
             )
         found = lined(self.table.first_packets(num_packets), self.form, self.unit_s)
         line = without_last(found["line"]) if self.form in UNTIMED else until_hole(found["line"])
-        return replace(self, **{**found, "line": line}, cut=True)
+        return replace(self, table=found["table"], line=line, quick=found["quick"], cut=True)
 
     def least_frames(self, *, damaged: bool) -> int:
         """The number of frames that must be decodable: all but one frame and 2 %, if some are damaged."""

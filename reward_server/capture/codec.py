@@ -9,7 +9,7 @@ import functools
 import io
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import Self, cast
 
 import av
 import numpy as np
@@ -44,7 +44,7 @@ class Codec:
         """Encode and decode frames [T,H,W,3] with even sides; the same number and size of frames comes back."""
         buffer = io.BytesIO()
         with av.open(buffer, mode="w", format="matroska") as container:
-            stream = container.add_stream(self.name, rate=Fraction(12), options=self._options())
+            stream = cast(av.VideoStream, container.add_stream(self.name, rate=Fraction(12), options=self._options()))
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuvj420p" if self.name == "mjpeg" else "yuv420p"
             stream.codec_context.thread_count = 1
@@ -52,8 +52,8 @@ class Codec:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
         buffer.seek(0)
-        with av.open(buffer) as container:
-            decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        with av.open(buffer, mode="r") as source:
+            decoded = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
         if len(decoded) != len(frames):
             raise RuntimeError(f"{self.name} returned {len(decoded)} of {len(frames)} frames; use another FFmpeg build")
         return np.stack(decoded)

@@ -45,7 +45,8 @@ class Noise:
         shared = self._field((num, height, width, 1), rng)
         own = self._field(frames.shape, rng)
         pattern = (shared + COLOUR_TO_LUMA * own) / np.float32(np.hypot(1, COLOUR_TO_LUMA))
-        return frames + np.float32(self.sigma) * np.sqrt(np.maximum(variance, 0)).astype(np.float32) * pattern
+        noise: Frames = np.float32(self.sigma) * np.sqrt(np.maximum(variance, 0)).astype(np.float32) * pattern
+        return frames + noise
 
     def _field(self, shape: tuple[int, ...], rng: np.random.Generator) -> Frames:
         field = rng.standard_normal(shape, dtype=np.float32)

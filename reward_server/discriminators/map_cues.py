@@ -29,7 +29,7 @@ def map_cues(relative_B_P4HW: Tensor) -> Tensor:
     )
     residual, confidence = maps[:, 0, 1:-1, 1:-1], maps[:, 1, 1:-1, 1:-1]
     cues = [residual, confidence, *_flow_cues(maps[:, 2:])]
-    return torch.stack(cues, dim=-1).flatten(1, 2).unflatten(0, (batch, -1)).transpose(1, 2)
+    return torch.unflatten(torch.stack(cues, dim=-1).flatten(1, 2), 0, (batch, -1)).transpose(1, 2)
 
 
 def _flow_cues(flow_P2hw: Tensor) -> list[Tensor]:

@@ -31,4 +31,4 @@ def fastest_motion(clip: Clip) -> float:
         float(np.quantile(np.linalg.norm(search.calc(first, second, None), axis=-1), FASTEST))  # type: ignore[call-overload]
         for first, second in pairwise(gray)
     ]
-    return float(np.mean(speeds)) * clip.fps / clip.frames.shape[2]
+    return float(np.mean(speeds) * clip.fps / clip.frames.shape[2])

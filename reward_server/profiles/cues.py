@@ -89,7 +89,7 @@ def track_cues(
 
 def _sizes(motion_Tn8: Tensor) -> Tensor:
     """Lengths [T,n,4] of the four vectors of `relative_motion`."""
-    return motion_Tn8.unflatten(-1, (4, 2)).norm(dim=-1)
+    return torch.unflatten(motion_Tn8, -1, (4, 2)).norm(dim=-1)
 
 
 def relative_motion(drift_TN2: Tensor, nearest_nK: Tensor, chosen: slice = slice(None)) -> Tensor:
@@ -133,7 +133,7 @@ def ratios(motion_Tn8: Tensor) -> Tensor:
     how alike successive drifts, and successive accelerations, are in direction (-1..1): steady motion keeps its
     direction, and trembling turns back in every frame.
     """
-    drift, acceleration, *_ = vectors = motion_Tn8.unflatten(-1, (4, 2)).unbind(-2)
+    drift, acceleration, *_ = vectors = torch.unflatten(motion_Tn8, -1, (4, 2)).unbind(-2)
     own, bent, apart, apart_bent = ((vector.norm(dim=-1) + FINEST).log() for vector in vectors)
     turns = [_likeness(drift), _likeness(acceleration)]
     return torch.stack([apart - own, apart_bent - bent, bent - own, *turns], dim=-1)
@@ -216,4 +216,5 @@ def _likeness(vectors_TN2: Tensor) -> Tensor:
     small."""
     last = F.pad(vectors_TN2[:-1], (0, 0, 0, 0, 1, 0))
     product = vectors_TN2.norm(dim=-1) * last.norm(dim=-1)
-    return (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
+    likeness: Tensor = (vectors_TN2 * last).sum(dim=-1) / (product + FINEST**2)
+    return likeness

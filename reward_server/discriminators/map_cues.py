@@ -17,16 +17,14 @@ GRID_PX = 4  # the cues are taken from means over squares of this side
 FINEST = 0.05  # typical speeds; cues are about linear below this and logarithmic above
 
 
-def map_cues(relative_B_P4HW: Tensor) -> Tensor:
+def map_cues(maps_BP4HW: Tensor) -> Tensor:
     """Cues [B,N,P,9] of relative maps [B,P,4,H,W]: residual over its size, confidence 0..1, flow in typical speeds.
 
     They are the residual's magnitude and the confidence; the flow's speed, divergence, curl, shear and bending; and the
     logarithms of shear and of bending over speed.
     """
-    batch = relative_B_P4HW.shape[0]
-    maps = F.avg_pool2d(
-        torch.cat([relative_B_P4HW[:, :, :1].abs(), relative_B_P4HW[:, :, 1:]], dim=2).flatten(0, 1), GRID_PX
-    )
+    batch = maps_BP4HW.shape[0]
+    maps = F.avg_pool2d(torch.cat([maps_BP4HW[:, :, :1].abs(), maps_BP4HW[:, :, 1:]], dim=2).flatten(0, 1), GRID_PX)
     residual, confidence = maps[:, 0, 1:-1, 1:-1], maps[:, 1, 1:-1, 1:-1]
     cues = [residual, confidence, *_flow_cues(maps[:, 2:])]
     return torch.unflatten(torch.stack(cues, dim=-1).flatten(1, 2), 0, (batch, -1)).transpose(1, 2)

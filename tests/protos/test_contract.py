@@ -193,21 +193,21 @@ def through_wire(message: Message) -> object:
     return type(message).FromString(message.SerializeToString())
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(outcomes, text)
 def test_outcomes_survive_the_wire_unchanged(outcome: Outcome, cursor: str) -> None:
     awaited = replace(outcome, cursor=cursor)
     assert codec.outcome_from_message(through_wire(codec.outcome_to_message(awaited))) == awaited
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(outcomes)
 def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
     text = json.dumps(json_codec.result_to_json(outcome), allow_nan=False)
     assert json_codec.result_from_json(json.loads(text)) == outcome
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(outcomes.filter(lambda outcome: outcome.reward is not None))
 def test_an_answer_of_an_older_server_has_no_dynamics(outcome: Outcome) -> None:
     """What such a server leaves out is absent, never zeros."""
@@ -224,7 +224,7 @@ def test_dynamics_of_a_still_clip_are_zeros_and_not_absent() -> None:
     assert codec.outcome_from_message(pb.Outcome(kind=pb.OK, reward=message)).reward.dynamics == still
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(models)
 def test_a_model_survives_the_wire_and_json_unchanged(model: Model) -> None:
     assert codec.model_from_message(through_wire(codec.model_to_message(model))) == model
@@ -238,7 +238,7 @@ def test_a_model_of_an_older_server_has_no_timeouts() -> None:
     assert codec.model_from_message(message).limits.refresh_timeout_s is None
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(refresh_requests, refresh_responses)
 def test_a_refresh_survives_the_wire_and_json_unchanged(request: RefreshRequest, response: RefreshResponse) -> None:
     assert codec.refresh_from_message(through_wire(codec.refresh_to_message(request))) == request
@@ -253,7 +253,7 @@ def test_what_a_refresh_request_leaves_out_has_its_default() -> None:
     assert codec.refresh_from_message(pb.RefreshRequest(run_id="r", steps=3, ema=0.0)).ema == 0.0
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(contexts, st.sampled_from(Media), st.binary(max_size=64))
 def test_a_submission_survives_the_wire_unchanged(context: Context, media: Media, payload: bytes) -> None:
     submission = Submission(payload=payload, media=media, context=context)

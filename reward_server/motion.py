@@ -22,8 +22,6 @@ from torch import Tensor
 GRAY = (0.2989, 0.587, 0.114)
 NUM_OCTAVES = 10
 DISPLACEMENT_FEATURES = 4 * (1 + 2 * NUM_OCTAVES)
-FAST = 0.9  # quantile of the points' speeds that is a clip's typical speed
-SLOWEST_PX = 0.25  # px per frame; tracks of a still picture under noise move about a tenth of this
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,14 +77,7 @@ class Motion:
 
     @property
     def maps(self) -> Tensor:
-        """Input of the instantaneous discriminator [P,4,H,W]: residual, flow confidence, flow (u, v) in typical speeds.
-
-        The typical speed is the clip's own (`typical_speed`). So the flow's pattern is seen, but not its amount.
-        """
-        return torch.cat([self._constancy, self.flow / typical_speed(self.flow[..., ::4, ::4].movedim(1, -1))], dim=1)
-
-    @property
-    def _constancy(self) -> Tensor:
+        """Input of the instantaneous discriminator [P,2,H,W]: residual and flow confidence."""
         return torch.stack([self.residual, self.flow_confidence], dim=1)
 
     @property
@@ -118,28 +109,8 @@ class NetworkMotion(Motion):
         return (self.correlation.shape[-1],)
 
     @property
-    def maps(self) -> Tensor:
-        """Input of the instantaneous discriminator [P,2,H,W], as in SHIFT: residual and flow confidence."""
-        return self._constancy
-
-    @property
     def state(self) -> Tensor:
         return self.logits
-
-
-def typical_speed(steps_px: Tensor) -> Tensor:
-    """The speed of the fastest tenth of a clip's points, of steps [...,2] in px per frame: a scalar.
-
-    It is at least SLOWEST_PX, so that the noise of a still picture stays small beside it. Motion divided by this speed
-    says how a clip moves and not how much.
-    """
-    return fastest(steps_px).clamp_min(SLOWEST_PX)
-
-
-def fastest(steps_px: Tensor) -> Tensor:
-    """The quantile FAST of the lengths of steps [...,2]: a scalar."""
-    lengths: Tensor = steps_px.norm(dim=-1)
-    return lengths.flatten().quantile(FAST)
 
 
 def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:

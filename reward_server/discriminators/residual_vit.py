@@ -1,8 +1,5 @@
 """Defines the instantaneous discriminator: a timm ViT over the residual and confidence maps of each frame pair.
 
-The small ViT of `embedded` also reads the flow, and it reads its inputs compressed, from which it learns faster. A
-second logit comes from statistics of cues of these maps (`map_cues.py`), which carry no amount of motion.
-
 As in SHIFT (arXiv 2603.17426), the maps are the two input channels, the class token's features are averaged over the
 frame pairs, and one linear layer gives the logit. Parameter names are those of the reference code's `flow_vit` module.
 
@@ -19,12 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reward_server.discriminators.map_cues import NUM_MAP_CUES, map_cues
-from reward_server.discriminators.statistics_logit import StatisticsLogit
 from reward_server.networks.compiled import compilable
 from reward_server.networks.prepacked import Compute, Linear, needs_grad, passes, releasing
 
-QUIET_LEVELS = 4.0  # gray levels added to the residual's rms, so that the noise of a still picture stays small
 MANY_POSITIONS = 400  # patches from which plain attention trains faster than the fused kernels on a CPU
 
 
@@ -40,18 +34,11 @@ class ResidualViTConfig:
     heads: int = 12
     dropout: float = 0.1
     patch_dropout: float = 0.0  # share of patches left out in training
-    flow: bool = False  # read the flow too, compress the inputs, and add a logit from statistics of `map_cues`
-
-    @property
-    def num_maps(self) -> int:
-        """Maps of each frame pair: residual and confidence, and with `flow` the flow's two components."""
-        return 4 if self.flow else 2
+    compressed: bool = False  # read asinh(residual) and its magnitude, from which a small ViT learns faster
 
 
 class ResidualViT(nn.Module):
-    """Maps [B,P,M,H,W] of P frame pairs -> logits [B], high for real motion.
-
-    The M maps are the residual in gray levels and the confidence 0..1, then with `flow` the flow in typical speeds.
+    """Maps [B,P,2,H,W] (residual in gray levels, confidence 0..1) of P frame pairs -> logits [B], high for real motion.
 
     With a `Compute` and without gradients it runs in passes over pairs. In the last block it then computes only the
     class token. The features are the same.
@@ -65,7 +52,7 @@ class ResidualViT(nn.Module):
         self.backbone = VisionTransformer(
             img_size=(config.height_px, config.width_px),
             patch_size=config.patch_px,
-            in_chans=5 if config.flow else 2,
+            in_chans=3 if config.compressed else 2,
             num_classes=0,
             embed_dim=config.dim,
             depth=config.depth,
@@ -77,18 +64,18 @@ class ResidualViT(nn.Module):
         )
         _relinked(self.backbone)
         self.head = nn.Linear(config.dim, 1)
-        self.statistics = StatisticsLogit(NUM_MAP_CUES) if config.flow else None
 
-    def features(self, maps_BPMHW: Tensor) -> Tensor:
+    def features(self, maps_BP2HW: Tensor) -> Tensor:
         """Class-token features [B,P,C] of every frame pair. Raises ValueError for maps of another shape."""
-        if maps_BPMHW.dim() != 5 or maps_BPMHW.shape[2] != self.config.num_maps:
-            raise ValueError(f"maps must be [B,P,{self.config.num_maps},H,W], got {list(maps_BPMHW.shape)}")
-        pairs = maps_BPMHW.flatten(0, 1)
-        if self.config.flow:
-            pairs = _channels(pairs)
+        if maps_BP2HW.dim() != 5 or maps_BP2HW.shape[2] != 2:
+            raise ValueError(f"maps must be [B,P,2,H,W], got {list(maps_BP2HW.shape)}")
+        pairs = maps_BP2HW.flatten(0, 1)
+        if self.config.compressed:
+            residual = pairs[:, 0].asinh()
+            pairs = torch.stack([residual, residual.abs(), pairs[:, 1]], dim=1)
         trains = self.training or needs_grad(pairs, self.head.weight)
         features = self._in_passes(pairs, self.compute) if self.compute and not trains else self.backbone(pairs)
-        return features.view(*maps_BPMHW.shape[:2], -1)
+        return features.view(*maps_BP2HW.shape[:2], -1)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; for many patches also use plain attention, which takes half the time of the fused kernels
@@ -127,27 +114,9 @@ class ResidualViT(nn.Module):
         return block.mlp.fc2.fused(block.mlp.fc1.fused(block.norm2(x), gelu="none"), plus=x)  # type: ignore[no-any-return]
 
     @releasing
-    def forward(self, maps_BPMHW: Tensor) -> Tensor:
-        features = self.features(maps_BPMHW).to(self.head.weight.dtype)
-        logits: Tensor = self.head(features.mean(dim=1)).squeeze(-1)
-        return logits if self.statistics is None else logits + self.statistics(self.cues(maps_BPMHW))
-
-    def cues(self, maps_BPMHW: Tensor) -> Tensor:
-        """What the statistics read [B,N,P,C]: cues of every place of the maps."""
-        return map_cues(_relative(maps_BPMHW.float()))
-
-
-def _relative(maps_BPMHW: Tensor) -> Tensor:
-    """The same maps with the residual in units of its rms in the frame pair, plus QUIET_LEVELS."""
-    residual, others = maps_BPMHW[..., :1, :, :], maps_BPMHW[..., 1:, :, :]
-    size = residual.square().mean((-2, -1), keepdim=True).sqrt() + QUIET_LEVELS
-    return torch.cat([residual / size, others], dim=-3)
-
-
-def _channels(maps_P4HW: Tensor) -> Tensor:
-    """The backbone's input [P,5,H,W]: residual and its magnitude, confidence, and flow, compressed by asinh."""
-    residual, flow = maps_P4HW[:, :1].asinh(), maps_P4HW[:, 2:].asinh()
-    return torch.cat([residual, residual.abs(), maps_P4HW[:, 1:2], flow], dim=1)
+    def forward(self, maps_BP2HW: Tensor) -> Tensor:
+        features = self.features(maps_BP2HW).to(self.head.weight.dtype)
+        return self.head(features.mean(dim=1)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def _relinked(backbone: VisionTransformer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reward_server.discriminators.statistics_logit import StatisticsLogit
+from reward_server.discriminators.track_statistics import StatisticsLogit
 from reward_server.networks.prepacked import releasing
 from reward_server.networks.track_transformer import TrackTransformer, TrackViTConfig
 
@@ -43,11 +43,4 @@ class TrackViT(TrackTransformer):
             raise ValueError(f"tokens must be [B,N,T,{self.config.token_dim}], got {list(tokens_BNTD.shape)}")
         tokens = tokens_BNTD.to(self.input_transform.weight.dtype)
         logits: Tensor = self.classfier_head(self.trunk(tokens))
-        return logits if self.statistics is None else logits + self.statistics(self.cues(tokens))
-
-    def cues(self, tokens_BNTD: Tensor) -> Tensor:
-        """What the statistics read [B,N,T-1,C]: the cues at the end of the tokens, from the second frame on.
-
-        The first frame has no drift.
-        """
-        return tokens_BNTD[:, :, 1:, -self.config.num_cues :]
+        return logits if self.statistics is None else logits + self.statistics(tokens[..., -self.config.num_cues :])

@@ -75,10 +75,7 @@ class Profile(Protocol):
         """
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1.
-
-        `embedded` adds the flow in typical speeds: [P,4,H,W].
-        """
+        """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
 
 def load_profile(

@@ -39,9 +39,9 @@ class Discriminators:
 
     @torch.inference_mode()
     @exact_convolutions
-    def logits(self, maps_BPMHW: Tensor, tokens_BNTD: Tensor) -> Tensor:
-        """Instantaneous and long-term logits [B,2], from residual maps [B,P,M,H,W] and track tokens [B,N,T,D]."""
-        return torch.stack([self.instantaneous(maps_BPMHW), self.long_term(tokens_BNTD)], dim=-1)
+    def logits(self, maps_BP2HW: Tensor, tokens_BNTD: Tensor) -> Tensor:
+        """Instantaneous and long-term logits [B,2], from residual maps [B,P,2,H,W] and track tokens [B,N,T,D]."""
+        return torch.stack([self.instantaneous(maps_BP2HW), self.long_term(tokens_BNTD)], dim=-1)
 
 
 def new_discriminators(profile: Profile) -> tuple[ResidualViT, TrackViT]:

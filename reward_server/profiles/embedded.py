@@ -23,7 +23,7 @@ from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_features, random_queries
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
-from reward_server.profiles.cues import num_cues, num_plain_cues, track_cues
+from reward_server.profiles.cues import num_cues, track_cues
 
 # Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
@@ -39,7 +39,7 @@ class EmbeddedProfile:
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 4  # increase it when a code change alters the discriminators' inputs
+    revision: int = 3  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
@@ -51,19 +51,16 @@ class EmbeddedProfile:
     @property
     def track_config(self) -> TrackViTConfig:
         token_dim = 2 + self.correlation_scales * self.correlation_window**2 + DISPLACEMENT_FEATURES
+        cues = num_cues(self.correlation_scales)
         return TrackViTConfig(
-            token_dim=token_dim + num_cues(self.correlation_scales),
-            dim=64,
-            heads=4,
-            depth=2,
-            mlp_dim=256,
-            num_virtual=16,
-            num_cues=num_plain_cues(self.correlation_scales),
+            token_dim=token_dim + cues, dim=64, heads=4, depth=2, mlp_dim=256, num_virtual=16, num_cues=cues
         )
 
     @property
     def residual_config(self) -> ResidualViTConfig:
-        return ResidualViTConfig(height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, flow=True)
+        return ResidualViTConfig(
+            height_px=144, width_px=256, dim=96, depth=3, heads=3, patch_dropout=0.25, compressed=True
+        )
 
     def motion(self, clip: Clip, *, query_seed: int, num_tracks: int) -> Motion:
         """Estimate the motion of a clip of the profile's size, with `num_tracks` random query points."""
@@ -94,7 +91,7 @@ class EmbeddedProfile:
         return torch.cat([features, cues], dim=-1).transpose(0, 1)
 
     def residual_maps(self, motion: Motion) -> Tensor:
-        """Maps [P,4,H,W]: brightness-constancy residual in gray levels, flow confidence, flow in typical speeds."""
+        """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
     @property

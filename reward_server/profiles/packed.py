@@ -4,9 +4,8 @@ The first axis of `tracks`, `state` and `correlation` is tracks, that of `maps` 
 exact each value is:
 
     Motion           tracks int16, to 1/64 px; visibility, confidence uint8, to 1/255; correlation int8, to 1/127;
-                     residual r int8, to sqrt(|r|)/8 gray levels, up to 252; flow confidence int8, to 1/255;
-                     flow f int8, to sqrt(1 + f^2)/80 typical speeds, up to 12.
-                     1.4 MiB for 256 tracks x 16 frames and 8 pairs of 144x256.
+                     residual r int8, to sqrt(|r|)/8 gray levels, up to 252; flow confidence int8, to 1/255.
+                     0.8 MiB for 256 tracks x 16 frames and 8 pairs of 144x256.
     NetworkMotion    tracks float32, exact, and so are the displacement features; logits of visibility and
                      confidence float16, to 1/2048 of their value; the correlation embedding int8 with a scale
                      per channel, to 1/254 of the channel's largest value in the clip; residual r uint8, to
@@ -33,7 +32,6 @@ from reward_server.profiles import Profile
 TRACK_SCALE = 64.0
 CHANNEL_SCALE = "correlation_scale"  # [C] float32, beside the embedding of a NetworkMotion
 RESIDUAL_SCALE = {torch.int8: 8.0, torch.uint8: 4.0}  # by storage type: int8 is finer, uint8 has the wider range
-FLOW_SCALE = 40.0
 
 
 def pack(motion: Motion, *, num_pairs: int, num_tracks: int | None = None) -> dict[str, Tensor]:
@@ -68,11 +66,10 @@ def unpack_tokens(packed: Mapping[str, Tensor], profile: Profile, start: int, nu
 
 
 def unpack_maps(packed: Tensor) -> Tensor:
-    """Unpack the maps [P,4,H,W] of a Motion or [P,2,H,W] of a NetworkMotion (`Motion.maps`)."""
+    """Unpack residual and confidence maps [P,2,H,W]."""
     codes = packed.float() - _zero(packed.dtype)
     residual = codes[:, 0].sign() * (codes[:, 0] / RESIDUAL_SCALE[packed.dtype]).square()
-    constancy = torch.stack([residual, (codes[:, 1] + 128) / 255], dim=1)
-    return torch.cat([constancy, (codes[:, 2:] / FLOW_SCALE).sinh()], dim=1)
+    return torch.stack([residual, (codes[:, 1] + 128) / 255], dim=1)
 
 
 def _packed_network(motion: NetworkMotion, kept: slice) -> dict[str, Tensor]:
@@ -87,13 +84,10 @@ def _packed_network(motion: NetworkMotion, kept: slice) -> dict[str, Tensor]:
 
 
 def _packed_maps(motion: Motion, pairs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes [P,C,H,W] of `Motion.maps`: the signed square root of the residual, scaled, the confidence over all 256
-    codes, and the scaled asinh of the flow."""
-    maps = motion.maps[pairs]
-    residual, confidence = maps[:, 0], maps[:, 1] * 255 - 128
+    """Codes [P,2,H,W]: the signed square root of the residual, scaled, and the confidence over all 256 codes."""
+    residual, confidence = motion.residual[pairs], motion.flow_confidence[pairs] * 255 - 128
     companded = residual.sign() * residual.abs().sqrt() * RESIDUAL_SCALE[dtype]
-    codes = torch.cat([torch.stack([companded, confidence], dim=1), maps[:, 2:].asinh() * FLOW_SCALE], dim=1)
-    return _rounded(codes + _zero(dtype), dtype)
+    return _rounded(torch.stack([companded, confidence], dim=1) + _zero(dtype), dtype)
 
 
 def _zero(dtype: torch.dtype) -> int:

@@ -26,7 +26,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from protos.types import DiscriminatorName
-from reward_server.discriminators.statistics_logit import statistics
 from reward_server.errors import BadRequest
 from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
@@ -36,7 +35,6 @@ from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.losses import view_loss
-from reward_server.training.statistics_stage import StatisticsTraining, fit_statistics
 from reward_server.training.symmetry import PLAIN, Symmetry
 
 
@@ -48,7 +46,6 @@ class TrainingConfig:
     views_per_step: int = 6
     views_at_once: int = 6  # views per pass; fewer need less memory and give the same gradients
     negatives_per_view: int = 3
-    statistics: StatisticsTraining | None = None  # how the logit of statistics is trained first, if there is one
     tracks_per_step: int = 32
     pairs_per_step: int = 3
     learning_rate: float = 1e-3
@@ -118,8 +115,6 @@ class DiscriminatorTrainer:
         other clips or settings.
         """
         self._resume([*views, *held_out])
-        if not self.step:
-            self._fit_statistics(views)
         with SummaryWriter(str(self.folder)) as log:
             for batch in self._batches(views):
                 if self.step >= self.config.steps or self._stalled():
@@ -152,20 +147,6 @@ class DiscriminatorTrainer:
         else:
             inputs = self.cache.tokens(sample, self.profile, 0, min(num_tracks, self.cache.num_tracks(sample)))
         return inputs[None].to(self.device)
-
-    def _fit_statistics(self, views: Sequence[View]) -> None:
-        """Train the statistics' logit first, if the discriminator has one, and copy it into the average."""
-        logit = self.discriminator.statistics
-        if logit is None or self.config.statistics is None:
-            return
-        cues = self.discriminator.cues
-        with torch.inference_mode():
-            known = {
-                key: statistics(cues(self._whole(one, self.cache.num_tracks(one))))[0]
-                for key, one in clips_of(views).items()
-            }
-        fit_statistics(logit, views, known, self.config.statistics)
-        self.average.load_state_dict(self.discriminator.state_dict())
 
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))

@@ -37,7 +37,6 @@ from reward_server.training.discriminator_trainer import DiscriminatorTrainer, T
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
-from reward_server.training.statistics_stage import StatisticsTraining
 
 AMOUNT_WEIGHT = 0.3  # of `losses.amount_slope`, for `embedded`
 
@@ -68,13 +67,7 @@ def configs(
     accumulation, and 256 of the cached tracks per step.
     """
     if profile == "embedded":
-        training = TrainingConfig(
-            steps=steps,
-            seed=seed,
-            symmetries=True,
-            amount_weight=AMOUNT_WEIGHT,
-            statistics=StatisticsTraining(seed=seed),
-        )
+        training = TrainingConfig(steps=steps, seed=seed, symmetries=True, amount_weight=AMOUNT_WEIGHT)
         return CacheConfig(seed=seed), {
             "instantaneous": replace(training, steps=math.ceil(steps / 2)),
             "long_term": training,

@@ -37,13 +37,9 @@ class Symmetry:
         """
         return {name: self._one(name, tensor) for name, tensor in tensors.items()}
 
-    def seen(self, maps_PMHW: Tensor) -> Tensor:
-        """Apply the symmetry to residual maps (`Motion.maps`): to the frame, and to the flow if it is among them."""
-        turned = self._maps(maps_PMHW)
-        if turned.shape[1] == 2:
-            return turned
-        flow = self._points(turned[:, 2:].movedim(1, -1)).movedim(-1, 1)
-        return torch.cat([turned[:, :2], flow], dim=1)
+    def seen(self, maps_P2HW: Tensor) -> Tensor:
+        """Apply the symmetry to residual maps (`Motion.maps`)."""
+        return self._maps(maps_P2HW)
 
     def _one(self, name: str, tensor: Tensor) -> Tensor:
         if name == "tracks":

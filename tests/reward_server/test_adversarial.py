@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from protos.types import DISCRIMINATORS, Origin, RefreshRequest
-from reward_server.discriminators import statistics_logit
+from reward_server.discriminators import track_statistics
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
 from reward_server.errors import RefreshRejected, TooFewClips
@@ -79,7 +79,7 @@ def test_clips_that_go_one_by_one_train_as_all_at_once(
 ) -> None:
     """Dropout is off, because it is drawn once per pass."""
     torch.manual_seed(0)
-    monkeypatch.setattr(statistics_logit, "DROPOUT", 0.0)
+    monkeypatch.setattr(track_statistics, "DROPOUT", 0.0)
     profile = small_pipeline.profile
     calm = replace(
         small_pipeline.discriminators,

@@ -217,7 +217,9 @@ class Pipeline:
         maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])
         tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
-        return discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
+        logits = discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
+        logits[:, 1] += torch.tensor([self.profile.stillness(motion) for motion in motions])
+        return logits
 
     def _tokens(self, motion: Motion) -> Tensor:
         visibility, confidence = motion.state.unbind(-1)

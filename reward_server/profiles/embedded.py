@@ -46,9 +46,9 @@ class EmbeddedProfile:
     correlation_window: int = 5
     # The stillness term. The limits are near the 5 % quantiles of real clips, over training clips and others.
     still_speed_px: float = 0.15
-    still_own_share: float = 0.35
+    still_own_share: float = 0.4
     still_speed_weight: float = 2.0
-    still_own_weight: float = 4.0
+    still_own_weight: float = 5.0
 
     @cached_property
     def estimators(self) -> ClassicalEstimators:

@@ -24,7 +24,7 @@ def points(num_frames: int) -> Tensor:
 
 def term(tracks: Tensor) -> float:
     sure = torch.ones(tracks.shape[:2])
-    return stillness_term(tracks, sure, speed_px=0.15, own_share=0.35, weights=(2.0, 4.0))
+    return stillness_term(tracks, sure, speed_px=0.15, own_share=0.4, weights=(2.0, 5.0))
 
 
 def walking(tracks: Tensor, step: float = 1.0) -> Tensor:

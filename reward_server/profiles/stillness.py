@@ -49,9 +49,9 @@ def track_speed(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
     any is.
     """
     lag = min(LAG, len(tracks_TN2) - 1)
-    steps = (tracks_TN2[lag:] - tracks_TN2[:-lag]).norm(dim=-1) / lag
+    steps = torch.linalg.vector_norm(tracks_TN2[lag:] - tracks_TN2[:-lag], dim=-1) / lag
     sure = confidence_TN[lag:] > LEAST_CONFIDENCE
-    return (steps[sure] if int(sure.sum()) >= FEWEST else steps.flatten()).quantile(FAST)
+    return torch.quantile(steps[sure] if int(sure.sum()) >= FEWEST else steps.flatten(), FAST)
 
 
 def own_motion(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
@@ -63,11 +63,12 @@ def own_motion(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
     places, steps = tracks_TN2[:-lag] / SIDE_PX, (tracks_TN2[lag:] - tracks_TN2[:-lag]) / lag
     known = torch.cat([torch.ones_like(places[..., :1]), places], dim=-1)  # [T-lag,N,3]
     sure = confidence_TN[lag:, :, None] + FAINT
-    weight, own = sure, steps.norm(dim=-1)
+    weight: Tensor = sure
+    own: Tensor = torch.linalg.vector_norm(steps, dim=-1)
     for _ in range(FITS):
         moments = known.mT @ (weight * known) + FAINT * torch.eye(3)
         affine = torch.linalg.solve(moments, known.mT @ (weight * steps))
-        own = (steps - known @ affine).norm(dim=-1)
+        own = torch.linalg.vector_norm(steps - known @ affine, dim=-1)
         middle = own.median(dim=1, keepdim=True).values + FAINT
         weight = sure / (1 + (own / middle)[..., None].square())
     return own

@@ -74,7 +74,7 @@ def test_gliding_without_parallax_is_a_similarity_of_the_first_frame(monkeypatch
         line = np.stack([here, np.ones_like(here)], 1)
         fit = np.linalg.lstsq(line, origin, rcond=None)[0]
         assert np.abs(line @ fit - origin).mean() < 0.3
-        assert np.abs(origin - here).mean() > 1, "it glides"
+        assert np.abs(origin - here).mean() > 0.25, "it glides, some slowly"
 
 
 @pytest.mark.parametrize("seed", SEEDS)

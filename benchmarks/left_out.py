@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.data.shots import find_shots
+from reward_server.evaluation.ladder import ladder_figures
 from reward_server.evaluation.report import Figures
-from reward_server.evaluation.sanity import climb, ladder_figures
+from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.faults import STRENGTHS
 from reward_server.settings import Settings

@@ -4,75 +4,53 @@ A clip is decoded as the server decodes it, and each fault is applied at that ra
 form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points.
 Each first passes through a capture chain of its own (`reward_server/capture`), so that exact copies, noise or sharpness
 do not give a fault away. Twins that hardly differ from their clip are left out. So are the faults that only hold the
-picture (`faults.stillness.HOLDING`), if hardly anything moves in the clip. The two
-plain cues of `floors.py` are reported beside the rewards, as baselines.
-
-Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS, V values
-in the order of VALUES.
+picture (`faults.stillness.HOLDING`), if hardly anything moves in the clip. The two plain cues of `floors.py` are
+reported beside the rewards, as baselines.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import REWARDS, Clip, Context, Outcome
+from protos.types import Clip, Context
 from reward_server.capture.chain import Capture
 from reward_server.data.shots import Shot, find_shots, tensor_submission
 from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
-from reward_server.evaluation.floors import CUES, plain_cues
-from reward_server.evaluation.report import Figures
+from reward_server.evaluation.floors import plain_cues
+from reward_server.evaluation.ladder import (
+    CSV_COLUMNS,
+    REAL,
+    VALUES,
+    Level,
+    Rung,
+    ladder_figures,
+    ladder_table,
+    levels_of,
+    num_still,
+    reward_array,
+    rung_row,
+)
 from reward_server.evaluation.scoring import (
-    OUTCOME_COLUMNS,
     RewardSource,
     count_outcomes,
     derived_seed,
     failed_outcome,
     open_scorer,
-    outcome_row,
-    rewards_of,
 )
-from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, with_fault
+from reward_server.faults import LEAST_DIFFERENCE, NAMES, difference, with_fault
 from reward_server.faults.stillness import HOLDING, is_still
 from reward_server.settings import Settings
-from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
-REAL = "real"
-VALUES = (*REWARDS, *CUES)
-RETIMED = ("speed_change", "fps_relabelled", "surging")  # faults that could also be plausible clips at another speed
-RUNGS = (0.0, *STRENGTHS)
 # A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.
 STRETCH = 4
-
-
-Level = tuple[str, float]  # a fault and its strength
-
-
-def levels_of(faults: Sequence[str] = NAMES) -> list[Level]:
-    """Name and strength of every rung of a ladder with these faults, the real clip first."""
-    return [(REAL, 0.0), *((name, strength) for name in faults for strength in STRENGTHS)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One clip of a ladder with its outcome. The real clip has strength 0."""
-
-    clip: str
-    start_s: float
-    fault: str
-    strength: float
-    outcome: Outcome
-    cues: Mapping[str, float] = field(default_factory=dict)  # empty if the clip does not decode
 
 
 def run(
@@ -214,104 +192,3 @@ def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: in
     longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
     threads = settings.decoder_threads
     return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s, threads=threads).windows
-
-
-# --- figures ------------------------------------------------------------------------------------
-
-
-def reward_array(rungs: Sequence[Rung]) -> Floats:
-    """Rewards [C,D,R,3], NaN where there is none. The real clip's rewards are in rung 0 of every fault."""
-    return _value_array(rungs)[..., : len(REWARDS)]
-
-
-def _value_array(rungs: Sequence[Rung]) -> Floats:
-    """Rewards and cues [C,D,R,V], in the same way."""
-    ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
-    values = np.full((len(ladders), len(NAMES), len(RUNGS), len(VALUES)), math.nan)
-    for ladder, values_DRV in zip(ladders, values, strict=True):
-        for rung in ladder:
-            place = slice(None) if rung.fault == REAL else NAMES.index(rung.fault)
-            cues = [rung.cues.get(name, math.nan) for name in CUES]
-            values_DRV[place, RUNGS.index(rung.strength)] = [*rewards_of(rung.outcome), *cues]
-    return values
-
-
-def num_still(rungs: Sequence[Rung]) -> int:
-    """How many ladders have no fault that only holds the picture, because their clip hardly moves."""
-    ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
-    return sum(len(ladder) > 1 and all(rung.fault not in HOLDING for rung in ladder) for ladder in ladders)
-
-
-def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
-    """Figures of each reward and cue: each fault, all together, all trained ones but RETIMED, and HELD_OUT."""
-    values = _value_array(rungs)
-    clips = [clip for (clip, _), _ in groupby(rungs, key=_ladder_of)]
-    kept = [index for index, name in enumerate(NAMES) if name not in (*RETIMED, *HELD_OUT)]
-    held_out = [NAMES.index(name) for name in HELD_OUT]
-    groups = [*((name, [index]) for index, name in enumerate(NAMES)), ("all", list(range(len(NAMES))))]
-    groups += [("all but retimed", kept), ("never trained on", held_out)]
-    return [
-        _figures(value_name, name, values[..., index][:, chosen], clips)
-        for index, value_name in enumerate(VALUES)
-        for name, chosen in groups
-    ]
-
-
-def _figures(reward_name: str, name: str, rewards_CDR: Floats, clips: Sequence[str]) -> Figures:
-    real, faulty = rewards_CDR[..., :1], rewards_CDR[..., 1:]
-    by_clip = [ordered(real[rows], faulty[rows]) for rows in _rows_of(clips)]
-    per_clip = [share.fraction for share in by_clip if share.fraction is not None]
-    falls = [fall for rewards_R in rewards_CDR.reshape(-1, len(RUNGS)) if (fall := _fall(rewards_R)) is not None]
-    return Figures(
-        reward_name=reward_name,
-        name=name,
-        by_strength=tuple(ordered(real[..., 0], faulty[..., rung]) for rung in range(len(STRENGTHS))),
-        total=ordered(real, faulty),
-        interval=mean_bootstrap(per_clip) if per_clip else None,
-        falling=float(np.mean(falls)) if falls else None,
-    )
-
-
-def _fall(rewards_R: Floats) -> float | None:
-    """`falling` of one ladder and fault; None without the real clip's reward or with fewer than three rungs."""
-    present = ~np.isnan(rewards_R)
-    if not present[0] or present.sum() < 3:
-        return None
-    return falling(np.array(RUNGS)[present].tolist(), rewards_R[present])
-
-
-def _rows_of(clips: Sequence[str]) -> list[list[int]]:
-    return [[row for row, clip in enumerate(clips) if clip == wanted] for wanted in dict.fromkeys(clips)]
-
-
-def _ladder_of(rung: Rung) -> tuple[str, float]:
-    return rung.clip, rung.start_s
-
-
-# --- reports ------------------------------------------------------------------------------------
-
-CSV_COLUMNS = ("clip", "start_s", "fault", "strength", *OUTCOME_COLUMNS, *CUES)
-
-
-def rung_row(rung: Rung) -> dict[str, object]:
-    """One rung as a line of the CSV and an entry of `rungs` in the JSON."""
-    place = {"clip": rung.clip, "start_s": rung.start_s, "fault": rung.fault, "strength": rung.strength}
-    return {**place, **outcome_row(rung.outcome), **{name: rung.cues.get(name) for name in CUES}}
-
-
-def ladder_table(figures: Sequence[Figures], reward_name: str) -> Table:
-    """A table of the share of pairs ordered right, by strength and in total, and of how steadily the reward falls."""
-    title = f"{reward_name.replace('_', '-')}: % of pairs with the real clip above, by strength"
-    table = report.figure_table(title, ("fault",), (*map(str, STRENGTHS), "all", "95%", "pairs", "falls"))
-    table.caption = f"95%: interval over clips; falls: Spearman; retimed: {', '.join(RETIMED)}"
-    for row in figures:
-        if row.reward_name == reward_name:
-            shares = [report.percent(share) for share in (*row.by_strength, row.total)]
-            ends = (
-                report.ABSENT
-                if row.interval is None
-                else f"{100 * row.interval.low:.0f}..{100 * row.interval.high:.0f}"
-            )
-            counts = (ends, str(row.total.pairs), report.number(row.falling))
-            table.add_row(row.name, *shares, *counts, end_section=row.name == NAMES[-1])
-    return table

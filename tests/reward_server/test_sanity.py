@@ -27,8 +27,19 @@ from reward_server.data.shots import Shot, find_files, find_shots
 from reward_server.decoding.decode import decode
 from reward_server.errors import BadRequest
 from reward_server.evaluation import plots, report, sanity
-from reward_server.evaluation.report import Outputs
-from reward_server.evaluation.sanity import REAL, RETIMED, Rung, climb, ladder_figures, levels_of
+from reward_server.evaluation.ladder import (
+    CSV_COLUMNS,
+    REAL,
+    RETIMED,
+    Rung,
+    ladder_figures,
+    ladder_table,
+    levels_of,
+    num_still,
+    reward_array,
+    rung_row,
+)
+from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import count_outcomes, derived_seed
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, with_fault
 from reward_server.settings import Settings
@@ -147,7 +158,7 @@ def test_a_clip_that_hardly_moves_gets_no_fault_that_only_holds_it(tmp_path):
     faults = ("static", "slowed", "jittered")
     (ladder,) = climb(shots_of(tmp_path, "still"), PlainScorer().scorer, SETTINGS, faults=faults)
     assert {rung.fault for rung in ladder} == {REAL, "jittered"}
-    assert sanity.num_still(ladder) == 1
+    assert num_still(ladder) == 1
 
 
 def test_each_rung_is_filmed_again_on_its_own(clips):
@@ -296,16 +307,16 @@ async def test_the_command_over_a_server_gives_the_same_results(clips, make_sett
             assert last["outcomes"] == count_outcomes(rung.outcome for rung in expected)
             written = json.loads(outputs.json.read_text())
             assert written["figures"] == last["figures"]
-            assert written["rungs"] == [sanity.rung_row(rung) for rung in expected]
+            assert written["rungs"] == [rung_row(rung) for rung in expected]
 
 
 def test_csv_and_plots_hold_every_rung(rungs, tmp_path):
-    report.write_csv(tmp_path / "rungs.csv", sanity.CSV_COLUMNS, [sanity.rung_row(rung) for rung in rungs])
+    report.write_csv(tmp_path / "rungs.csv", CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     with (tmp_path / "rungs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(rungs)
     assert [row["combined"] for row in rows if row["outcome"] != "ok"] == [""] * (len(rows) - scored(rungs))
-    plots.ladder(tmp_path / "ladder.png", sanity.reward_array(rungs))
+    plots.ladder(tmp_path / "ladder.png", reward_array(rungs))
     plots.shares(tmp_path / "shares.png", ladder_figures(rungs))
     for name in ("ladder.png", "shares.png"):
         with Image.open(tmp_path / name) as picture:
@@ -318,6 +329,6 @@ def scored(rungs: list[Rung]) -> int:
 
 def test_tables_fit_eighty_columns(rungs):
     text = io.StringIO()
-    Console(file=text, width=80).print(sanity.ladder_table(ladder_figures(rungs), "combined"))
+    Console(file=text, width=80).print(ladder_table(ladder_figures(rungs), "combined"))
     assert "…" not in text.getvalue()
     assert all(name in text.getvalue() for name in (*NAMES, "all but retimed"))

@@ -39,6 +39,7 @@ from reward_server.evaluation.ladder import (
     reward_array,
     rung_row,
 )
+from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import count_outcomes, derived_seed
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, with_fault

@@ -1,6 +1,6 @@
 """Measures how discriminators rank a fault that they were never trained on, with one pretraining per fault left out.
 
-    python -m benchmarks.left_out --real data/clips --real data/stills --real data/scenes --work data/pretrain \\
+    python -m benchmarks.left_out --real data/clips --real data/scenes --work data/pretrain \\
         --shots data/clips [--steps 600] [--fault wobbled ...]
 
 Each training is short. One training with all faults, equally short, serves as the baseline: the difference to it is
@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.data.shots import find_shots
+from reward_server.evaluation.ladder import ladder_figures
 from reward_server.evaluation.report import Figures
-from reward_server.evaluation.sanity import climb, ladder_figures
+from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.faults import STRENGTHS
 from reward_server.settings import Settings
-from reward_server.training.pretrain import TRAINED_FAULTS, configs, pretrain
+from reward_server.training.pretrain import configs, pretrain
+from reward_server.training.samples import TRAINED_FAULTS
 
 
 def figures_without(faults: Sequence[str], args: argparse.Namespace) -> list[Figures]:

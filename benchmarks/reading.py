@@ -109,7 +109,15 @@ def reading(path: Path, mode: str) -> dict[str, float]:
 
 
 def read_views(path: Path) -> None:
-    plan = ViewPlan(sampling=Sampling(), frames_per_view=6, max_side_px=640, seed=(0,), tries=4, good=moves)
+    plan = ViewPlan(
+        sampling=Sampling(),
+        frames_per_view=12,
+        most_views=14,
+        max_side_px=640,
+        seed=(0,),
+        tries=4,
+        good=moves,
+    )
     with open_source(path) as source:
         for _ in source_views(source, 0, None, plan):
             pass

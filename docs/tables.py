@@ -44,7 +44,7 @@ MEANINGS = {
     "empty_payload": "The clip has no bytes.",
     "clip_too_large": "Too many bytes, frames, pixels or seconds.",
     "clip_too_short": "Too few frames after sampling at the profile's rate.",
-    "unreadable_clip": "Not a video, truncated, without a video stream, or nothing can be decoded.",
+    "unreadable_clip": "Not a video, damaged in the middle, without a video stream, or nothing can be decoded.",
     "decode_too_slow": "Decoding took longer than `MOTION_REWARD_MAX_DECODE_S`.",
     "bad_tensor": "The tensor's declaration or values break the [tensor format](formats.md#tensors).",
     "deadline_passed": "The deadline passed first. Or a synchronous call waited too long; then the job goes on.",

@@ -28,6 +28,7 @@ from protos.types import (
     Context,
     ContractError,
     DiscriminatorRefresh,
+    Dynamics,
     Error,
     Input,
     Limits,
@@ -311,6 +312,7 @@ def _reward_to_message(reward: Reward) -> pb.Reward:
         bounds=pb.Bounds(**_fields(reward.bounds)),
         windows=[pb.WindowLogits(start_s=w.start_s, logits=pb.Logits(**_fields(w.logits))) for w in reward.windows],
         provenance=pb.Provenance(**provenance),
+        dynamics=pb.Dynamics(**_fields(reward.dynamics)) if reward.dynamics else None,
     )
 
 
@@ -330,6 +332,7 @@ def _reward_from_message(message: pb.Reward) -> Reward:
             timings=_scalars(Timings, message.provenance.timings),
             warnings=tuple(_scalars(ClipWarning, warning) for warning in message.provenance.warnings),
         ),
+        dynamics=_scalars(Dynamics, message.dynamics) if message.HasField("dynamics") else None,
     )
 
 

@@ -411,6 +411,7 @@ class Reward(_message.Message):
     BOUNDS_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    DYNAMICS_FIELD_NUMBER: _builtins.int
     combined: _builtins.float
     """weighted mean of the two clipped logits"""
     instantaneous: _builtins.float
@@ -427,6 +428,10 @@ class Reward(_message.Message):
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WindowLogits]: ...
     @_builtins.property
     def provenance(self) -> Global___Provenance: ...
+    @_builtins.property
+    def dynamics(self) -> Global___Dynamics:
+        """absent: the server is older than this field"""
+
     def __init__(
         self,
         *,
@@ -438,14 +443,55 @@ class Reward(_message.Message):
         bounds: Global___Bounds | None = ...,
         windows: _abc.Iterable[Global___WindowLogits] | None = ...,
         provenance: Global___Provenance | None = ...,
+        dynamics: Global___Dynamics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "logits", b"logits", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "dynamics", b"dynamics", "logits", b"logits", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "clipped", b"clipped", "combined", b"combined", "instantaneous", b"instantaneous", "logits", b"logits", "long_term", b"long_term", "provenance", b"provenance", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "clipped", b"clipped", "combined", b"combined", "dynamics", b"dynamics", "instantaneous", b"instantaneous", "logits", b"logits", "long_term", b"long_term", "provenance", b"provenance", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reward: _TypeAlias = Reward  # noqa: Y015
+
+@_typing.final
+class Dynamics(_message.Message):
+    """How much the clip moves, whether or not the motion is real. Means over the windows. The first three are in frame
+    heights per second: 0 is a still clip.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_MOTION_FIELD_NUMBER: _builtins.int
+    CAMERA_MOTION_FIELD_NUMBER: _builtins.int
+    OBJECT_MOTION_FIELD_NUMBER: _builtins.int
+    DYNAMIC_DEGREE_FIELD_NUMBER: _builtins.int
+    TRACKS_ALIVE_FIELD_NUMBER: _builtins.int
+    total_motion: _builtins.float
+    """mean length of the optical flow"""
+    camera_motion: _builtins.float
+    """mean displacement by the homography that fits a pair of frames best"""
+    object_motion: _builtins.float
+    """mean length of the flow minus that displacement: moving objects, and parallax"""
+    dynamic_degree: _builtins.float
+    """share of windows that are dynamic by VBench's rule, 0..1"""
+    tracks_alive: _builtins.float
+    """share of tracks that are still visible in the last frame of a window, 0..1"""
+    def __init__(
+        self,
+        *,
+        total_motion: _builtins.float = ...,
+        camera_motion: _builtins.float = ...,
+        object_motion: _builtins.float = ...,
+        dynamic_degree: _builtins.float = ...,
+        tracks_alive: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_motion", b"camera_motion", "dynamic_degree", b"dynamic_degree", "object_motion", b"object_motion", "total_motion", b"total_motion", "tracks_alive", b"tracks_alive"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dynamics: _TypeAlias = Dynamics  # noqa: Y015
 
 @_typing.final
 class Logits(_message.Message):

@@ -209,8 +209,46 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dynamics:
+    """How much one clip moves, whether or not the motion is real. Every number is a mean over the clip's windows.
+
+    total_motion    mean length of the optical flow, in frame heights per second, 0 or more
+    camera_motion   mean displacement by the homography that fits a pair of frames best, same unit
+    object_motion   mean length of the flow minus that displacement, same unit: moving objects, and parallax
+    dynamic_degree  share of windows that are dynamic by VBench's rule, 0..1
+    tracks_alive    share of tracks that are still visible in a window's last frame, 0..1
+
+    Camera and object motion need not add up to the total: they may cancel each other. Raises
+    ContractError("bad_reward") for a number outside its range.
+    """
+
+    total_motion: float
+    camera_motion: float
+    object_motion: float
+    dynamic_degree: float
+    tracks_alive: float
+
+    def __post_init__(self) -> None:
+        for name in DYNAMICS:
+            value, most = getattr(self, name), 1 if name in SHARES else math.inf
+            if not (math.isfinite(value) and 0 <= value <= most):
+                raise ContractError(
+                    ErrorCode.BAD_REWARD, f"dynamics.{name} must be finite and in 0..{most}, got {value}"
+                )
+
+
+DYNAMICS = ("total_motion", "camera_motion", "object_motion", "dynamic_degree", "tracks_alive")
+"""The numbers of a clip's dynamics, as the fields of Dynamics are named."""
+SHARES = ("dynamic_degree", "tracks_alive")
+"""Those of them that are shares, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reward:
-    """Motion realism of one clip: raw logits clipped to `bounds`, and `combined`, the weighted mean of these."""
+    """Motion realism of one clip: raw logits clipped to `bounds`, and `combined`, the weighted mean of these.
+
+    `dynamics` is None if the server is older than this field. No reward depends on it.
+    """
 
     combined: float
     instantaneous: float
@@ -220,6 +258,7 @@ class Reward:
     bounds: Bounds
     windows: tuple[WindowLogits, ...]
     provenance: Provenance
+    dynamics: Dynamics | None = None
 
     def __post_init__(self) -> None:
         for name in REWARDS:

@@ -44,6 +44,12 @@ Server = Annotated[
 RedisUrl = Annotated[str | None, typer.Option(help="redis:// URL of the queue.")]
 Workers = Annotated[int, typer.Option(min=0, help="Number of worker processes; one that dies is replaced.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of query points, faults and bootstrap resampling.")]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, help="Frame rate of image sequences: folders of png or jpg pictures, or quoted patterns of them."
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option(help="Write a JSON report here, with one record per clip.")]
 CsvFile = Annotated[Path | None, typer.Option(help="Write a CSV file here, with one line per clip.")]
 PlotFolder = Annotated[Path | None, typer.Option(help="Write plots into this folder.")]
@@ -95,6 +101,7 @@ def worker(
 def score(
     paths: Annotated[list[str], typer.Argument(help="Clip files, folders (searched recursively) or quoted globs.")],
     *,
+    fps: Fps = None,
     server: Server = None,
     json: Annotated[Path | None, typer.Option(help="Write JSON here; - means standard output.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write CSV here.")] = None,
@@ -105,7 +112,7 @@ def score(
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import score as score_files  # noqa: PLC0415
 
-    raise typer.Exit(score_files.run(paths, settings, server=server, json_path=json, csv_path=csv))
+    raise typer.Exit(score_files.run(paths, settings, server=server, json_path=json, csv_path=csv, fps=fps))
 
 
 @app.command()
@@ -119,6 +126,7 @@ def pretrain(
         Path | None,
         typer.Option(help="Folder of clips that your model generated (default: real clips with motion faults)."),
     ] = None,
+    fps: Fps = None,
     profile: Profile = None,
     work: Annotated[
         Path, typer.Option(help="Folder for features, logs and training state; the same folder resumes the run.")
@@ -152,6 +160,7 @@ def pretrain(
         device=settings.device,
         compute=compute_of(settings),
         left_out=leave_out or (),
+        fps=fps,
     )
     typer.echo(
         f"wrote {out}; mean of held-out AUC and share of pairs ordered right: "
@@ -166,8 +175,12 @@ def sanity(
         typer.Argument(help="Real clips: files, folders or quoted globs. With a manifest.jsonl, its held-out clips."),
     ],
     *,
+    fps: Fps = None,
     server: Server = None,
     windows: Annotated[int, typer.Option(min=1, help="Maximum number of windows per clip, evenly spaced.")] = 1,
+    plain: Annotated[
+        bool, typer.Option(help="Do not add noise, flicker and compression to each clip, drawn anew for each.")
+    ] = False,
     seed: Seed = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
@@ -181,7 +194,11 @@ def sanity(
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
-    raise typer.Exit(ladder.run(paths, settings, server=server, windows=windows, seed=seed, outputs=outputs))
+    raise typer.Exit(
+        ladder.run(
+            paths, settings, server=server, windows=windows, seed=seed, captured=not plain, fps=fps, outputs=outputs
+        )
+    )
 
 
 @app.command()
@@ -192,6 +209,7 @@ def evaluate(
     matched: Annotated[
         bool, typer.Option(help="First bring both sets to the same rate, length, size, sharpness and codec.")
     ] = False,
+    fps: Fps = None,
     server: Server = None,
     seed: Seed = 0,
     json: JsonFile = None,
@@ -207,8 +225,42 @@ def evaluate(
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
     raise typer.Exit(
-        evaluation.run(real, generated, settings, server=server, matched=matched, seed=seed, outputs=outputs)
+        evaluation.run(real, generated, settings, server=server, matched=matched, seed=seed, fps=fps, outputs=outputs)
     )
+
+
+@app.command()
+def attack(
+    *,
+    real: Annotated[
+        list[str],
+        typer.Option(help="Real clips: a folder, file or quoted glob; may be repeated. Of a manifest, the held-out."),
+    ],
+    budget: Annotated[
+        int, typer.Option(min=0, help="Clips scored in the searches on each real clip; 0 leaves the searches out.")
+    ] = 96,
+    population: Annotated[int, typer.Option(min=4, help="Clips per generation of a search.")] = 12,
+    work: Annotated[Path, typer.Option(help="Folder for finished clips; the same folder resumes the run.")] = Path(
+        "runs/attack"
+    ),
+    server: Server = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+    plot: PlotFolder = None,
+    profile: Profile = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Try to raise the reward of real clips without mending their motion: by disguised freezes and glides, and by a
+    search. The last output line is JSON."""
+    settings = settings_of(profile=profile, checkpoint=checkpoint)
+    from reward_server.evaluation import attack as attacks  # noqa: PLC0415
+    from reward_server.evaluation.report import Outputs  # noqa: PLC0415
+    from reward_server.evaluation.search import Budget  # noqa: PLC0415
+
+    outputs = Outputs(json=json, csv=csv, plots=plot)
+    allowed = Budget(evaluations=budget, population=population)
+    raise typer.Exit(attacks.run(real, settings, server=server, budget=allowed, work=work, seed=seed, outputs=outputs))
 
 
 @app.command()

@@ -39,6 +39,7 @@ from protos.types import (
 )
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
+from reward_server.estimators.dynamics import mean_dynamics
 from reward_server.motion import Motion
 from reward_server.networks.prepacked import Compute, passes
 from reward_server.profiles import Profile, load_profile
@@ -126,7 +127,14 @@ class Pipeline:
                 "pin that version, or pin none"
             )
         started = time.perf_counter()
-        decoded = decode(submission, self._sampling, self.model.limits, self._settings.max_decode_s)
+        settings = self._settings
+        decoded = decode(
+            submission,
+            self._sampling,
+            self.model.limits,
+            settings.max_decode_s,
+            threads=settings.decoder_threads,
+        )
         return PreparedClip(
             decoded=decoded,
             context=submission.context,
@@ -209,7 +217,9 @@ class Pipeline:
         maps = torch.stack([self.profile.residual_maps(motion) for motion in motions])
         tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
-        return discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
+        logits = discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
+        logits[:, 1] += torch.tensor([self.profile.stillness(motion) for motion in motions])
+        return logits
 
     def _tokens(self, motion: Motion) -> Tensor:
         visibility, confidence = motion.state.unbind(-1)
@@ -239,6 +249,7 @@ class Pipeline:
                 for window, row in zip(item.decoded.windows, logits_W2, strict=True)
             ),
             provenance=self._provenance(item, motions, replace(timings, decode_ms=item.decode_ms)),
+            dynamics=mean_dynamics(motions),
         )
 
     def _combined(self, logits: Logits) -> float:

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     max_frame_pixels: int = Field(3840 * 2160, ge=1, description="Maximum height x width of a frame, in pixels.")
     max_duration_s: float = Field(120.0, gt=0, description="Maximum length of a clip, in seconds.")
     max_decode_s: float = Field(30.0, gt=0, description="Maximum wall time to decode one clip, in seconds.")
+    decoder_threads: int = Field(
+        1, ge=1, le=64, description="Threads of one video decoder. Clips are decoded in parallel too."
+    )
     max_clips_per_request: int = Field(64, ge=1, description="Maximum number of clips in one request.")
     max_request_bytes: int = Field(
         512 * MIB, ge=1, description="Maximum number of payload bytes in one request, over all clips."

@@ -23,6 +23,7 @@ from protos.types import (
     Clip,
     Context,
     ContractError,
+    Dynamics,
     Input,
     Limits,
     Logits,
@@ -63,6 +64,18 @@ def moving(step: int, height_px: int = 8, **context: object) -> Submission:
     """`moving_clip` as a submission."""
     payload = clip_to_tensor(moving_clip(step, height_px))
     return Submission(payload=payload, media=Media.TENSOR, context=Context(**context))  # type: ignore[arg-type]
+
+
+def pixel_dynamics(clip: Clip) -> Dynamics:
+    """Dynamics that stand for motion: the mean absolute difference of neighbouring frames, half of it by the camera."""
+    step = float(np.abs(np.diff(clip.frames.astype(np.float64), axis=0)).mean())
+    return Dynamics(
+        total_motion=step,
+        camera_motion=step / 2,
+        object_motion=step / 2,
+        dynamic_degree=float(step > 0),
+        tracks_alive=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +147,7 @@ class PixelScorer:
             clipped=False,
             bounds=BOUNDS,
             windows=(),
+            dynamics=pixel_dynamics(item.clip),
             provenance=Provenance(
                 profile="embedded",
                 discriminator_version=self.model.discriminator_version,

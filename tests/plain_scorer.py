@@ -13,6 +13,7 @@ import numpy as np
 from protos.types import (
     Bounds,
     Clip,
+    Dynamics,
     Input,
     Limits,
     Logits,
@@ -61,6 +62,14 @@ def unevenness(clip: Clip) -> Logits:
     frames = clip.frames.astype(np.float32)
     bend = np.abs(np.diff(frames, n=2, axis=0)).mean(axis=(1, 2, 3))
     return Logits(instantaneous=10 - float(bend.mean()), long_term=10 - float(bend.max()))
+
+
+def change(clip: Clip) -> Dynamics:
+    """Dynamics that stand for motion: the mean absolute change of a pixel value per frame, all of it by the camera."""
+    change = float(np.abs(np.diff(clip.frames.astype(np.float32), axis=0)).mean())
+    return Dynamics(
+        total_motion=change, camera_motion=change, object_motion=0.0, dynamic_degree=float(change > 0), tracks_alive=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,4 +153,5 @@ def _reward(decoded: DecodedClip) -> Reward:
         bounds=BOUNDS,
         windows=(),
         provenance=provenance,
+        dynamics=change(decoded.windows[0].clip),
     )

@@ -26,7 +26,7 @@ from reward_server.errors import NotReady
 from reward_server.serving.local import ready_line
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
-from tests.pixel_scorer import MODEL, Pixels, PixelScorer
+from tests.pixel_scorer import MODEL, Pixels, PixelScorer, pixel_dynamics
 from tests.running import open_doors
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,7 @@ class CalmScorer(PixelScorer):
             instantaneous=logits.instantaneous,
             long_term=logits.long_term,
             logits=logits,
+            dynamics=pixel_dynamics(item.clip),
         )
 
 

@@ -26,9 +26,11 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from protos.types import DYNAMICS
 from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
 from trainer.measures.dynamics import dynamic_degree
+from trainer.measures.dynamics_floor import Floored
 from trainer.measures.tracks import with_tracks
 from trainer.objective import Advantages
 from trainer.policies.protocol import Policy
@@ -128,6 +130,22 @@ class Board:
             scalars |= {label: float(values.mean()) for label, values in known.items() if values.size}
             scalars[f"advantage_clipped/{name}"] = gained.num_clipped / max(1, gained.num_known)
         self._log(step, scalars)
+
+    def dynamics(self, step: int, table: Tensor, floor: Floored | None) -> None:
+        """Log dynamics [G,1+P,D] of a buffer, over all processes, and what the floor on them did, if there is one."""
+        scalars: dict[str, float] = {}
+        for name, values in zip(DYNAMICS, table.unbind(-1), strict=True):
+            for label, part in (("dynamics_real", values[:, 0]), ("dynamics_rollouts", values[:, 1:])):
+                if (known := _known(part)).size:
+                    scalars[f"{label}/{name}"] = float(known.mean())
+        if floor:
+            scalars |= {
+                "dynamics_floor/share": floor.share,
+                "dynamics_floor/groups_below": float(floor.num_groups_below),
+                "dynamics_floor/groups_unknown": float(floor.num_groups_unknown),
+            }
+        if scalars:
+            self._log(step, scalars)
 
     def close(self) -> None:
         """Stop the progress bar and close metrics.jsonl and the trackers."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from protos.types import ContractError, RefreshRequest
-from trainer.config_tree import built, check_keys, flat, overridden, plain, read
+from trainer.config_tree import built, check_keys, flat, merged, overridden, plain, read
 from trainer.data import DataConfig
 from trainer.errors import ConfigError
 from trainer.objective import Objective
@@ -80,6 +80,7 @@ class RewardsConfig:
     patience_s: float = 60.0  # silence after which the trainer asks the server and submits lost clips again
     max_outage_s: float = 1800.0  # silence or refusals after which the run stops
     real_as: Literal["pixels", "decoded"] = "pixels"  # score the real clip as it is, or through the policy's VAE
+    min_dynamics: float = 0.0  # share of its real clip's motion below which a rollout is worst in its group; 0: off
 
     def __post_init__(self) -> None:
         _at_least(self, "rewards", {"max_retries": 0, "max_in_flight": 1})
@@ -87,6 +88,8 @@ class RewardsConfig:
             raise ConfigError(
                 f"rewards.max_missing_fraction is {self.max_missing_fraction:g}; give a share from 0 to 1"
             )
+        if not 0 <= self.min_dynamics <= 1:
+            raise ConfigError(f"rewards.min_dynamics is {self.min_dynamics:g}; give a share from 0 (off) to 1")
         if self.patience_s <= 0 or self.max_outage_s < self.patience_s:
             raise ConfigError(
                 f"rewards.patience_s is {self.patience_s:g} and rewards.max_outage_s {self.max_outage_s:g}; "
@@ -193,6 +196,11 @@ class Config:
             raise ConfigError(
                 f"device is {self.device!r}; give cpu, or leave it empty to use the GPU that CUDA_VISIBLE_DEVICES names"
             )
+        if self.rewards.min_dynamics and (self.loop.num_rollouts == 0 or self.objective.weighting == "uniform"):
+            raise ConfigError(
+                f"rewards.min_dynamics is {self.rewards.min_dynamics:g}, but without rollouts, or with "
+                "objective.weighting=uniform, no advantage has an effect; set rewards.min_dynamics=0"
+            )
 
     def steps_per_pass(self, num_processes: int) -> int:
         """Optimizer steps in one pass over a buffer. Raises ConfigError if the buffer does not divide evenly."""
@@ -241,8 +249,13 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(ours: Config, theirs: Mapping[str, Any], *, ignore: Sequence[str]) -> list[str]:
-    """Keys whose values differ, as `loop.passes: 10, was 5`. Keys that start with one of `ignore` are skipped."""
-    mine, other = flat(to_dict(ours)), flat(theirs)
+    """Keys whose values differ, as `loop.passes: 10, was 5`. Keys that start with one of `ignore` are skipped.
+
+    `theirs` may be of an older version. A key that it does not have is taken to have had its default.
+    """
+    model = (theirs.get("policy") or {}).get(POLICY_MODEL, "svd")
+    defaults = to_dict(from_dict({"policy": {POLICY_MODEL: model}}))
+    mine, other = flat(to_dict(ours)), flat(merged(defaults, theirs))
     keys = [key for key in sorted(mine.keys() | other.keys()) if not key.startswith(tuple(ignore))]
     return [f"{key}: {mine.get(key)!r}, was {other.get(key)!r}" for key in keys if mine.get(key) != other.get(key)]
 

@@ -38,7 +38,7 @@ def read(source: str, presets: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level, got {type(data).__name__}")
     base = data.pop("preset", None)
-    return _merged(read(base, presets), data) if base else data
+    return merged(read(base, presets), data) if base else data
 
 
 def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -70,12 +70,13 @@ def _yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is not YAML: {error}") from error
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested keys of both. Where both have a value, that of `over` is taken."""
+    found = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both else value
+    return found
 
 
 def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:

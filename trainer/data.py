@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from protos.reader.files import clip_files
+from protos.reader.sequences import is_pattern, sequence_folders
 from protos.reader.sniff import SUFFIXES
 from protos.types import Clip
 from trainer.errors import ConfigError, DataError
@@ -39,9 +40,12 @@ class DataConfig:
     held_out: tuple[str, ...] = ()  # the same, for `evaluate`
     start: Literal["random", "first"] = "random"  # where in a long file a clip begins
     caption: str = ""  # prompt for clips without a caption
+    fps: float | None = None  # frame rate of image sequences: folders of pictures, or patterns such as f/%04d.png
     speed_tolerance: float = SPEED_TOLERANCE  # largest change of speed, as a share, for taking every n-th frame
 
     def __post_init__(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise ConfigError(f"data.fps={self.fps} must be positive: the frame rate of the image sequences")
         if not 0 <= self.speed_tolerance < 1:
             raise ConfigError(
                 f"data.speed_tolerance={self.speed_tolerance} must be from 0 (only files at multiples of the policy's "
@@ -51,12 +55,13 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A clip file, or its frames `first`..`last` (exclusive)."""
+    """A clip file, or its frames `first`..`last` (exclusive). `fps` is the frame rate if it is an image sequence."""
 
     path: Path
     caption: str = ""
     first: int = 0
     last: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +73,15 @@ class RealClip:
     path: Path
 
 
-def find_sources(paths: Sequence[str], split: Split, caption: str = "") -> list[Source]:
+def find_sources(paths: Sequence[str], split: Split, caption: str = "", fps: float | None = None) -> list[Source]:
     """All clips that the paths name, in order. If a folder has a manifest.jsonl, its entries are used.
 
-    Manifest entries of another split are skipped; entries without a split are used. Raises DataError for a path
-    without clips.
+    With `fps`, folders and patterns of pictures are image sequences of this rate. Manifest entries of another split
+    are skipped; entries without a split are used. Raises DataError for a path without clips.
     """
     found: list[Source] = []
     for name in paths:
-        sources = list(_sources(Path(name), split, caption))
+        sources = list(_sources(Path(name), split, caption, fps))
         if not sources:
             raise DataError(f"'{name}' has no clip ({', '.join(SUFFIXES)}) of the split {split}; check data.{split}")
         found += sources
@@ -85,19 +90,20 @@ def find_sources(paths: Sequence[str], split: Split, caption: str = "") -> list[
     return found
 
 
-def _sources(path: Path, split: Split, caption: str) -> Iterator[Source]:
-    if not path.exists():
+def _sources(path: Path, split: Split, caption: str, fps: float | None) -> Iterator[Source]:
+    if not path.exists() and not is_pattern(path):
         raise DataError(f"'{path}' does not exist; check data.{split}")
     if path.is_dir() and (path / FOLDER_MANIFEST).is_file():
         path = path / FOLDER_MANIFEST
     if path.is_dir():
-        yield from (Source(path=file, caption=caption) for file in clip_files(path))
+        folders = sequence_folders(path) if fps else []
+        yield from (Source(path=file, caption=caption, fps=fps) for file in [*clip_files(path), *folders])
     elif path.suffix.lower() in MANIFESTS:
         for number, record in enumerate(_records(path), 1):
             if record.get("split") in (None, "", split):
-                yield _entry(path, number, record, caption)
+                yield _entry(path, number, record, caption, fps)
     else:
-        yield Source(path=path, caption=caption)
+        yield Source(path=path, caption=caption, fps=fps)
 
 
 def _records(manifest: Path) -> list[Mapping[str, Any]]:
@@ -115,17 +121,19 @@ def _records(manifest: Path) -> list[Mapping[str, Any]]:
     return records
 
 
-def _entry(manifest: Path, number: int, record: Mapping[str, Any], caption: str) -> Source:
+def _entry(manifest: Path, number: int, record: Mapping[str, Any], caption: str, fps: float | None) -> Source:
     try:
         return Source(
             path=manifest.parent / record["path"],
             caption=record.get("caption") or caption,
             first=int(record.get("first") or 0),
             last=int(record["last"]) if record.get("last") not in (None, "") else None,
+            fps=float(record.get("fps") or 0) or fps,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{manifest}, entry {number}: needs a path, and whole numbers for first and last, got {error!r}"
+            f"{manifest}, entry {number}: needs a path, whole numbers for first and last, and a number for fps, "
+            f"got {error!r}"
         ) from error
 
 
@@ -172,6 +180,7 @@ class Clips:
             start=start,
             first=source.first,
             last=source.last,
+            fps=source.fps,
             speed_tolerance=self._data.speed_tolerance,
         )
         return RealClip(clip=clip, caption=source.caption, path=source.path)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from protos.client import RewardClient
 from protos.codec import clip_to_tensor
-from protos.types import Clip, Context, Media, Origin, Outcome, Submission
+from protos.types import DYNAMICS, Clip, Context, Media, Origin, Outcome, Submission
 from trainer.checkpoint import Checkpoints, load_trainable, read_about, trainable
 from trainer.config import Config, differences
 from trainer.data import Clips, RealClip, Split, find_sources
@@ -57,8 +57,9 @@ class Sample:
     job_id: str
 
     def row(self, outcome: Outcome) -> dict[str, Any]:
-        """A row of the table. Without a reward, the rewards are None and `error` is the reason."""
+        """A row of the table. Without a reward, rewards and dynamics are None and `error` is the reason."""
         reward, error = outcome.reward, outcome.error
+        dynamics = reward and reward.dynamics
         return {
             "clip": self.clip,
             "path": self.path,
@@ -71,6 +72,7 @@ class Sample:
             "dynamic": self.degree.dynamic,
             "speed_px_s": _mean(self.motion.speeds_px_s),
             "acceleration_px_s2": _mean(self.motion.accelerations_px_s2),
+            **{name: getattr(dynamics, name) if dynamics else None for name in DYNAMICS},
             "error": error.code if error else "",
         }
 
@@ -148,7 +150,7 @@ def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:
-    sources = find_sources(getattr(config.data, split), split, config.data.caption)
+    sources = find_sources(getattr(config.data, split), split, config.data.caption, config.data.fps)
     clips = Clips(sources, form_of(policy), seed=config.seed, data=config.data)
     num = config.evaluate.num_clips
     if split != "train":

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from protos.types import Dynamics
 from trainer.errors import ConfigError, MixedVersions
 
 STD_FLOOR = 1e-6
@@ -64,13 +65,14 @@ def _require(holds: bool, name: str, value: float, limit: str) -> None:
 class ClipReward:
     """A clip's combined reward, the version of the discriminators that gave it, and the reward of each of them by name.
 
-    Raises ValueError if the combined reward is not finite.
+    `dynamics` is None if the server is too old to send it. Raises ValueError if the combined reward is not finite.
     """
 
     reward: float
     version: str
     discriminators: Mapping[str, float] = field(default_factory=dict)
     clipped: bool = False  # at least one discriminator's logit was outside the bounds of a reward
+    dynamics: Dynamics | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -75,7 +75,7 @@ def open_run(config: Config, *, rewards: RewardSource | None = None, policy: Pol
     run_id = from_main(accelerator, partial(_kept_run_id, config) if accelerator.is_main_process else None)
     policy = policy or open_policy(config, accelerator)
     clips = Clips(
-        find_sources(config.data.train, "train", config.data.caption),
+        find_sources(config.data.train, "train", config.data.caption, config.data.fps),
         form_of(policy),
         seed=config.seed,
         data=config.data,

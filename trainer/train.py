@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from protos.error_codes import ErrorCode
-from protos.types import DISCRIMINATORS
+from protos.types import DISCRIMINATORS, DYNAMICS
 from trainer.checkpoint import Progress, read_about
 from trainer.config import Config, differences, to_dict
 from trainer.errors import CheckpointError, MissingRewards, VersionLost
+from trainer.measures.dynamics_floor import dynamics_table, floored
 from trainer.objective import Advantages, advantages, num_weighted, reward_table
 from trainer.processes import from_main, gathered, true_in_all
 from trainer.rollout import Buffer
@@ -189,10 +190,16 @@ def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantage
             "be plain fine-tuning: fix the cause and start the run again to request them again, or set "
             "loop.num_rollouts=0"
         )
+    motion = gathered(run.accelerator, dynamics_table(collected.groups))
+    floor = None
+    if run.config.rewards.min_dynamics:
+        floor = floored(whole, motion[..., DYNAMICS.index("total_motion")], run.config.rewards.min_dynamics)
+        found[None] = whole = floor.advantages
     if progress.position == 0:
         lags = [progress.step - group.policy_step for group in buffer.groups]
         run.board.buffer(progress, buffer, collected, waited_s=waited_s, lags=lags)
         run.board.rewards(progress.step, tables, found)
+        run.board.dynamics(progress.step, motion, floor)
     mine = slice(rank * num, (rank + 1) * num)
     return replace(whole, real=whole.real[mine], rollouts=whole.rollouts[mine])
 

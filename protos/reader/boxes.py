@@ -50,6 +50,11 @@ def check_claims(payload: Payload, guard: Guard) -> None:
             )
 
 
+def has_fragments(payload: Payload) -> bool:
+    """Whether the frames are indexed piece by piece, so that the index at the start declares no duration."""
+    return any(name == b"moof" for name, _, _ in _boxes(payload, 0, len(payload), [0]))
+
+
 def _boxes(payload: Payload, at: int, end: int, seen: list[int]) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, position of the body, size of the body) for every box, including nested ones."""
     while at + 8 <= end:

@@ -15,7 +15,6 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
-from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
 from protos.reader.packets import Group
 from protos.reader.pixels import Matrix, display_matrix, picture
@@ -36,20 +35,23 @@ class Promise:
 
     `in_order`: the container stores no presentation times (avi), so the k-th frame has the k-th time.
     `halves`: two packets can be the two fields of one frame, and there is no index (MPEG streams).
-    `beyond`: the number of packets that are listed in the index but missing from the file.
     `exact`: the times come from decoding, so they are not checked again.
+    `cut`: frames after the last time are not shown, because some before them are missing.
     """
 
     line: Timeline
     unit_s: float
     in_order: bool
     halves: bool
-    beyond: int
     exact: bool
+    cut: bool
 
 
 class Decoding:
-    """One pass over a track."""
+    """One pass over a track.
+
+    `damaged_at` is the number of the first packet that cannot be decoded, and `mended` says whether any later one can.
+    """
 
     def __init__(self, stream: av.VideoStream, promise: Promise, guard: Guard) -> None:
         self._stream, self._promise, self._guard = stream, promise, guard
@@ -57,14 +59,17 @@ class Decoding:
         self._times_s = promise.line.ticks.astype(np.float64) * promise.unit_s
         gaps = np.diff(self._times_s)
         self._tolerance_s = float(np.median(gaps)) / 4 if gaps.size else math.inf
-        self._trusted = self._clean = True
+        self._end_s = float(self._times_s[-1]) + self._tolerance_s if promise.cut else math.inf
+        self.damaged_at: int | None = None
+        self.mended = False
+        self._trusted = True
         self._num_frames, self._last_s = 0, -math.inf
         self._matrix: tuple[tuple[int, int, int], Matrix] | None = None
 
     def pictures(self, packets: Iterator[Packet], groups: Sequence[Group]) -> Iterator[tuple[float, Picture]]:
         """Yield (time in seconds, picture) for every undamaged frame of the groups, in order of time.
 
-        Raises Recount if the frames do not match the promised times, UnreadableClip if too many are missing.
+        Raises Recount if the frames do not match the promised times, or too many are missing.
         """
         given_s: list[float] = []
         whole, promised_s = self._is_whole(groups), self._promised_s(groups)
@@ -75,7 +80,7 @@ class Decoding:
             self._guard.frames(self._num_frames + 1)
             time_s = self._time_s(frame)
             self._num_frames += 1
-            if time_s > self._last_s:  # if frames share a timestamp, only the first is used
+            if self._last_s < time_s <= self._end_s:  # if frames share a timestamp, only the first is used
                 self._last_s = time_s
                 self._as_promised(time_s, len(given_s), promised_s)
                 given_s.append(time_s)
@@ -95,12 +100,16 @@ class Decoding:
         return frame.pts * self._promise.unit_s
 
     def _new_decoder(self) -> VideoCodecContext:
-        """Create a decoder with one thread, since clips are decoded in parallel. vp8 and vp9 with alpha need libvpx."""
+        """Create a decoder. vp8 and vp9 with alpha need libvpx.
+
+        Where every frame is counted it has one thread, because several report damage too late to say where it is.
+        """
         decoder: VideoCodecContext = self._stream.codec_context
         with_alpha = ALPHA_DECODERS.get(decoder.codec.canonical_name)
         if with_alpha and self._stream.metadata.get("alpha_mode") == "1":
             decoder = cast(VideoCodecContext, av.CodecContext.create(with_alpha, "r"))
-        decoder.thread_count = 1
+        decoder.thread_count = 1 if self._promise.exact else self._guard.threads
+        decoder.thread_type = "AUTO"
         # A stream can be larger than its header says. The limit is doubled because the decoder counts padding too.
         decoder.options = {"max_pixels": str(2 * self._guard.limits.max_frame_pixels)}
         return decoder
@@ -114,13 +123,13 @@ class Decoding:
             self._trusted = True
             for at, packet in numbered:
                 if at >= group.first:
-                    yield from self._decoded(_moved(packet, int(offsets[at])))
+                    yield from self._decoded(_moved(packet, int(offsets[at])), at)
                 if at + 1 >= group.last:
                     break
-            yield from self._decoded(None)
+            yield from self._decoded(None, group.last)
 
-    def _decoded(self, packet: Packet | None) -> Iterator[av.VideoFrame]:
-        """Decode one packet and yield the undamaged frames.
+    def _decoded(self, packet: Packet | None, at: int) -> Iterator[av.VideoFrame]:
+        """Decode packet number `at`, or what the decoder still holds for None, and yield the undamaged frames.
 
         After an error, frames are dropped until the next key frame, because they are built on the damaged one.
         """
@@ -129,41 +138,40 @@ class Decoding:
             frames = self._decoder.decode(packet)
         except FFMPEG_ERRORS:
             self._guard.size(self._decoder.height, self._decoder.width)  # names the size if max_pixels stopped it
-            self._trusted = self._clean = False
+            self._damaged(at)
             return
         for frame in frames:
-            self._trusted = not frame.is_corrupt and (self._trusted or frame.key_frame)
-            self._clean = self._clean and self._trusted
+            if frame.is_corrupt:
+                self._damaged(at)
+            else:
+                self.mended |= self.damaged_at is not None and packet is not None
+                self._trusted |= frame.key_frame
             if self._trusted:
                 yield frame
 
+    def _damaged(self, at: int) -> None:
+        self._trusted = False
+        self.damaged_at = at if self.damaged_at is None else self.damaged_at
+
     def _as_promised(self, time_s: float, at: int, promised_s: Times) -> None:
         """Raise Recount if an undamaged stream gives a frame at another time than the container promised."""
-        if self._promise.exact or not self._clean:
+        if self._promise.exact or self.damaged_at is not None:
             return
         if at >= promised_s.size or abs(time_s - float(promised_s[at])) > self._tolerance_s:
             raise Recount
 
     def _check(self, given_s: Times, promised_s: Times, *, whole: bool) -> None:
-        """Compare the number of decoded frames with the promised number.
+        """Raise Recount if the number of frames differs from the promised one, which `counted` explains or refuses.
 
-        Raises UnreadableClip if more than one frame plus 2 % are missing. Frames that an mp4 indexes beyond the end
-        of a cut file count as missing. For MPEG streams, half of the promised frames are enough. Raises Recount if
-        the numbers differ without damage.
+        In damaged files of reliable containers, one frame plus 2 % may be missing, but not at the end of the file.
         """
         promise = self._promise
-        if promise.exact:
+        if promise.exact or given_s.size == promised_s.size:
             return
-        promised = promised_s.size + promise.beyond
-        least = promised_s.size // 2 if promise.halves else promised - 1 - promised // 50
-        if given_s.size != promised_s.size and (self._clean or promise.halves) and not promise.beyond:
+        least = promised_s.size - 1 - promised_s.size // 50
+        at_end = given_s.size == 0 or bool(given_s[-1] < self._times_s[-1] - self._tolerance_s)
+        if self.damaged_at is None or promise.halves or given_s.size < max(least, int(whole)) or at_end:
             raise Recount
-        if self._num_frames < max(least, int(whole)):
-            raise UnreadableClip(
-                f"only {self._num_frames} of the file's {self._times_s.size} or more "
-                f"{self._decoder.codec.canonical_name} frames can be decoded, under the minimum of {least}: the file "
-                "is cut or damaged; upload the whole file or re-encode it"
-            )
 
     def _promised_s(self, groups: Sequence[Group]) -> Times:
         """The times that the container gives for the groups' frames."""

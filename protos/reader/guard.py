@@ -26,11 +26,14 @@ MAX_READ_S = 3600.0  # wall time to read one of the user's own files
 class Guard:
     """The limits for reading one clip. Each method raises if its value is over the limit; the message says what to do.
 
+    `threads` is the number of threads of one decoder; frames are the same for any number.
+
     Raises ClipTooLarge, EmptyPayload (`payload`) and DecodeTooSlow (`clock`).
     """
 
     limits: Limits = FILE_LIMITS
     max_decode_s: float = MAX_READ_S
+    threads: int = 1
     started_s: float = field(default_factory=time.monotonic)
 
     def payload(self, num_bytes: int) -> None:
@@ -48,7 +51,7 @@ class Guard:
         if height_px * width_px > self.limits.max_frame_pixels:
             raise ClipTooLarge(
                 f"a frame of {width_px}x{height_px} is {height_px * width_px} pixels, over the limit of "
-                f"{self.limits.max_frame_pixels}; scale the clip down or raise max_frame_pixels"
+                f"{self.limits.max_frame_pixels}; scale the clip down or raise {_named('max_frame_pixels')}"
             )
 
     @property
@@ -59,9 +62,16 @@ class Guard:
         if self.late:
             raise DecodeTooSlow(
                 f"decoding took over {self.max_decode_s:g} s of wall time; send a smaller or shorter clip, "
-                "use a faster codec (h264) or raise max_decode_s"
+                f"use a faster codec (h264) or raise {_named('max_decode_s')}"
             )
 
     def _at_most(self, value: float, limit: float, unit: str, name: str, remedy: str) -> None:
         if not value <= limit:
-            raise ClipTooLarge(f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {name}")
+            raise ClipTooLarge(
+                f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {_named(name)}"
+            )
+
+
+def _named(limit: str) -> str:
+    """The limit's name in Python and the server's setting of it."""
+    return f"{limit} (on the server MOTION_REWARD_{limit.upper()})"

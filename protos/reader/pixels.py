@@ -67,8 +67,8 @@ def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
         converted = np.asarray(frame.reformat(format=form, interpolation=EXACT, threads=1).to_ndarray())
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableClip(
-            f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB "
-            f"({error}); re-encode the clip as yuv420p, BT.709"
+            f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB, first at "
+            f"{frame.time or 0:.2f} s ({error}); re-encode the clip as yuv420p, BT.709"
         ) from error
     if curve in (PQ, HLG):
         pixels = mapped(converted.astype(np.uint16), curve)

@@ -48,13 +48,20 @@ class Scenes:
         self._times_s.append(time_s)
         self._luma, self._small = luma.copy(), small
 
+    @property
+    def _num_decoded(self) -> int:
+        return len(self._times_s)
+
     def cuts_s(self) -> list[float]:
         """The times of the frames that begin a new scene, in seconds."""
         changes = np.array(self._changes)
         return [self._times_s[at] for at in np.flatnonzero(changes > CUT_LEVELS) if self._stands_out(changes, int(at))]
 
     def warnings(self, earlier_cuts_s: Sequence[float] = ()) -> tuple[ClipWarning, ...]:
-        """The warnings for this clip. `earlier_cuts_s` are cuts found when other parts of it were decoded."""
+        """The warnings, measured over the decoded frames: all of them, or only the groups that hold a window.
+
+        `earlier_cuts_s` are cuts found when other parts of the clip were decoded.
+        """
         told: list[ClipWarning] = []
         changes = np.array(self._changes)
         known = changes[~np.isnan(changes)]
@@ -65,13 +72,19 @@ class Scenes:
             told.append(ClipWarning(code="cuts", message=message, share=len(cuts) / steps))
         repeated = sum(self._repeats) / steps
         if repeated >= REPEATED:
-            message = f"{repeated:.0%} of the frames equal the frame before; score a clip without repeated frames"
+            message = (
+                f"{repeated:.0%} of the {self._num_decoded} decoded frames equal the frame before pixel for pixel; "
+                "score a clip without repeated frames"
+            )
             told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
         still = float((known <= STILL_LEVELS).mean()) if known.size else 0.0
         if still >= MOSTLY_STILL:
-            message = f"nothing moves in {still:.0%} of the clip, so its reward says little about motion"
+            message = (
+                f"nothing moves in {still:.0%} of the {self._num_decoded} decoded frames, so the reward says little "
+                "about motion"
+            )
             told.append(ClipWarning(code="still_share", message=message, share=still))
-        num = max(1, len(self._times_s))
+        num = max(1, self._num_decoded)
         if self._interlaced:
             message = (
                 "frames are interlaced; rows of the second field that stand out are averaged from their neighbours"

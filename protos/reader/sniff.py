@@ -1,4 +1,4 @@
-"""Recognises a clip's format from its first bytes, and checks that the whole file arrived.
+"""Recognises a clip's format from its first bytes.
 
 This is the reader's first check. ffmpeg never guesses the format: only the demuxers in FORMS are used, by name. So
 a playlist, a script or a picture that pretends to be a video is refused here. The file's name is not used.
@@ -7,7 +7,6 @@ a playlist, a script or a picture that pretends to be a video is refused here. T
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Callable
 
 from protos.reader.errors import UnreadableClip
@@ -90,66 +89,6 @@ FORMS: dict[str, Callable[[bytes], bool]] = {
     "apng": lambda head: head[:4] == b"\x89PNG" and b"acTL" in head[8:256],
     "yuv4mpegpipe": lambda head: head[:10] == b"YUV4MPEG2 ",
 }
-
-
-def check_complete(data: Payload, form: str) -> None:
-    """Raises UnreadableClip if over 2 % of the bytes that the file declares are missing.
-
-    Formats that declare no size (transport streams, live webm) pass; if cut, they are shorter clips. A smaller loss
-    passes too, because writers are often off by a few bytes. Missing frames are counted later.
-    """
-    if form == "gif" and data[max(0, len(data) - 4096) :].rstrip(b"\0\r\n")[-1:] != b";":
-        raise UnreadableClip(f"the gif's {len(data)} bytes end without its trailer byte; upload the whole file")
-    declared = _declared_bytes(data, form)
-    if (declared - len(data)) * 50 > declared:
-        raise UnreadableClip(
-            f"the {form} file declares {declared} bytes but only {len(data)} arrived, and at most 2 % may be missing; "
-            "upload the whole file"
-        )
-
-
-def _declared_bytes(data: Payload, form: str) -> int:
-    """The file's size by its outermost structure, or the length of `data` if the file does not declare one."""
-    if form == "mov":
-        return _end_of_boxes(data)
-    if form == "matroska":
-        return _end_of_segment(data)
-    if form in ("avi", "webp"):
-        size = struct.unpack("<I", data[4:8])[0]
-        return 8 + size if 0 < size < 2**32 - 1 else len(data)  # 0 and -1 mean that it was written to a pipe
-    return len(data)
-
-
-def _end_of_boxes(data: Payload) -> int:
-    """The end of an mp4's last top-level box. It stops after 100 000 boxes, more than any real clip has."""
-    at = 0
-    for _ in range(100_000):
-        if at + 16 > len(data) or data[at + 4 : at + 8] not in MOV_BOXES:
-            break
-        size = struct.unpack(">I", data[at : at + 4])[0]
-        size = struct.unpack(">Q", data[at + 8 : at + 16])[0] if size == 1 else size
-        if size < 8:  # 0 means up to the end of the file
-            return len(data)
-        at += size
-    return at
-
-
-def _end_of_segment(data: Payload) -> int:
-    """The end of a Matroska file's Segment element, which follows the EBML header. Live files leave it open."""
-    header = _vint(data, 4)
-    at = header[0] + header[1] if header else len(data)
-    segment = _vint(data, at + 4) if data[at : at + 4] == b"\x18\x53\x80\x67" else None
-    return sum(segment) if segment else len(data)
-
-
-def _vint(data: Payload, at: int) -> tuple[int, int] | None:
-    """(end of the field, value) of the EBML size at `at`, or None if it is cut, malformed or "unknown"."""
-    first = data[at : at + 1][0] if at < len(data) else 0
-    width = 9 - first.bit_length()
-    if width > 8 or at + width > len(data):
-        return None
-    value = int.from_bytes(data[at : at + width], "big") ^ (1 << 7 * width)
-    return None if value == (1 << 7 * width) - 1 else (at + width, value)
 
 
 def _looks_like(data: Payload) -> str:

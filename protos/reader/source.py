@@ -22,7 +22,8 @@ from protos.reader.errors import UnreadableClip
 from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard
 from protos.reader.payload import Payload, open_payload
 from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
-from protos.reader.sniff import check_complete, sniff
+from protos.reader.sequences import is_sequence, open_sequence
+from protos.reader.sniff import sniff
 from protos.reader.tensors import is_tensor, open_tensor
 from protos.reader.times import frame_interval, nearest, nearest_frames
 from protos.types import ClipWarning, Limits, Media
@@ -132,13 +133,19 @@ def open_source(
     max_decode_s: float = MAX_READ_S,
     media: Media | None = None,
     track: int | None = None,
+    fps: float | None = None,
+    threads: int = 1,
 ) -> Iterator[Source]:
     """Open a file or its bytes and decode the first frame. The bytes show the format, unless `media` is given.
 
-    `track` chooses a video track by its position. Raises subclasses of ReaderError, and OSError for a path that
-    cannot be read.
+    `track` chooses a video track by its position. A path can also be an image sequence, a folder of pictures or a
+    pattern, with its frame rate `fps`; files have their own rate. `threads` is the number of threads of the decoder.
+    Raises subclasses of ReaderError, and OSError for a path that cannot be read.
     """
-    guard = Guard(limits=limits, max_decode_s=max_decode_s)
+    guard = Guard(limits=limits, max_decode_s=max_decode_s, threads=threads)
+    if isinstance(data, Path) and is_sequence(data):
+        yield _source(open_sequence(data, guard, fps), guard)
+        return
     with open_payload(data) as payload:
         guard.payload(len(payload))
         yield _source(_reel(payload, guard, media, track), guard)
@@ -183,7 +190,6 @@ def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None
     if media is Media.TENSOR or (media is None and is_tensor(payload)):
         return open_tensor(payload, guard)
     form = sniff(payload)
-    check_complete(payload, form)
     return open_webp(payload, guard) if form == "webp" else open_container(payload, form, guard, track)
 
 

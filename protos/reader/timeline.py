@@ -6,7 +6,7 @@ These are pure functions of what the container says; nothing is decoded. Ticks a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,12 @@ class PacketTable:
     def __len__(self) -> int:
         return len(self.pts)
 
+    def first_packets(self, num: int) -> PacketTable:
+        """The same table, ended after `num` packets. `num_bytes` stays that of the whole track."""
+        rows = (self.pts[:num], self.dts[:num], self.durations[:num], self.keys[:num], self.shown[:num])
+        pts, dts, durations, keys, shown = rows
+        return replace(self, pts=pts, dts=dts, durations=durations, keys=keys, shown=shown)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
@@ -49,6 +55,10 @@ class Timeline:
     offsets: Ticks
     undecodable: int
     repeated: int
+
+    def first_frames(self, num: int) -> Timeline:
+        """The same line, ended after `num` frames. All its packets stay."""
+        return replace(self, ticks=self.ticks[:num], breaks=tuple(edge for edge in self.breaks if edge < num))
 
 
 def slowed(table: PacketTable, quickest: int, slow: int) -> tuple[Ticks, int]:

@@ -1,7 +1,7 @@
 """Reads and writes the manifest of a data folder: one JSON line per clip. All commands of the recipe share it.
 
 The file is `manifest.jsonl` in the clips' folder, and its paths are relative to that folder. A source (one video
-file, one photograph, one scene seed) is in one split only. So training never sees a held-out source.
+file, one scene seed) is in one split only. So training never sees a held-out source.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from reward_server.errors import BadRequest
 
 Split = Literal["train", "held_out"]
-Kind = Literal["camera", "scene", "still"]
+Kind = Literal["camera", "scene"]
 NAME = "manifest.jsonl"
 
 

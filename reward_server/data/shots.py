@@ -19,6 +19,7 @@ import numpy as np
 from protos.codec import clip_to_tensor
 from protos.reader import Source, open_source, with_true_times
 from protos.reader.files import clip_files
+from protos.reader.sequences import is_pattern, is_sequence, pictures_of, sequence_folders
 from protos.reader.sniff import SUFFIXES
 from protos.reader.source import shrunk
 from protos.reader.times import even_positions
@@ -26,7 +27,7 @@ from protos.submissions import submission
 from protos.types import Clip, Context, Media, Submission
 from reward_server.data.manifest import NAME, Entry, Split, clips_of
 from reward_server.decoding.refusals import as_invalid_clip
-from reward_server.errors import BadRequest, UnreadableClip
+from reward_server.errors import BadRequest, ClipTooLarge, UnreadableClip
 from reward_server.settings import MIB
 
 SHOT_BYTES = 96 * MIB  # at most, of a shot's decoded frames: about six seconds of 640x360 at 24 fps
@@ -34,11 +35,12 @@ SHOT_BYTES = 96 * MIB  # at most, of a shot's decoded frames: about six seconds 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A whole file, or its frames `first`..`last` (exclusive)."""
+    """A whole file, or its frames `first`..`last` (exclusive). `fps` is the frame rate if it is an image sequence."""
 
     path: Path
     first: int = 0
     last: int | None = None
+    fps: float | None = None
 
     @property
     def name(self) -> str:
@@ -50,8 +52,8 @@ class Shot:
         return self.name.removeprefix(f"{self.path.parent}/")
 
     def submission(self, context: Context | None = None) -> Submission:
-        """Submit the file's bytes, or the shot's frames without loss. Raises OSError, InvalidClip."""
-        if self.last is None:
+        """Submit the file's bytes, or a shot's or sequence's frames without loss. Raises OSError, InvalidClip."""
+        if self.last is None and not is_sequence(self.path):
             return submission(self.path, context=context)
         return tensor_submission(self.clip(), context or Context())
 
@@ -61,7 +63,7 @@ class Shot:
         If time jumps within the shot, its longest stretch is used. Frames are shrunk to at most `max_side_px` on a
         side. Raises OSError, InvalidClip.
         """
-        with as_invalid_clip(str(self.path)), open_source(self.path) as source:
+        with as_invalid_clip(str(self.path)), open_source(self.path, fps=self.fps) as source:
             return with_true_times(source, lambda source: self._clip(source, max_side_px))
 
     def _clip(self, source: Source, max_side_px: int) -> Clip:
@@ -72,6 +74,11 @@ class Shot:
         positions = longest.first + even_positions(source.times_s[longest.first : longest.last])
         frame_bytes = 3 * min(1.0, max_side_px / max(source.height_px, source.width_px)) ** 2
         most = max(1, int(SHOT_BYTES / (frame_bytes * source.height_px * source.width_px)))
+        if self.last is None and positions.size > most and is_sequence(self.path):
+            raise ClipTooLarge(
+                f"the sequence has {positions.size} pictures, and {most} of this size fit into "
+                f"the {SHOT_BYTES // MIB} MiB that are sent; split it or make a video of it"
+            )
         wanted = np.unique(positions[:most])
         frames = dict(source.frames(wanted.tolist(), lambda picture: shrunk(picture, max_side_px), to_the_end=False))
         chosen = np.stack([frames[position] for position in positions[:most].tolist()])
@@ -88,19 +95,25 @@ class SourceClip(Shot):
     @functools.cached_property
     def part(self) -> str:
         """The name of its cached features. It depends on the file's content, since a path can get another clip."""
+        files = pictures_of(self.path) if is_sequence(self.path) else [self.path]
         try:
-            with self.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = " ".join(map(_digest, files))
         except OSError:
             content = str(self.path)  # the clip will be skipped later, with the reason
-        name = f"{self.source} {content} {self.first} {self.last} {self.real}"
+        rate = f" {self.fps}" if is_sequence(self.path) else ""
+        name = f"{self.source} {content} {self.first} {self.last} {self.real}{rate}"
         return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_clips(folder: Path, *, real: bool, fps: float | None = None) -> list[SourceClip]:
     """A folder's clips to train on: its manifest's training entries, or every clip file below it without a manifest.
 
-    Raises BadRequest if there are none.
+    With `fps`, folders of pictures below it are image sequences of this rate. Raises BadRequest if there are none.
     """
     if (folder / NAME).is_file():
         clips = [
@@ -108,22 +121,24 @@ def find_clips(folder: Path, *, real: bool) -> list[SourceClip]:
             for entry in _entries(folder, "train")
         ]
     else:
-        clips = [SourceClip(source=path.stem, path=path, real=real) for path in clip_files(folder)]
+        files = _clips_below(folder, fps)
+        _check_rate(files, fps)
+        clips = [SourceClip(source=path.stem, path=path, real=real, fps=fps) for path in files]
     if not clips:
         raise BadRequest(f"{folder} has no clips to train on ({', '.join(SUFFIXES)}); give a folder with clips")
     return clips
 
 
-def find_shots(paths: Sequence[str]) -> list[Shot]:
+def find_shots(paths: Sequence[str], fps: float | None = None) -> list[Shot]:
     """All clips that the paths name, in order, each once. A folder with a manifest gives its held-out shots.
 
-    Raises BadRequest for a path without clips.
+    `fps` is the frame rate of image sequences. Raises BadRequest for a path without clips, or a sequence without rate.
     """
     shots: list[Shot] = []
     for path in paths:
         folder = Path(path)
         if not (folder / NAME).is_file():
-            shots += [Shot(path=file) for file in find_files([path])]
+            shots += [Shot(path=file, fps=fps) for file in find_files([path], fps)]
         elif entries := _entries(folder, "held_out"):
             shots += [Shot(path=entry.path, first=entry.first, last=entry.last) for entry in entries]
         else:
@@ -131,19 +146,42 @@ def find_shots(paths: Sequence[str]) -> list[Shot]:
     return list(dict.fromkeys(shots))
 
 
-def find_files(paths: Sequence[str]) -> list[Path]:
+def find_files(paths: Sequence[str], fps: float | None = None) -> list[Path]:
     """The files that the paths name, each once. Folders are searched at any depth; patterns (**, *, ?) are expanded.
 
-    Raises BadRequest for a path without files.
+    With `fps`, a folder of pictures or a pattern of pictures (%04d.png, *.png) is one image sequence, and its path
+    is returned. Raises BadRequest for a path without files, or a sequence without `fps`.
     """
     found: list[Path] = []
     for path in paths:
-        named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
-        files = [file for name in named for file in (clip_files(Path(name)) if Path(name).is_dir() else [Path(name)])]
+        if is_pattern(Path(path)) and pictures_of(Path(path)):
+            files = [Path(path)]
+        else:
+            found_names = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute too
+            named = [path] if Path(path).exists() else found_names
+            files = [file for name in named for file in _named(Path(name), fps)]
         if not files:
             raise BadRequest(f"'{path}' is not a file, a folder with clips or a pattern that matches; check the path")
+        _check_rate(files, fps)
         found += files
     return list(dict.fromkeys(found))
+
+
+def _check_rate(files: Sequence[Path], fps: float | None) -> None:
+    if not fps and (sequence := next(filter(is_sequence, files), None)):
+        raise BadRequest(
+            f"'{sequence}' is a sequence of {len(pictures_of(sequence))} pictures; give their frame rate with --fps"
+        )
+
+
+def _named(path: Path, fps: float | None) -> list[Path]:
+    return _clips_below(path, fps) if path.is_dir() else [path]
+
+
+def _clips_below(folder: Path, fps: float | None) -> list[Path]:
+    """The clip files of a folder, and its image sequences if their rate is given or there is nothing else."""
+    files = clip_files(folder)
+    return [*files, *sequence_folders(folder)] if fps or not files else files
 
 
 def tensor_submission(clip: Clip, context: Context) -> Submission:

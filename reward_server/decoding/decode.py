@@ -6,7 +6,8 @@ which frames are used, and at what size. It is thread-safe: calls share no state
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +30,7 @@ from reward_server.decoding.time_warnings import (
     time_warnings,
     uneven_share,
 )
+from reward_server.errors import ClipTooShort
 
 __all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
 
@@ -53,11 +55,18 @@ class DecodedClip:
     warnings: tuple[ClipWarning, ...] = ()
 
 
-def decode(submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float) -> DecodedClip:
-    """Decode one clip into windows of uint8 [T,3,H,W]. Raises only subclasses of InvalidClip (errors.py)."""
+def decode(
+    submission: Submission, sampling: Sampling, limits: Limits, max_decode_s: float, *, threads: int = 1
+) -> DecodedClip:
+    """Decode one clip into windows of uint8 [T,3,H,W], with `threads` threads of the decoder.
+
+    Raises only subclasses of InvalidClip (errors.py).
+    """
     with (
         as_invalid_clip(),
-        open_source(submission.payload, limits, max_decode_s=max_decode_s, media=submission.media) as source,
+        open_source(
+            submission.payload, limits, max_decode_s=max_decode_s, media=submission.media, threads=threads
+        ) as source,
     ):
         return with_true_times(source, lambda source: _decoded(source, sampling))
 
@@ -85,12 +94,23 @@ def _decoded(source: OpenSource, sampling: Sampling) -> DecodedClip:
 def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tuple[Schedule, float]:
     """The windows to read, and the share of evenly spaced times without a frame nearby."""
     stretches = [(one.first, one.last) for one in _of_one_size(source)]
-    plan = schedule(source.times_s, sampling, stretches, cuts_s)
+    with _told_if_truncated(source):
+        plan = schedule(source.times_s, sampling, stretches, cuts_s)
     share = uneven_share(source.times_s, plan)
     if share <= TOLD_UNEVEN:
         return plan, share
     even = even_schedule(source.times_s, sampling, stretches, partial(crosses, cuts_s))
     return even or plan, share
+
+
+@contextmanager
+def _told_if_truncated(source: OpenSource) -> Iterator[None]:
+    """Add to the refusal of a short clip that its file is cut."""
+    try:
+        yield
+    except ClipTooShort as error:
+        cut = [warning.message for warning in source.warnings if warning.code == "truncated"]
+        raise ClipTooShort("; ".join([str(error), *cut])) from error
 
 
 def _of_one_size(source: OpenSource) -> list[Stretch]:

@@ -1,8 +1,8 @@
 """Implements `motion-reward evaluate`: measures how well the rewards separate real clips from generated ones.
 
 It reports the AUC of each reward with confidence intervals over clips, and the average rewards and saturation of both
-sets. The same figures are computed for floors, which are a few plain statistics of the clips. A reward that does not
-beat the floors may have learnt only that generated clips move less.
+sets. The same figures are computed for floors, which are the clips' dynamics and a few plain statistics. A reward that
+does not beat the floors may have learnt only that generated clips move less.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import REWARDS, Context, Outcome, Submission
+from protos.types import DYNAMICS, REWARDS, Context, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
@@ -28,6 +28,7 @@ from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
     RewardSource,
     count_outcomes,
+    dynamics_of,
     failed_outcome,
     open_scorer,
     outcome_row,
@@ -37,6 +38,7 @@ from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
 REAL, GENERATED = "real", "generated"
+NAMES = (*REWARDS, *FLOORS, *DYNAMICS)
 BATCH = 8  # clips handed to the scorer at once
 
 
@@ -84,6 +86,17 @@ class Average:
     saturated: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class AverageDynamics:
+    """One number of the dynamics (DYNAMICS) over the clips of one set that have it."""
+
+    side: str
+    name: str
+    num: int
+    mean: float | None
+    median: float | None
+
+
 def run(
     real: Sequence[str],
     generated: Sequence[str],
@@ -92,6 +105,7 @@ def run(
     server: str | None = None,
     matched: bool = False,
     seed: int = 0,
+    fps: float | None = None,
     outputs: report.Outputs,
     console: Console | None = None,
 ) -> int:
@@ -101,13 +115,14 @@ def run(
     """
     console = console or Console()
     protocol = Protocol() if matched else None
-    shots = [(REAL, shot) for shot in find_shots(real)] + [(GENERATED, shot) for shot in find_shots(generated)]
+    sides = ((REAL, real), (GENERATED, generated))
+    shots = [(side, shot) for side, paths in sides for shot in find_shots(paths, fps)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         task = bar.add_task("clips", total=len(shots))
         cases = list(
             judge(shots, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
         )
-    figures, averages = separations(cases, seed), side_averages(cases)
+    figures, averages, motions = separations(cases, seed), side_averages(cases), side_dynamics(cases)
     counts = {side: count_outcomes(case.outcome for case in cases if case.side == side) for side in (REAL, GENERATED)}
     document = {
         "model": to_json(scorer.model),
@@ -117,8 +132,10 @@ def run(
         "outcomes": counts,
         "auc": [figure.as_json() for figure in figures],
         "averages": [asdict(average) for average in averages],
+        "dynamics": [asdict(average) for average in motions],
     }
-    console.print(separation_table(figures), average_table(averages), f"outcomes: {counts}", sep="\n")
+    tables = separation_table(figures), average_table(averages), dynamics_table(motions)
+    console.print(*tables, f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "clips": [case_row(case) for case in cases]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [case_row(case) for case in cases])
     if outputs.plots is not None:
@@ -169,7 +186,8 @@ def _submission(
 def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
     """Plain statistics of the clip's first window; empty if it does not decode (its outcome then says why)."""
     try:
-        decoded = decode(submission, replace(scorer.sampling, max_windows=1), scorer.limits, settings.max_decode_s)
+        sampling, threads = replace(scorer.sampling, max_windows=1), settings.decoder_threads
+        decoded = decode(submission, sampling, scorer.limits, settings.max_decode_s, threads=threads)
     except RewardServerError:
         return {}
     return plain_statistics(decoded.windows[0].clip, seed)
@@ -179,17 +197,18 @@ def _statistics(submission: Submission, scorer: RewardSource, settings: Settings
 
 
 def separations(cases: Sequence[Case], seed: int = 0) -> list[Separation]:
-    """The separation by each reward, then by each floor. Clips without the number in question are left out."""
+    """The separation by each of NAMES: rewards, then floors. Clips without the number in question are left out."""
     real, generated = columns(cases, REAL), columns(cases, GENERATED)
-    return [_separation(name, real[name], generated[name], seed) for name in (*REWARDS, *FLOORS)]
+    return [_separation(name, real[name], generated[name], seed) for name in NAMES]
 
 
 def columns(cases: Sequence[Case], side: str) -> dict[str, Floats]:
-    """The values of each reward and each floor over one set, without absent ones."""
+    """The values of each of NAMES over one set, without absent ones."""
     mine = [case for case in cases if case.side == side]
     rewards = np.array([rewards_of(case.outcome) for case in mine]).reshape(-1, len(REWARDS))
     discriminators = dict(zip(REWARDS, rewards[~np.isnan(rewards).any(axis=1)].T, strict=True))
-    floors = {name: [case.statistics[name] for case in mine if name in case.statistics] for name in FLOORS}
+    measured = [{**case.statistics, **dynamics_of(case.outcome)} for case in mine]
+    floors = {name: [known[name] for known in measured if name in known] for name in (*FLOORS, *DYNAMICS)}
     return discriminators | {name: np.array(values, dtype=np.float64) for name, values in floors.items()}
 
 
@@ -227,6 +246,22 @@ def _average(side: str, reward_name: str, rewards: Floats, cases: Sequence[Case]
     )
 
 
+def side_dynamics(cases: Sequence[Case]) -> list[AverageDynamics]:
+    """Average each number of the dynamics over each set."""
+    sides = {side: columns(cases, side) for side in (REAL, GENERATED)}
+    return [
+        AverageDynamics(
+            side=side,
+            name=name,
+            num=values[name].size,
+            mean=float(values[name].mean()) if values[name].size else None,
+            median=float(np.median(values[name])) if values[name].size else None,
+        )
+        for side, values in sides.items()
+        for name in DYNAMICS
+    ]
+
+
 # --- reports ------------------------------------------------------------------------------------
 
 CSV_COLUMNS = ("set", "clip", *OUTCOME_COLUMNS, *FLOORS)
@@ -247,7 +282,7 @@ def separation_table(figures: Sequence[Separation]) -> Table:
         numbers = (report.number(row.auc, 3), report.interval(row.bootstrap), report.interval(row.delong))
         counts = (report.number(row.either_way, 3), str(row.num_real), str(row.num_generated))
         table.add_row(row.name.replace("_", " "), *numbers, *counts, end_section=row.name == REWARDS[-1])
-    table.caption = "below the line: plain statistics, the floors that a reward must beat"
+    table.caption = "below the line: plain statistics and dynamics, the floors that a reward must beat"
     return table
 
 
@@ -261,10 +296,19 @@ def average_table(averages: Sequence[Average]) -> Table:
     return table
 
 
+def dynamics_table(averages: Sequence[AverageDynamics]) -> Table:
+    title = "Dynamics (motion in frame heights per second; the others are shares)"
+    table = report.figure_table(title, ("set", "number"), ("clips", "mean", "median"))
+    for row in averages:
+        numbers = (report.number(value, 3) for value in (row.mean, row.median))
+        table.add_row(row.side, row.name.replace("_", " "), str(row.num), *numbers)
+    return table
+
+
 def draw(folder: Path, cases: Sequence[Case]) -> None:
-    """Draw histograms.png and roc.png of every reward and floor that has values in both sets."""
+    """Draw histograms.png and roc.png of each of NAMES that has values in both sets."""
     sides = [columns(cases, side) for side in (REAL, GENERATED)]
-    both = [name for name in (*REWARDS, *FLOORS) if all(side[name].size for side in sides)]
+    both = [name for name in NAMES if all(side[name].size for side in sides)]
     if both:
         real, generated = ({name: side[name] for name in both} for side in sides)
         plots.histograms(folder / "histograms.png", real, generated)

@@ -1,4 +1,4 @@
-"""Draws the plots of `sanity` and `evaluate` with matplotlib's Agg canvas, without a display or a global figure.
+"""Draws the plots of `sanity`, `evaluate` and `attack` with matplotlib's Agg canvas, so without a display.
 
 Legend: C ladders, D faults, R rungs (the real clip, then STRENGTHS), 3 rewards in the order of REWARDS.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from protos.types import REWARDS
 from reward_server.evaluation.report import Figures
@@ -21,6 +22,8 @@ from reward_server.stats import Floats, auc, roc
 
 COLOURS = {"combined": "black", "instantaneous": "tab:blue", "long_term": "tab:orange"}
 NUM_BINS = 24
+
+SharesByValue = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by value, disguise and kind
 
 
 def ladder(path: Path, rewards_CDR3: Floats) -> None:
@@ -46,10 +49,7 @@ def shares(path: Path, figures: Sequence[Figures]) -> None:
     for panel, reward_name in zip(figure.subplots(1, len(REWARDS), sharey=True), REWARDS, strict=True):
         rows = [row for row in figures if row.reward_name == reward_name]
         fractions = [[share.fraction for share in row.by_strength] for row in rows]
-        percents = 100 * np.array(fractions, dtype=np.float64)  # None, an absent fraction, becomes NaN
-        drawn = panel.imshow(percents, vmin=50, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
-        for (y, x), value in np.ndenumerate(percents):
-            panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
+        drawn = _heat_map(panel, fractions)
         panel.set_xticks(range(len(STRENGTHS)), [f"{strength:g}" for strength in STRENGTHS])
         panel.set_yticks(range(len(names)), names)
         panel.set(title=reward_name, xlabel="strength")
@@ -90,6 +90,42 @@ def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
     _save(figure, path)
 
 
+def resistance(path: Path, plain: SharesByValue, same: SharesByValue) -> None:
+    """Draw heat maps of shares 0..1 by disguise and kind: one column of panels per value, one row per comparison."""
+    figure = Figure(figsize=(3.4 * len(plain), 11), layout="constrained")
+    panels = figure.subplots(2, len(plain), sharey=True, squeeze=False)
+    titles = ("real clip", "real clip under the same disguise")
+    for row, by_value, title in zip(panels, (plain, same), titles, strict=True):
+        for panel, (value, by_disguise) in zip(row, by_value.items(), strict=True):
+            kinds = list(next(iter(by_disguise.values())))
+            drawn = _heat_map(panel, [list(by_kind.values()) for by_kind in by_disguise.values()], low=0)
+            panel.set_xticks(range(len(kinds)), kinds, rotation=45)
+            panel.set_yticks(range(len(by_disguise)), list(by_disguise))
+            panel.set_title(value.replace("_", " "))
+        row[0].set_ylabel(f"% of clips with the {title} above")
+    figure.colorbar(drawn, ax=panels)
+    _save(figure, path)
+
+
+def gains(path: Path, by_search: Mapping[str, Floats], limit: float) -> None:
+    """Draw one point per clip and search, with the mean, and a line at `limit`."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    for at, values in enumerate(by_search.values()):
+        known = values[~np.isnan(values)]
+        spread = at + 0.25 * (np.arange(known.size) / max(1, known.size - 1) - 0.5)
+        axes.plot(spread, known, "o", alpha=0.6)
+        if known.size:
+            axes.hlines(known.mean(), at - 0.25, at + 0.25, color="black")
+    axes.axhline(limit, color="tab:red", linestyle=":", label=f"{limit:g}")
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set_xticks(range(len(by_search)), list(by_search))
+    axes.set_ylabel("(found - real) / (real - strong faults)")
+    axes.set_title("What the searches gained, one point per clip")
+    axes.legend()
+    _save(figure, path)
+
+
 def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
     strengths = (0.0, *STRENGTHS)
     with warnings.catch_warnings():
@@ -98,6 +134,14 @@ def _spread(panel: Axes, reward_name: str, rewards_CR: Floats) -> None:
         low, high = np.nanpercentile(rewards_CR, [10, 90], axis=0)
     panel.plot(strengths, middle, color=COLOURS[reward_name], marker=".", label=reward_name.replace("_", " "))
     panel.fill_between(strengths, low, high, color=COLOURS[reward_name], alpha=0.12, linewidth=0)
+
+
+def _heat_map(panel: Axes, fractions: Sequence[Sequence[float | None]], *, low: float = 50) -> AxesImage:
+    """Draw shares 0..1 as per cent, in figures and in colours from `low` to 100."""
+    percents = 100 * np.array(fractions, dtype=np.float64)  # None, an absent fraction, becomes NaN
+    for (y, x), value in np.ndenumerate(percents):
+        panel.text(x, y, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=8)
+    return panel.imshow(percents, vmin=low, vmax=100, cmap="RdYlGn", aspect="auto", alpha=0.7)
 
 
 def _save(figure: Figure, path: Path) -> None:

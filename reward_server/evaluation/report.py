@@ -1,4 +1,4 @@
-"""Writes the figures of `sanity`, `evaluate` and `bench`: tables, CSV and JSON files, and a last line of JSON.
+"""Writes the figures of the evaluation commands: tables, CSV and JSON files, and a last line of JSON.
 
 None stands for an absent figure. It is an empty cell in CSV, null in JSON and a dash in a table, never a number.
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from rich.table import Table
 
 from protos.client.errors import RequestRefused, RewardClientError, ServerFailed
 from protos.json_codec import result_to_json
+from protos.reader.sequences import is_sequence
 from protos.submissions import submission
-from protos.types import REWARDS, Context, Error, Outcome, OutcomeKind, Submission
-from reward_server.data.shots import find_files
-from reward_server.errors import ClipTooLarge, error_outcome
+from protos.types import DYNAMICS, REWARDS, Context, Error, Outcome, OutcomeKind, Submission
+from reward_server.data.shots import Shot, find_files
+from reward_server.errors import ClipTooLarge, InvalidClip, error_outcome
 from reward_server.evaluation.report import number, progress_bar, write_csv, write_json
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
     RewardSource,
     bounded,
+    dynamics_of,
     failed_outcome,
     open_scorer,
     outcome_row,
@@ -50,13 +52,19 @@ class FileOutcome:
 
 
 def run(
-    paths: Sequence[str], settings: Settings, *, server: str | None, json_path: Path | None, csv_path: Path | None
+    paths: Sequence[str],
+    settings: Settings,
+    *,
+    server: str | None,
+    json_path: Path | None,
+    csv_path: Path | None,
+    fps: float | None = None,
 ) -> int:
-    """Run the command: score all files, write the results and print a table.
+    """Run the command: score all files, write the results and print a table. `fps` is that of image sequences.
 
     Returns 0 if every file has a reward, else 1. Raises BadRequest if a path names no clips.
     """
-    files = find_files(paths)
+    files = find_files(paths, fps)
     with open_scorer(settings, server) as scorer, progress_bar() as bar:
         scored = list(bar.track(score_files(files, scorer), total=len(files), description="scoring"))
     write_csv(csv_path, ("path", *OUTCOME_COLUMNS), ({"path": str(s.path), **outcome_row(s.outcome)} for s in scored))
@@ -68,10 +76,10 @@ def run(
     return 0 if all(item.ok for item in scored) else 1
 
 
-def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOutcome]:
+def score_files(files: Sequence[Path], scorer: RewardSource, fps: float | None = None) -> Iterator[FileOutcome]:
     """Yield each file's outcome, in order. If the server is lost, the remaining files fail at once with that error."""
     gone: RewardClientError | None = None
-    read = ((path, _read(path, scorer.limits.max_bytes)) for path in files)
+    read = ((path, _read(path, scorer.limits.max_bytes, fps)) for path in files)
     for batch in bounded(read, lambda pair: payload_bytes(pair[1]), BATCH_CLIPS):
         submissions = [item for _, item in batch if isinstance(item, Submission)]
         outcomes: Iterable[Outcome]
@@ -91,12 +99,16 @@ def score_files(files: Sequence[Path], scorer: RewardSource) -> Iterator[FileOut
             yield FileOutcome(path=path, outcome=item if isinstance(item, Outcome) else next(answers))
 
 
-def _read(path: Path, max_bytes: int) -> Submission | Outcome:
+def _read(path: Path, max_bytes: int, fps: float | None) -> Submission | Outcome:
     try:
+        if is_sequence(path):
+            return Shot(path=path, fps=fps).submission()
         if (size := path.stat().st_size) > max_bytes:
             error = ClipTooLarge(f"the file has {size} bytes, but at most {max_bytes} are accepted; shorten the clip")
             return error_outcome("", error, Context())
         return submission(path)
+    except InvalidClip as error:
+        return error_outcome("", error, Context())
     except OSError as error:
         return failed_outcome(error)
 
@@ -104,18 +116,20 @@ def _read(path: Path, max_bytes: int) -> Submission | Outcome:
 def document(scored: Sequence[FileOutcome]) -> dict[str, Any]:
     """The JSON report.
 
-    For each reward it holds [mean, [{"video_path", "video_results"}, ...]] over the clips with a reward, in VBench's
-    format for a dimension. `results` holds the full result of every file, errors included.
+    For each reward and each number of the dynamics it holds [mean, [{"video_path", "video_results"}, ...]] over the
+    clips that have it, in VBench's format for a dimension. `results` holds the full result of every file, errors
+    included.
     """
-    dimensions: dict[str, Any] = {}
-    for reward_name in REWARDS:
-        values = {str(item.path): getattr(item.outcome.reward, reward_name) for item in scored if item.ok}
-        mean = sum(values.values()) / len(values) if values else None
-        dimensions[reward_name] = [
-            mean,
-            [{"video_path": path, "video_results": value} for path, value in values.items()],
-        ]
+    rewards = {name: {str(s.path): getattr(s.outcome.reward, name) for s in scored if s.ok} for name in REWARDS}
+    moving = [(str(item.path), dynamics_of(item.outcome)) for item in scored]
+    motions = {name: {path: found[name] for path, found in moving if found} for name in DYNAMICS}
+    dimensions = {name: _dimension(values) for name, values in (rewards | motions).items()}
     return {**dimensions, "results": [{"path": str(s.path), **result_to_json(s.outcome)} for s in scored]}
+
+
+def _dimension(values: Mapping[str, float]) -> list[Any]:
+    mean = sum(values.values()) / len(values) if values else None
+    return [mean, [{"video_path": path, "video_results": value} for path, value in values.items()]]
 
 
 def table(scored: Sequence[FileOutcome]) -> Table:

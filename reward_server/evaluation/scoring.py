@@ -1,4 +1,4 @@
-"""Gets rewards for `score`, `sanity`, `evaluate` and `bench`, from a pipeline in this process or from a server.
+"""Gets rewards for the evaluation commands, from a pipeline in this process or from a server.
 
 A missing reward is never replaced by a number. It is an outcome with an error, an empty cell in a report, and NaN in
 arithmetic.
@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from protos.client import RewardClient
-from protos.types import REWARDS, Context, Limits, Model, Outcome, Submission
+from protos.types import DYNAMICS, REWARDS, Context, Limits, Model, Outcome, Submission
 from reward_server.decoding.decode import Sampling
 from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, error_outcome
 from reward_server.settings import MIB, Settings
@@ -32,6 +32,7 @@ OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *REWARDS,
     *("logit_instantaneous", "logit_long_term", "clipped"),
+    *DYNAMICS,
 )
 
 
@@ -118,6 +119,12 @@ def rewards_of(outcome: Outcome) -> Floats:
     return np.array([getattr(outcome.reward, reward_name) for reward_name in REWARDS], dtype=np.float64)
 
 
+def dynamics_of(outcome: Outcome) -> dict[str, float]:
+    """The numbers of an outcome's dynamics by name (DYNAMICS). Empty without a reward, or from an older server."""
+    found = outcome.reward and outcome.reward.dynamics
+    return {name: getattr(found, name) for name in DYNAMICS} if found else {}
+
+
 def outcome_row(outcome: Outcome) -> dict[str, object]:
     """The values of OUTCOME_COLUMNS for one outcome; None (an empty cell, a JSON null) if a value is absent."""
     reward, error = outcome.reward, outcome.error
@@ -129,6 +136,7 @@ def outcome_row(outcome: Outcome) -> dict[str, object]:
         row.update({reward_name: getattr(reward, reward_name) for reward_name in REWARDS})
         row.update(logit_instantaneous=reward.logits.instantaneous, logit_long_term=reward.logits.long_term)
         row["clipped"] = reward.clipped
+    row.update(dynamics_of(outcome))
     return row
 
 

@@ -67,7 +67,7 @@ class _Pair:
         place, miss = self._origin(near, phase)
         far_place, far_miss = self._origin(1 - near, phase)
         main = sample_sharp(self.images[near], place).astype(np.float32)
-        fill = _sample(self.images[1 - near], far_place)
+        fill = sample_linear(self.images[1 - near], far_place)
         share = miss / (miss + far_miss + MISS_PX2)
         return np.asarray(np.rint(main + share[..., None] * (fill - main)), np.uint8)
 
@@ -80,8 +80,8 @@ class _Pair:
         ours, theirs = self.flows[side], self.flows[1 - side]
         distance = np.float32(phase if side == 0 else 1 - phase)
         toward = np.asarray(distance * (distance * theirs - (1 - distance) * ours), np.float32)
-        place = self.grid - distance * _sample(ours, self.grid + toward)
-        miss = place + distance * _sample(ours, place) - self.grid
+        place = self.grid - distance * sample_linear(ours, self.grid + toward)
+        miss = place + distance * sample_linear(ours, place) - self.grid
         return place, miss[..., 0] ** 2 + miss[..., 1] ** 2
 
 
@@ -108,7 +108,8 @@ def sample_sharp(image: Image, place: Floats) -> Image:
     return np.asarray(cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101), np.uint8)
 
 
-def _sample(values: Samples, place: Floats) -> Samples:
+def sample_linear(values: Samples, place: Floats) -> Samples:
+    """Sample values [H,W] or [H,W,C] at `place` [H,W,2] (x, y), linearly. Borders are continued."""
     x, y = cv2.split(place)
     sampled = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(sampled, values.dtype)

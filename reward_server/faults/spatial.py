@@ -1,4 +1,4 @@
-"""Implements the spatial faults, which show content at the wrong position: jitter, wobble, swimming and teleports.
+"""Implements the spatial faults, which show content at the wrong position: shaking, bending, crawling and teleports.
 
 Each fault takes (clip, strength in (0,1], rng) and returns a clip with the same number of frames. Distances are in
 units of S, the short side of the frame. Warps resample every frame but the first, with a kernel that keeps texture, so
@@ -18,12 +18,16 @@ from reward_server.faults.interpolation import Floats, pixel_grid, sample_sharp
 
 Image = NDArray[np.uint8]
 
-# Root mean square displacement at strength 1, in S. Jitter and wobble grow with strength ** EASE, swimming linearly.
+# Root mean square displacement at strength 1, in S. It grows linearly with the strength of swimming and boiling, and
+# with strength ** EASE of the others.
 JITTER = 0.025
 WOBBLE = 0.03
+SWAY = 0.025
 SWIM = 0.012
+BOIL = 0.006
 EASE = 1.5
 NUM_JUMPS = 6
+BOIL_WAVES = (0.05, 0.12)  # wavelengths in S; the displacement folds over itself in shorter waves
 
 
 def jittered(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -57,6 +61,26 @@ def swimming(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     mask = _textured_region(clip, rng)
     flow = _waves(clip, rng, wavelengths=(0.12, 0.3), periods_s=(0.5, 1.5), solenoidal=True)
     return _warped(clip, SWIM * strength * mask * flow)
+
+
+def swaying(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Bend the picture smoothly to and fro in one period of 0.3 to 0.8 s that repeats exactly, by up to SWAY rms."""
+    period_s = rng.uniform(0.3, 0.8)
+    flow = _waves(clip, rng, wavelengths=(0.6, 2.0), periods_s=(period_s, period_s), solenoidal=False)
+    return _warped(clip, SWAY * strength**EASE * flow)
+
+
+def boiling(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
+    """Displace fine texture at random, anew in every frame, by up to BOIL rms, so that surfaces boil."""
+    num_frames, _, height, width = clip.frames.shape
+    side = min(height, width)
+    cycles = side * np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))  # per S
+    band = (cycles >= 1 / BOIL_WAVES[1]) & (cycles <= 1 / BOIL_WAVES[0])
+    noise = rng.normal(size=(num_frames, height, width, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    field = np.fft.ifft2(band * noise)
+    field[0] = 0
+    flow = field * (side / np.sqrt((np.abs(field[1:]) ** 2).mean()))
+    return _warped(clip, np.asarray(BOIL * strength * np.stack([flow.real, flow.imag], -1), np.float32))
 
 
 def teleporting(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:

@@ -77,6 +77,9 @@ class Profile(Protocol):
     def residual_maps(self, motion: Motion) -> Tensor:
         """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
+    def stillness(self, motion: Motion) -> float:
+        """What is added to the long-term logit: below 0 if hardly anything moves, else 0 (only in `embedded`)."""
+
 
 def load_profile(
     name: str,

@@ -24,6 +24,7 @@ from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_fea
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.cues import num_cues, track_cues
+from reward_server.profiles.stillness import stillness_term
 
 # Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
@@ -39,10 +40,15 @@ class EmbeddedProfile:
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 3  # increase it when a code change alters the discriminators' inputs
+    revision: int = 4  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
+    # The stillness term. The limits are near the 5 % quantiles of real clips, over training clips and others.
+    still_speed_px: float = 0.15
+    still_own_share: float = 0.4
+    still_speed_weight: float = 2.0
+    still_own_weight: float = 5.0
 
     @cached_property
     def estimators(self) -> ClassicalEstimators:
@@ -94,9 +100,19 @@ class EmbeddedProfile:
         """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
+    def stillness(self, motion: Motion) -> float:
+        """The stillness term of the long-term logit: 0 for a clip that moves (`stillness.py`)."""
+        return stillness_term(
+            motion.tracks,
+            motion.confidence,
+            speed_px=self.still_speed_px,
+            own_share=self.still_own_share,
+            weights=(self.still_speed_weight, self.still_own_weight),
+        )
+
     @property
     def preprocessing_digest(self) -> str:
-        """sha256 of everything between a clip's bytes and the discriminators."""
+        """sha256 of everything between a clip's bytes and the discriminators, and of the stillness term."""
         parts = {"profile": asdict(self), "estimators": asdict(self.estimators)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

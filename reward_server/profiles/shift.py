@@ -163,6 +163,10 @@ class ShiftProfile:
         """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
+    def stillness(self, motion: Motion) -> float:
+        """0: the paper's logits are left as they are."""
+        return 0.0
+
     @property
     def discriminator_compute(self) -> Compute:
         """As for the frozen networks, but in its own precision: most of bf16's error comes from the discriminators."""

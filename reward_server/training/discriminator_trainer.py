@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
-from protos.types import DISCRIMINATORS, DiscriminatorName
+from protos.types import DiscriminatorName
 from reward_server.errors import BadRequest
 from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
@@ -35,6 +34,7 @@ from reward_server.profiles.discriminators import new_discriminators
 from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.losses import view_loss
 from reward_server.training.symmetry import PLAIN, Symmetry
 
 
@@ -53,7 +53,8 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 100
     pair_weight: float = 2.0  # weight of `pair_bce`, the loss on each real clip against its own negatives
-    symmetries: bool = False  # mirror and transpose the tracks at random in every step
+    amount_weight: float = 0.0  # weight of `amount_slope`, which keeps the logit from measuring the amount of motion
+    symmetries: bool = False  # mirror and transpose the motion at random in every step
     ema: float = 0.995
     grad_clip: float = 1.0
     bf16: bool = True  # train in bf16 if the device supports it
@@ -92,9 +93,8 @@ class DiscriminatorTrainer:
         torch.manual_seed(config.seed)
         self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
         self.device = device
-        self.discriminator: nn.Module = dict(zip(DISCRIMINATORS, new_discriminators(profile), strict=True))[name].to(
-            device
-        )
+        instantaneous, long_term = new_discriminators(profile)
+        self.discriminator = (instantaneous if name == "instantaneous" else long_term).to(device)
         self.average = copy.deepcopy(self.discriminator).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.discriminator.parameters(),
@@ -138,11 +138,15 @@ class DiscriminatorTrainer:
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:
         """The averaged discriminator's logit of one clip, from its first tracks or all its cached pairs."""
+        return float(self.average(self._whole(sample, self.config.evaluate_tracks)))
+
+    def _whole(self, sample: Sample, num_tracks: int) -> Tensor:
+        """A clip's first tracks, or all its cached pairs, as a batch of one."""
         if self.name == "instantaneous":
             inputs = self.cache.maps(sample, 0, self.cache.num_pairs(sample))
         else:
-            inputs = self.cache.tokens(sample, self.profile, 0, self.config.evaluate_tracks)
-        return float(self.average(inputs[None].to(self.device)))
+            inputs = self.cache.tokens(sample, self.profile, 0, min(num_tracks, self.cache.num_tracks(sample)))
+        return inputs[None].to(self.device)
 
     def _train_step(self, batch: Sequence[View]) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, self.step))
@@ -168,16 +172,20 @@ class DiscriminatorTrainer:
         inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
         with fast_forward(bf16=self.config.bf16, device=self.device):
             logits = self.discriminator(inputs).float()
-        owner = torch.arange(len(real)).repeat_interleave(self.config.negatives_per_view)
-        loss = adversarial_bce(logits[: len(real)], logits[len(real) :])
-        return loss + self.config.pair_weight * pair_bce(logits[owner], logits[len(real) :])
+        return view_loss(
+            logits[: len(real)],
+            logits[len(real) :],
+            torch.tensor([sample.amount for sample in real], device=self.device),
+            pair_weight=self.config.pair_weight,
+            amount_weight=self.config.amount_weight,
+        )
 
     def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """A random subset of a sample's frame pairs or tracks."""
         if self.name == "instantaneous":
             num_pairs = self.cache.num_pairs(sample)
             taken = min(self.config.pairs_per_step, num_pairs)
-            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken)
+            return self.cache.maps(sample, int(rng.integers(num_pairs - taken + 1)), taken, symmetry)
         num = self.config.tracks_per_step
         first = int(rng.integers(self.cache.num_tracks(sample) - num + 1))
         return self.cache.tokens(sample, self.profile, first, num, symmetry)
@@ -240,23 +248,6 @@ class DiscriminatorTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
         self.step, self.best, self.best_step = state["progress"]
-
-
-def adversarial_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE of real clips with target 1 plus mean BCE of the others with target 0 (SHIFT, Eq. 7)."""
-    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
-    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
-    return real + fake
-
-
-def pair_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean BCE, with target 1, of the logit of each real clip minus the logit of one of its own negatives.
-
-    SHIFT re-centres rewards within a group of clips that share their first frame. So a policy depends on the order
-    within a group, while the plain BCE mostly depends on differences between scenes.
-    """
-    difference = real_logits - fake_logits
-    return F.binary_cross_entropy_with_logits(difference, torch.ones_like(difference))
 
 
 @torch.no_grad()

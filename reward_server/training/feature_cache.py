@@ -32,6 +32,7 @@ class Sample:
     fault: str  # "" for real clips, "generated" for generated clips, else the fault's name
     strength: float
     shape: tuple[int, int, int]  # frames, height, width
+    amount: float = 0.0  # motion of the view before any fault, in frame heights per second (`negatives.fastest_motion`)
 
 
 class FeatureCache:
@@ -81,10 +82,10 @@ class FeatureCache:
             rows = {name: file.get_slice(name)[start : start + num] for name in names - {CHANNEL_SCALE}}
             return unpack_tokens(rows | {CHANNEL_SCALE: file.get_tensor(CHANNEL_SCALE)}, profile, 0, num)
 
-    def maps(self, sample: Sample, start: int, num: int) -> Tensor:
-        """Residual and confidence maps [num,2,H,W] of `num` consecutive cached pairs from `start` on."""
+    def maps(self, sample: Sample, start: int, num: int, symmetry: Symmetry = PLAIN) -> Tensor:
+        """`Motion.maps` [num,M,H,W] of `num` consecutive cached pairs from `start` on, under `symmetry`."""
         with safe_open(self._path(sample.key), framework="pt") as file:
-            return unpack_maps(file.get_slice("maps")[start : start + num])
+            return symmetry.seen(unpack_maps(file.get_slice("maps")[start : start + num]))
 
     def num_pairs(self, sample: Sample) -> int:
         return self._rows(sample, "maps")

@@ -16,49 +16,29 @@ import math
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from rich.progress import Progress, track
 
 from protos.reader import Source, open_source, with_true_times
-from protos.types import DISCRIMINATORS, Clip, DiscriminatorName
+from protos.types import DISCRIMINATORS, DiscriminatorName
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import BadRequest, InvalidClip
-from reward_server.faults import NAMES, with_fault
 from reward_server.networks.prepacked import Compute
 from reward_server.profiles import Profile, ProfileName, load_profile
 from reward_server.profiles.discriminators import save_discriminators
 from reward_server.training.discriminator_trainer import DiscriminatorTrainer, TrainingConfig
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.source_views import ViewPlan, source_views
-from reward_server.training.views import compress, random_quality, soften
+from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
 
-# fps_relabelled keeps the frames and changes the declared rate. A discriminator sees only frames, so it would learn
-# to punish speed.
-TRAINED_FAULTS = tuple(name for name in NAMES if name != "fps_relabelled")
-MOVING_TRIES = 4  # draws of a view; the first one with motion is used
-MIN_CHANGE = 0.5  # grey levels between frames on average; a view with less is not an example of real motion
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """What is cached for every source clip."""
-
-    profile: ProfileName = "embedded"
-    frames_per_view: int = 6  # a clip gives one view per this many frames
-    negatives_per_view: int = 3
-    num_tracks: int = 256
-    num_pairs: int = 8
-    faults: tuple[str, ...] = TRAINED_FAULTS
-    seed: int = 0
+AMOUNT_WEIGHT = 0.3  # of `losses.amount_slope`, for `embedded`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +62,15 @@ def configs(
 ) -> tuple[CacheConfig, dict[DiscriminatorName, TrainingConfig]]:
     """What to cache and how to train each discriminator for a profile.
 
-    The instantaneous discriminator of `embedded` needs fewer steps, and mirrored clips do not improve it. `shift` uses
-    the learning rate, weight decay, gradient clipping and loss of the paper (arXiv 2603.17426). Unlike the paper, it
-    uses batches of 6 without accumulation, and 256 of the cached tracks per step.
+    The instantaneous discriminator of `embedded` needs fewer steps. `shift` uses the learning rate, weight decay,
+    gradient clipping and loss of the paper (arXiv 2603.17426). Unlike the paper, it uses batches of 6 without
+    accumulation, and 256 of the cached tracks per step.
     """
     if profile == "embedded":
+        training = TrainingConfig(steps=steps, seed=seed, symmetries=True, amount_weight=AMOUNT_WEIGHT)
         return CacheConfig(seed=seed), {
-            "instantaneous": TrainingConfig(steps=math.ceil(steps / 2), seed=seed),
-            "long_term": TrainingConfig(steps=steps, seed=seed, symmetries=True),
+            "instantaneous": replace(training, steps=math.ceil(steps / 2)),
+            "long_term": training,
         }
     cache = CacheConfig(profile=profile, frames_per_view=12, num_tracks=512, num_pairs=12, seed=seed)
     training = TrainingConfig(
@@ -124,23 +105,24 @@ def pretrain(
     left_out: Sequence[str] = (),
     features: Path | None = None,
     processes: int = os.cpu_count() or 1,
+    fps: float | None = None,
 ) -> dict[str, float]:
     """Cache features, train and write the weights to `out`. Returns each discriminator's `HeldOut.mean`.
 
     `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
     default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
-    when to stop. The profile's frozen networks, if any, are read from `models` and run on `device` as `compute` says.
-    The discriminators train on the same device. Raises NotReady if frozen networks are missing, BadRequest for an
-    unknown fault or a folder without clips.
+    when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
+    and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady if frozen
+    networks are missing, BadRequest for an unknown fault or a folder without clips.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
     if unknown := set(left_out) - set(TRAINED_FAULTS):
         raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
-    clips = [clip for folder in real for clip in find_clips(folder, real=True)]
+    clips = [clip for folder in real for clip in find_clips(folder, real=True, fps=fps)]
     if generated:
-        clips += find_clips(generated, real=False)
+        clips += find_clips(generated, real=False, fps=fps)
         cache_config = replace(cache_config, faults=())
     cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
     for reason in build_cache(cache, clips, cache_config, source, processes):
@@ -226,69 +208,19 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
 
     def cached(opened_file: Source) -> list[Sample]:
         samples: list[Sample] = []
-        for sample, pixels in _clip_samples(opened_file, clip, profile, config):
-            motion = profile.motion(pixels, query_seed=_number(sample.view), num_tracks=config.num_tracks)
+        for sample, pixels in clip_samples(opened_file, clip, profile, config):
+            motion = profile.motion(pixels, query_seed=seed_of(sample.view), num_tracks=config.num_tracks)
             cache.add(sample, motion, num_pairs=config.num_pairs)
             samples.append(sample)
         return samples
 
     try:
-        with as_invalid_clip(), open_source(clip.path) as opened_file:
+        with as_invalid_clip(), open_source(clip.path, fps=clip.fps) as opened_file:
             samples = with_true_times(opened_file, cached)
     except (InvalidClip, OSError) as error:
         return f"{clip.path}: {error}"
     cache.close_part(clip.part, samples)
     return None if samples else f"{clip.path}: no view without a cut shows motion"
-
-
-def _clip_samples(
-    opened_file: Source, clip: SourceClip, profile: Profile, config: CacheConfig
-) -> Iterator[tuple[Sample, Clip]]:
-    plan = ViewPlan(
-        sampling=profile.sampling,
-        frames_per_view=config.frames_per_view,
-        max_side_px=_max_side_px(profile),
-        seed=(config.seed, _number(clip.source), clip.first),
-        tries=MOVING_TRIES if clip.real else 1,
-        good=_moves if clip.real else lambda view: True,
-    )
-    for number, base, rng in source_views(opened_file, clip.first, clip.last, plan):
-        yield from _view_samples(clip, f"{clip.part}-{number:03d}", base, config, rng)
-
-
-def _view_samples(
-    clip: SourceClip, view: str, base: Clip, config: CacheConfig, rng: np.random.Generator
-) -> Iterator[tuple[Sample, Clip]]:
-    """Yield the view itself and, for a real clip, its negatives: random faults of random strength."""
-    base, quality = soften(base, rng), random_quality(rng)
-    yield _sample(clip, view, base, "" if clip.real else "generated", 0.0), compress(base, quality)
-    if clip.real and config.faults:
-        for fault in rng.choice(config.faults, size=min(config.negatives_per_view, len(config.faults)), replace=False):
-            strength = float(rng.uniform(0.1, 1.0))
-            faulty = with_fault(base, str(fault), strength, int(rng.integers(2**31)))
-            yield _sample(clip, view, faulty, str(fault), strength), compress(faulty, quality)
-
-
-def _moves(view: Clip) -> bool:
-    return float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE
-
-
-def _max_side_px(profile: Profile) -> int:
-    """The largest frame side to keep, so that a crop can still fill the profile's size."""
-    return max(640, 2 * math.isqrt(profile.sampling.area_px))
-
-
-def _sample(clip: SourceClip, view: str, base: Clip, fault: str, strength: float) -> Sample:
-    num, _, height, width = base.frames.shape
-    return Sample(
-        key=hashlib.sha256(f"{view} {fault}".encode()).hexdigest()[:24],
-        source=clip.source,
-        view=view,
-        real=not fault,
-        fault=fault,
-        strength=strength,
-        shape=(num, height, width),
-    )
 
 
 def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
@@ -302,10 +234,6 @@ def _version(profile: Profile, weights: dict[DiscriminatorName, dict[str, torch.
         for tensor in discriminator.values():
             digest.update(tensor.numpy().tobytes())
     return f"{profile.name}-{digest.hexdigest()[:8]}"
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _one_thread() -> None:

@@ -25,10 +25,14 @@ from reward_server.training.views import DrawnView, Take, draw_view
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """How views are drawn from a file: one per `frames_per_view` frames, the first good one of `tries` draws."""
+    """How views are drawn from a file: one per `frames_per_view` frames, at most `most_views` from each stretch.
+
+    Each is the first good one of `tries` draws.
+    """
 
     sampling: Sampling
     frames_per_view: int
+    most_views: int
     max_side_px: int
     seed: tuple[int, ...]
     tries: int = 1
@@ -86,7 +90,7 @@ def _draws(source: Source, first: int, last: int | None, plan: ViewPlan) -> list
         )
     draws: list[_Draw] = []
     for take in usable:
-        for _ in range(math.ceil(take.positions.size / plan.frames_per_view)):
+        for _ in range(min(plan.most_views, math.ceil(take.positions.size / plan.frames_per_view))):
             rng = np.random.default_rng((*plan.seed, len(draws)))
             views = [draw_view(take, plan.sampling, rng)]
             while len(views) < plan.tries:  # near the first, so that its frames need not be held for long

@@ -1,4 +1,4 @@
-"""Mirrors and transposes cached tracks, so that one clip gives eight training examples of the long-term discriminator.
+"""Mirrors and transposes cached motion, so that one clip gives eight training examples.
 
 Mirrored motion is as plausible as before, and a fault stays a fault. The features of a mirrored clip follow from those
 of the clip, so no estimator runs again. Only plain correlation maps can be mirrored; a network's embedding cannot.
@@ -36,6 +36,10 @@ class Symmetry:
         differences of positions.
         """
         return {name: self._one(name, tensor) for name, tensor in tensors.items()}
+
+    def seen(self, maps_P2HW: Tensor) -> Tensor:
+        """Apply the symmetry to residual maps (`Motion.maps`)."""
+        return self._maps(maps_P2HW)
 
     def _one(self, name: str, tensor: Tensor) -> Tensor:
         if name == "tracks":

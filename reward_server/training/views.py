@@ -1,13 +1,13 @@
-"""Draws random views of a source clip for pretraining: a crop, a frame rate, a time range, a flip and a blur.
+"""Draws random views of a source clip for pretraining: a crop, a frame rate, a time range and a flip.
 
-A view looks as if the clip had been filmed and encoded a little differently. So the discriminators learn motion, and
-not the look of a few cameras. A real view and its faulty copies share all of this and the same compression, so they
-differ only in motion.
+A view looks as if the clip had been filmed a little differently. So the discriminators learn motion, and not the look
+of a few scenes. A real view and its faulty copies share all of this. What a camera and an encoder add is drawn for
+each of them apart (`reward_server/capture`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,7 @@ from reward_server.errors import UnreadableClip
 
 RATE_RANGE = (0.625, 1.5)  # as a share of the profile's rate: the rates that a clip can have after its resampling
 NEAR = 64  # frames: how far a later draw can start from the first one
+FIXED = 0.97  # how often the crop box stands still
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
@@ -81,24 +82,6 @@ def draw_view(take: Take, sampling: Sampling, rng: np.random.Generator, near: in
     )
 
 
-def soften(clip: Clip, rng: np.random.Generator) -> Clip:
-    """Apply a random mild loss of sharpness: none, a blur or a sub-pixel shift."""
-    kind, amount = rng.choice(["none", "blur", "resample"]), rng.random()
-    if kind == "none":
-        return clip
-    return _each_frame(clip, lambda frame: _blur(frame, amount) if kind == "blur" else _shift(frame, amount))
-
-
-def random_quality(rng: np.random.Generator) -> int | None:
-    """A random JPEG quality for a view and its faulty copies, or None for no compression."""
-    return int(rng.integers(60, 96)) if rng.random() < 0.5 else None
-
-
-def compress(clip: Clip, quality: int | None) -> Clip:
-    """Compress every frame as JPEG at `quality` (0..100). None returns the clip unchanged."""
-    return clip if quality is None else _each_frame(clip, lambda frame: _jpeg(frame, quality))
-
-
 def _random_stride(take: Take, sampling: Sampling, rng: np.random.Generator) -> int:
     longest = (take.positions.size - 1) // (sampling.min_frames - 1)
     if longest < 1:
@@ -112,16 +95,19 @@ def _random_stride(take: Take, sampling: Sampling, rng: np.random.Generator) -> 
 
 
 def _camera_path(shape: tuple[int, ...], num: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Random crop boxes [T,4] (x, y, width, height): usually fixed, sometimes a smooth pan and zoom."""
+    """Random crop boxes [T,4] (x, y, width, height): usually fixed, rarely a smooth pan and zoom.
+
+    A pan over footage of a fixed camera has no parallax, as a pan over a photograph has none. So it is rare.
+    """
     height, width = shape
     aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.5 else width / height
     largest = min(float(width), height * aspect)
     size = largest * rng.uniform(0.6, 1.0)
     start = _random_box(width, height, aspect, size, rng)
-    if rng.random() < 0.6:
+    if rng.random() < FIXED:
         return np.repeat(start[None], num, axis=0)
     end = _random_box(width, height, aspect, min(largest, size * rng.uniform(0.8, 1.25)), rng)
-    reach = rng.uniform(0.1, 1.0)
+    reach = rng.uniform(0.1, 0.6)
     ease = rng.uniform(-0.5, 0.5)  # the camera speeds up or slows down gently
     t = np.linspace(0, 1, num)[:, None]
     return start + (end - start) * reach * (t + ease * t * (1 - t))
@@ -143,25 +129,3 @@ def _cut(frame: NDArray[np.uint8], box: NDArray[np.float64], height: int, width:
     centre = (x + (box_width - 1) / 2, y + (box_height - 1) / 2)
     patch = np.asarray(cv2.getRectSubPix(frame, patch_size, centre), dtype=np.uint8)
     return resize_frame(patch, height, width)
-
-
-def _each_frame(clip: Clip, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Clip:
-    frames = np.stack([change(frame.transpose(1, 2, 0)) for frame in clip.frames])
-    return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=clip.fps)
-
-
-def _blur(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
-    return np.asarray(cv2.GaussianBlur(frame, (0, 0), 0.3 + 0.7 * amount), dtype=np.uint8)
-
-
-def _shift(frame: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
-    """Shift a frame by a fraction of a pixel, as resampling in some earlier step would."""
-    matrix = np.array([[1, 0, amount], [0, 1, 1 - amount]])
-    size = (frame.shape[1], frame.shape[0])
-    moved = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(moved, dtype=np.uint8)
-
-
-def _jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    _, encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)

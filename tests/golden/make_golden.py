@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks import golden_weights
 from benchmarks.golden import Golden, Stored, computed
+from reward_server.networks.prepacked import Compute
 
 FOLDER = Path(__file__).parent
 SEED = 7
@@ -50,7 +51,7 @@ def main() -> None:
         path = FOLDER / f"{name}.npz"
         stored: Stored = {**given, "seed": np.array(SEED)}
         asked = {**stored, **{output: np.zeros(0) for output in OUTPUTS[name]}}
-        ours = computed(Golden(path=path, stored=asked, recipe=golden_weights))
+        ours = computed(Golden(path=path, stored=asked, recipe=golden_weights, compute=Compute()))
         np.savez_compressed(path, **stored, **{output: ours[output].numpy() for output in OUTPUTS[name]})
 
 

@@ -28,6 +28,7 @@ from protos.types import (
     Context,
     ContractError,
     DiscriminatorRefresh,
+    Dynamics,
     Error,
     Input,
     Limits,
@@ -97,6 +98,15 @@ provenances = st.builds(
     timings=st.builds(Timings, queue_ms=number, decode_ms=number, motion_ms=number, discriminator_ms=number),
     warnings=st.lists(st.builds(ClipWarning, code=text, message=text, share=share), max_size=2).map(tuple),
 )
+amount = st.floats(0, 1e6)
+dynamics = st.builds(
+    Dynamics,
+    total_motion=amount,
+    camera_motion=amount,
+    object_motion=amount,
+    dynamic_degree=share,
+    tracks_alive=share,
+)
 rewards = st.builds(
     Reward,
     combined=st.floats(-10, 10),
@@ -107,6 +117,7 @@ rewards = st.builds(
     bounds=st.just(Bounds(min=-10.0, max=10.0)),
     windows=st.lists(st.builds(WindowLogits, start_s=number, logits=logits), max_size=3).map(tuple),
     provenance=provenances,
+    dynamics=st.none() | dynamics,
 )
 outcomes = st.builds(Outcome, job_id=text, kind=st.just(OutcomeKind.OK), reward=rewards, context=contexts) | st.builds(
     Outcome,
@@ -182,21 +193,38 @@ def through_wire(message: Message) -> object:
     return type(message).FromString(message.SerializeToString())
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(outcomes, text)
 def test_outcomes_survive_the_wire_unchanged(outcome: Outcome, cursor: str) -> None:
     awaited = replace(outcome, cursor=cursor)
     assert codec.outcome_from_message(through_wire(codec.outcome_to_message(awaited))) == awaited
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(outcomes)
 def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
     text = json.dumps(json_codec.result_to_json(outcome), allow_nan=False)
     assert json_codec.result_from_json(json.loads(text)) == outcome
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
+@given(outcomes.filter(lambda outcome: outcome.reward is not None))
+def test_an_answer_of_an_older_server_has_no_dynamics(outcome: Outcome) -> None:
+    """What such a server leaves out is absent, never zeros."""
+    message, result = codec.outcome_to_message(outcome), json_codec.result_to_json(outcome)
+    message.reward.ClearField("dynamics")
+    del result["reward"]["dynamics"]
+    for told in (codec.outcome_from_message(through_wire(message)), json_codec.result_from_json(result)):
+        assert told.reward and told.reward.dynamics is None
+
+
+def test_dynamics_of_a_still_clip_are_zeros_and_not_absent() -> None:
+    still = Dynamics(total_motion=0, camera_motion=0, object_motion=0, dynamic_degree=0, tracks_alive=0)
+    message = pb.Reward(bounds=pb.Bounds(min=-1, max=1), dynamics=pb.Dynamics())
+    assert codec.outcome_from_message(pb.Outcome(kind=pb.OK, reward=message)).reward.dynamics == still
+
+
+@settings(max_examples=25, deadline=None)
 @given(models)
 def test_a_model_survives_the_wire_and_json_unchanged(model: Model) -> None:
     assert codec.model_from_message(through_wire(codec.model_to_message(model))) == model
@@ -210,7 +238,7 @@ def test_a_model_of_an_older_server_has_no_timeouts() -> None:
     assert codec.model_from_message(message).limits.refresh_timeout_s is None
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(refresh_requests, refresh_responses)
 def test_a_refresh_survives_the_wire_and_json_unchanged(request: RefreshRequest, response: RefreshResponse) -> None:
     assert codec.refresh_from_message(through_wire(codec.refresh_to_message(request))) == request
@@ -225,7 +253,7 @@ def test_what_a_refresh_request_leaves_out_has_its_default() -> None:
     assert codec.refresh_from_message(pb.RefreshRequest(run_id="r", steps=3, ema=0.0)).ema == 0.0
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(contexts, st.sampled_from(Media), st.binary(max_size=64))
 def test_a_submission_survives_the_wire_unchanged(context: Context, media: Media, payload: bytes) -> None:
     submission = Submission(payload=payload, media=media, context=context)

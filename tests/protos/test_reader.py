@@ -250,6 +250,11 @@ def test_a_window_equals_the_same_frames_of_a_full_decode() -> None:
         assert decoded < 96 + 48 or options.get("container") == "mpegts", options
 
 
+def test_more_threads_give_the_same_frames() -> None:
+    for payload in (upright(), odd_files.b_frames_in_avi(FRAMES), odd_files.concatenated_ts(FRAMES)):
+        assert np.array_equal(read(payload, threads=4)[1], read(payload)[1])
+
+
 def test_a_path_and_its_bytes_give_the_same_frames(tmp_path) -> None:
     path = tmp_path / "clip.txt"
     path.write_bytes(upright())

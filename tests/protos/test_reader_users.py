@@ -130,7 +130,7 @@ def test_pretraining_views_come_from_the_readers_frames(path: Path, monkeypatch:
         return cut(view, at, frame)
 
     monkeypatch.setattr(DrawnView, "cut", recorded)
-    plan = ViewPlan(sampling=Sampling(), frames_per_view=6, max_side_px=640, seed=(0,))
+    plan = ViewPlan(sampling=Sampling(), frames_per_view=6, most_views=100, max_side_px=640, seed=(0,))
 
     def views(source: Source) -> list[object]:
         seen.clear()  # forget the frames from before the times were counted

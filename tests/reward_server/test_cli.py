@@ -96,14 +96,20 @@ def test_a_broken_file_is_a_row_and_makes_the_exit_code_1(clips: Path, tmp_path:
     assert [rows[name]["outcome"] for name in ("a.mp4", "broken.mp4", "b.safetensors")] == ["ok", "invalid", "ok"]
     assert rows["broken.mp4"]["error"]["code"] == "unreadable_clip"
     assert rows["broken.mp4"]["reward"] is None
-    mean, per_clip = document["combined"]
-    scored = [rows[name]["reward"]["combined"] for name in ("a.mp4", "b.safetensors")]
-    assert mean == pytest.approx(sum(scored) / 2)
-    assert sorted(entry["video_results"] for entry in per_clip) == sorted(scored)
+    rewards = [rows[name]["reward"] for name in ("a.mp4", "b.safetensors")]
+    for dimension, scored in {
+        "combined": [reward["combined"] for reward in rewards],
+        "camera_motion": [reward["dynamics"]["camera_motion"] for reward in rewards],
+    }.items():
+        mean, per_clip = document[dimension]
+        assert mean == pytest.approx(sum(scored) / 2)
+        assert sorted(entry["video_results"] for entry in per_clip) == sorted(scored)
     with (tmp_path / "out.csv").open() as file:
         table = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert float(table["a.mp4"]["combined"]) == rows["a.mp4"]["reward"]["combined"]
+    assert float(table["a.mp4"]["total_motion"]) == rows["a.mp4"]["reward"]["dynamics"]["total_motion"]
     assert (table["broken.mp4"]["combined"], table["broken.mp4"]["error_code"]) == ("", "unreadable_clip")
+    assert table["broken.mp4"]["total_motion"] == ""
     assert "unreadable_clip" in shown
 
 

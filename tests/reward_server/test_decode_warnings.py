@@ -79,6 +79,17 @@ def test_still_and_repeated_frames_are_counted() -> None:
     assert held["repeated_frames"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_shares_are_those_of_the_decoded_frames() -> None:
+    """Regression: the message spoke of the clip, where only the groups with a window had been decoded."""
+    moving = media.texture(240, step=1)[:, :32, :48]
+    moving[:60] = moving[0]  # held in the first quarter, which is all that one window needs
+    payload = media.video(moving, fps=12, codec_options={"g": "24", "crf": "10"})
+    decoded = run(payload, sampling=Sampling(max_windows=1, area_px=32 * 48))
+    (still,) = [warning for warning in decoded.warnings if warning.code == "still_share"]
+    assert still.share == pytest.approx(1, abs=0.05)
+    assert "of the 24 decoded frames" in still.message
+
+
 def test_no_window_crosses_a_jump_of_time() -> None:
     decoded = run(odd_files.with_gap(MOVING, after=40, gap_ms=2500))
     assert "several_stretches" in told(decoded)

@@ -20,13 +20,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from protos.types import REWARDS, Clip, Context, Media, Outcome, Submission
+from protos.types import DYNAMICS, REWARDS, Clip, Context, Media, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
 from reward_server.evaluation import evaluate
-from reward_server.evaluation.evaluate import GENERATED, REAL, Case, judge, separations, side_averages
-from reward_server.evaluation.floors import FLOORS, plain_statistics
+from reward_server.evaluation.evaluate import (
+    GENERATED,
+    REAL,
+    Case,
+    judge,
+    separations,
+    side_averages,
+    side_dynamics,
+)
+from reward_server.evaluation.floors import CUES, FLOORS, plain_cues, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.scoring import failed_outcome
@@ -155,6 +163,16 @@ def test_a_still_clip_has_sharpness_but_no_motion():
     assert found["sharpness"] == pytest.approx(np.abs(laplacian).mean(), rel=1e-6)
 
 
+def test_the_cues_know_a_held_picture_from_things_that_move_past_each_other():
+    frames = texture(8, 96, 144, step=2)
+    passing = np.concatenate([frames[:, :48], frames[::-1, 48:]], axis=1)  # the halves move in opposite directions
+    held, moved, passed = (plain_cues(clip_of(some)) for some in (frames[[0] * 8], frames, passing))
+    assert held["warp_likeness"] == 0 and held["peak_divergence"] < 0.01
+    assert -3 < moved["warp_likeness"] < 0
+    assert held["peak_divergence"] < passed["peak_divergence"] <= 1 and passed.keys() == set(CUES)
+    assert plain_cues(clip_of(frames[:2])).keys() == {"warp_likeness"}
+
+
 def test_frame_difference_is_in_grey_levels():
     flat = np.zeros((9, 96, 144, 3), np.uint8)
     flat += (3 * np.arange(9, dtype=np.uint8))[:, None, None, None]
@@ -248,7 +266,7 @@ def test_all_clips_are_scored_with_the_same_query_seed(folder):
 
 def test_the_plain_scorer_separates_the_sets(cases):
     found = {row.name: row for row in separations(cases)}
-    assert list(found) == [*REWARDS, *FLOORS]
+    assert list(found) == [*REWARDS, *FLOORS, *DYNAMICS]
     assert found["combined"].auc == 1.0 and found["combined"].bootstrap.low == 1.0
     assert (found["combined"].num_real, found["combined"].num_generated) == (3, 3)  # the broken clip is in neither
     assert found["frame_difference"].auc == 0.0 and found["frame_difference"].either_way == 1.0
@@ -271,11 +289,34 @@ def test_figures_of_rewards_set_by_hand(cases):
     assert (generated.num, generated.mean, generated.std, generated.saturated) == (2, 1.0, math.sqrt(2), 0.0)
 
 
+def moving(side: str, outcome: Outcome, motion: float) -> Case:
+    dynamics = replace(outcome.reward.dynamics, total_motion=motion, dynamic_degree=float(motion > 2))
+    return Case(side=side, clip="", outcome=replace(outcome, reward=replace(outcome.reward, dynamics=dynamics)))
+
+
+def test_figures_of_dynamics_set_by_hand(cases):
+    good = cases[1].outcome
+    of_old_server = replace(good, reward=replace(good.reward, dynamics=None))
+    set_by_hand = [moving(REAL, good, motion) for motion in (6.0, 2.0, 1.0)] + [moving(GENERATED, good, 1.5)]
+    set_by_hand += [Case(side=GENERATED, clip="", outcome=outcome) for outcome in (of_old_server, cases[0].outcome)]
+    by_motion = next(row for row in separations(set_by_hand) if row.name == "total_motion")
+    assert (by_motion.auc, by_motion.num_real, by_motion.num_generated) == (2 / 3, 3, 1)
+    found = {(row.side, row.name): row for row in side_dynamics(set_by_hand)}
+    real, generated = found[REAL, "total_motion"], found[GENERATED, "total_motion"]
+    assert (real.num, real.mean, real.median) == (3, 3.0, 2.0)
+    assert (generated.num, generated.mean, generated.median) == (1, 1.5, 1.5)
+    assert found[REAL, "dynamic_degree"].mean == 1 / 3
+    rows = [evaluate.case_row(case) for case in set_by_hand]
+    assert [row["total_motion"] for row in rows] == [6.0, 2.0, 1.0, 1.5, None, None]
+
+
 def test_an_empty_set_has_no_figures(cases):
     only_real = [case for case in cases if case.side == REAL]
     assert all(row.auc is None and row.bootstrap is None for row in separations(only_real))
     empty = side_averages(only_real)[-1]
     assert (empty.side, empty.num, empty.mean, empty.std, empty.saturated) == (GENERATED, 0, None, None, None)
+    still = side_dynamics(only_real)[-1]
+    assert (still.side, still.num, still.mean, still.median) == (GENERATED, 0, None, None)
 
 
 async def test_the_command_over_a_server_gives_the_same_results(folder, make_settings, tmp_path):
@@ -289,6 +330,8 @@ async def test_the_command_over_a_server_gives_the_same_results(folder, make_set
         assert await asyncio.to_thread(run, *sets, settings, server=doors.grpc_url) == 1  # broken.mp4 has no reward
     last, written = json.loads(text.getvalue().splitlines()[-1]), json.loads(outputs.json.read_text())
     assert last["auc"] == [row.as_json() for row in separations(expected)]
+    assert [row["name"] for row in last["dynamics"] if row["side"] == REAL] == list(DYNAMICS)
+    assert last["dynamics"][0]["num"] == 3
     assert last["outcomes"] == {REAL: {"ok": 3}, GENERATED: {"ok": 3, "unreadable_clip": 1}}
     assert written["clips"] == [evaluate.case_row(case) for case in expected]
     assert "…" not in text.getvalue().partition("{")[0]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from protos.types import Clip
-from reward_server.faults import NAMES, STRENGTHS, time_remap, with_fault
+from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, time_remap, with_fault
 
 T, H, W, FPS = 16, 96, 128, 12.0
 SEEDS = range(3)
-CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_change")
+CONTINUOUS = ("jittered", "wobbled", "ghosted", "swimming", "damped", "speed_change", "slowed", "swaying", "boiling",
+              "surging", "dissolving")  # fmt: skip
 
 
 def _scene(x, y):
@@ -104,7 +105,7 @@ def test_a_seed_gives_one_clip_and_another_seed_another(clip, name):
     assert np.array_equal(first.frames, again.frames) and first.fps == again.fps
     others = [with_fault(clip, name, 0.75, seed=s) for s in range(4, 7)]
     varies = any(o.fps != first.fps or not np.array_equal(o.frames, first.frames) for o in others)
-    assert varies == (name not in ("static", "damped")), "static and damped have nothing to draw"
+    assert varies == (name not in ("static", "damped", "slowed", "morphing", "exaggerated")), "these draw nothing"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +129,8 @@ def test_fades_to_the_original(clip, name, seed):
     assert _change(clip, with_fault(clip, name, 1e-3, seed)) < 0.15  # grey levels; the pan itself is worth dozens
 
 
-@pytest.mark.parametrize("name", ["jittered", "wobbled", "ghosted", "swimming", "teleporting", "damped", "static"])
+@pytest.mark.parametrize("name", ["jittered", "wobbled", "ghosted", "swimming", "teleporting", "damped", "static",
+                                  "slowed", "swaying", "boiling", "dissolving"])  # fmt: skip
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_strength_is_more_change(clip, name, seed):
     changes = [_change(clip, with_fault(clip, name, s, seed)) for s in STRENGTHS]
@@ -231,6 +233,46 @@ def test_ghosted_is_a_mixture_of_frames_in_the_same_place(seed):
     else:  # neighbours
         np.testing.assert_allclose(shares[4:9], [0.75 / 4, 0.75 / 4, 0.25, 0.75 / 4, 0.75 / 4], atol=0.01)
         assert not shares[[3, 9]].any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_looped_jumps_back_to_the_start_of_its_stretch_more_often_when_stronger(clip, seed):
+    jumps = []
+    for strength in STRENGTHS:
+        steps = np.diff(_shown(clip, with_fault(clip, "looped", strength, seed)))
+        assert set(steps[steps != 1]) and len(set(steps[steps != 1])) == 1, "always the same jump"
+        assert steps.min() < 0
+        jumps.append(int((steps < 0).sum()))
+    assert jumps == sorted(jumps) and jumps[0] == 1 and jumps[-1] >= 3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reversed_plays_forward_back_and_forward(clip, seed):
+    backward = []
+    for strength in STRENGTHS:
+        steps = np.diff(_shown(clip, with_fault(clip, "reversed", strength, seed)))
+        assert set(steps) == {1, -1} and steps[0] == 1
+        backward.append(int((steps < 0).sum()))
+    assert backward == sorted(backward) and backward[0] < backward[-1]
+
+
+@pytest.mark.parametrize(("strength", "k"), [(0.25, 2), (1.0, T - 1)])
+def test_morphing_keeps_key_frames_and_dissolves_between(clip, strength, k):
+    frames = with_fault(clip, "morphing", strength, seed=0).frames
+    assert np.array_equal(frames[k], clip.frames[k]) and np.array_equal(frames[-1], clip.frames[-1])
+    wanted = clip.frames[0] + (clip.frames[k].astype(float) - clip.frames[0]) * (k // 2) / k
+    assert np.abs(frames[k // 2] - wanted).max() <= 0.51
+
+
+def test_difference_tells_a_fault_from_none(clip, still):
+    assert difference(still, with_fault(still, "static", 1.0, seed=0)) < LEAST_DIFFERENCE
+    assert difference(clip, with_fault(clip, "static", 1.0, seed=0)) > LEAST_DIFFERENCE
+    with pytest.raises(ValueError, match="must have the same shape"):
+        difference(clip, Clip(frames=clip.frames[:4], fps=FPS))
+
+
+def test_held_out_families_are_faults():
+    assert set(HELD_OUT) <= set(NAMES)
 
 
 # Pixels displaced

@@ -24,13 +24,14 @@ from reward_server.settings import Settings
 from reward_server.training.discriminator_trainer import (
     DiscriminatorTrainer,
     TrainingConfig,
-    adversarial_bce,
     update_average,
 )
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.pretrain import CacheConfig, pretrain
-from reward_server.training.views import Take, draw_view, soften
+from reward_server.training.losses import adversarial_bce, amount_slope
+from reward_server.training.pretrain import pretrain
+from reward_server.training.samples import CacheConfig
+from reward_server.training.views import Take, draw_view
 from tests.media import texture, video
 
 PROFILE = EmbeddedProfile()
@@ -97,6 +98,15 @@ def test_loss_is_the_sum_of_two_means() -> None:
     real, fake = torch.tensor([0.0, 2.0]), torch.tensor([1.0])
     expected = (math.log(2) + math.log1p(math.exp(-2))) / 2 + math.log1p(math.exp(1))
     assert float(adversarial_bce(real, fake)) == pytest.approx(expected)
+
+
+def test_the_amount_slope_sees_only_motion_above_the_least() -> None:
+    amounts = torch.tensor([0.1, 0.2, 0.4, 0.8])
+    rising = 3 * amounts.log()
+    assert float(amount_slope(rising, amounts)) == pytest.approx(9, rel=0.35)  # shrunk
+    assert float(amount_slope(rising, amounts)) == pytest.approx(float(amount_slope(-rising, amounts)))
+    assert float(amount_slope(torch.tensor([1.0, 1.0, 1.0, 1.0]), amounts)) == 0
+    assert float(amount_slope(rising, torch.tensor([0.01, 0.02, 0.03, 0.04]))) == 0
 
 
 def test_average_moves_by_one_minus_decay() -> None:
@@ -211,7 +221,7 @@ def test_views_keep_the_profiles_size_rate_and_length() -> None:
     take = Take(positions=np.arange(90), fps=30.0, height_px=180, width_px=320)
     for _ in range(20):
         drawn = draw_view(take, sampling, rng)
-        view = soften(drawn.clip([drawn.cut(at, source[frame]) for at, frame in enumerate(drawn.positions)]), rng)
+        view = drawn.clip([drawn.cut(at, source[frame]) for at, frame in enumerate(drawn.positions)])
         num, _, height, width = view.frames.shape
         assert sampling.min_frames <= num <= sampling.window_frames
         assert 7.5 <= view.fps <= 18.0

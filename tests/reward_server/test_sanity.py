@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,22 @@ from reward_server.data.shots import Shot, find_files, find_shots
 from reward_server.decoding.decode import decode
 from reward_server.errors import BadRequest
 from reward_server.evaluation import plots, report, sanity
+from reward_server.evaluation.ladder import (
+    CSV_COLUMNS,
+    REAL,
+    RETIMED,
+    Rung,
+    ladder_figures,
+    ladder_table,
+    levels_of,
+    num_still,
+    reward_array,
+    rung_row,
+)
 from reward_server.evaluation.report import Outputs
-from reward_server.evaluation.sanity import REAL, RETIMED, Rung, climb, ladder_figures, levels_of
+from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import count_outcomes, derived_seed
-from reward_server.faults import NAMES, STRENGTHS, with_fault
+from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, STRENGTHS, difference, with_fault
 from reward_server.settings import Settings
 from reward_server.stats import Share, falling, ordered
 from tests.media import texture, video
@@ -110,10 +123,10 @@ def test_a_ladder_is_one_group_with_one_query_seed(clips):
     plain = PlainScorer()
     list(climb(shots_of(clips, "long", "short"), plain.scorer, SETTINGS, seed=5))
     contexts = [submission.context for submission in plain.seen]
-    assert len(contexts) == 2 * len(LEVELS)
-    first, second = set(contexts[: len(LEVELS)]), set(contexts[len(LEVELS) :])
-    assert [len(first), len(second), len(first | second)] == [1, 1, 2]
-    assert first.pop().query_seed == derived_seed(5, "long.mp4", 0.0)
+    ladders = [(context, len(list(group))) for context, group in groupby(contexts)]
+    assert len(ladders) == len(set(contexts)) == 2
+    assert all(1 < num_rungs <= len(LEVELS) for _, num_rungs in ladders)
+    assert ladders[0][0].query_seed == derived_seed(5, "long.mp4", 0.0)
 
 
 def test_a_ladder_can_be_climbed_for_some_faults_alone(clips):
@@ -127,15 +140,37 @@ def test_a_ladder_can_be_climbed_for_some_faults_alone(clips):
 def test_what_is_submitted_passes_the_decoder_unchanged(clips):
     """The real clip is the first window that the server takes from the file. A rung is that window with a fault."""
     plain, (shot,) = PlainScorer(), shots_of(clips, "short")
-    list(climb([shot], plain.scorer, SETTINGS))
+    (ladder,) = climb([shot], plain.scorer, SETTINGS)
+    levels = [(rung.fault, rung.strength) for rung in ladder]
     window = decode(shot.submission(), SAMPLING, plain.scorer.limits, 30.0).windows[0].clip
     own = plain.seen[0].context.query_seed
-    for (name, strength), submission in zip(LEVELS, plain.seen, strict=True):
+    for (name, strength), submission in zip(levels, plain.seen, strict=True):
         if name != "fps_relabelled":
             expected = window if name == REAL else with_fault(window, name, strength, own)
             (scored,) = decode(submission, SAMPLING, plain.scorer.limits, 30.0).windows
             assert np.array_equal(scored.clip.frames, expected.frames), name
             assert scored.clip.fps == pytest.approx(expected.fps)
+    for name, strength in set(LEVELS) - set(levels):
+        assert difference(window, with_fault(window, name, strength, own)) < LEAST_DIFFERENCE
+
+
+def test_a_clip_that_hardly_moves_gets_no_fault_that_only_holds_it(tmp_path):
+    (tmp_path / "still.mp4").write_bytes(video(np.repeat(texture(1, 96, 144), 16, axis=0), fps=12))
+    faults = ("static", "slowed", "jittered")
+    (ladder,) = climb(shots_of(tmp_path, "still"), PlainScorer().scorer, SETTINGS, faults=faults)
+    assert {rung.fault for rung in ladder} == {REAL, "jittered"}
+    assert num_still(ladder) == 1
+
+
+def test_each_rung_is_filmed_again_on_its_own(clips):
+    plain, shots = PlainScorer(), shots_of(clips, "short")
+    for captured in (False, True, True):
+        list(climb(shots, plain.scorer, SETTINGS, faults=["static"], captured=captured))
+    frames = [tensor_to_clip(submission.payload).frames for submission in plain.seen]
+    plainly, once, again = (frames[start : start + 5] for start in (0, 5, 10))
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(once, plainly, strict=True))
+    assert len({clip[0].tobytes() for clip in plainly}) == 1 and len({clip[0].tobytes() for clip in once}) == 5
 
 
 def test_a_faster_relabelled_clip_uses_a_longer_stretch(clips):
@@ -160,10 +195,9 @@ def test_a_missing_reward_is_a_row_with_its_error_and_no_pair(clips, rungs):
     assert broken.fault == REAL and broken.outcome.error.code == "unreadable_clip"
     short = [rung for rung in rungs if rung.clip.endswith("short.mp4")]
     missing = [rung for rung in short if rung.outcome.reward is None]
-    assert len(short) == len(LEVELS)
     assert {(rung.fault, rung.outcome.error.code) for rung in missing} <= {("fps_relabelled", "clip_too_short")}
     everything = next(row for row in ladder_figures(rungs) if row.name == "all")
-    assert everything.total.pairs == 2 * 48 - len(missing)
+    assert everything.total.pairs == sum(rung.fault != REAL for rung in rungs) - len(missing)
 
 
 def test_the_plain_scorer_orders_what_it_must(rungs):
@@ -222,8 +256,9 @@ def test_retimed_faults_are_left_out_of_the_last_row(rungs):
     set_by_hand = {"a": {REAL: [1.0], **{name: [2.0 if name in RETIMED else 0.0] * 4 for name in NAMES}}}
     figures = ladder_figures(by_hand(set_by_hand, rungs[0].outcome))
     everything, kept = (row.total for row in figures[len(NAMES) : len(NAMES) + 2])
-    assert (everything.right, everything.pairs) == (40, 48)
-    assert (kept.right, kept.pairs) == (40, 40)
+    right = 4 * (len(NAMES) - len(RETIMED))
+    assert (everything.right, everything.pairs) == (right, 4 * len(NAMES))
+    assert (kept.right, kept.pairs) == (right - 4 * len(HELD_OUT), right - 4 * len(HELD_OUT))
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -265,7 +300,7 @@ async def test_the_command_over_a_server_gives_the_same_results(clips, make_sett
     async with open_doors(settings) as doors, working(doors, PlainScorer()):
         for url in doors.urls:
             text, outputs = io.StringIO(), Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
-            run = partial(sanity.run, outputs=outputs, console=Console(file=text, width=80))
+            run = partial(sanity.run, captured=False, outputs=outputs, console=Console(file=text, width=80))
             assert await asyncio.to_thread(run, paths, settings, server=url) == 1  # broken.mp4 has no reward
             last = printed(text)
             assert last["figures"] == [row.as_json() for row in ladder_figures(expected)]
@@ -273,16 +308,16 @@ async def test_the_command_over_a_server_gives_the_same_results(clips, make_sett
             assert last["outcomes"] == count_outcomes(rung.outcome for rung in expected)
             written = json.loads(outputs.json.read_text())
             assert written["figures"] == last["figures"]
-            assert written["rungs"] == [sanity.rung_row(rung) for rung in expected]
+            assert written["rungs"] == [rung_row(rung) for rung in expected]
 
 
 def test_csv_and_plots_hold_every_rung(rungs, tmp_path):
-    report.write_csv(tmp_path / "rungs.csv", sanity.CSV_COLUMNS, [sanity.rung_row(rung) for rung in rungs])
+    report.write_csv(tmp_path / "rungs.csv", CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     with (tmp_path / "rungs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(rungs) == 2 * len(LEVELS) + 1
+    assert len(rows) == len(rungs)
     assert [row["combined"] for row in rows if row["outcome"] != "ok"] == [""] * (len(rows) - scored(rungs))
-    plots.ladder(tmp_path / "ladder.png", sanity.reward_array(rungs))
+    plots.ladder(tmp_path / "ladder.png", reward_array(rungs))
     plots.shares(tmp_path / "shares.png", ladder_figures(rungs))
     for name in ("ladder.png", "shares.png"):
         with Image.open(tmp_path / name) as picture:
@@ -295,6 +330,6 @@ def scored(rungs: list[Rung]) -> int:
 
 def test_tables_fit_eighty_columns(rungs):
     text = io.StringIO()
-    Console(file=text, width=80).print(sanity.ladder_table(ladder_figures(rungs), "combined"))
+    Console(file=text, width=80).print(ladder_table(ladder_figures(rungs), "combined"))
     assert "…" not in text.getvalue()
     assert all(name in text.getvalue() for name in (*NAMES, "all but retimed"))

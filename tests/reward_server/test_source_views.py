@@ -17,7 +17,7 @@ from reward_server.training.views import NEAR, DrawnView, Take, draw_view
 from tests import media, odd_files
 from tests.odd_files import LOSSLESS
 
-PLAN = ViewPlan(sampling=Sampling(area_px=64 * 96), frames_per_view=6, max_side_px=640, seed=(0, 1))
+PLAN = ViewPlan(sampling=Sampling(area_px=64 * 96), frames_per_view=6, most_views=100, max_side_px=640, seed=(0, 1))
 MOVING = media.texture(72, step=3)
 
 

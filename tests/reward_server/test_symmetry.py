@@ -15,7 +15,14 @@ from torch import Tensor
 from protos.types import Clip
 from reward_server.motion import random_queries
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.training.feature_cache import CHANNEL_SCALE, FeatureCache, Sample, pack, unpack_tokens
+from reward_server.training.feature_cache import (
+    CHANNEL_SCALE,
+    FeatureCache,
+    Sample,
+    pack,
+    unpack_maps,
+    unpack_tokens,
+)
 from reward_server.training.symmetry import PLAIN, Symmetry
 from tests.media import texture
 
@@ -57,6 +64,14 @@ def plain() -> dict[str, Tensor]:
 def apart(some: Tensor, others: Tensor) -> float:
     """Median distance, because a few tracks at the border are lost in one mirrored clip and not in another."""
     return float((some - others).abs().median())
+
+
+@pytest.mark.parametrize("symmetry", EIGHT, ids=str)
+def test_mirrored_maps_are_those_of_the_mirrored_clip(symmetry: Symmetry, plain: dict[str, Tensor]) -> None:
+    expected, found = unpack_maps(features_of(symmetry)["maps"]), symmetry.seen(unpack_maps(plain["maps"]))
+    assert found.shape == expected.shape
+    for channel, tolerance in enumerate((2.0, 0.05)):
+        assert apart(found[:, channel], expected[:, channel]) < tolerance
 
 
 @pytest.mark.parametrize("symmetry", EIGHT, ids=str)

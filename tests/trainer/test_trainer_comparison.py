@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from protos.types import DYNAMICS
 from trainer.measures.comparison import motion_distances, summarise
 from trainer.measures.tracks import TrackMotion
 
@@ -14,6 +15,7 @@ from trainer.measures.tracks import TrackMotion
 def row(clip: int, kind: str, reward: float | None = None, **measures: Any) -> dict[str, Any]:
     given = dict.fromkeys(("combined", "instantaneous", "long_term"), reward)
     rest = {"flow_px": 1.0, "dynamic": True, "speed_px_s": None, "acceleration_px_s2": None}
+    rest |= dict.fromkeys(DYNAMICS, None if reward is None else 0.5)
     return {
         "clip": clip,
         "kind": kind,

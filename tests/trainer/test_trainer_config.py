@@ -78,6 +78,7 @@ def test_a_file_overrides_a_preset_and_the_command_line_a_file(tmp_path: Path) -
         ("optimizer.max_grad_norm=0", r"optimizer.max_grad_norm is 0; give more than 0"),
         ("optimizer.betas=[2, 5]", r"optimizer.betas is \[2.*5.*\]; give two numbers from 0 to below 1"),
         ("rewards.max_missing_fraction=5", r"rewards.max_missing_fraction is 5; give a share"),
+        ("rewards.min_dynamics=-1", r"rewards.min_dynamics is -1; give a share from 0 \(off\) to 1"),
         ("refresh.ema=7", r"refresh: ema must be in 0..1 and below 1, got 7"),
         ("refresh.lr=0", r"refresh: learning_rate must be above 0 and at most 1, got 0"),
         ("refresh.clips_per_step=2000", r"refresh: clips_per_step must be in 1..1024, got 2000"),
@@ -118,6 +119,22 @@ def test_differences_name_the_keys_and_both_values() -> None:
     old = to_dict(load(None, ["seed=1", "loop.passes=3"]))
     new = load(None, ["seed=2", "loop.passes=4", "logs.every_steps=7"])
     assert differences(new, old, ignore=["logs."]) == ["loop.passes: 4, was 3", "seed: 2, was 1"]
+
+
+def test_a_key_that_an_older_checkpoint_lacks_had_its_default() -> None:
+    old = to_dict(load(None, ["policy.lora=null", "policy.precision=fp32"]))
+    del old["rewards"]["min_dynamics"]
+    same = load(None, ["policy.lora=null", "policy.precision=fp32"])
+    assert differences(same, old, ignore=[]) == []
+    floored = load(None, ["policy.lora=null", "policy.precision=fp32", "rewards.min_dynamics=0.5"])
+    assert differences(floored, old, ignore=[]) == ["rewards.min_dynamics: 0.5, was 0.0"]
+
+
+@pytest.mark.parametrize("without", ["loop.num_rollouts=0", "objective.weighting=uniform"])
+def test_a_floor_of_dynamics_needs_weighted_rollouts(without: str) -> None:
+    assert load(None, ["rewards.min_dynamics=0.5"]).rewards.min_dynamics == 0.5
+    with pytest.raises(ConfigError, match=r"rewards.min_dynamics is 0.5, but without rollouts"):
+        load(None, ["rewards.min_dynamics=0.5", without])
 
 
 def test_the_toy_preset_uses_one_thread_others_torchs_default(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from protos.client import RewardClient
 from protos.error_codes import ErrorCode
-from protos.types import Clip
+from protos.types import DYNAMICS, Clip, Dynamics
 from reward_server.serving.private_redis import PrivateRedis
+from tests.pixel_scorer import pixel_dynamics
 from tests.reward_stack import RewardStack, calm_logits
 from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_config, trained_bytes
 from trainer import checkpoint
@@ -93,7 +94,10 @@ def _scored(clip: Clip, version: str) -> ClipReward:
     logits = calm_logits(clip)
     discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
     return ClipReward(
-        reward=(logits.instantaneous + logits.long_term) / 2, version=version, discriminators=discriminators
+        reward=(logits.instantaneous + logits.long_term) / 2,
+        version=version,
+        discriminators=discriminators,
+        dynamics=pixel_dynamics(clip),
     )
 
 
@@ -129,6 +133,10 @@ def test_a_run_goes_through_every_stage(
     tags = events.Tags()
     assert "loss/total" in tags["scalars"]
     assert "advantage_rollouts/long_term/histogram" in tags["histograms"]
+    for whose in ("dynamics_real", "dynamics_rollouts"):
+        assert {f"{whose}/{name}" for name in DYNAMICS} <= set(tags["scalars"])
+        assert len(figures(tmp_path, f"{whose}/total_motion")) == 2
+    assert not figures(tmp_path, "dynamics_floor/share")  # the floor is off
 
 
 def test_server_rewards_equal_those_computed_in_process(
@@ -141,6 +149,40 @@ def test_server_rewards_equal_those_computed_in_process(
     for name in ("advantage_rollouts/combined", "advantage_real/long_term", "loss/total"):
         assert figures(tmp_path / "server", name) == figures(tmp_path / "alone", name)
     assert trained_bytes(tmp_path / "server", 8) == trained_bytes(tmp_path / "alone", 8)
+
+
+def test_a_floor_of_dynamics_changes_the_advantages_of_rollouts_below_it(
+    svd: Path, clips: Path, tmp_path: Path
+) -> None:
+    """The first rollout of each group is said to stand still, the second to move like its real clip."""
+
+    class Told(InstantRewards):
+        def submit(self, group: ClipGroup) -> None:
+            super().submit(group)
+            told = [
+                replace(scored, dynamics=moving(by)) for scored, by in zip(self._all(group), (2, 0, 2), strict=True)
+            ]
+            rollouts = (replace(told[1], reward=9.0), replace(told[2], reward=1.0))
+            self.groups[group.key] = GroupRewards(real=told[0], rollouts=rollouts)
+
+        def _all(self, group: ClipGroup) -> list[ClipReward]:
+            known = self.groups[group.key]
+            return [scored for scored in (known.real, *known.rollouts) if scored]
+
+    for name, floor in (("off", "0"), ("on", "0.5")):
+        config = tiny_config(tmp_path / name, svd, clips, f"rewards.min_dynamics={floor}", *QUIET)
+        with open_run(config, rewards=Told()) as run:
+            train(run)
+    assert figures(tmp_path / "off", "advantage_rollouts/combined") == [0.0, 0.0]  # 4 and -4
+    assert figures(tmp_path / "on", "advantage_rollouts/combined") == [-4.0, -4.0]
+    assert figures(tmp_path / "on", "dynamics_floor/share") == [0.5, 0.5]
+    assert figures(tmp_path / "off", "dynamics_rollouts/total_motion") == [1.0, 1.0]
+    with pytest.raises(CheckpointError, match=r"rewards.min_dynamics: 0.0, was 0.5"):
+        run_alone(tiny_config(tmp_path / "on", svd, clips, *QUIET))
+
+
+def moving(by: float) -> Dynamics:
+    return Dynamics(**{**dict.fromkeys(DYNAMICS, 0.0), "total_motion": by})
 
 
 def test_the_loss_falls_on_clips_that_are_repeated(svd: Path, clips: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +20,13 @@ from protos.error_codes import ErrorCode
 from protos.results import results_key
 from protos.types import Clip, RefreshRequest
 from reward_server.serving.private_redis import PrivateRedis
+from tests.pixel_scorer import pixel_dynamics
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
-from trainer.errors import MissingRewards, RewardsSilent
+from trainer.errors import ConfigError, MissingRewards, RewardsSilent
 from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
-from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, StreamOutcomes
+from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, Entry, StreamOutcomes
 from trainer.rewards.remote import RemoteRewards
 from trainer.rewards.source import ClipGroup, NoRewards
 
@@ -90,7 +91,10 @@ def calm(one: Clip) -> ClipReward:
     logits = calm_logits(one)
     discriminators = {"instantaneous": logits.instantaneous, "long_term": logits.long_term}
     return ClipReward(
-        reward=(logits.instantaneous + logits.long_term) / 2, version="pixels-1", discriminators=discriminators
+        reward=(logits.instantaneous + logits.long_term) / 2,
+        version="pixels-1",
+        discriminators=discriminators,
+        dynamics=pixel_dynamics(one),
     )
 
 
@@ -367,18 +371,44 @@ def test_a_journal_is_read_back_without_its_torn_last_line(tmp_path: Path) -> No
     path = tmp_path / "journal.jsonl"
     results = {
         "a/0": ClipResult(scored=ClipReward(reward=1.5, version="v", discriminators={"long_term": 2.0}), latency_s=0.5),
+        "a/2": ClipResult(scored=ClipReward(reward=1.5, version="v", dynamics=pixel_dynamics(clip(0)))),
         "a/1": ClipResult(scored=None, error="clip_too_short", latency_s=0.25),
     }
     with Journal(path) as journal:
         journal.store(results)
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"clip": "a/2", "sco')
+    path.write_bytes(whole + b'{"clip": "a/3", "sco')
     with Journal(path) as journal:
         assert dict(journal) == results
         journal.store({"b/0": results["a/1"]})
     assert path.read_bytes().startswith(whole)
     with Journal(path) as journal:
-        assert list(journal) == ["a/0", "a/1", "b/0"]
+        assert list(journal) == ["a/0", "a/2", "a/1", "b/0"]
+
+
+def test_a_journal_of_an_older_trainer_has_no_dynamics(tmp_path: Path) -> None:
+    scored = {"reward": 1.5, "version": "v", "discriminators": {}, "clipped": False}
+    line = {"clip": "a/0", "scored": scored, "error": "", "latency_s": 0.5}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert journal["a/0"].scored == ClipReward(reward=1.5, version="v")
+
+
+def test_a_server_that_sends_no_dynamics_is_refused_at_its_first_outcome(open_rewards: Open) -> None:
+    rewards = open_rewards(min_dynamics=0.5)
+    read = rewards._outcomes.read
+
+    def of_old_server(wait_s: float, job_ids: Sequence[str]) -> list[Entry]:
+        entries = [entry for entry in read(wait_s, job_ids) if entry.outcome and entry.outcome.reward]
+        return [
+            replace(entry, outcome=replace(entry.outcome, reward=replace(entry.outcome.reward, dynamics=None)))
+            for entry in entries
+        ]
+
+    rewards._outcomes.read = of_old_server  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="rewards without dynamics"):
+        rewards.submit(group("g"))
+        rewards.collect(["g"], 3)
 
 
 def test_without_a_server_every_reward_is_missing() -> None:

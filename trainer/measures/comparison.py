@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
+from protos.types import DYNAMICS
 from trainer.measures.tracks import TrackMotion
 
 MEASURES = (
@@ -25,6 +26,7 @@ MEASURES = (
     "dynamic",
     "speed_px_s",
     "acceleration_px_s2",
+    *DYNAMICS,
 )
 KINDS = ("real", "base", "checkpoint")
 MOTIONS = {"speed_px_s": "speeds_px_s", "acceleration_px_s2": "accelerations_px_s2"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from protos.types import Dynamics
 from trainer.objective import ClipReward
 
 
@@ -68,7 +69,7 @@ class Journal(Mapping[str, ClipResult]):
             self._results.pop(clip_id, None)
             self.forgotten[clip_id] += 1
         else:
-            scored = ClipReward(**record["scored"]) if record["scored"] else None
+            scored = _reward(record["scored"]) if record["scored"] else None
             self._results[clip_id] = ClipResult(scored=scored, error=record["error"], latency_s=record["latency_s"])
 
     def __getitem__(self, clip_id: str) -> ClipResult:
@@ -88,3 +89,9 @@ class Journal(Mapping[str, ClipResult]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _reward(stored: Mapping[str, Any]) -> ClipReward:
+    """A reward from its line. Lines of an older trainer have no dynamics."""
+    dynamics = stored.get("dynamics")
+    return ClipReward(**{**stored, "dynamics": Dynamics(**dynamics) if dynamics else None})

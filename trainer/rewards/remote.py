@@ -23,6 +23,7 @@ from protos.results import results_key
 from protos.types import Outcome, OutcomeKind, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
 from trainer.errors import MissingRewards, RewardsSilent
+from trainer.measures.dynamics_floor import require_dynamics
 from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import AwaitedOutcomes, Entry, Outcomes, StreamOutcomes
@@ -143,10 +144,11 @@ class RemoteRewards:
         self._uploads.settle(results)
 
     def _judge(self, clip_id: str, outcome: Outcome) -> ClipResult | None:
-        """The result to store, or None if the clip was sent again."""
+        """The result to store, or None if the clip was sent again. Raises ConfigError without needed dynamics."""
         waiting = self._uploads[clip_id]
         latency_s = time.monotonic() - waiting.sent_s
         if outcome.reward:
+            require_dynamics(outcome.reward.dynamics is not None or not self._config.min_dynamics)
             return ClipResult(scored=_scored(outcome), latency_s=latency_s)
         assert outcome.error is not None, "an outcome without a reward holds an error"
         log.warning("clip %s has no reward: %s: %s", clip_id, outcome.error.code, outcome.error.message)
@@ -221,6 +223,7 @@ def _scored(outcome: Outcome) -> ClipReward:
         version=reward.provenance.discriminator_version,
         discriminators={"instantaneous": reward.instantaneous, "long_term": reward.long_term},
         clipped=reward.clipped,
+        dynamics=reward.dynamics,
     )
 
 

@@ -1,0 +1,64 @@
+"""What processing adds to frames: softness, resizing, soft flicker, tiny warps and black bars.
+
+Frames are float32 [T,H,W,3] in gray levels, 0..255.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_server.capture.sensor import Frames
+
+SLOPE_PX = 24  # about the wavelength of the tiny warps
+Image = NDArray[np.float32]
+
+
+def softened(frames: Frames, sigma_px: float) -> Frames:
+    """Blur every frame with a Gaussian."""
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma_px) for frame in frames]).astype(np.float32)
+
+
+def resized_and_back(frames: Frames, scale: float) -> Frames:
+    """Shrink every frame by `scale` (0..1) and enlarge it again."""
+    height, width = frames.shape[1:3]
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([_resized(_resized(frame, small, cv2.INTER_AREA), (width, height)) for frame in frames])
+
+
+def soft_flicker(frames: Frames, levels: float, wavelength_px: float, rng: np.random.Generator) -> Frames:
+    """Add smooth noise of `levels` rms, drawn anew for every frame, as decoders leave between key frames."""
+    num, height, width, _ = frames.shape
+    shape = (num, max(2, round(height / wavelength_px)), max(2, round(width / wavelength_px)))
+    coarse = rng.standard_normal(shape, dtype=np.float32)
+    fields = np.stack([_resized(field, (width, height)) for field in coarse])
+    return frames + np.float32(levels) * (fields / max(float(fields.std()), 1e-6))[..., None]
+
+
+def tiny_warps(frames: Frames, rms_px: float, rng: np.random.Generator) -> Frames:
+    """Bend every frame by a smooth displacement of `rms_px`, under a tenth of a pixel, drawn anew for each."""
+    height, width = frames.shape[1:3]
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    coarse = (max(2, round(height / SLOPE_PX)), max(2, round(width / SLOPE_PX)), 2)
+    bent = []
+    for frame in frames:
+        field = _resized(rng.standard_normal(coarse, dtype=np.float32), (width, height))
+        place = grid + np.float32(rms_px / np.sqrt(2)) * field
+        bent.append(cv2.remap(frame, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))  # type: ignore[call-overload]
+    return np.stack(bent).astype(np.float32)
+
+
+def barred(frames: Frames, share: float, upright: bool) -> Frames:
+    """Blacken `share` (0..0.5) of the frame at both ends: left and right if `upright`, else top and bottom."""
+    axis = 2 if upright else 1
+    bar = round(share * frames.shape[axis])
+    if not bar:
+        return frames
+    barred_frames = np.moveaxis(frames.copy(), axis, 0)
+    barred_frames[:bar] = barred_frames[-bar:] = 0
+    return np.moveaxis(barred_frames, 0, axis)
+
+
+def _resized(image: Image, size: tuple[int, int], interpolation: int = cv2.INTER_CUBIC) -> Image:
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.float32)

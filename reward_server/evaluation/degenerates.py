@@ -16,6 +16,7 @@ from protos.types import Clip
 from reward_server.evaluation import looks
 from reward_server.evaluation.looks import Frames
 from reward_server.faults import time_remap
+from reward_server.faults.frames import reordered
 
 REAL = "real"  # the kind that leaves the motion as it is
 PLAIN = "none"  # the disguise that changes nothing
@@ -34,7 +35,7 @@ Disguise = Callable[[Frames, float, np.random.Generator], Frames]  # frames, fps
 
 def static(clip: Clip) -> Clip:
     """The first frame for the whole clip."""
-    return _shown(clip, np.zeros(len(clip.frames), np.int64))
+    return reordered(clip, np.zeros(len(clip.frames), np.int64))
 
 
 def frozen(clip: Clip) -> Clip:
@@ -44,12 +45,12 @@ def frozen(clip: Clip) -> Clip:
     start = (num_frames - held) // 2
     shown = np.arange(num_frames)
     shown[start : start + held] = start
-    return _shown(clip, shown)
+    return reordered(clip, shown)
 
 
 def stutter(clip: Clip) -> Clip:
     """Every STUTTER-th frame, held until the next one."""
-    return _shown(clip, np.arange(len(clip.frames)) // STUTTER * STUTTER)
+    return reordered(clip, np.arange(len(clip.frames)) // STUTTER * STUTTER)
 
 
 def damped(clip: Clip) -> Clip:
@@ -131,7 +132,3 @@ def disguised(clip: Clip, disguise: str, seed: int) -> Clip:
     """The clip under a disguise, one of DISGUISES. For one seed, every kind gets the same noise."""
     rng = np.random.default_rng([seed, zlib.crc32(disguise.encode())])
     return looks.clip_of(DISGUISES[disguise](looks.frames_of(clip), clip.fps, rng), clip.fps)
-
-
-def _shown(clip: Clip, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Clip:
-    return Clip(frames=clip.frames[indices], fps=clip.fps)

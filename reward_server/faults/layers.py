@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
+from reward_server.faults.frames import image_of
 from reward_server.faults.interpolation import Floats, pixel_grid, sample_linear, sample_sharp
 from reward_server.faults.regions import soft_region
 
@@ -34,7 +35,7 @@ def subject_frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Cli
     motion = _Motion(clip)
     mask = motion.subject(rng, carried=True)
     held = _held(num_frames, strength)
-    image = _image(clip.frames[held])
+    image = image_of(clip.frames[held])
     frames = clip.frames.copy()
     for t in range(held + 1, num_frames):
         since_held = motion.cameras[t] @ np.linalg.inv(motion.cameras[held])
@@ -67,7 +68,7 @@ def exaggerated(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
         length = np.hypot(extra[..., 0], extra[..., 1])[..., None]
         extra *= farthest * np.tanh(length / farthest) / np.maximum(length, 1e-6)
         extra = sample_linear(extra, grid - extra)
-        frames[t] = sample_sharp(_image(frames[t]), grid - extra).transpose(2, 0, 1)
+        frames[t] = sample_sharp(image_of(frames[t]), grid - extra).transpose(2, 0, 1)
     return Clip(frames=frames, fps=clip.fps)
 
 
@@ -148,9 +149,4 @@ def _held(num_frames: int, strength: float) -> int:
 
 
 def _gray(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.cvtColor(_image(frame), cv2.COLOR_RGB2GRAY), np.uint8)
-
-
-def _image(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert a frame [3,H,W] to OpenCV's layout: [H,W,3], contiguous."""
-    return np.ascontiguousarray(frame.transpose(1, 2, 0))
+    return np.asarray(cv2.cvtColor(image_of(frame), cv2.COLOR_RGB2GRAY), np.uint8)

@@ -7,9 +7,9 @@ Each fault takes (clip, strength in (0,1], rng) and returns a clip with the same
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protos.types import Clip
+from reward_server.faults.frames import reordered
 from reward_server.faults.interpolation import time_remap
 
 SLOWEST = 0.04  # playback speed at strength 1 of slowed
@@ -44,7 +44,7 @@ def looped(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     late, early = rng.uniform(0.6, 0.85) * num_frames, length + rng.uniform(0, 0.15) * num_frames
     end = int(np.clip(round((1 - strength) * late + strength * early), length, num_frames - 2))
     ticks = np.arange(num_frames)
-    return _show(clip, np.where(ticks <= end, ticks, end - length + 1 + (ticks - end - 1) % length))
+    return reordered(clip, np.where(ticks <= end, ticks, end - length + 1 + (ticks - end - 1) % length))
 
 
 def reversed_(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -60,7 +60,7 @@ def reversed_(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
         turn = int(rng.integers(max(longest, (len(slot) + 1) // 2), len(slot) - longest + 1))
         back = max(1, round(strength * longest))
         steps[slot[turn : turn + back]] = -1
-    return _show(clip, np.concatenate([[0], np.cumsum(steps)]))
+    return reordered(clip, np.concatenate([[0], np.cumsum(steps)]))
 
 
 def morphing(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -76,7 +76,3 @@ def morphing(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     share = ((ticks - before) / np.maximum(after - before, 1)).astype(np.float32)[:, None, None, None]
     old, new = clip.frames[before].astype(np.float32), clip.frames[after]
     return Clip(frames=np.rint(old + share * (new - old)).astype(np.uint8), fps=clip.fps)
-
-
-def _show(clip: Clip, indices: NDArray[np.int64]) -> Clip:
-    return Clip(frames=clip.frames[indices], fps=clip.fps)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
+from reward_server.faults.frames import image_of
 from reward_server.faults.interpolation import Floats, pixel_grid, sample_sharp
 
 Image = NDArray[np.uint8]
@@ -41,7 +42,7 @@ def jittered(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
         turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[t], 1.0)
         turn[:, 2] += shifts[t]
         warped = cv2.warpAffine(
-            _image(frames[t]), turn, (width, height), flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101
+            image_of(frames[t]), turn, (width, height), flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101
         )
         frames[t] = warped.transpose(2, 0, 1)
     return Clip(frames=frames, fps=clip.fps)
@@ -167,7 +168,7 @@ def _warped(clip: Clip, flow: Floats) -> Clip:
     frames = clip.frames.copy()
     grid = pixel_grid(*frames.shape[2:])
     for t in range(1, len(frames)):
-        frames[t] = sample_sharp(_image(frames[t]), grid + flow[t]).transpose(2, 0, 1)
+        frames[t] = sample_sharp(image_of(frames[t]), grid + flow[t]).transpose(2, 0, 1)
     return Clip(frames=frames, fps=clip.fps)
 
 
@@ -186,8 +187,3 @@ def _blob(height: int, width: int) -> Floats:
     """A soft ellipse [height,width]: 1 inside, falling to 0 at the edge."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     return np.asarray(np.clip((1 - np.hypot(y, x)) / 0.3, 0, 1), np.float32)
-
-
-def _image(frame: Image) -> Image:
-    """Convert a frame [3,H,W] to OpenCV's layout: [H,W,3], contiguous."""
-    return np.ascontiguousarray(frame.transpose(1, 2, 0))

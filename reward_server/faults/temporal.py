@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.types import Clip
+from reward_server.faults.frames import reordered
 from reward_server.faults.interpolation import time_remap
 
 Indices = NDArray[np.int64]
@@ -23,7 +24,7 @@ MAX_RELABEL = 4.0  # factor on the frame rate at strength 1 of fps_relabelled
 def static(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     """Stop all motion: the last share `strength` of the clip repeats one frame; at 1 every frame is the first frame."""
     last = len(clip.frames) - 1
-    return _show(clip, np.minimum(np.arange(last + 1), min(round((1 - strength) * last), last - 1)))
+    return reordered(clip, np.minimum(np.arange(last + 1), min(round((1 - strength) * last), last - 1)))
 
 
 def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -36,7 +37,7 @@ def frozen(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
         start = slot[0] + int(rng.integers(0, len(slot) - longest))
         repeats = 1 + round(strength * (longest - 1))
         shown[start : start + repeats + 1] = start
-    return _show(clip, shown)
+    return reordered(clip, shown)
 
 
 def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -49,7 +50,7 @@ def stutter(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     fresh = np.diff(new, prepend=-1) > 0
     if fresh.all():
         fresh[-1] = False
-    return _show(clip, np.maximum.accumulate(np.where(fresh, ticks, 0)))
+    return reordered(clip, np.maximum.accumulate(np.where(fresh, ticks, 0)))
 
 
 def shuffled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -60,7 +61,7 @@ def shuffled(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
     steepest = -np.diff(noise).min()
     strength = max(strength, 1.001 / (1 + 3 * steepest))  # swap at least one pair
     order = np.argsort((1 - strength) * ticks + 3 * strength * noise, kind="stable")
-    return _show(clip, np.concatenate([[0], 1 + order]))
+    return reordered(clip, np.concatenate([[0], 1 + order]))
 
 
 def ghosted(clip: Clip, strength: float, rng: np.random.Generator) -> Clip:
@@ -118,7 +119,3 @@ def _disorder(num: int, rng: np.random.Generator) -> NDArray[np.float64]:
         inverted = np.mean(noise[pairs[0]] > noise[pairs[1]])
         if 0.25 < inverted < 0.75:
             return noise
-
-
-def _show(clip: Clip, indices: Indices) -> Clip:
-    return Clip(frames=clip.frames[indices], fps=clip.fps)

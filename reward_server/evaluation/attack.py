@@ -24,17 +24,17 @@ from reward_server.data.shots import find_shots
 from reward_server.evaluation import plots, report
 from reward_server.evaluation.attacked import (
     COMBINED,
-    LEAST_MOTION,
     ROWS,
     STEPS_BESIDE_SEARCH,
-    VALUES,
     Attacked,
     Finished,
     attack,
 )
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL
+from reward_server.evaluation.floors import VALUES
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.evaluation.search import SEARCHES, Budget, load_cma
+from reward_server.faults.stillness import STILL
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, Share, mean_bootstrap, ordered
 
@@ -230,7 +230,7 @@ def _print(console: Console, results: Sequence[Attacked], figures: Sequence[Resi
     apart = left_out(results)
     if apart["still"]:
         names = ", ".join(f"{name} ({motion:.3f})" for name, motion in apart["still"].items())
-        limit = f"motion below {LEAST_MOTION} frame heights per second"
+        limit = f"motion below {STILL} frame heights per second"
         told = f"left out because nothing moves ({limit}): {len(apart['still'])} clips: {names}"
         console.print(told, markup=False)  # a shot's name has brackets
     if apart["undecodable"]:

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from protos.json_codec import to_json
-from protos.types import REWARDS, Clip, Context
+from protos.types import Clip, Context
 from reward_server.data.shots import Shot, tensor_submission
 from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
-from reward_server.evaluation.floors import CUES, amount_of_motion, plain_cues
+from reward_server.evaluation.floors import CUES, VALUES, plain_cues
 from reward_server.evaluation.scoring import (
     CLIPS_PER_REQUEST,
     RewardSource,
@@ -39,15 +39,13 @@ from reward_server.evaluation.scoring import (
 )
 from reward_server.evaluation.search import SEARCHES, Budget, Find, find
 from reward_server.faults import with_fault
+from reward_server.faults.stillness import STILL, fastest_motion
 from reward_server.settings import Settings
 from reward_server.stats import Floats
 
-VALUES = (*REWARDS, *CUES)
 COMBINED = VALUES.index("combined")
 ROWS = (REAL, *KINDS)
 STRONG = ("shuffled", "jittered", "stutter")  # faults at full strength that, with "static", set the scale of a gain
-# Below this amount of motion, in frame heights per second, nothing moves that a held picture could lack.
-LEAST_MOTION = 0.02
 FINISHED = "clips.jsonl"
 STEPS_BESIDE_SEARCH = len(ROWS) + 1
 
@@ -57,7 +55,7 @@ class Attacked:
     """The result for one clip. A clip that does not decode has an `error`, a still one only its motion."""
 
     clip: str
-    motion: float | None = None  # frame heights per second, see floors.amount_of_motion
+    motion: float | None = None  # frame heights per second, see faults.stillness.fastest_motion
     error: str = ""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     values: Floats = field(default_factory=lambda: np.full((len(ROWS), len(DISGUISES), len(VALUES)), math.nan))
@@ -66,7 +64,7 @@ class Attacked:
 
     @property
     def is_still(self) -> bool:
-        return self.motion is not None and self.motion < LEAST_MOTION
+        return self.motion is not None and self.motion < STILL
 
     @property
     def real(self) -> float:
@@ -153,7 +151,7 @@ def attack(
 def _attack(
     shot: Shot, clip: Clip, scorer: RewardSource, *, budget: Budget, seed: int, step: Callable[[], None]
 ) -> Attacked:
-    motion = amount_of_motion(clip)
+    motion = fastest_motion(clip)
     still = Attacked(clip=shot.name, motion=motion)
     if still.is_still:
         return still
@@ -202,7 +200,7 @@ class _Judge:
         return np.stack([rewards_of(outcome) for outcome in outcomes])
 
     def combined(self, clips: Iterable[Clip]) -> Floats:
-        return self.rewards(clips)[:, REWARDS.index("combined")]
+        return self.rewards(clips)[:, COMBINED]
 
 
 def _key(shot: Shot, clip: Clip, scorer: RewardSource, budget: Budget, seed: int) -> str:

@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.types import Clip
-from reward_server.estimators.classical import UNKNOWN, ClassicalEstimators, dense_flow
+from protos.types import REWARDS, Clip
+from reward_server.estimators.classical import UNKNOWN, ClassicalEstimators
 from reward_server.motion import random_queries
 
 CUES = ("peak_divergence", "warp_likeness")
+VALUES = (*REWARDS, *CUES)  # what `sanity` and `attack` compare
 FLOORS = ("flow_magnitude", "frame_difference", "track_roughness", "sharpness", *CUES)
 NUM_TRACKS = 256
 CUE_SIZE = (320, 180)  # width and height, px, at which the cues are measured
 MOST_DIVERGENCE = 1.0  # px per px: beyond it, the flow has failed at a border
-FASTEST_SHARE = 0.1  # of a frame's pixels, which give its amount of motion
 
 Grays = NDArray[np.uint8]
 
@@ -72,14 +72,6 @@ def plain_cues(clip: Clip) -> dict[str, float]:
     errors = [_warp_error(first, second, flow(first, second)) for first, second in pairwise(small)]
     likeness = {"warp_likeness": -float(np.mean(errors))}
     return likeness | ({"peak_divergence": float(np.mean(peaks))} if peaks else {})
-
-
-def amount_of_motion(clip: Clip) -> float:
-    """Length of the DIS flow in frame heights per second: mean over each frame's fastest tenth of pixels."""
-    flow = dense_flow(_grays(clip)).forward
-    speed = np.sort(np.linalg.norm(flow, axis=-1).reshape(len(flow), -1), axis=1)
-    fastest = speed[:, -max(1, round(FASTEST_SHARE * speed.shape[1])) :]
-    return float(fastest.mean() * clip.fps / clip.frames.shape[2])
 
 
 def _grays(clip: Clip) -> Grays:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from protos.types import REWARDS, Outcome
 from reward_server.evaluation import report
-from reward_server.evaluation.floors import CUES
+from reward_server.evaluation.floors import CUES, VALUES
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import OUTCOME_COLUMNS, outcome_row, rewards_of
 from reward_server.faults import HELD_OUT, NAMES, STRENGTHS
@@ -24,7 +24,6 @@ from reward_server.faults.stillness import HOLDING
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
-VALUES = (*REWARDS, *CUES)
 RETIMED = ("speed_change", "fps_relabelled", "surging")  # faults that could also be plausible clips at another speed
 RUNGS = (0.0, *STRENGTHS)
 Level = tuple[str, float]  # a fault and its strength

@@ -24,11 +24,10 @@ from reward_server.decoding.decode import Window, decode
 from reward_server.decoding.sampling import stride_of
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
-from reward_server.evaluation.floors import plain_cues
+from reward_server.evaluation.floors import VALUES, plain_cues
 from reward_server.evaluation.ladder import (
     CSV_COLUMNS,
     REAL,
-    VALUES,
     Level,
     Rung,
     ladder_figures,

@@ -1,7 +1,7 @@
 """Says in which clips hardly anything moves. Such a clip cannot be told from its own held picture.
 
-So the faults that only hold frames or play them more slowly are no faults of such a clip. Training leaves them out, and
-`sanity` counts these clips apart.
+So the faults that only show its frames at another time are no faults of such a clip. Training leaves them out, and
+`sanity` and `attack` count these clips apart.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest, NotReady
 from reward_server.evaluation import attack as command
 from reward_server.evaluation import looks
-from reward_server.evaluation.attacked import FINISHED, ROWS, STRONG, VALUES, Attacked, Finished, attack
+from reward_server.evaluation.attacked import FINISHED, ROWS, STRONG, Attacked, Finished, attack
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
+from reward_server.evaluation.floors import VALUES
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.search import LOOK, SEARCHES, Budget, Find, find, load_cma, transformed
 from reward_server.settings import Settings

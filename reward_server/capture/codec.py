@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 CODECS = ("libx264", "libx265", "libvpx-vp9", "mjpeg")
 SHARES = (0.6, 0.1, 0.1, 0.2)  # how often each is drawn
 GOPS = (1, 4, 12, 250)  # frames between key frames
-WORST = {"libx264": (16, 38), "libx265": (16, 38), "libvpx-vp9": (20, 52), "mjpeg": (2, 16)}  # range of the quantiser
+QUALITIES = {"libx264": (16, 38), "libx265": (16, 38), "libvpx-vp9": (20, 52), "mjpeg": (2, 16)}  # lowest is best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Codec:
         names = [name for name in CODECS if available(name)]
         shares = np.array([SHARES[CODECS.index(name)] for name in names])
         name = str(rng.choice(names, p=shares / shares.sum()))
-        low, high = WORST[name]
+        low, high = QUALITIES[name]
         return cls(name=name, quality=int(rng.integers(low, high + 1)), gop=int(rng.choice(GOPS)))
 
     def apply(self, frames: Bytes) -> Bytes:

@@ -34,7 +34,7 @@ from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL
 from reward_server.evaluation.floors import VALUES
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.evaluation.search import SEARCHES, Budget, load_cma
-from reward_server.faults.stillness import STILL
+from reward_server.faults.still_clips import STILL
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, Share, mean_bootstrap, ordered
 

@@ -39,7 +39,7 @@ from reward_server.evaluation.scoring import (
 )
 from reward_server.evaluation.search import SEARCHES, Budget, Find, find
 from reward_server.faults import with_fault
-from reward_server.faults.stillness import STILL, fastest_motion
+from reward_server.faults.still_clips import STILL, fastest_motion
 from reward_server.settings import Settings
 from reward_server.stats import Floats
 
@@ -55,7 +55,7 @@ class Attacked:
     """The result for one clip. A clip that does not decode has an `error`, a still one only its motion."""
 
     clip: str
-    motion: float | None = None  # frame heights per second, see faults.stillness.fastest_motion
+    motion: float | None = None  # frame heights per second, see faults.still_clips.fastest_motion
     error: str = ""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     values: Floats = field(default_factory=lambda: np.full((len(ROWS), len(DISGUISES), len(VALUES)), math.nan))

@@ -20,7 +20,7 @@ from reward_server.evaluation.floors import CUES, VALUES
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import OUTCOME_COLUMNS, outcome_row, rewards_of
 from reward_server.faults import HELD_OUT, NAMES, STRENGTHS
-from reward_server.faults.stillness import HOLDING
+from reward_server.faults.still_clips import HOLDING
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"

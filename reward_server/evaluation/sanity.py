@@ -4,7 +4,7 @@ A clip is decoded as the server decodes it, and each fault is applied at that ra
 form a ladder, and each of these clips is a rung. They are submitted losslessly as one group with the same query points.
 Each first passes through a capture chain of its own (`reward_server/capture`), so that exact copies, noise or sharpness
 do not give a fault away. Twins that hardly differ from their clip are left out. So are the faults that only hold the
-picture (`faults.stillness.HOLDING`), if hardly anything moves in the clip. The two plain cues of `floors.py` are
+picture (`faults.still_clips.HOLDING`), if hardly anything moves in the clip. The two plain cues of `floors.py` are
 reported beside the rewards, as baselines.
 """
 
@@ -45,7 +45,7 @@ from reward_server.evaluation.scoring import (
     open_scorer,
 )
 from reward_server.faults import LEAST_DIFFERENCE, NAMES, difference, with_fault
-from reward_server.faults.stillness import HOLDING, is_still
+from reward_server.faults.still_clips import HOLDING, is_still
 from reward_server.settings import Settings
 
 # A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.

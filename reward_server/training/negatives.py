@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reward_server.faults.stillness import HOLDING
+from reward_server.faults.still_clips import HOLDING
 
 LESS = ("static", "frozen", "stutter", "damped", "slowed", "gliding", "subject_frozen")
 ALIKE = ("ghosted", "morphing", "teleporting", "swimming", "shuffled", "reversed", "popping", "speed_change")

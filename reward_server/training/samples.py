@@ -18,7 +18,7 @@ from protos.types import Clip
 from reward_server.capture.chain import Capture
 from reward_server.data.shots import SourceClip
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, difference, with_fault
-from reward_server.faults.stillness import STILL, fastest_motion
+from reward_server.faults.still_clips import STILL, fastest_motion
 from reward_server.profiles import Profile, ProfileName
 from reward_server.training.feature_cache import Sample
 from reward_server.training.negatives import draw_faults

@@ -8,7 +8,7 @@ import numpy as np
 
 from protos.types import Clip
 from reward_server.faults import HELD_OUT, NAMES
-from reward_server.faults.stillness import HOLDING, STILL, fastest_motion, is_still
+from reward_server.faults.still_clips import HOLDING, STILL, fastest_motion, is_still
 from reward_server.training.negatives import ALIKE, LESS, MORE, draw_faults
 from reward_server.training.samples import TRAINED_FAULTS
 from tests.media import texture

@@ -17,7 +17,6 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.recipe.packages import fetch_clips
-from experiments.recipe.probe import LIMIT, probed_clips, separations
 from experiments.recipe.render import render_all, scene_jobs
 from reward_server.errors import RewardServerError
 
@@ -70,7 +69,12 @@ def probe(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the views, their twins and the test.")] = 0,
     processes: Processes = 2,
 ) -> None:
-    """Check that real clips cannot be told from their faulty twins without looking at motion."""
+    """Check that real clips cannot be told from their faulty twins without looking at motion.
+
+    It needs scikit-learn, which `make weights` installs with the tools for development.
+    """
+    from experiments.recipe.probe import LIMIT, probed_clips, separations  # noqa: PLC0415 - the other steps need less
+
     with _told():
         probed = probed_clips(real, num_views=views, seed=seed, processes=processes)
         figures = separations(probed, seed)

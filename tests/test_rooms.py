@@ -29,7 +29,7 @@ FLOORS = {
     """,
     "reward_server": """
         errors settings log stats motion
-        faults capture decoding data networks discriminators estimators models profiles
+        faults decoding capture data networks discriminators estimators models profiles
         scorer pipeline training queue worker doors serving evaluation __init__ __main__
     """,
     "trainer": """

@@ -57,7 +57,7 @@ class Capture:
         rng = np.random.default_rng(self.seed)
         frames = np.ascontiguousarray(clip.frames.transpose(0, 2, 3, 1)).astype(np.float32)
         shown = np.rint(self._processed(self._filmed(frames, rng), rng)).clip(0, 255).astype(np.uint8)
-        shown = shown if self.codec is None else self.codec.apply(shown)
+        shown = shown if self.codec is None else self.codec.apply(shown, clip.fps)
         return Clip(frames=np.ascontiguousarray(shown.transpose(0, 3, 1, 2)), fps=clip.fps)
 
     def _filmed(self, frames: Frames, rng: np.random.Generator) -> Frames:

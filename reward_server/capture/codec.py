@@ -6,14 +6,15 @@ The codecs are FFmpeg's: H.264, H.265, VP9 and Motion JPEG. What the decoder ret
 from __future__ import annotations
 
 import functools
-import io
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Self, cast
+from typing import Self
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from protos.reader import open_source
+from reward_server.decoding.encode import encoded
 
 Bytes = NDArray[np.uint8]
 
@@ -40,20 +41,12 @@ class Codec:
         low, high = QUALITIES[name]
         return cls(name=name, quality=int(rng.integers(low, high + 1)), gop=int(rng.choice(GOPS)))
 
-    def apply(self, frames: Bytes) -> Bytes:
+    def apply(self, frames: Bytes, fps: float) -> Bytes:
         """Encode and decode frames [T,H,W,3] with even sides; the same number and size of frames comes back."""
-        buffer = io.BytesIO()
-        with av.open(buffer, mode="w", format="matroska") as container:
-            stream = cast(av.VideoStream, container.add_stream(self.name, rate=Fraction(12), options=self._options()))
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuvj420p" if self.name == "mjpeg" else "yuv420p"
-            stream.codec_context.thread_count = 1
-            for image in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
-        buffer.seek(0)
-        with av.open(buffer, mode="r") as source:
-            decoded = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+        pixels = "yuvj420p" if self.name == "mjpeg" else "yuv420p"
+        data = encoded(frames, fps, codec=self.name, options=self._options(), container="matroska", pixels=pixels)
+        with open_source(data) as source:
+            decoded = [frame for _, frame in source.frames(range(len(source.times_s)))]
         if len(decoded) != len(frames):
             raise RuntimeError(f"{self.name} returned {len(decoded)} of {len(frames)} frames; use another FFmpeg build")
         return np.stack(decoded)

@@ -1,27 +1,45 @@
-"""Encodes decoded frames as mp4 bytes in memory, for the matched protocol and for the benchmark's synthetic clips."""
+"""Encodes frames as video bytes in memory, for the capture chain, the matched protocol, and synthetic clips."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import cast
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from protos.types import Clip
 
 
 def encode_h264(clip: Clip, *, crf: int = 18) -> bytes:
     """Encode the clip as an h264 mp4 (yuv420p). `crf`: 0 (lossless) to 51 (worst). Raises ValueError for odd sides."""
-    _, _, height, width = clip.frames.shape
+    options = {"crf": str(crf), "preset": "medium"}
+    return encoded(clip.frames.transpose(0, 2, 3, 1), clip.fps, codec="libx264", options=options, container="mp4")
+
+
+def encoded(
+    frames_THW3: NDArray[np.uint8],
+    fps: float,
+    *,
+    codec: str,
+    options: Mapping[str, str],
+    container: str,
+    pixels: str = "yuv420p",
+) -> bytes:
+    """Encode RGB frames with one of FFmpeg's codecs and its `options`, as `pixels`. Raises ValueError for odd sides."""
+    height, width = frames_THW3.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"h264 in yuv420p needs even sides, got {height}x{width}; crop a pixel")
+        raise ValueError(f"{codec} in {pixels} needs even sides, got {height}x{width}; crop a pixel")
     buffer = io.BytesIO()
-    rate = Fraction(clip.fps).limit_denominator(1001)
-    with av.open(buffer, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(buffer, mode="w", format=container) as output:
+        stream = cast(av.VideoStream, output.add_stream(codec, rate=rate, options=dict(options)))
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.thread_count = 1  # so that every machine writes the same bytes
-        for image in clip.frames.transpose(0, 2, 3, 1):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+        for image in frames_THW3:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
     return buffer.getvalue()

@@ -71,7 +71,7 @@ def test_a_codec_returns_every_frame_a_little_changed(name: str) -> None:
     if not available(name):
         pytest.skip(f"this FFmpeg cannot encode {name}")
     frames = np.ascontiguousarray(clip_of().frames.transpose(0, 2, 3, 1))
-    decoded = Codec(name=name, quality=28 if name != "mjpeg" else 6, gop=12).apply(frames)
+    decoded = Codec(name=name, quality=28 if name != "mjpeg" else 6, gop=12).apply(frames, 12.0)
     assert decoded.shape == frames.shape
     error = np.abs(decoded.astype(float) - frames).mean()
     assert 0.2 < error < 12

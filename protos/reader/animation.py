@@ -95,15 +95,17 @@ def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) ->
         guard.clock()
         try:
             image.seek(index)
-            rgba = np.asarray(image.convert("RGBA"))
+            pixels = np.asarray(image if image.mode in ("RGB", "RGBA") else image.convert("RGBA"))
         except PILLOW_ERRORS as error:
             raise UnreadableClip(
                 f"frame {index} of the webp's {times_s.size}, at {time_s:.2f} s, cannot be decoded ({error}): the file "
                 "is damaged; upload the whole file or re-encode it"
             ) from error
-        yield float(time_s), _picture(rgba)
+        yield float(time_s), _picture(pixels)
 
 
-def _picture(rgba: NDArray[np.uint8]) -> Picture:
-    height, width = rgba.shape[:2]
-    return Picture(height_px=height, width_px=width, rgb=partial(over_black, rgba), luma=lambda: rgba[..., 1])
+def _picture(pixels: NDArray[np.uint8]) -> Picture:
+    """`pixels` is [H,W,3], or [H,W,4] with transparency."""
+    height, width = pixels.shape[:2]
+    rgb = partial(over_black, pixels) if pixels.shape[2] == 4 else lambda: pixels
+    return Picture(height_px=height, width_px=width, rgb=rgb, luma=lambda: pixels[..., 1])

@@ -83,13 +83,15 @@ class Source:
         """
         fit = fit or as_displayed
         pictures = self._watched(self._reel.pictures(wanted), watch)
-        last: Picture | None = None
+        numbered = ((time_s, (number, picture)) for number, (time_s, picture) in enumerate(pictures))
+        last = -1
         frame: Frame | None = None
-        found = nearest(pictures, [float(self.times_s[index]) for index in wanted])
-        for picture, index in zip(found, wanted, strict=False):  # `found` comes first, so that zip exhausts it
+        found = nearest(numbered, [float(self.times_s[index]) for index in wanted])
+        for (number, picture), index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
             self._guard.clock()
-            if picture is not last or frame is None:
-                frame, last = fit(picture), picture
+            if number != last or frame is None:
+                frame, last = fit(picture), number
+            del picture  # a decoded 4K frame takes up to 33 MB, and the next is decoded before this one is replaced
             yield index, frame
             if index == wanted[-1] and self._reel.stoppable and not to_the_end:
                 return

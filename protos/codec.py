@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -52,7 +53,9 @@ from protos.types import (
 V = TypeVar("V")
 
 TENSOR_NAME = "frames"
+MAX_HEADER_BYTES = 100_000  # of a tensor clip
 RANGES = {"U8": "0-255", "F16": "0-1", "F32": "0-1"}
+DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 TENSOR_FORMS = ("uint8 TCHW 0-255", "float16 TCHW 0-1", "float32 TCHW 0-1")
 
 
@@ -61,13 +64,21 @@ TENSOR_FORMS = ("uint8 TCHW 0-255", "float16 TCHW 0-1", "float32 TCHW 0-1")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorHeader:
-    """What the header of a tensor clip declares. Reading it does not touch the frames."""
+    """What the header of a tensor clip declares. Reading it does not touch the frames.
+
+    `first_byte` is the position of the first frame in the file, and `frame_bytes` the size of each.
+    """
 
     dtype: str
     frames: int
     height_px: int
     width_px: int
     fps: float
+    first_byte: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return int(3 * self.height_px * self.width_px * DTYPES[self.dtype].itemsize)
 
 
 def clip_to_tensor(clip: Clip) -> bytes:
@@ -112,7 +123,18 @@ def tensor_header(data: bytes) -> TensorHeader:
         raise _bad(f"shape {shape} is not [T,3,H,W]")
     if meta.get("range") != RANGES[dtype]:
         raise _bad(f"range is {meta.get('range')!r}; {dtype} frames must be declared and scaled '{RANGES[dtype]}'")
-    return TensorHeader(dtype=dtype, frames=shape[0], height_px=shape[2], width_px=shape[3], fps=_fps(meta.get("fps")))
+    num_bytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if header[TENSOR_NAME].get("data_offsets") != [0, num_bytes]:
+        offsets = header[TENSOR_NAME].get("data_offsets")
+        raise _bad(f"is damaged: data_offsets are {offsets}, but {dtype} frames of this shape need [0, {num_bytes}]")
+    return TensorHeader(
+        dtype=dtype,
+        frames=shape[0],
+        height_px=shape[2],
+        width_px=shape[3],
+        fps=_fps(meta.get("fps")),
+        first_byte=8 + struct.unpack("<Q", data[:8])[0],
+    )
 
 
 def tensor_to_clip(data: bytes) -> Clip:
@@ -125,26 +147,40 @@ def tensor_to_clip(data: bytes) -> Clip:
         frames = load(data)[TENSOR_NAME]
     except (SafetensorError, ValueError) as error:
         raise _bad(f"is damaged: {error}") from error
-    return Clip(frames=_to_uint8(frames), fps=header.fps)
+    check_values([frames])
+    return Clip(frames=to_uint8(frames), fps=header.fps)
 
 
-def _to_uint8(frames: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(frames.min()), float(frames.max())
-    if frames.dtype == np.uint8:
+def check_length(header: TensorHeader, num_bytes: int) -> None:
+    """Raises ContractError("bad_tensor") unless a file of `num_bytes` bytes ends with the header's last frame."""
+    wanted = header.first_byte + header.frames * header.frame_bytes
+    if num_bytes != wanted:
+        raise _bad(f"is damaged: it has {num_bytes} bytes, but its header declares {wanted}; upload the whole file")
+
+
+def check_values(parts: Iterable[NDArray[Any]]) -> None:
+    """Raises ContractError("bad_tensor") if the stored values are out of range. `parts` together are all frames."""
+    found = [(part.dtype, float(part.min()), float(part.max())) for part in parts]
+    low, high = float(np.min([low for _, low, _ in found])), float(np.max([high for _, _, high in found]))
+    if found[0][0] == np.uint8:
         if high == 1:
             raise _bad("uint8 values are all 0 or 1; scale them to 0..255 before you cast them")
-        return frames
+        return
     if not (math.isfinite(low) and math.isfinite(high)):
         raise _bad("values are not all finite; look for NaN in the code that made them")
     if low < 0 or high > 1:
         raise _bad(f"values range from {low:.9g} to {high:.9g}, but float frames must lie in 0..1; rescale them")
-    return np.asarray(np.rint(frames.astype(np.float32) * 255), dtype=np.uint8)
+
+
+def to_uint8(frames: NDArray[Any]) -> NDArray[np.uint8]:
+    """Frames of checked values as 0..255. Floats are scaled and rounded."""
+    return frames if frames.dtype == np.uint8 else np.asarray(np.rint(frames.astype(np.float32) * 255), dtype=np.uint8)
 
 
 def _safetensors_header(data: bytes) -> dict[str, Any]:
     try:
         (size,) = struct.unpack("<Q", data[:8])
-        if not 0 < size <= min(len(data) - 8, 100_000):
+        if not 0 < size <= min(len(data) - 8, MAX_HEADER_BYTES):
             raise ValueError(f"header size {size}")
         header = json.loads(data[8 : 8 + size])
         if not (isinstance(header, dict) and all(isinstance(value, dict) for value in header.values())):

@@ -16,6 +16,7 @@ from protos.reader.guard import Guard
 from protos.reader.payload import Payload
 from protos.reader.pixels import over_black
 from protos.reader.reel import Picture, Reel
+from protos.reader.truncation import bytes_are_missing, truncated
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
 QUICKEST_MS = 10  # browsers show frames with this duration or less for SLOW_MS, and authors rely on it
@@ -23,12 +24,12 @@ SLOW_MS = 100
 
 
 def open_webp(payload: Payload, guard: Guard) -> Reel:
-    """Open a webp file. The limits are checked before anything is decoded.
+    """Open a webp file. The limits are checked before anything is decoded. A cut file ends with its last whole frame.
 
     Raises UnreadableClip, ClipTooLarge, DecodeTooSlow.
     """
-    data = payload.whole()
-    times_s = _times(data, guard)
+    data, cut = _whole_chunks(payload.whole())
+    times_s, end_s = _times(data, guard)
     if times_s.size:
         guard.duration(float(times_s[-1]))
 
@@ -36,7 +37,23 @@ def open_webp(payload: Payload, guard: Guard) -> Reel:
         with _open(data) as image:
             yield from _pictures(image, times_s, guard)
 
-    return Reel(codec="webp", times_s=times_s, pictures=pictures)
+    warnings = (truncated(end_s, None),) if cut or bytes_are_missing(payload, "webp") else ()
+    return Reel(codec="webp", times_s=times_s, warnings=warnings, pictures=pictures)
+
+
+def _whole_chunks(data: bytes) -> tuple[bytes, bool]:
+    """The file up to the end of its last whole chunk, and whether it ends within a frame.
+
+    Pillow refuses a file that is shorter than it declares, so the declared size is set to what is there. A file
+    without a whole frame of an animation is returned as it is.
+    """
+    ends = [(name, end) for name, _, end in _chunks(data)]
+    last_end = max((end for _, end in ends if end <= len(data)), default=0)
+    animated = any(name == b"ANMF" and end <= len(data) for name, end in ends)
+    if len(data) - 8 >= struct.unpack_from("<I", data, 4)[0] or not animated:
+        return data, False
+    within_frame = any(name == b"ANMF" and end > len(data) for name, end in ends)
+    return b"RIFF" + struct.pack("<I", last_end - 8) + data[8:last_end], within_frame
 
 
 def _open(data: bytes) -> Image.Image:
@@ -48,10 +65,10 @@ def _open(data: bytes) -> Image.Image:
         raise UnreadableClip(f"the webp's {len(data)} bytes cannot be opened ({error}); upload it whole") from error
 
 
-def _times(data: bytes, guard: Guard) -> NDArray[np.float64]:
-    """The start time of each frame, in seconds [T]. A still picture is one frame."""
+def _times(data: bytes, guard: Guard) -> tuple[NDArray[np.float64], float]:
+    """The start time of each frame [T] and the end of the last one, in seconds. A still picture is one frame."""
     durations_ms: list[int] = []
-    for name, body in _chunks(data):
+    for name, body, _ in _chunks(data):
         guard.clock()
         if name == b"VP8X" and len(body) >= 10:
             guard.size(1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little"))
@@ -59,16 +76,17 @@ def _times(data: bytes, guard: Guard) -> NDArray[np.float64]:
             durations_ms.append(int.from_bytes(body[12:15], "little"))
             guard.frames(len(durations_ms))
     shown_ms = [SLOW_MS if ms <= QUICKEST_MS else ms for ms in durations_ms] or [SLOW_MS]
-    return np.concatenate(([0.0], np.cumsum(shown_ms)[:-1] / 1000))
+    ends_s = np.cumsum(shown_ms) / 1000
+    return np.concatenate(([0.0], ends_s[:-1])), float(ends_s[-1])
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(name, first bytes) of each chunk at the top level of a RIFF file."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """(name, first bytes, end) of each chunk at the top level of a RIFF file. The end can lie after a cut file's."""
     at, view = 12, memoryview(data)
     while at + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, at)
-        yield name, view[at + 8 : at + 8 + min(size, 16)]
-        at += 8 + size + size % 2
+        start, at = at + 8, at + 8 + size + size % 2
+        yield name, view[start : start + min(size, 16)], at
 
 
 def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) -> Iterator[tuple[float, Picture]]:
@@ -77,15 +95,17 @@ def _pictures(image: Image.Image, times_s: NDArray[np.float64], guard: Guard) ->
         guard.clock()
         try:
             image.seek(index)
-            rgba = np.asarray(image.convert("RGBA"))
+            pixels = np.asarray(image if image.mode in ("RGB", "RGBA") else image.convert("RGBA"))
         except PILLOW_ERRORS as error:
             raise UnreadableClip(
-                f"frame {index} of the webp's {times_s.size} cannot be decoded ({error}): the file is damaged; "
-                "upload the whole file or re-encode it"
+                f"frame {index} of the webp's {times_s.size}, at {time_s:.2f} s, cannot be decoded ({error}): the file "
+                "is damaged; upload the whole file or re-encode it"
             ) from error
-        yield float(time_s), _picture(rgba)
+        yield float(time_s), _picture(pixels)
 
 
-def _picture(rgba: NDArray[np.uint8]) -> Picture:
-    height, width = rgba.shape[:2]
-    return Picture(height_px=height, width_px=width, rgb=partial(over_black, rgba), luma=lambda: rgba[..., 1])
+def _picture(pixels: NDArray[np.uint8]) -> Picture:
+    """`pixels` is [H,W,3], or [H,W,4] with transparency."""
+    height, width = pixels.shape[:2]
+    rgb = partial(over_black, pixels) if pixels.shape[2] == 4 else lambda: pixels
+    return Picture(height_px=height, width_px=width, rgb=rgb, luma=lambda: pixels[..., 1])

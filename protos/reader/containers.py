@@ -60,7 +60,10 @@ class _File:
             at = self._chosen(streams, tables)
             stream, table = streams[at], tables[at]
             if stream.codec_context is None:
-                raise UnreadableClip("this ffmpeg does not know the video's codec; re-encode it as h264, vp9 or av1")
+                raise UnreadableClip(
+                    f"this ffmpeg does not know the codec of video track {at} of {len(streams)}, counted from 0; "
+                    "re-encode it as h264, vp9 or av1"
+                )
             self._guard.size(stream.codec_context.height, stream.codec_context.width)
             indexed = len(stream.index_entries) if self._form == "mov" else 0
             scan = Scan(

@@ -5,6 +5,7 @@ Every module of the reader asks the guard before it spends time or memory on wha
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ FILE_LIMITS = Limits(
     max_duration_s=24 * 3600.0,
     max_clips_per_request=1,
 )
+THREADS_SETTING = "MOTION_REWARD_DECODER_THREADS"  # the server reads it as a setting, the other users from here
+MOST_THREADS = 64
 MAX_READ_S = 3600.0  # wall time to read one of the user's own files
 
 
@@ -70,6 +73,17 @@ class Guard:
             raise ClipTooLarge(
                 f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {_named(name)}"
             )
+
+
+def decoder_threads() -> int:
+    """The number of threads of one decoder by the environment variable THREADS_SETTING; 1 if it is not set.
+
+    Raises ValueError for anything but a whole number from 1 to MOST_THREADS.
+    """
+    text = os.environ.get(THREADS_SETTING, "1")
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_THREADS):
+        raise ValueError(f"{THREADS_SETTING}={text!r} must be a whole number from 1 to {MOST_THREADS}; correct it")
+    return int(text)
 
 
 def _named(limit: str) -> str:

@@ -6,6 +6,7 @@ Scenes sees every decoded picture, keeps a few numbers for each, and turns them 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import cv2
@@ -35,18 +36,19 @@ class Scenes:
         self._changes: list[float] = []  # grey levels from the frame before; NaN if that was not decoded
         self._repeats: list[bool] = []
         self._interlaced = self._hdr = 0
-        self._luma: NDArray[np.uint8] | None = None
+        self._checksum: int | None = None  # of the last brightness, which takes up to 33 MB itself
         self._small: NDArray[np.float32] | None = None
 
     def watch(self, time_s: float, picture: Picture, follows: bool) -> None:
         self._interlaced, self._hdr = self._interlaced + picture.interlaced, self._hdr + picture.hdr
-        luma = picture.luma()
-        small = cv2.resize(np.ascontiguousarray(luma), SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        self._repeats.append(follows and self._luma is not None and np.array_equal(luma, self._luma))
+        luma = np.ascontiguousarray(picture.luma())
+        small = cv2.resize(luma, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        checksum = zlib.crc32(luma.data)
+        self._repeats.append(follows and checksum == self._checksum)
         change = math.nan if self._small is None else float(np.abs(small - self._small).mean())
         self._changes.append(change if follows else math.nan)
         self._times_s.append(time_s)
-        self._luma, self._small = luma.copy(), small
+        self._checksum, self._small = checksum, small
 
     @property
     def _num_decoded(self) -> int:

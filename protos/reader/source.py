@@ -19,7 +19,7 @@ import numpy as np
 from protos.reader.animation import open_webp
 from protos.reader.containers import open_container
 from protos.reader.errors import UnreadableClip
-from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard
+from protos.reader.guard import FILE_LIMITS, MAX_READ_S, Guard, decoder_threads
 from protos.reader.payload import Payload, open_payload
 from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
 from protos.reader.sequences import is_sequence, open_sequence
@@ -83,13 +83,15 @@ class Source:
         """
         fit = fit or as_displayed
         pictures = self._watched(self._reel.pictures(wanted), watch)
-        last: Picture | None = None
+        numbered = ((time_s, (number, picture)) for number, (time_s, picture) in enumerate(pictures))
+        last = -1
         frame: Frame | None = None
-        found = nearest(pictures, [float(self.times_s[index]) for index in wanted])
-        for picture, index in zip(found, wanted, strict=False):  # `found` comes first, so that zip exhausts it
+        found = nearest(numbered, [float(self.times_s[index]) for index in wanted])
+        for (number, picture), index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
             self._guard.clock()
-            if picture is not last or frame is None:
-                frame, last = fit(picture), picture
+            if number != last or frame is None:
+                frame, last = fit(picture), number
+            del picture  # a decoded 4K frame takes up to 33 MB, and the next is decoded before this one is replaced
             yield index, frame
             if index == wanted[-1] and self._reel.stoppable and not to_the_end:
                 return
@@ -134,15 +136,17 @@ def open_source(
     media: Media | None = None,
     track: int | None = None,
     fps: float | None = None,
-    threads: int = 1,
+    threads: int | None = None,
 ) -> Iterator[Source]:
     """Open a file or its bytes and decode the first frame. The bytes show the format, unless `media` is given.
 
     `track` chooses a video track by its position. A path can also be an image sequence, a folder of pictures or a
-    pattern, with its frame rate `fps`; files have their own rate. `threads` is the number of threads of the decoder.
+    pattern, with its frame rate `fps`; files have their own rate. `threads` is the number of threads of the
+    decoder; None takes it from the environment, as guard.py says.
     Raises subclasses of ReaderError, and OSError for a path that cannot be read.
     """
-    guard = Guard(limits=limits, max_decode_s=max_decode_s, threads=threads)
+    num_threads = decoder_threads() if threads is None else threads
+    guard = Guard(limits=limits, max_decode_s=max_decode_s, threads=num_threads)
     if isinstance(data, Path) and is_sequence(data):
         yield _source(open_sequence(data, guard, fps), guard)
         return

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protos.codec import clip_to_tensor
 from protos.reader import Source, open_source, with_true_times
@@ -79,10 +80,19 @@ class Shot:
                 f"the sequence has {positions.size} pictures, and {most} of this size fit into "
                 f"the {SHOT_BYTES // MIB} MiB that are sent; split it or make a video of it"
             )
-        wanted = np.unique(positions[:most])
-        frames = dict(source.frames(wanted.tolist(), lambda picture: shrunk(picture, max_side_px), to_the_end=False))
-        chosen = np.stack([frames[position] for position in positions[:most].tolist()])
-        return Clip(frames=np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), fps=source.fps)
+        return Clip(frames=_read(source, positions[:most], max_side_px), fps=source.fps)
+
+
+def _read(source: Source, positions: NDArray[np.int64], max_side_px: int) -> NDArray[np.uint8]:
+    """The frames at the positions, uint8 [T,3,H,W]. They are put in place as they are read: no second copy is held."""
+    frames: NDArray[np.uint8] | None = None
+    wanted = np.unique(positions).tolist()
+    for index, frame in source.frames(wanted, lambda picture: shrunk(picture, max_side_px), to_the_end=False):
+        if frames is None:
+            frames = np.empty((positions.size, 3, *frame.shape[:2]), np.uint8)
+        frames[positions == index] = frame.transpose(2, 0, 1)
+    assert frames is not None, "a source without any frame raises"
+    return frames
 
 
 @dataclass(frozen=True, kw_only=True)

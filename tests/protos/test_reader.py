@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
 from protos.reader.files import clip_files
+from protos.reader.guard import Guard
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
 from tests.paff import field_coded
@@ -253,6 +254,22 @@ def test_a_window_equals_the_same_frames_of_a_full_decode() -> None:
 def test_more_threads_give_the_same_frames() -> None:
     for payload in (upright(), odd_files.b_frames_in_avi(FRAMES), odd_files.concatenated_ts(FRAMES)):
         assert np.array_equal(read(payload, threads=4)[1], read(payload)[1])
+
+
+def test_the_number_of_threads_comes_from_the_environment_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = media.video(FRAMES, fps=12)
+    given: list[int] = []
+    monkeypatch.setattr(
+        "protos.reader.source.Guard", lambda **values: given.append(values["threads"]) or Guard(**values)
+    )
+    read(payload)
+    monkeypatch.setenv("MOTION_REWARD_DECODER_THREADS", "3")
+    read(payload)
+    read(payload, threads=2)
+    assert given == [1, 3, 2]
+    monkeypatch.setenv("MOTION_REWARD_DECODER_THREADS", "many")
+    with pytest.raises(ValueError, match="MOTION_REWARD_DECODER_THREADS='many' must be a whole number from 1 to 64"):
+        read(payload)
 
 
 def test_a_path_and_its_bytes_give_the_same_frames(tmp_path) -> None:

@@ -230,10 +230,16 @@ def test_an_mp4_cut_before_its_index_is_refused(share):
     refused(UnreadableClip, whole[: int(len(whole) * share)], "its index never arrived", "upload the whole file")
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_cut_webp_is_refused(share):
+def test_a_webp_cut_within_its_first_frame_is_refused():
     whole = media.webp(media.texture(24))
-    refused(UnreadableClip, whole[: int(len(whole) * share)], "webp", "upload")
+    refused(UnreadableClip, whole[: len(whole) // 50], "webp", "upload")
+
+
+def test_a_webp_that_is_damaged_in_the_middle_is_refused_with_the_time():
+    whole = media.webp(media.texture(24))
+    start = [at for at in range(len(whole)) if whole[at : at + 4] == b"ANMF"][12] + 60
+    damaged = whole[:start] + b"\xff" * 4000 + whole[start + 4000 :]
+    refused(UnreadableClip, damaged, "webp", "frame 12 of", "at 1.20 s", "upload")
 
 
 def test_a_cut_tensor_is_refused():

@@ -133,9 +133,15 @@ def test_windows_avoid_dropped_frames(seed: int) -> None:
     assert "uneven_times" in told(decoded)
 
 
+def test_a_slow_clip_that_lost_too_many_frames_for_even_windows_is_refused() -> None:
+    """At 10 fps there is no coarser step within the profile's rates, and repeated frames would look like a fault."""
+    with pytest.raises(UnreadableClip, match=r"over the limit of 20%: the clip has lost frames"):
+        run(odd_files.dropped(media.texture(40), 0.4, fps=10))
+
+
 def test_a_clip_with_mostly_uneven_times_is_refused() -> None:
     ticks = [1000 * (at // 8) + 20 * (at % 8) for at in range(96)]  # bursts of eight frames, one second apart
-    with pytest.raises(UnreadableClip, match=r"frame within half a step, over the limit of 50%: .*constant rate"):
+    with pytest.raises(UnreadableClip, match=r"frame within half a step, over the limit of 20%: .*constant rate"):
         run(media.video(MOVING[:96], ticks=ticks, **LOSSLESS))
 
 

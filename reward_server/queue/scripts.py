@@ -45,6 +45,7 @@ OVERDUE = script("overdue")
 # Live workers, and the models they serve.
 ANNOUNCE = script("announce", "stream", "forget")
 LEAVE = script("leave", "stream", "forget")
+RETURN_ALL = script("return_all", "stream", "lease", "forget")
 MODELS = script("models")
 
 # Clips that a run keeps for its refreshes, and a refresh from admission to its new version.

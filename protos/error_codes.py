@@ -21,6 +21,8 @@ class ErrorCode(StrEnum):
     CLIP_TOO_SHORT = "clip_too_short"
     UNREADABLE_CLIP = "unreadable_clip"
     DECODE_TOO_SLOW = "decode_too_slow"
+    DECODE_MEMORY = "decode_memory"
+    DECODER_CRASHED = "decoder_crashed"
     BAD_TENSOR = "bad_tensor"
     DEADLINE_PASSED = "deadline_passed"
     SCORING_FAILED = "scoring_failed"

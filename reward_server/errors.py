@@ -7,6 +7,8 @@
     │  ├─ ClipTooShort        fewer frames than the profile's minimum, after resampling
     │  ├─ UnreadableClip      not a video, truncated, no video stream, nothing decodes
     │  ├─ DecodeTooSlow       decoding passed its wall-time limit
+    │  ├─ DecodeMemory        decoding needs more memory than one clip may take
+    │  ├─ DecoderCrashed      the process that decoded the clip died
     │  └─ BadTensor           a tensor clip whose declaration or values break the contract
     ├─ DeadlinePassed         outcome timeout: the submitter's deadline passed first
     ├─ Overloaded             no outcome: the queue is full and refuses the call, retry after `retry_after_s`
@@ -68,6 +70,14 @@ class UnreadableClip(InvalidClip):
 
 class DecodeTooSlow(InvalidClip):
     code = ErrorCode.DECODE_TOO_SLOW
+
+
+class DecodeMemory(InvalidClip):
+    code = ErrorCode.DECODE_MEMORY
+
+
+class DecoderCrashed(InvalidClip):
+    code = ErrorCode.DECODER_CRASHED
 
 
 class BadTensor(InvalidClip):

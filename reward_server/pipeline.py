@@ -37,6 +37,7 @@ from protos.types import (
     Timings,
     WindowLogits,
 )
+from reward_server.decoding import children
 from reward_server.decoding.decode import CONTAINERS, DecodedClip, Sampling, decode
 from reward_server.errors import NonFiniteLogit, RewardServerError, ScoringFailed, VersionNotServed, error_outcome
 from reward_server.estimators.dynamics import mean_dynamics
@@ -91,6 +92,7 @@ class Pipeline:
         self._bounds = Bounds(min=settings.reward_min, max=settings.reward_max)
         self._threads = settings.threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="motion")
+        self._children = _decode_pool(settings, self._threads)
         self.model = _describe(profile, discriminators, self._sampling, settings)
 
     @classmethod
@@ -105,7 +107,15 @@ class Pipeline:
             discriminator_precision=settings.discriminator_precision,
         )
         discriminators = settings.checkpoint or discriminators_file(profile.name, settings.models_folder)
-        return cls(profile, load_discriminators(profile, discriminators, device=settings.device), settings)
+        pipeline = cls(profile, load_discriminators(profile, discriminators, device=settings.device), settings)
+        if pipeline._children:
+            pipeline._children.start(max(1, pipeline._threads // 2))  # a worker decodes as many clips at once
+        return pipeline
+
+    @property
+    def decode_pids(self) -> list[int]:
+        """Process ids of the children that decode; empty without isolation."""
+        return self._children.pids() if self._children else []
 
     def discriminators_of(self, data: bytes) -> Discriminators:
         """Load discriminators from the bytes of a checkpoint file. Raises NotReady if they do not fit the profile."""
@@ -128,7 +138,8 @@ class Pipeline:
             )
         started = time.perf_counter()
         settings = self._settings
-        decoded = decode(
+        decode_one = self._children.decode if self._children else decode
+        decoded = decode_one(
             submission,
             self._sampling,
             self.model.limits,
@@ -277,6 +288,13 @@ class Pipeline:
             timings=timings,
             warnings=item.decoded.warnings,
         )
+
+
+def _decode_pool(settings: Settings, size: int) -> children.DecodePool | None:
+    """The processes that decode, or None to decode in this one."""
+    if not (settings.decode_isolation and children.AVAILABLE):
+        return None
+    return children.DecodePool(size=size, memory_mib=settings.decode_memory_mib)
 
 
 def query_seed(submission: Submission) -> int:

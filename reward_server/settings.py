@@ -105,6 +105,14 @@ class Settings(BaseSettings):
     decoder_threads: int = Field(
         1, ge=1, le=64, description="Threads of one video decoder. Clips are decoded in parallel too."
     )
+    decode_isolation: bool = Field(
+        True,
+        description="Decode clips in child processes with limits on memory, time and system calls (Linux). If false, "
+        "a clip that breaks a decoder ends the worker.",
+    )
+    decode_memory_mib: int = Field(
+        512, ge=192, description="Maximum resident memory of one decode child, in MiB; needs `decode_isolation`."
+    )
     max_clips_per_request: int = Field(64, ge=1, description="Maximum number of clips in one request.")
     max_request_bytes: int = Field(
         512 * MIB, ge=1, description="Maximum number of payload bytes in one request, over all clips."

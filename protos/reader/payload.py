@@ -73,7 +73,10 @@ class _Reader(io.RawIOBase):
 
 
 @contextmanager
-def open_payload(data: bytes | Path) -> Iterator[Payload]:
-    """Open a file or bytes. Raises OSError if the file cannot be opened."""
+def open_payload(data: bytes | Path | BinaryIO) -> Iterator[Payload]:
+    """Open a file or bytes. A file that is open already stays open. Raises OSError if the file cannot be opened."""
+    if not isinstance(data, bytes | Path):
+        yield Payload(data)
+        return
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
         yield Payload(file)

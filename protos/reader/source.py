@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -129,7 +129,7 @@ class Source:
 
 @contextmanager
 def open_source(
-    data: bytes | Path,
+    data: bytes | Path | BinaryIO,
     limits: Limits = FILE_LIMITS,
     *,
     max_decode_s: float = MAX_READ_S,

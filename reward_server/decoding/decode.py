@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from protos.reader import Source as OpenSource
 from protos.reader.scenes import Scenes, crosses
 from protos.reader.sniff import CONTAINERS
 from protos.reader.times import is_even
-from protos.types import Clip, ClipWarning, Limits, Source, Submission
+from protos.types import Clip, ClipWarning, Limits, Media, Source, Submission
 from reward_server.decoding.even_windows import even_schedule
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.decoding.sampling import Sampling, Schedule, profile_size, resize_frame, schedule
@@ -32,7 +33,16 @@ from reward_server.decoding.time_warnings import (
 )
 from reward_server.errors import ClipTooShort
 
-__all__ = ["CONTAINERS", "DecodedClip", "Sampling", "Window", "decode", "profile_size", "resize_frame"]
+__all__ = [
+    "CONTAINERS",
+    "DecodedClip",
+    "Sampling",
+    "Window",
+    "decode",
+    "decode_payload",
+    "profile_size",
+    "resize_frame",
+]
 
 MAX_REPLANS = 3  # moved windows can meet new cuts
 
@@ -60,13 +70,19 @@ def decode(
 ) -> DecodedClip:
     """Decode one clip into windows of uint8 [T,3,H,W], with `threads` threads of the decoder.
 
-    Raises only subclasses of InvalidClip (errors.py).
+    Raises only subclasses of InvalidClip (errors.py). The bytes are decoded in this process; children.py does it in
+    another.
     """
+    return decode_payload(submission.payload, submission.media, sampling, limits, max_decode_s, threads=threads)
+
+
+def decode_payload(
+    payload: bytes | BinaryIO, media: Media, sampling: Sampling, limits: Limits, max_decode_s: float, *, threads: int
+) -> DecodedClip:
+    """As `decode`, from bytes or an open file."""
     with (
         as_invalid_clip(),
-        open_source(
-            submission.payload, limits, max_decode_s=max_decode_s, media=submission.media, threads=threads
-        ) as source,
+        open_source(payload, limits, max_decode_s=max_decode_s, media=media, threads=threads) as source,
     ):
         return with_true_times(source, lambda source: _decoded(source, sampling))
 

@@ -204,10 +204,27 @@ def sanity(
 @app.command()
 def evaluate(
     *,
-    real: Annotated[list[str], typer.Option(help="Real clips: a folder, file or quoted glob; may be repeated.")],
-    generated: Annotated[list[str], typer.Option(help="Generated clips, given in the same way.")],
+    real: Annotated[
+        list[str] | None, typer.Option(help="Real clips: a folder, file or quoted glob; may be repeated.")
+    ] = None,
+    generated: Annotated[list[str] | None, typer.Option(help="Generated clips, given in the same way.")] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of both: a folder with index.csv (path, label, generator, source_repo), and with human.csv "
+            "and pairs.csv if there are ratings and judged pairs."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --labelled, only the clips with this `split`.")] = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder for the scores of --labelled; the same folder resumes the run.")
+    ] = Path("runs/evaluate"),
     matched: Annotated[
-        bool, typer.Option(help="First bring both sets to the same rate, length, size, sharpness and codec.")
+        bool,
+        typer.Option(
+            help="First bring both sets to the same rate, length, size, sharpness and codec, and leave clips out until "
+            "the rate says nothing about the set."
+        ),
     ] = False,
     fps: Fps = None,
     server: Server = None,
@@ -218,15 +235,27 @@ def evaluate(
     profile: Profile = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Compute the AUC of real against generated clips, for rewards and plain statistics. The last line is JSON."""
+    """Compute the AUC of real against generated clips, for rewards and plain statistics. Of a labelled folder, also
+    the agreement with people and with judged pairs. The last line is JSON."""
     settings = settings_of(profile=profile, checkpoint=checkpoint)
     from reward_server.evaluation import evaluate as evaluation  # noqa: PLC0415
+    from reward_server.evaluation import labelled as validity  # noqa: PLC0415
     from reward_server.evaluation.report import Outputs  # noqa: PLC0415
 
     outputs = Outputs(json=json, csv=csv, plots=plot)
-    raise typer.Exit(
-        evaluation.run(real, generated, settings, server=server, matched=matched, seed=seed, fps=fps, outputs=outputs)
-    )
+    if labelled is None and real and generated and split is None:
+        code = evaluation.run(
+            real, generated, settings, server=server, matched=matched, seed=seed, fps=fps, outputs=outputs
+        )
+    elif labelled is not None and not real and not generated and fps is None:
+        code = validity.run(
+            labelled, settings, split=split, work=work, server=server, matched=matched, seed=seed, outputs=outputs
+        )
+    else:
+        raise typer.BadParameter(
+            "give both --real and --generated (with --fps for image sequences), or --labelled alone (with --split)"
+        )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
 from reward_server.evaluation import plots, report
 from reward_server.evaluation.floors import FLOORS, plain_statistics
-from reward_server.evaluation.matched import Protocol, matched_submission
+from reward_server.evaluation.matched import Matched, Protocol, matched_submission
 from reward_server.evaluation.scoring import (
     OUTCOME_COLUMNS,
     RewardSource,
@@ -34,6 +34,7 @@ from reward_server.evaluation.scoring import (
     outcome_row,
     rewards_of,
 )
+from reward_server.evaluation.strata import balanced
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
@@ -44,12 +45,16 @@ BATCH = 8  # clips handed to the scorer at once
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One clip of one set with its outcome and its plain statistics, which are empty if it does not decode."""
+    """One clip of one set with its outcome and its plain statistics, which are empty if it does not decode.
+
+    `rate` is that of its frames, in frames per second, before the matched protocol declares another; None if unknown.
+    """
 
     side: str
     clip: str
     outcome: Outcome
     statistics: Mapping[str, float] = field(default_factory=dict)
+    rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +127,15 @@ def run(
         cases = list(
             judge(shots, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
         )
-    figures, averages, motions = separations(cases, seed), side_averages(cases), side_dynamics(cases)
+    kept = with_equal_rates(cases, seed) if matched else cases
+    figures, averages, motions = separations(kept, seed), side_averages(kept), side_dynamics(kept)
     counts = {side: count_outcomes(case.outcome for case in cases if case.side == side) for side in (REAL, GENERATED)}
     document = {
         "model": to_json(scorer.model),
         "scored_by": scorer.where,
         "seed": seed,
         "matched": None if protocol is None else asdict(protocol),
+        "left_out_for_rate": len(cases) - len(kept),
         "outcomes": counts,
         "auc": [figure.as_json() for figure in figures],
         "averages": [asdict(average) for average in averages],
@@ -139,7 +146,7 @@ def run(
     report.write_json(outputs.json, {**document, "clips": [case_row(case) for case in cases]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [case_row(case) for case in cases])
     if outputs.plots is not None:
-        draw(outputs.plots, cases)
+        draw(outputs.plots, kept)
     report.print_last_line(console, document)
     return int(any(case.outcome.reward is None for case in cases))
 
@@ -159,25 +166,33 @@ def judge(
             (side, shot, _submission(shot, scorer, settings, protocol, seed))
             for side, shot in shots[start : start + BATCH]
         ]
-        sent = [item for *_, item in ready if isinstance(item, Submission)]
+        sent = [item.submission for *_, item in ready if isinstance(item, Matched)]
         scored = iter(scorer.score(sent) if sent else [])
         for side, shot, item in ready:
             if isinstance(item, Outcome):
                 yield Case(side=side, clip=shot.name, outcome=item)
             else:
-                known = _statistics(item, scorer, settings, seed)
-                yield Case(side=side, clip=shot.name, outcome=next(scored), statistics=known)
+                known, outcome = _statistics(item.submission, scorer, settings, seed), next(scored)
+                rate = item.rate or (outcome.reward.provenance.fps_used if outcome.reward else None)
+                yield Case(side=side, clip=shot.name, outcome=outcome, statistics=known, rate=rate)
             done()
+
+
+def with_equal_rates(cases: Sequence[Case], seed: int) -> list[Case]:
+    """The scored clips that are left when the rate says nothing about the side. Raises BadRequest if too few are."""
+    known = [case for case in cases if case.rate is not None and case.outcome.reward is not None]
+    kept = balanced([case.rate or 0.0 for case in known], [case.side == REAL for case in known], seed)
+    return [known[position] for position in kept]
 
 
 def _submission(
     shot: Shot, scorer: RewardSource, settings: Settings, protocol: Protocol | None, seed: int
-) -> Submission | Outcome:
+) -> Matched | Outcome:
     context = Context(query_seed=seed)
     try:
         submission = shot.submission(context)
         if protocol is None:
-            return submission
+            return Matched(submission=submission, rate=None)
         return matched_submission(submission, protocol, scorer.limits, settings.max_decode_s, context)
     except (RewardServerError, OSError) as error:
         return failed_outcome(error)
@@ -264,13 +279,13 @@ def side_dynamics(cases: Sequence[Case]) -> list[AverageDynamics]:
 
 # --- reports ------------------------------------------------------------------------------------
 
-CSV_COLUMNS = ("set", "clip", *OUTCOME_COLUMNS, *FLOORS)
+CSV_COLUMNS = ("set", "clip", *OUTCOME_COLUMNS, *FLOORS, "rate")
 
 
 def case_row(case: Case) -> dict[str, object]:
     """One clip as a line of the CSV and an entry of `clips` in the JSON."""
     floors = {name: case.statistics.get(name) for name in FLOORS}
-    return {"set": case.side, "clip": case.clip, **outcome_row(case.outcome), **floors}
+    return {"set": case.side, "clip": case.clip, **outcome_row(case.outcome), **floors, "rate": case.rate}
 
 
 def separation_table(figures: Sequence[Separation]) -> Table:

@@ -44,10 +44,22 @@ class Protocol:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """A clip under the protocol, as mp4 bytes, and the rate that its frames really had, in frames per second.
+
+    The rate still differs by up to `fps_tolerance`, so it can tell the sets apart: `strata.balanced` balances it. It is
+    None for a clip that is scored as it is, whose rate the scorer reports.
+    """
+
+    submission: Submission
+    rate: float | None
+
+
 def matched_submission(
     submission: Submission, protocol: Protocol, limits: Limits, max_decode_s: float, context: Context
-) -> Submission:
-    """Bring a clip to the protocol. Returns a submission of mp4 bytes; raises InvalidClip if that is not possible."""
+) -> Matched:
+    """Bring a clip to the protocol. Raises InvalidClip if that is not possible."""
     decoded = decode(submission, protocol.sampling, limits, max_decode_s)
     if abs(decoded.fps_used / protocol.fps - 1) > protocol.fps_tolerance:
         raise InvalidClip(
@@ -56,7 +68,8 @@ def matched_submission(
             f"it at a multiple of {protocol.fps:g} fps"
         )
     clip = match(decoded.windows[0].clip, protocol)
-    return Submission(payload=encode_h264(clip, crf=protocol.crf), media=Media.CONTAINER, context=context)
+    made = Submission(payload=encode_h264(clip, crf=protocol.crf), media=Media.CONTAINER, context=context)
+    return Matched(submission=made, rate=decoded.fps_used)
 
 
 def match(clip: Clip, protocol: Protocol) -> Clip:

@@ -14,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import NullFormatter
 
 from protos.types import REWARDS
 from reward_server.evaluation.report import Figures
+from reward_server.evaluation.validity import AMOUNT, Discrimination, Judged
 from reward_server.faults import NAMES, STRENGTHS
 from reward_server.stats import Floats, auc, roc
 
@@ -87,6 +89,29 @@ def roc_curves(path: Path, real: Mapping[str, Floats], generated: Mapping[str, F
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
     axes.set(xlabel="generated clips at or above the threshold", ylabel="real clips at or above it", aspect="equal")
     axes.legend(title="AUC, real above generated", fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def validity(path: Path, judged: Sequence[Judged], rows: Sequence[Discrimination]) -> None:
+    """Draw the AUC of the combined reward by generator, with its interval, and the reward against the amount."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    bars, cloud = figure.subplots(1, 2)
+    shown = [row for row in rows if row.value == REWARDS[0] and row.control == "all" and row.found.auc is not None]
+    for y, row in enumerate(reversed(shown)):
+        bars.plot(row.found.auc, y, "o", color="black")
+        if row.found.interval:
+            bars.hlines(y, row.found.interval.low, row.found.interval.high, color="black")
+    names = [f"{row.generator} ({row.num_generated})" for row in reversed(shown)]
+    bars.set_yticks(range(len(names)), names, fontsize=8)
+    bars.axvline(0.5, color="grey", linewidth=0.5)
+    bars.set(xlim=(0, 1), xlabel="AUC of the combined reward, real above generated; 95 % over sources")
+    for label, colour in (("real", "tab:green"), ("generated", "tab:red")):
+        mine = [item.values for item in judged if item.clip.label == label and AMOUNT in item.values]
+        amounts = [max(values[AMOUNT], 1e-3) for values in mine]
+        cloud.plot(amounts, [values[REWARDS[0]] for values in mine], ".", color=colour, label=label)
+    cloud.set(xscale="log", xlabel="amount of motion, short sides per second", ylabel="combined reward")
+    cloud.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would overlap
+    cloud.legend()
     _save(figure, path)
 
 

@@ -183,6 +183,9 @@ def test_a_wrong_use_is_exit_code_2_and_names_what_is_wrong(
         (["no-such-command"], "no-such-command"),
         (["score", __file__, "--server", "localhost:8000"], "grpc://HOST:PORT"),
         (["evaluate", "--real", "a", "--generated", "b", "--seed", "-1"], "--seed"),
+        (["evaluate", "--real", "a"], "--generated"),
+        (["evaluate", "--real", "a", "--labelled", "b"], "--labelled"),
+        (["evaluate", "--labelled", "no/such/folder"], "index.csv"),
     ):
         assert main_with(monkeypatch, *arguments) == 2
         assert named in capsys.readouterr().err

@@ -182,7 +182,8 @@ def test_frame_difference_is_in_grey_levels():
 def under_protocol(frames: np.ndarray, fps: float) -> Clip:
     source = Submission(payload=video(frames, fps=fps), media=Media.CONTAINER)
     matched = matched_submission(source, Protocol(), MODEL.limits, 30.0, Context())
-    decoded = decode(matched, Sampling(max_windows=1), MODEL.limits, 30.0)
+    assert abs(matched.rate / 8 - 1) < 0.15
+    decoded = decode(matched.submission, Sampling(max_windows=1), MODEL.limits, 30.0)
     assert decoded.source.codec == "h264"
     return decoded.windows[0].clip
 

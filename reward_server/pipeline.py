@@ -28,6 +28,7 @@ from protos.types import (
     Input,
     Limits,
     Logits,
+    Media,
     Model,
     Outcome,
     OutcomeKind,
@@ -138,7 +139,8 @@ class Pipeline:
             )
         started = time.perf_counter()
         settings = self._settings
-        decode_one = self._children.decode if self._children else decode
+        # A tensor meets no decoder, and can be larger than a child's memory.
+        decode_one = self._children.decode if self._children and submission.media is Media.CONTAINER else decode
         decoded = decode_one(
             submission,
             self._sampling,

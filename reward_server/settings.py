@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     )
     decode_isolation: bool = Field(
         True,
-        description="Decode clips in child processes with limits on memory, time and system calls (Linux). If false, "
-        "a clip that breaks a decoder ends the worker.",
+        description="Decode video files in child processes with limits on memory, time and system calls (Linux). If "
+        "false, a clip that breaks a decoder ends the worker.",
     )
     decode_memory_mib: int = Field(
         512, ge=192, description="Maximum resident memory of one decode child, in MiB; needs `decode_isolation`."

@@ -24,7 +24,16 @@ from PIL import Image
 
 from protos.error_codes import ErrorCode
 from reward_server.decoding.decode import decode_payload
-from reward_server.decoding.messages import ANSWERS, MAX_MESSAGE_BYTES, REQUESTS, Answer, Request, answer_of
+from reward_server.decoding.messages import (
+    ANSWERS,
+    MAX_MESSAGE_BYTES,
+    NO_MEMORY,
+    REQUESTS,
+    Answer,
+    Request,
+    answer_of,
+    out_of_memory,
+)
 from reward_server.decoding.sandbox import confine
 from reward_server.errors import InvalidClip
 
@@ -54,7 +63,10 @@ def main(link_fd: int, memory_mib: int) -> None:
         message, held, _, _ = socket.recv_fds(link, MAX_MESSAGE_BYTES, 1)
         if not message:
             return
-        _answer(link, REQUESTS.validate_json(message), held[0], memory_mib)
+        try:
+            _answer(link, REQUESTS.validate_json(message), held[0], memory_mib)
+        except MemoryError:  # not even enough for an answer
+            os._exit(NO_MEMORY)
         gc.collect()  # frames can be held in reference cycles
 
 
@@ -97,13 +109,6 @@ def refusal(error: Exception, memory_mib: int) -> Answer:
         return Answer(code=error.code, message=str(error)[:MAX_TOLD])
     told = f"decoding failed with {type(error).__name__}: {error}"
     return Answer(code=ErrorCode.SCORING_FAILED, message=told[:MAX_TOLD])
-
-
-def out_of_memory(memory_mib: int) -> str:
-    return (
-        f"decoding needs more than {memory_mib} MiB of memory; send a clip with fewer pixels per frame, re-encode it "
-        "as h264, or raise decode_memory_mib (on the server MOTION_REWARD_DECODE_MEMORY_MIB)"
-    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -23,10 +23,20 @@ from pydantic import ValidationError
 
 from protos.types import Limits, Submission
 from reward_server.decoding.decode import DecodedClip
-from reward_server.decoding.messages import ANSWERS, MAX_MESSAGE_BYTES, REQUESTS, Answer, Request, decoded_clip, shared
+from reward_server.decoding.messages import (
+    ANSWERS,
+    MAX_MESSAGE_BYTES,
+    NO_MEMORY,
+    REQUESTS,
+    Answer,
+    Request,
+    decoded_clip,
+    out_of_memory,
+    shared,
+)
 from reward_server.decoding.refusals import LEAVES
 from reward_server.decoding.sampling import Sampling
-from reward_server.errors import DecodeMemory, DecoderCrashed, DecodeTooSlow, ScoringFailed
+from reward_server.errors import DecodeMemory, DecoderCrashed, DecodeTooSlow, InvalidClip, ScoringFailed
 
 AVAILABLE = sys.platform == "linux"
 START_S = 120.0  # a loaded machine may take long to import
@@ -181,10 +191,12 @@ class _Child:
             limits = (math.ceil(used_s + more_s) + 1, resource.RLIM_INFINITY)
             resource.prlimit(self.process.pid, resource.RLIMIT_CPU, limits)
 
-    def _died(self, request: Request) -> DecoderCrashed | DecodeTooSlow:
+    def _died(self, request: Request) -> InvalidClip:
         status = self.process.wait()
         if status == -signal.SIGXCPU:
             return _too_slow(request)
+        if status == NO_MEMORY:
+            return DecodeMemory(out_of_memory(self._memory_mib))
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return self._crashed(f"ended with {name}")
 

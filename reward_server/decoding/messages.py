@@ -22,6 +22,7 @@ from reward_server.decoding.decode import DecodedClip, Window
 from reward_server.decoding.sampling import Sampling, profile_size
 
 MAX_MESSAGE_BYTES = 64 * 1024
+NO_MEMORY = 86  # exit status of a child that has no memory left to answer
 STRICT = ConfigDict(allow_inf_nan=False, extra="forbid")
 
 
@@ -52,6 +53,13 @@ class Answer:
 
 
 REQUESTS, ANSWERS = TypeAdapter(Request), TypeAdapter(Answer)
+
+
+def out_of_memory(memory_mib: int) -> str:
+    return (
+        f"decoding needs more than {memory_mib} MiB of memory; send a clip with fewer pixels per frame, re-encode it "
+        "as h264, or raise decode_memory_mib (on the server MOTION_REWARD_DECODE_MEMORY_MIB)"
+    )
 
 
 def shared(parts: Sequence[bytes | memoryview]) -> int:

@@ -300,6 +300,8 @@ SERVER_CODES = {
     "ClipTooShort": "clip_too_short",
     "UnreadableClip": "unreadable_clip",
     "DecodeTooSlow": "decode_too_slow",
+    "DecodeMemory": "decode_memory",
+    "DecoderCrashed": "decoder_crashed",
     "BadTensor": "bad_tensor",
     "DeadlinePassed": "deadline_passed",
     "Overloaded": "overloaded",

@@ -325,13 +325,16 @@ def test_workers_and_redis_end_when_the_server_is_killed(serving: Callable[..., 
 
 
 @pytest.mark.slow
-def test_serve_says_why_it_cannot_start(serving: Callable[..., Any]) -> None:
+def test_serve_says_why_it_cannot_start(
+    serving: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving("--checkpoint", "no/discriminators.safetensors") as (process, _, _):
         said = process.stderr.read()
         assert process.wait(60) == 1
         assert "pretrain" in said
     with serving() as (_, http, _):
         taken = http.removeprefix("http://")
+        monkeypatch.setenv("MOTION_REWARD_QUEUE_DIR", str(tmp_path / "other"))
         with serving("--http", taken) as (second, _, _):
             said = second.stderr.read()
             assert second.wait(60) == 1

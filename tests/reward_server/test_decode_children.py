@@ -119,8 +119,8 @@ def test_a_child_that_died_while_idle_costs_no_clip(pool: DecodePool) -> None:
 
 def test_a_clip_that_needs_too_much_memory_is_refused_and_the_next_one_is_not() -> None:
     pool = DecodePool(size=1, memory_mib=192)
-    tensor = media.tensor(np.zeros((20, 1200, 1600, 3), np.uint8), 12.0)  # 110 MiB
-    limits = replace(media.LIMITS, max_bytes=len(tensor), max_frame_pixels=1200 * 1600)
+    tensor = media.tensor(np.zeros((4, 6000, 8000, 3), np.uint8), 12.0)  # 137 MiB a frame
+    limits = replace(media.LIMITS, max_bytes=len(tensor), max_frame_pixels=6000 * 8000)
     try:
         with pytest.raises(DecodeMemory, match=r"more than 192 MiB.*DECODE_MEMORY_MIB"):
             pool.decode(media.submission(tensor, Media.TENSOR), SAMPLING, limits, 60.0)

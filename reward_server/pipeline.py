@@ -28,7 +28,6 @@ from protos.types import (
     Input,
     Limits,
     Logits,
-    Media,
     Model,
     Outcome,
     OutcomeKind,
@@ -139,8 +138,7 @@ class Pipeline:
             )
         started = time.perf_counter()
         settings = self._settings
-        # A tensor meets no decoder, and can be larger than a child's memory.
-        decode_one = self._children.decode if self._children and submission.media is Media.CONTAINER else decode
+        decode_one = self._children.decode if self._children else decode
         decoded = decode_one(
             submission,
             self._sampling,

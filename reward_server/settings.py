@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     )
     decode_isolation: bool = Field(
         True,
-        description="Decode video files in child processes with limits on memory, time and system calls (Linux). If "
+        description="Decode clips in child processes with limits on memory, time and system calls (Linux). If "
         "false, a clip that breaks a decoder ends the worker.",
     )
     decode_memory_mib: int = Field(

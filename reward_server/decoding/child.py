@@ -56,6 +56,7 @@ def main(link_fd: int, memory_mib: int) -> None:
         signal.signal(stop, signal.SIG_IGN)  # the worker drains; it closes the socket when it has finished
     cv2.setNumThreads(1)
     _import_the_rest()
+    gc.freeze()  # so that a collection after each clip looks at the clip's objects alone
     link = socket.socket(fileno=link_fd)
     confine(memory_mib)
     link.send(READY)

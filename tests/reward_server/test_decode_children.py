@@ -129,6 +129,18 @@ def test_a_clip_that_needs_too_much_memory_is_refused_and_the_next_one_is_not() 
         pool.close()
 
 
+def test_a_tensor_may_be_larger_than_the_memory_of_the_child() -> None:
+    pool = DecodePool(size=1, memory_mib=192)
+    tensor = media.submission(media.tensor(media.texture(80, 720, 1280), 12.0), Media.TENSOR)  # 211 MiB
+    limits = replace(media.LIMITS, max_bytes=len(tensor.payload), max_frame_pixels=720 * 1280)
+    try:
+        clip, known = (one(tensor, SAMPLING, limits, 60.0) for one in (pool.decode, decode))
+    finally:
+        pool.close()
+    for window, expected in zip(clip.windows, known.windows, strict=True):
+        np.testing.assert_array_equal(window.clip.frames, expected.clip.frames)
+
+
 def test_a_file_whose_index_claims_millions_of_samples_takes_no_memory(pool: DecodePool) -> None:
     at = VIDEO.index(b"stsz") + 8
     with pytest.raises(ClipTooLarge, match="75000000 frames, over the limit of"):

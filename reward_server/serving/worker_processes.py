@@ -46,9 +46,8 @@ class WorkerProcesses:
         """Send SIGTERM to all. They have settings.drain_s to finish their jobs or hand them back."""
         self._stopping.set()
         for task in self._tasks:
-            await asyncio.wait(
-                [task]
-            )  # unlike an await of the task, it leaves the task alone if the caller is cancelled
+            # Unlike an await of the task, this leaves the task alone if the caller is cancelled.
+            await asyncio.wait([task])
             task.result()
 
     async def _keep(self, index: int) -> None:

@@ -77,6 +77,9 @@ def test_every_accepted_job_is_answered_after_a_restart(environment: Mapping[str
             next(iter(client.await_outcomes(job_ids, timeout_s=PATIENCE_S)))
         server.process.send_signal(end)
         server.process.wait(PATIENCE_S)
+    with serving(environment, workers=0) as server:  # what the end left is seen before anything is scored
+        states = [httpx.get(f"{server.http}/v1/jobs/{job_id}").json()["state"] for job_id in job_ids]
+    assert set(states) == {"queued", "done"}
     with serving(environment, workers=1) as server:
         assert kinds(server, job_ids) == [OutcomeKind.OK] * NUM_JOBS
         counts = httpx.get(f"{server.http}/metrics").text

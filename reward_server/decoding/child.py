@@ -95,7 +95,7 @@ def _answer(link: socket.socket, request: Request, payload_fd: int, memory_mib: 
                 threads=request.threads,
             )
             answer, frames_fd = answer_of(clip)
-    except Exception as error:
+    except Exception as error:  # whatever a crafted file makes a library raise is that clip's answer
         answer = refusal(error, memory_mib)
     socket.send_fds(link, [ANSWERS.dump_json(answer)], [] if frames_fd is None else [frames_fd])
     if frames_fd is not None:

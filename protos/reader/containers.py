@@ -1,6 +1,7 @@
 """Opens video files as a Reel, through PyAV. One pass over the packets gives the times; frames are decoded on demand.
 
-Nothing is decoded before the limits are checked, not even by the demuxer's probing. Only the given bytes are read.
+Nothing is decoded before the limits are checked, not even by the demuxer's probing. Only the number of frames of
+FIELD_CODECS is known after the first one. Only the given bytes are read.
 Packets are not kept in memory. Decoding reads them again, and decodes only the groups that hold a wanted frame.
 """
 
@@ -15,12 +16,13 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition
 
-from protos.reader.boxes import check_claims, has_fragments
+from protos.reader.boxes import has_fragments
 from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Promise
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
 from protos.reader.packets import add_packet, groups_of
 from protos.reader.payload import Payload
+from protos.reader.plausible import check_plausible
 from protos.reader.reel import Picture, Reel
 from protos.reader.scan import Scan, codec_of, lined, moving, tracks_of
 from protos.reader.timeline import PacketTable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # generic in its stub only
 
 # A title in the wrong text encoding must not cause a refusal. PyAV 19 and later need no option for this.
 LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+FIELD_CODECS = ("h264", "mpeg2video", "vc1")  # a frame can be two packets, one for each field
 GROUPED = ("mov", "matroska")  # containers with reliable key frames, so that unwanted groups can be skipped
 
 
@@ -39,8 +42,7 @@ def open_container(payload: Payload, form: str, guard: Guard, track: int | None 
 
     Raises UnreadableClip, ClipTooLarge, DecodeTooSlow.
     """
-    if form == "mov":
-        check_claims(payload, guard)
+    check_plausible(payload, form, guard)
     file = _File(payload, form, guard, track)
     return file.reel(file.scan())
 
@@ -59,6 +61,7 @@ class _File:
             tables = self._tables(container, streams)
             at = self._chosen(streams, tables)
             stream, table = streams[at], tables[at]
+            self._guard.packets(len(table))
             if stream.codec_context is None:
                 raise UnreadableClip(
                     f"this ffmpeg does not know the codec of video track {at} of {len(streams)}, counted from 0; "
@@ -76,6 +79,8 @@ class _File:
             )
         if bytes_are_missing(self._payload, self._form) or indexed > len(table) or scan.ends_early:
             scan = scan.cut_after(len(table) - 1)
+        if scan.codec not in FIELD_CODECS:  # decoding.py checks those, once it has seen whether frames have two fields
+            self._guard.frames(scan.num_frames)
         if scan.line.ticks.size:
             self._guard.duration(float(scan.line.ticks[-1] - scan.line.ticks[0]) * scan.unit_s)
         return scan
@@ -172,7 +177,7 @@ class _File:
             yield container
 
     def _tables(self, container: InputContainer, streams: Sequence[av.VideoStream]) -> list[PacketTable]:
-        """Read all packets of the tracks, and hold their total bytes to the limit too.
+        """Read all packets of the tracks, and hold their number and their total bytes to the limits.
 
         The total can exceed the file: an index can name the same bytes many times, and a Matroska block can be
         compressed.
@@ -180,13 +185,14 @@ class _File:
         tables = {stream.index: PacketTable() for stream in streams}
         codecs = {stream.index: codec_of(stream) for stream in streams}
         trouble: Exception | None = None
+        num_packets, num_bytes = 0, 0
         try:
             for packet in _sized(cast("Iterator[Packet]", container.demux(*streams))):
                 self._guard.clock()
-                table = tables[packet.stream_index]
-                add_packet(table, packet, codecs[packet.stream_index])
-                self._guard.frames(len(table))
-                self._guard.payload(sum(one.num_bytes for one in tables.values()))
+                add_packet(tables[packet.stream_index], packet, codecs[packet.stream_index])
+                num_packets, num_bytes = num_packets + 1, num_bytes + packet.size
+                self._guard.packets(num_packets, several_tracks=len(streams) > 1)
+                self._guard.payload(num_bytes)
         except FFMPEG_ERRORS as error:
             trouble = error  # a damaged end of the file stops the packets; missing frames are counted later
         self._guard.clock()

@@ -76,6 +76,8 @@ class Decoding:
         for frame in self._frames(packets, groups):
             if frame.interlaced_frame and not whole:  # its two fields can be in different groups
                 raise Recount
+            if not frame.interlaced_frame and not self._promise.exact:  # then a packet is a frame
+                self._guard.frames(self._times_s.size)
             self._guard.size(frame.height, frame.width)
             self._guard.frames(self._num_frames + 1)
             time_s = self._time_s(frame)

@@ -22,7 +22,11 @@ FILE_LIMITS = Limits(
 )
 THREADS_SETTING = "MOTION_REWARD_DECODER_THREADS"  # the server reads it as a setting, the other users from here
 MOST_THREADS = 64
+PACKETS_PER_FRAME = 2  # at most, in a lawful file: one for each field, or one more for a reference that is never shown
+MAX_OTHER_PACKETS = 200_000  # of the video tracks that are not read, together: 28 minutes at 120 frames per second
 MAX_READ_S = 3600.0  # wall time to read one of the user's own files
+COMPOSED_PX_PER_S = 40e6  # pixels of an animation that one core composes, converts and compares in a second
+MOST_PX_PER_BYTE = 2730  # of an animation: a 12-bit code of LZW stands for at most 4095 equal pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,21 @@ class Guard:
     def frames(self, num_frames: int) -> None:
         self._at_most(num_frames, self.limits.max_frames, "frames", "max_frames", "cut the clip")
 
+    def packets(self, num_packets: int, *, several_tracks: bool = False) -> None:
+        """Check the packets of the track that is read, before decoding tells how many frames they are.
+
+        `several_tracks`: they are those of all video tracks, while it is open which of them is read.
+        """
+        most, others, remedy = PACKETS_PER_FRAME * self.limits.max_frames, "", "cut the clip"
+        if several_tracks:
+            most, others = most + MAX_OTHER_PACKETS, " and other tracks"
+            remedy = "copy one video track into a new file (ffmpeg -i IN -map 0:v:0 -c copy OUT), cut the clip"
+        if num_packets > most:
+            raise ClipTooLarge(
+                f"the clip has {num_packets} packets of video, over the limit of {most} for "
+                f"{self.limits.max_frames} frames{others}; {remedy} or raise {named('max_frames')}"
+            )
+
     def duration(self, duration_s: float) -> None:
         self._at_most(round(duration_s, 3), self.limits.max_duration_s, "seconds", "max_duration_s", "cut the clip")
 
@@ -54,8 +73,31 @@ class Guard:
         if height_px * width_px > self.limits.max_frame_pixels:
             raise ClipTooLarge(
                 f"a frame of {width_px}x{height_px} is {height_px * width_px} pixels, over the limit of "
-                f"{self.limits.max_frame_pixels}; scale the clip down or raise {_named('max_frame_pixels')}"
+                f"{self.limits.max_frame_pixels}; scale the clip down or raise {named('max_frame_pixels')}"
             )
+
+    def smaller(self, error: Exception) -> str:
+        """The reason and the next step for a picture that Pillow refuses to open for its size."""
+        most = self.limits.max_frame_pixels
+        return f"scale them down to at most {most} pixels, the limit of {named('max_frame_pixels')} ({error})"
+
+    def composed(self, num_frames: int, height_px: int, width_px: int, num_bytes: int) -> None:
+        """Check an animation: each frame costs its whole canvas, however few of the file's bytes it takes.
+
+        A file with enough bytes of pictures for so many pixels passes, and then has until `clock` ends it.
+        """
+        pixels = num_frames * height_px * width_px
+        if not self.may_compose(pixels, num_bytes):
+            raise ClipTooLarge(
+                f"the animation's {num_frames} frames of {width_px}x{height_px} are {pixels} pixels, over the limit of "
+                f"{int(COMPOSED_PX_PER_S * self.max_decode_s)} that {self.max_decode_s:g} s allow for, and over what "
+                f"its {num_bytes} bytes of pictures can hold; cut the clip, scale it down or raise "
+                f"{named('max_decode_s')}"
+            )
+
+    def may_compose(self, pixels: int, num_bytes: int) -> bool:
+        """Whether an animation of so many pixels in all, and bytes of pictures, is within the limit."""
+        return pixels <= max(COMPOSED_PX_PER_S * self.max_decode_s, MOST_PX_PER_BYTE * num_bytes)
 
     @property
     def late(self) -> bool:
@@ -65,13 +107,13 @@ class Guard:
         if self.late:
             raise DecodeTooSlow(
                 f"decoding took over {self.max_decode_s:g} s of wall time; send a smaller or shorter clip, "
-                f"use a faster codec (h264) or raise {_named('max_decode_s')}"
+                f"use a faster codec (h264) or raise {named('max_decode_s')}"
             )
 
     def _at_most(self, value: float, limit: float, unit: str, name: str, remedy: str) -> None:
         if not value <= limit:
             raise ClipTooLarge(
-                f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {_named(name)}"
+                f"the clip has {value} {unit}, over the limit of {limit}; {remedy} or raise {named(name)}"
             )
 
 
@@ -86,6 +128,6 @@ def decoder_threads() -> int:
     return int(text)
 
 
-def _named(limit: str) -> str:
+def named(limit: str) -> str:
     """The limit's name in Python and the server's setting of it."""
     return f"{limit} (on the server MOTION_REWARD_{limit.upper()})"

@@ -31,7 +31,6 @@ def add_packet(table: PacketTable, packet: Packet, codec: str) -> None:
     table.durations.append(packet.duration or 0)
     table.keys.append(packet.is_keyframe)
     table.shown.append(not packet.is_discard and not _is_hidden(packet, codec))
-    table.num_bytes += packet.size
 
 
 def _is_hidden(packet: Packet, codec: str) -> bool:

@@ -105,7 +105,7 @@ def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float
 
 def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Blend uint8 [H,W,4] with straight alpha over black -> uint8 [H,W,3]."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgb)
-    return np.asarray(cv2.multiply(rgb, np.repeat(alpha, 3, axis=2), scale=1 / 255), dtype=np.uint8)
+    rgb, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.extractChannel(rgba, 3)
+    if alpha.min() < 255:
+        cv2.multiply(rgb, cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB), rgb, 1 / 255)
+    return np.asarray(rgb, dtype=np.uint8)

@@ -54,6 +54,11 @@ class Scan:
         return self.line.ticks.astype(np.float64) * self.unit_s
 
     @property
+    def num_frames(self) -> int:
+        """How many frames the packets give, also those with the time of another, if each packet is a frame."""
+        return self.line.ticks.size + self.line.repeated
+
+    @property
     def halves(self) -> bool:
         return self.form in HALVES
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import deque
 from collections.abc import Sequence
 
 import cv2
@@ -21,6 +22,10 @@ CUT_LEVELS = 24.0  # a cut changes a frame by more than this many grey levels on
 CUT_RATIO = 4.0  # and by more than this many times the median change of the frames around it
 AROUND = 4  # frames on each side that count as "around"
 STILL_LEVELS = 0.1  # grey levels on average; a smaller or equal change counts as no motion
+# Grain changes a frame as much from one frame to the next as over LAG frames; motion adds up.
+LAG = 8
+GRAIN_LEVELS = 3.0  # a larger change is no grain
+GRAIN_GROWTH = 1.4  # grain's change over LAG frames is at most this many times that of one frame
 MOSTLY_STILL = 0.5  # share of still frames at which a warning is given
 REPEATED = 0.1  # share of repeated frames at which a warning is given
 
@@ -34,10 +39,11 @@ class Scenes:
     def __init__(self) -> None:
         self._times_s: list[float] = []
         self._changes: list[float] = []  # grey levels from the frame before; NaN if that was not decoded
+        self._far_changes: list[float] = []  # the same from the frame LAG frames before
         self._repeats: list[bool] = []
         self._interlaced = self._hdr = 0
         self._checksum: int | None = None  # of the last brightness, which takes up to 33 MB itself
-        self._small: NDArray[np.float32] | None = None
+        self._recent: deque[NDArray[np.float32]] = deque(maxlen=LAG)  # the small frames before, without a gap
 
     def watch(self, time_s: float, picture: Picture, follows: bool) -> None:
         self._interlaced, self._hdr = self._interlaced + picture.interlaced, self._hdr + picture.hdr
@@ -45,10 +51,17 @@ class Scenes:
         small = cv2.resize(luma, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
         checksum = zlib.crc32(luma.data)
         self._repeats.append(follows and checksum == self._checksum)
-        change = math.nan if self._small is None else float(np.abs(small - self._small).mean())
-        self._changes.append(change if follows else math.nan)
+        if not follows:
+            self._recent.clear()
+        self._changes.append(self._change(small, 1))
+        self._far_changes.append(self._change(small, LAG))
         self._times_s.append(time_s)
-        self._checksum, self._small = checksum, small
+        self._recent.append(small)
+        self._checksum = checksum
+
+    def _change(self, small: NDArray[np.float32], lag: int) -> float:
+        """Grey levels on average from the frame `lag` frames before, NaN if that was not decoded."""
+        return float(np.abs(small - self._recent[-lag]).mean()) if len(self._recent) >= lag else math.nan
 
     @property
     def _num_decoded(self) -> int:
@@ -79,7 +92,7 @@ class Scenes:
                 "score a clip without repeated frames"
             )
             told.append(ClipWarning(code="repeated_frames", message=message, share=repeated))
-        still = float((known <= STILL_LEVELS).mean()) if known.size else 0.0
+        still = self._still_share()
         if still >= MOSTLY_STILL:
             message = (
                 f"nothing moves in {still:.0%} of the {self._num_decoded} decoded frames, so the reward says little "
@@ -96,6 +109,18 @@ class Scenes:
             message = "frames are HDR (PQ or HLG) and are mapped to standard dynamic range"
             told.append(ClipWarning(code="hdr_mapped", message=message, share=self._hdr / num))
         return tuple(told)
+
+    def _still_share(self) -> float:
+        """The share of frames in which nothing moves: equal to the frame before, or different by grain alone."""
+        changes, far = np.array(self._changes), np.array(self._far_changes)
+        known = np.flatnonzero(~np.isnan(changes))
+        if not known.size:
+            return 0.0
+        ahead = np.concatenate([far[LAG - 1 :], np.full(min(far.size, LAG - 1), math.nan)])
+        typical = np.array([np.nanmedian(changes[max(0, at - AROUND) : at + AROUND + 1]) for at in known])
+        grows = ~(np.fmin(far, ahead)[known] <= GRAIN_GROWTH * typical)  # also if LAG frames in a row are not known
+        moves = (changes[known] > STILL_LEVELS) & (grows | (changes[known] > GRAIN_LEVELS))
+        return float(1 - moves.mean())
 
     @staticmethod
     def _stands_out(changes: NDArray[np.float64], at: int) -> bool:

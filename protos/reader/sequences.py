@@ -81,7 +81,7 @@ def open_sequence(path: Path, guard: Guard, fps: float | None) -> Reel:
     def shown(wanted: Sequence[int] | None) -> Iterator[tuple[float, Picture]]:
         for at in range(len(pictures)) if wanted is None else sorted(set(wanted)):
             guard.clock()
-            yield float(times_s[at]), _picture(pictures[at])
+            yield float(times_s[at]), _picture(pictures[at], guard)
 
     return Reel(codec="pictures", times_s=times_s, pictures=shown)
 
@@ -103,22 +103,22 @@ def _check_sizes(pictures: Sequence[Path], guard: Guard) -> None:
     first: tuple[int, int] | None = None
     for picture in pictures:
         guard.clock()
-        with _open(picture) as image:
+        with _open(picture, guard) as image:
             size = image.size[::-1] if _orientation(image) in ROTATED else image.size
         guard.size(size[1], size[0])
         first = first or size
         if size != first:
             raise UnreadableClip(
-                f"'{picture}' is {size[0]}x{size[1]}, but '{pictures[0].name}' is {first[0]}x{first[1]}; the pictures "
-                "of a sequence must have one size"
+                f"'{picture}' is {size[0]}x{size[1]}, but '{pictures[0].name}' is {first[0]}x{first[1]}; write the "
+                "pictures of a sequence in one size"
             )
 
 
-def _open(picture: Path) -> Image.Image:
+def _open(picture: Path, guard: Guard) -> Image.Image:
     try:
         return Image.open(picture, formats=["PNG", "JPEG"])
     except Image.DecompressionBombError as error:
-        raise ClipTooLarge(f"'{picture}': {error}; scale the pictures down") from error
+        raise ClipTooLarge(f"'{picture}' is too large to open; {guard.smaller(error)}") from error
     except PILLOW_ERRORS as error:
         raise UnreadableClip(f"'{picture}' cannot be opened as png or jpg ({error}); leave it out") from error
 
@@ -128,8 +128,8 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(ORIENTATION, 1)) if image.format == "JPEG" else 1
 
 
-def _picture(path: Path) -> Picture:
-    pixels = _pixels(path)
+def _picture(path: Path, guard: Guard) -> Picture:
+    pixels = _pixels(path, guard)
     height, width = pixels.shape[:2]
     return Picture(height_px=height, width_px=width, rgb=lambda: pixels, luma=partial(_green, pixels))
 
@@ -138,9 +138,9 @@ def _green(pixels: Frame) -> NDArray[np.uint8]:
     return pixels[..., 1]
 
 
-def _pixels(path: Path) -> Frame:
+def _pixels(path: Path, guard: Guard) -> Frame:
     """The picture as shown, uint8 [H,W,3]: turned by its EXIF orientation, blended over black, 16 bits cut to 8."""
-    with _open(path) as image:
+    with _open(path, guard) as image:
         try:
             upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
             if upright.mode.startswith("I"):

@@ -27,11 +27,23 @@ CONTAINERS = (
     "y4m",
 )  # the names that users know
 TENSOR_SUFFIX = ".safetensors"
-# Files with these suffixes always count as clips in a folder. For others, also .ts, the bytes decide (files.py).
+# Files with these suffixes always count as clips in a folder, and so do those of OTHER_SUFFIXES. For others the bytes
+# decide (files.py).
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".mpg", ".mpeg", ".avif", ".apng", ".y4m"),
     TENSOR_SUFFIX,
 )
+OTHER_SUFFIXES = (
+    ".ts",
+    ".m2ts",
+    ".mts",
+    ".3gp",
+    ".ogv",
+    ".flv",
+    ".wmv",
+    ".vob",
+    ".mxf",
+)  # videos that are not read, or no videos
 
 MOV_BOXES = {
     *(b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide"),

@@ -16,6 +16,7 @@ from typing import BinaryIO, TypeVar
 import cv2
 import numpy as np
 
+from protos.reader import memory
 from protos.reader.animation import open_webp
 from protos.reader.containers import open_container
 from protos.reader.errors import UnreadableClip
@@ -115,6 +116,11 @@ class Source:
                 raise Recount
             yield time_s, picture
 
+    def require_counted_times(self) -> None:
+        """Raise Recount, for `with_true_times`, if times are not counted. Call it before a refusal for times."""
+        if self._reel.counted is not None:
+            raise Recount
+
     def within(self, first: int = 0, last: int | None = None) -> list[Stretch]:
         """The stretches, cut to the frames `first`..`last` (exclusive)."""
         end = self.times_s.size if last is None else min(last, self.times_s.size)
@@ -191,9 +197,14 @@ def shrunk_size(height_px: int, width_px: int, max_side_px: int) -> tuple[int, i
 
 
 def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None) -> Reel:
-    if media is Media.TENSOR or (media is None and is_tensor(payload)):
+    tensor = media is Media.TENSOR or (media is None and is_tensor(payload))
+    form = "" if tensor else sniff(payload)
+    if track and (tensor or form == "webp"):
+        raise UnreadableClip(
+            f"track={track} does not exist: the file has 1 video track(s), counted from 0; leave it out"
+        )
+    if tensor:
         return open_tensor(payload, guard)
-    form = sniff(payload)
     return open_webp(payload, guard) if form == "webp" else open_container(payload, form, guard, track)
 
 
@@ -202,6 +213,7 @@ def _source(reel: Reel, guard: Guard) -> Source:
         first = _first_picture(reel)
     except Recount:
         return _counted(reel, guard)
+    memory.prepare_for(first.height_px, first.width_px)
     edges = [0, *reel.breaks, reel.times_s.size]
     size = {"height_px": first.height_px, "width_px": first.width_px}
     return Source(
@@ -219,7 +231,11 @@ def _source(reel: Reel, guard: Guard) -> Source:
 
 def _first_picture(reel: Reel) -> Picture:
     if not reel.times_s.size:
-        raise UnreadableClip("the file's video track has no frame that can be shown; re-encode the clip")
+        track = next((one.index for one in reel.tracks if one.chosen), 0)
+        raise UnreadableClip(
+            f"video track {track} has no frame to show: its edit list hides all, or it has no key frame; re-encode the "
+            "clip"
+        )
     try:
         return next(iter(reel.pictures(None)))[1]
     except StopIteration:

@@ -27,13 +27,12 @@ class PacketTable:
     durations: list[int] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
     shown: list[bool] = field(default_factory=list)  # False if an edit list cuts it off or it is a hidden reference
-    num_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.pts)
 
     def first_packets(self, num: int) -> PacketTable:
-        """The same table, ended after `num` packets. `num_bytes` stays that of the whole track."""
+        """The same table, ended after `num` packets."""
         rows = (self.pts[:num], self.dts[:num], self.durations[:num], self.keys[:num], self.shown[:num])
         pts, dts, durations, keys, shown = rows
         return replace(self, pts=pts, dts=dts, durations=durations, keys=keys, shown=shown)

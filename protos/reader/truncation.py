@@ -11,6 +11,7 @@ import struct
 import numpy as np
 
 from protos.reader.boxes import has_fragments
+from protos.reader.ebml import segment
 from protos.reader.payload import Payload
 from protos.reader.sniff import MOV_BOXES, TS_PACKETS
 from protos.reader.timeline import Timeline
@@ -111,7 +112,8 @@ def _declared_bytes(data: Payload, form: str) -> int:
     if form == "mov":
         return _end_of_boxes(data)
     if form == "matroska":
-        return _end_of_segment(data)
+        whole = segment(data)
+        return whole.end if whole else len(data)
     if form in ("avi", "webp"):
         size = struct.unpack("<I", data[4:8])[0]
         return 8 + size if 0 < size < 2**32 - 1 else len(data)  # 0 and -1 mean that it was written to a pipe
@@ -130,21 +132,3 @@ def _end_of_boxes(data: Payload) -> int:
             return len(data)
         at += size
     return at
-
-
-def _end_of_segment(data: Payload) -> int:
-    """The end of a Matroska file's Segment element, which follows the EBML header. Live files leave it open."""
-    header = _vint(data, 4)
-    at = header[0] + header[1] if header else len(data)
-    segment = _vint(data, at + 4) if data[at : at + 4] == b"\x18\x53\x80\x67" else None
-    return sum(segment) if segment else len(data)
-
-
-def _vint(data: Payload, at: int) -> tuple[int, int] | None:
-    """(end of the field, value) of the EBML size at `at`, or None if it is cut, malformed or "unknown"."""
-    first = data[at : at + 1][0] if at < len(data) else 0
-    width = 9 - first.bit_length()
-    if width > 8 or at + width > len(data):
-        return None
-    value = int.from_bytes(data[at : at + width], "big") ^ (1 << 7 * width)
-    return None if value == (1 << 7 * width) - 1 else (at + width, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +14,13 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
 from protos.reader.files import clip_files
 from protos.reader.guard import Guard
+from protos.reader.pixels import over_black
+from protos.reader.tones import HLG, PQ, mapped
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
 from tests.paff import field_coded
@@ -158,6 +160,88 @@ def test_what_is_transparent_is_black(kind: str) -> None:
     _, frames = read(payload)
     assert frames[5][:, :40].max() == 0
     assert frames[5][:, 56:].max() > 100
+
+
+def with_frame_flags(webp: bytes, flags: int) -> bytes:
+    """The animation with other flags on all its frames: 1 clears a frame's place afterwards, 2 does not blend it."""
+    data, at = bytearray(webp), 12
+    while at + 8 <= len(data):
+        if data[at : at + 4] == b"ANMF":
+            data[at + 8 + 15] = flags
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize("flags", range(4))
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_s_frames_are_put_together_as_pillow_does(flags: int, lossless: bool) -> None:
+    """Small frames on a larger canvas, half transparent: the reader gives Pillow one frame at a time."""
+    pictures = np.full((12, 48, 64, 4), 255, np.uint8)
+    pictures[..., :3] = media.texture(1, 48, 64)[0]
+    for at, picture in enumerate(pictures):
+        picture[10:30, 3 * at : 3 * at + 20] = (200, 10 * at, 50, 128 + 8 * at)
+    images, buffer = [Image.fromarray(picture) for picture in pictures], io.BytesIO()
+    options = {"duration": 80, "lossless": lossless, "minimize_size": True, "exact": True, "quality": 80}
+    images[0].save(buffer, "WEBP", save_all=True, append_images=images[1:], **options)
+    payload = with_frame_flags(buffer.getvalue(), flags)
+    _, frames = read(payload)
+    with Image.open(io.BytesIO(payload)) as whole:
+        for at, frame in enumerate(frames):
+            whole.seek(at)
+            expected = over_black(np.asarray(whole.convert("RGBA")))
+            assert np.abs(frame.astype(int) - expected).max() <= 2, at
+
+
+MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}  # shares of red and blue (ITU-T H.273)
+COLOURS = np.array([[200, 60, 30], [30, 200, 60], [60, 30, 200], [250, 240, 10], [0, 0, 0], [255, 255, 255]]) / 255
+
+
+def in_yuv(matrix: int, *, full: bool, bits: int = 8, curve: int = 2) -> bytes:
+    """Lossless frames of COLOURS, in stripes of 16 pixels, converted to Y'CbCr by the formula of their matrix."""
+    red, blue = MATRICES.get(matrix, MATRICES[9])
+    luma = COLOURS @ (red, 1 - red - blue, blue)
+    parts = [luma, (COLOURS[:, 2] - luma) / (1 - blue) / 2 + 0.5, (COLOURS[:, 0] - luma) / (1 - red) / 2 + 0.5]
+    unit = 2 ** (bits - 8)
+    spans = (
+        [(0, 2**bits - 1)] * 3 if full else [(16 * unit, 219 * unit), (16 * unit, 224 * unit), (16 * unit, 224 * unit)]
+    )
+    kind, form = (np.uint8, "yuv444p") if bits == 8 else (np.uint16, "yuv444p10le")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        stream = output.add_stream("ffv1", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 16, 96, form
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_trc = matrix, 2 if full else 1, curve
+        for _ in range(8):
+            frame = av.VideoFrame(96, 16, form)
+            for plane, values, (low, span) in zip(frame.planes, parts, spans, strict=True):
+                row = np.repeat(np.rint(low + span * values), 16).astype(kind)
+                plane.update(np.repeat(row[None], 16, axis=0).tobytes())
+            frame.colorspace, frame.color_range, frame.color_trc = matrix, 2 if full else 1, curve
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("bits", [8, 10])
+def test_colours_are_those_of_the_declared_matrix_by_its_formula(matrix: int, full: bool, bits: int) -> None:
+    _, frames = read(in_yuv(matrix, full=full, bits=bits))
+    assert np.abs(frames[3, 8, 8::16] - 255 * COLOURS).max() <= 2
+
+
+@pytest.mark.parametrize("curve", [PQ, HLG])
+def test_hdr_colours_are_those_of_bt_2020_before_they_are_mapped(curve: int) -> None:
+    _, frames = read(in_yuv(9, full=False, bits=10, curve=curve))
+    expected = mapped(np.rint(65535 * COLOURS)[None].astype(np.uint16), curve)[0]
+    assert np.abs(frames[3, 8, 8::16].astype(int) - expected).max() <= 4
+
+
+@pytest.mark.parametrize("matrix", [8, 10, 14])  # YCgCo, BT.2020 of constant luminance, ICtCp
+def test_a_matrix_that_cannot_be_converted_is_refused_by_name(matrix: int) -> None:
+    with pytest.raises(UnreadableClip, match=f"colour matrix {matrix} cannot be converted"):
+        read(in_yuv(matrix, full=False))
 
 
 def hdr(curve: str, levels: list[int]) -> bytes:
@@ -314,7 +398,7 @@ def test_clip_files_are_recognised_by_their_bytes(tmp_path) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert [path.name for path in clip_files(tmp_path)] == ["a.ts", "b.m2ts", "broken.mp4", "c"]
+    assert [path.name for path in clip_files(tmp_path)] == ["a.ts", "b.m2ts", "broken.mp4", "c", "script.ts"]
     for name in ("a.ts", "b.m2ts", "c"):
         assert which(read((tmp_path / name).read_bytes())[1], FRAMES) == list(range(24))
 
@@ -324,32 +408,64 @@ def test_a_transport_stream_can_begin_within_a_packet() -> None:
     assert which(read(bytes(range(100)) + stream)[1], FRAMES) == list(range(24))
 
 
+# --- numbers of packets and of frames ---
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
+def test_packets_do_not_count_as_frames(container: str) -> None:
+    """Regression: of field-coded H.264, two packets a frame, half of the allowed frames were refused."""
+    luma = np.full((24, 32, 64), 100, np.uint8)
+    payload = field_coded(luma, container)
+    source, _ = read(payload, limits=dataclasses.replace(media.LIMITS, max_frames=24))
+    assert source.times_s.size == 24
+    with pytest.raises(ClipTooLarge, match=r"4\d packets of video, over the limit of 46 for 23 frames"):
+        read(payload, limits=dataclasses.replace(media.LIMITS, max_frames=23))
+
+
+@pytest.mark.parametrize("container", ["mpeg", "matroska"])
+def test_frames_whose_fields_share_a_packet_are_counted_as_they_are_decoded(container: str) -> None:
+    options = {"codec": "mpeg2video", "codec_options": {"flags": "+ildct+ilme", "g": "6"}}
+    payload = media.video(FRAMES, fps=24, container=container, **options)
+    assert read(payload, limits=dataclasses.replace(media.LIMITS, max_frames=24))[0].times_s.size == 24
+    with (
+        pytest.raises(ClipTooLarge, match="23 frames, over the limit of 22"),
+        open_source(payload, dataclasses.replace(media.LIMITS, max_frames=22)) as source,
+    ):
+        with_true_times(source, lambda source: list(source.frames([0])))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "mpeg4", "ffv1"])
+def test_of_other_files_no_frame_more_is_read_than_the_limit_allows(codec: str) -> None:
+    """Whether a packet is a frame is known at once or, of codecs with fields, after the first frame."""
+    payload = media.video(FRAMES, fps=24, container="matroska", codec=codec, codec_options={})
+    assert read(payload, limits=dataclasses.replace(media.LIMITS, max_frames=24))[0].times_s.size == 24
+    with (
+        pytest.raises(ClipTooLarge, match="24 frames, over the limit of 23"),
+        open_source(payload, dataclasses.replace(media.LIMITS, max_frames=23)),
+    ):
+        pass
+
+
+def test_the_tracks_that_are_not_read_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = odd_files.two_tracks(np.repeat(STILL, 3, axis=0), FRAMES)
+    limits = dataclasses.replace(media.LIMITS, max_frames=24)
+    assert np.array_equal(read(payload, limits=limits)[1], FRAMES)
+    with pytest.raises(ClipTooLarge, match="72 packets of video, over the limit of 48 for 24 frames; cut the clip"):
+        read(payload, limits=limits, track=0)
+    monkeypatch.setattr("protos.reader.guard.MAX_OTHER_PACKETS", 40)
+    with pytest.raises(ClipTooLarge, match="89 packets of video, over the limit of 88 for 24 frames and other tracks"):
+        read(payload, limits=limits)
+
+
 # --- counts claimed by an index ---
-
-
-def claiming(samples: int, edits: int = 0, handler: bytes = b"vide") -> bytes:
-    """An mp4 of a few bytes whose index claims `samples` samples of one byte each."""
-
-    def box(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I4s", 8 + len(body), name) + body
-
-    media_box = box(b"hdlr", bytes(8) + handler + bytes(13)) + box(
-        b"minf",
-        box(
-            b"stbl",
-            box(b"stts", struct.pack(">4I", 0, 1, samples, 2)) + box(b"stsz", struct.pack(">3I", 0, 1, samples)),
-        ),
-    )
-    listed = box(b"edts", box(b"elst", struct.pack(">2I", 0, edits))) if edits else b""
-    return box(b"ftyp", b"isom" + bytes(12)) + box(b"moov", box(b"trak", listed + box(b"mdia", media_box)))
 
 
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (claiming(25_000_000), "25000000 frames, over the limit of 300"),
-        (claiming(10, edits=100_000), "edit list has 100000 entries, over the limit of 100"),
-        (claiming(25_000_000, handler=b"soun"), "25000000 samples beside its video"),
+        (odd_files.claiming(25_000_000), "25000000 packets of video, over the limit of 200600 for 300 frames"),
+        (odd_files.claiming(10, edits=100_000), "edit list has 100000 entries, over the limit of 100"),
+        (odd_files.claiming(25_000_000, handler=b"soun"), "25000000 samples beside its video"),
     ],
 )
 def test_an_index_over_the_limits_is_refused_before_it_is_built(payload: bytes, words: str) -> None:

@@ -1,67 +1,62 @@
-"""Tests that the server, pretraining, evaluation and the trainer all get the reader's frames at the reader's times."""
+"""Tests that each odd file is read or refused as the table says, and alike by every user of the reader.
+
+The users are the server, in-process scoring, `evaluate`, `sanity`, pretraining and the trainer's data. VVC is read but
+not tested, because there is no VVC encoder here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fractions import Fraction
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from protos.reader import Source, Stretch, open_source, with_true_times
-from protos.reader.times import even_positions, nearest_frames
-from protos.types import Media, Submission
-from reward_server.data.shots import Shot
-from reward_server.decoding.decode import Sampling, decode
-from reward_server.training import source_views
-from reward_server.training.source_views import ViewPlan
+from protos.reader import ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader.source import resized
+from protos.reader.times import nearest_frames
+from protos.submissions import submission
+from protos.types import Outcome, Submission
+from reward_server.data.shots import Shot, SourceClip, find_files
+from reward_server.decoding.children import AVAILABLE, DecodePool
+from reward_server.decoding.decode import DecodedClip, Sampling, decode
+from reward_server.errors import BadRequest, InvalidClip
+from reward_server.evaluation.evaluate import judge
+from reward_server.evaluation.sanity import climb
+from reward_server.evaluation.score import run, score_files
+from reward_server.evaluation.scoring import RewardSource
+from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.settings import Settings
+from reward_server.training.samples import CacheConfig, clip_samples
 from reward_server.training.views import DrawnView
 from tests import media, odd_files
-from tests.odd_files import GOOD, LOSSLESS
-from tests.paff import field_coded
-from trainer.video import ClipForm, read_clip
-
-Frames = NDArray[np.uint8]
-FRAMES = media.texture(36, step=4)
-LUMA = np.repeat(np.repeat(np.arange(36, dtype=np.uint8)[:, None, None] * 6 + 20, 64, axis=1), 96, axis=2)
-
-ODD: dict[str, Callable[[], bytes]] = {
-    "plain": lambda: media.video(FRAMES, fps=12, codec_options=GOOD),
-    "avi with b-frames": lambda: odd_files.b_frames_in_avi(FRAMES),
-    "fields in ts": lambda: field_coded(LUMA, "mpegts"),
-    "fields in mkv": lambda: field_coded(LUMA, "matroska"),
-    "fields in mp4": lambda: field_coded(LUMA, "mp4"),
-    "hidden vp9": lambda: odd_files.hidden_vp9(FRAMES),
-    "two recordings in a ts": lambda: odd_files.concatenated_ts(FRAMES),
-    "a gap": lambda: odd_files.with_gap(FRAMES, after=12, gap_ms=2000),
-    "times in threes": lambda: odd_files.in_threes(media.texture(72, step=4)),
-    "a tenth dropped": lambda: odd_files.dropped(FRAMES, 0.1),
-    "turned": lambda: media.with_display_matrix(ODD["plain"](), odd_files.TURNED),
-    "mirrored": lambda: media.with_display_matrix(ODD["plain"](), odd_files.MIRRORED),
-    "wide pixels": lambda: media.video(FRAMES, fps=12, pixel_aspect=Fraction(3, 2), codec_options=GOOD),
-    "odd size": lambda: media.video(FRAMES[:, :63, :95], fps=12, **LOSSLESS),
-    "two sizes": lambda: odd_files.two_sizes(FRAMES),
-    "still track first": lambda: odd_files.two_tracks(np.repeat(FRAMES[:1], 36, axis=0), FRAMES),
-    "picture track first": lambda: odd_files.with_cover(FRAMES),
-    "quick gif": lambda: odd_files.gif_of(FRAMES, 10),
-    "transparent gif": lambda: odd_files.gif_of(odd_files.see_through(FRAMES), 80),
-    "transparent webp": lambda: media.webp(odd_files.see_through(FRAMES), 80),
-    "edit list": lambda: media.video(
-        FRAMES, ticks=list(range(-400, 1400, 50)), container="mov", codec="qtrle", pix_fmt="rgb24"
-    ),
-    "10 bit": lambda: media.video(FRAMES, fps=12, pix_fmt="yuv420p10le", codec_options=GOOD),
-    "tensor": lambda: media.tensor(FRAMES, 12.0),
-}
+from tests.media import Frames
+from tests.odd_table import FRAMES, ODD, Odd
+from tests.plain_scorer import MODEL, PlainScorer, Prepared
+from trainer.data import Clips, DataConfig, find_sources
+from trainer.errors import DataError
+from trainer.video import ClipForm
 
 
-@pytest.fixture(scope="module", params=ODD)
-def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file whose name does not show its format."""
-    file = tmp_path_factory.mktemp("odd") / "clip.bin"
-    file.write_bytes(ODD[request.param]())
-    return file
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """An odd file on disk, whose name does not show its format."""
+
+    odd: Odd
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a user got: frames [T,H,W,3], and their times in seconds after the file's first frame. Or its refusal."""
+
+    frames: Frames | None = None
+    times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    code: str | None = None
+    message: str = ""
 
 
 def read(path: Path) -> tuple[Source, Stretch, Frames]:
@@ -75,53 +70,120 @@ def _longest(source: Source) -> tuple[Source, Stretch, Frames]:
     return source, stretch, np.stack([frame for _, frame in source.frames(range(stretch.first, stretch.last))])
 
 
-def positions(found: Frames, reference: Frames) -> list[int]:
-    """The positions of these frames [T,H,W,3] in the reference. Fails for a frame that is not in it."""
-    at = {frame.tobytes(): index for index, frame in enumerate(reference)}
-    assert len(at) == len(reference), "frames of this file cannot be told apart"
-    return [at[np.ascontiguousarray(frame).tobytes()] for frame in found]
+@pytest.fixture(scope="module", params=ODD)
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> File:
+    odd = ODD[request.param]
+    path = tmp_path_factory.mktemp("odd") / "clip.bin"
+    path.write_bytes(odd.make())
+    return File(odd=odd, path=path)
 
 
-def test_the_server_gets_the_readers_frames_and_times(path: Path) -> None:
-    source, stretch, frames = read(path)
-    sampling = Sampling(
-        fps=1000,
-        window_frames=stretch.last - stretch.first,
-        max_windows=1,
-        area_px=stretch.height_px * stretch.width_px,
-        multiple_px=1,
-    )
-    data = path.read_bytes()
-    kind = Media.TENSOR if source.codec == "safetensors" else Media.CONTAINER
-    decoded = decode(Submission(payload=data, media=kind), sampling, media.LIMITS, 600.0)
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecodePool]:
+    pool = DecodePool(size=1, memory_mib=512)
+    yield pool
+    pool.close()
+
+
+def test_an_odd_file_is_read_or_refused_as_the_table_says(file: File) -> None:
+    odd = file.odd
+    if not odd.frames:
+        with pytest.raises(ReaderError, match=odd.words) as refused:
+            read(file.path)
+        assert refused.value.code == odd.code
+        return
+    source, stretch, frames = read(file.path)
+    assert (source.times_s.size, len(source.stretches)) == (odd.frames, odd.stretches)
+    assert source.fps == pytest.approx(odd.fps, rel=0.01)
+    assert (stretch.height_px, stretch.width_px) == odd.size == frames.shape[1:3]
+    assert tuple(warning.code for warning in source.warnings) == odd.warnings
+    shown = (FRAMES if odd.shown is None else odd.shown)[: odd.frames]
+    away = np.abs(frames[:, None].astype(np.int16) - shown[None]).mean(axis=(2, 3, 4))
+    assert away.argmin(axis=1).tolist() == list(range(stretch.first, stretch.last))
+
+
+# --- the users ----------------------------------------------------------------------------------
+
+
+@dataclass
+class EveryFrame(PlainScorer):
+    """A scorer that samples every frame of the file's longest stretch, and keeps what it decoded."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    decoded: list[DecodedClip] = field(default_factory=list)
+
+    def prepare(self, submission: Submission, discriminators: None = None) -> Prepared:
+        self.decoded.append(decode(submission, self.sampling, media.LIMITS, 600.0))
+        return Prepared(decoded=self.decoded[-1])
+
+    @property
+    def scorer(self) -> RewardSource:
+        names = ("fps", "window_frames", "min_frames", "area_px")
+        wanted = dataclasses.replace(MODEL.input, **{name: getattr(self.sampling, name) for name in names})
+        return RewardSource(
+            score=self.score_submissions, model=dataclasses.replace(MODEL, input=wanted), where="every frame"
+        )
+
+
+def sampling_of(file: File) -> Sampling:
+    """Every frame of the longest stretch, at its own size if that is whole multiples of 16 pixels."""
+    num = max((file.odd.frames or len(FRAMES)) // file.odd.stretches, 8)
+    return Sampling(fps=1000, window_frames=num, max_windows=1, area_px=max(256, file.odd.size[0] * file.odd.size[1]))
+
+
+def of_window(decoded: DecodedClip, start_s: float | None = None) -> Taken:
     (window,) = decoded.windows
-    found = positions(window.clip.frames.transpose(0, 2, 3, 1), frames)
-    times_s = source.times_s[stretch.first : stretch.last] - source.times_s[0]
-    wanted_s = window.start_s + np.arange(len(found)) / decoded.fps_used
-    assert found == [int(np.abs(times_s - wanted).argmin()) for wanted in wanted_s]
-    assert (decoded.source.frames, decoded.source.codec) == (source.times_s.size, source.codec)
-    assert (decoded.source.height_px, decoded.source.width_px) == (stretch.height_px, stretch.width_px)
+    frames = window.clip.frames.transpose(0, 2, 3, 1)
+    first_s = window.start_s if start_s is None else start_s
+    return Taken(frames=frames, times_s=first_s + np.arange(len(frames)) / decoded.fps_used)
 
 
-def test_the_trainer_gets_the_readers_frames(path: Path) -> None:
-    source, stretch, frames = read(path)
-    form = ClipForm(num_frames=5, fps=source.fps / 3, height_px=stretch.height_px, width_px=stretch.width_px)
-    clip = read_clip(path, form, first=stretch.first, last=stretch.last)
-    found = positions(clip.frames.transpose(0, 2, 3, 1), frames)
-    times_s = source.times_s[stretch.first : stretch.last]
-    assert found == nearest_frames(times_s, (times_s[0] + 3 / source.fps * np.arange(5)).tolist()).tolist()
+def of_outcome(outcome: Outcome, scorer: EveryFrame, start_s: float | None = None) -> Taken:
+    if outcome.error is not None:
+        return Taken(code=outcome.error.code, message=outcome.error.message)
+    return of_window(scorer.decoded[0], start_s)
 
 
-def test_an_evaluation_shot_has_the_readers_frames(path: Path) -> None:
-    source, stretch, frames = read(path)
-    clip = Shot(path=path, first=stretch.first, last=stretch.last).clip()
-    found = positions(clip.frames.transpose(0, 2, 3, 1), frames)
-    assert found == even_positions(source.times_s[stretch.first : stretch.last]).tolist()
-    assert clip.fps == source.fps
+def server(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """The server decodes the submitted bytes in a child process."""
+    decoder = pool.decode if AVAILABLE else decode
+    try:
+        return of_window(decoder(submission(file.path), sampling_of(file), media.LIMITS, 600.0))
+    except InvalidClip as error:
+        return Taken(code=error.code, message=str(error))
 
 
-def test_pretraining_views_come_from_the_readers_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, stretch, frames = read(path)
+def score(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    every = EveryFrame(sampling=sampling_of(file))
+    (scored,) = score_files([file.path], every.scorer)
+    return of_outcome(scored.outcome, every)
+
+
+def evaluate(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    monkeypatch.setattr("reward_server.evaluation.evaluate.plain_statistics", lambda clip, seed: {})  # they are slow
+    every = EveryFrame(sampling=sampling_of(file))
+    (case,) = judge([("real", Shot(path=file.path))], every.scorer, Settings())
+    return of_outcome(case.outcome, every)
+
+
+def evaluate_a_part(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """A shot of a manifest is read here and submitted as a tensor."""
+    try:
+        clip = Shot(path=file.path, last=10_000).clip()
+    except InvalidClip as error:
+        return Taken(code=error.code, message=str(error))
+    return Taken(frames=clip.frames.transpose(0, 2, 3, 1), times_s=np.arange(len(clip.frames)) / clip.fps)
+
+
+def sanity(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    every = EveryFrame(sampling=sampling_of(file))
+    ((rung, *_),) = climb([Shot(path=file.path)], every.scorer, Settings(), faults=())
+    return of_outcome(rung.outcome, every, rung.start_s)
+
+
+def pretrain(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """The frames of all views, before they are cropped. A refusal is the reason for which the clip is skipped."""
+    clip = SourceClip(source="clip", path=file.path, real=False)
     seen: list[tuple[int, Frames]] = []
     cut = DrawnView.cut
 
@@ -129,16 +191,115 @@ def test_pretraining_views_come_from_the_readers_frames(path: Path, monkeypatch:
         seen.append((view.positions[at], frame))
         return cut(view, at, frame)
 
-    monkeypatch.setattr(DrawnView, "cut", recorded)
-    plan = ViewPlan(sampling=Sampling(), frames_per_view=6, most_views=100, max_side_px=640, seed=(0,))
-
-    def views(source: Source) -> list[object]:
+    def views(source: Source) -> Source:
         seen.clear()  # forget the frames from before the times were counted
-        return list(source_views.source_views(source, 0, None, plan))
+        assert list(clip_samples(source, clip, EmbeddedProfile(), CacheConfig(frames_per_view=100)))
+        return source
 
-    with open_source(path) as opened:
-        assert with_true_times(opened, views)
-    inside = [(at - stretch.first, frame) for at, frame in seen if stretch.first <= at < stretch.last]
-    assert inside
-    for at, frame in inside:
-        assert np.array_equal(frame, frames[at])
+    monkeypatch.setattr(DrawnView, "cut", recorded)
+    try:
+        with open_source(file.path) as opened:
+            source = with_true_times(opened, views)
+    except (ReaderError, InvalidClip) as error:
+        return Taken(message=str(error))
+    longest = max(source.stretches, key=lambda one: one.last - one.first)
+    inside = [(at, frame) for at, frame in seen if longest.first <= at < longest.last]
+    return Taken(
+        frames=np.stack([frame for _, frame in inside]),
+        times_s=source.times_s[[at for at, _ in inside]] - source.times_s[0],
+    )
+
+
+def trainer(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """The trainer takes every third frame of the first stretch."""
+    height, width = file.odd.size
+    data = DataConfig(start="first")
+    form = ClipForm(num_frames=4, fps=max(file.odd.fps, 1) / 3, height_px=height, width_px=width)
+    try:
+        clip = Clips(find_sources([str(file.path)], "train"), form, seed=0, data=data).at(0).clip
+    except DataError as error:
+        return Taken(message=str(error))
+    return Taken(frames=clip.frames.transpose(0, 2, 3, 1), times_s=np.arange(4) / form.fps)
+
+
+LOST = Odd(
+    form="",
+    make=lambda: odd_files.dropped(media.texture(40), 0.3, fps=12, seed=3),
+    frames=len(odd_files.kept(40, 0.3, 3)),
+    fps=12.0,
+)
+
+
+USERS: dict[str, Callable[[File, DecodePool, pytest.MonkeyPatch], Taken]] = {
+    user.__name__: user for user in (server, score, evaluate, evaluate_a_part, sanity, pretrain, trainer)
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_every_user_gets_the_same_frames_at_the_same_times(
+    file: File, user: str, pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = USERS[user](file, pool, monkeypatch)
+    if file.odd.code:
+        assert re.search(file.odd.words, taken.message), taken.message
+        assert taken.code in (file.odd.code, None)
+        return
+    assert taken.frames is not None, taken.message
+    source, stretch, frames = read(file.path)
+    times_s = source.times_s[stretch.first : stretch.last] - source.times_s[0]
+    expected = frames[nearest_frames(times_s, taken.times_s.tolist())]
+    size = taken.frames.shape[1:3]
+    for found, frame in zip(taken.frames, expected, strict=True):
+        assert np.array_equal(found, resized(frame, *size))
+    assert len({frame.tobytes() for frame in frames}) == len(frames), "frames of this file cannot be told apart"
+
+
+@pytest.mark.parametrize("user", [user for user in USERS if user != "trainer"])
+def test_a_file_that_lost_30_percent_of_its_frames_is_refused_by_every_user(
+    user: str, tmp_path: Path, pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: pretraining and shots repeated the nearest frame, without a limit and without a word.
+
+    The trainer is another case: it takes no frame twice, and refuses a file where it would have to.
+    """
+    path = tmp_path / "lost.mkv"
+    path.write_bytes(LOST.make())
+    taken = USERS[user](File(odd=LOST, path=path), pool, monkeypatch)
+    words = r"\d\d% of the times at 12(\.01)? fps have no frame within half a step, over the limit of 20%"
+    assert re.search(words, taken.message), taken
+
+
+def test_score_reads_the_chosen_track_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "two.mkv"
+    path.write_bytes(odd_files.two_tracks(FRAMES[::-1], FRAMES))
+    every = EveryFrame(sampling=Sampling(fps=12, window_frames=24, max_windows=1, area_px=64 * 96))
+    for track, shown in ((0, FRAMES[::-1]), (1, FRAMES), (None, FRAMES)):
+        (scored,) = score_files([path], every.scorer, track=track)
+        assert scored.ok, scored.outcome.error
+        assert np.array_equal(every.decoded[-1].windows[0].clip.frames.transpose(0, 2, 3, 1), shown)
+    (refused,) = score_files([path], every.scorer, track=2)
+    assert refused.outcome.error is not None
+    assert "track=2 does not exist" in refused.outcome.error.message
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "words"), [("ab", {}, "got 2 file"), ("a", {"html": Path("a.html")}, "cannot be drawn")]
+)
+def test_a_track_of_several_files_or_of_a_drawing_is_refused(
+    tmp_path: Path, names: str, given: dict[str, Path], words: str
+) -> None:
+    for name in names:
+        (tmp_path / f"{name}.mkv").write_bytes(b"")
+    with pytest.raises(BadRequest, match=words):
+        run([str(tmp_path)], Settings(), server=None, json_path=None, csv_path=None, track=1, **given)
+
+
+def test_a_file_that_only_has_the_name_of_a_video_is_named_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "code.ts").write_text("export const answer = 42;\n" * 20)
+    (tmp_path / "clip.ts").write_bytes(ODD["ts h264"].make())
+    (tmp_path / "notes.txt").write_text("a note")
+    good, bad = score_files(find_files([str(tmp_path)]), PlainScorer().scorer)
+    assert (good.path.name, bad.path.name) == ("clip.ts", "code.ts")
+    assert good.ok
+    assert bad.outcome.error is not None
+    assert "text ('export const" in bad.outcome.error.message

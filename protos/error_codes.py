@@ -1,4 +1,4 @@
-"""Lists the stable error codes of the server, the client and the values of the contract.
+"""Lists the stable error codes of the server, the client and the values of the contract, and defines ContractError.
 
 Programs compare a code with a member: `outcome.error.code == ErrorCode.CLIP_TOO_SHORT`. The values are part of the
 contract and never change. A code is a plain string on the wire and in Python (`Error.code`, `RewardClientError.code`),
@@ -37,6 +37,8 @@ class ErrorCode(StrEnum):
     BAD_REQUEST = "bad_request"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA = "unsupported_media"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     UNKNOWN_JOB = "unknown_job"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     NOT_READY = "not_ready"
@@ -49,6 +51,7 @@ class ErrorCode(StrEnum):
     TOO_FEW_CLIPS = "too_few_clips"
     REFRESH_RUNNING = "refresh_running"
     REFRESH_REJECTED = "refresh_rejected"
+    GATE_FAILED = "gate_failed"
     REFRESH_FAILED = "refresh_failed"
 
     # The client got no answer, or one that it cannot read.
@@ -69,3 +72,11 @@ class ErrorCode(StrEnum):
     BAD_RESULT = "bad_result"
     BAD_JSON = "bad_json"
     NON_FINITE = "non_finite"
+
+
+class ContractError(ValueError):
+    """A value breaks the contract. `code` is stable. The message names the value, the limit and the next step."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -18,8 +18,19 @@ from protos.types import ContractError, Outcome
 JOB, OUTCOME = "job", "outcome"  # the fields of an entry
 
 
+def owned_run(run_id: str, key_id: str) -> str:
+    """The full name of a run that belongs to an API key, as it is in Redis. An empty id: the server has no keys.
+
+    For an empty `run_id`, it is what all full names of the key's runs begin with.
+    """
+    return f"{key_id}:{run_id}" if key_id else run_id
+
+
 def results_key(profile: str, run_id: str) -> str:
-    """The name of a run's stream in Redis. `profile` is `Model.profile` of the served model."""
+    """The name of a run's stream in Redis. `profile` is `Model.profile` of the served model.
+
+    `run_id` is the full name (`owned_run`) if the server requires keys.
+    """
     return f"motion-reward:{{{profile}}}:run:{run_id}"
 
 

@@ -107,10 +107,11 @@ class Context(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     DISCRIMINATOR_VERSION_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
-    """clips whose rewards are compared; they share query points and, with a run_id,"""
+    """clips whose rewards are compared; they share query points and one"""
     run_id: _builtins.str
-    """one discriminator version; use a new id for every buffer
+    """discriminator version; use a new id for every buffer
     the training run; outcomes can be awaited by run
     """
     origin: Global___Origin.ValueType
@@ -119,13 +120,15 @@ class Context(_message.Message):
     deadline_s: _builtins.float
     """seconds from admission; the job ends as TIMEOUT if it is not scored by then"""
     idempotency_key: _builtins.str
-    """the same key and submission give the same job; the same key with other bytes,"""
+    """within the run: the same key and submission give the same job; the same key with"""
     policy_version: _builtins.str
-    """media, run, group, origin, seed or pinned version is an error
+    """other bytes, media, group, origin, seed, pinned version or explain is an error
     returned unchanged
     """
     discriminator_version: _builtins.str
     """pin: score with this version or fail; absent: the run's latest, else the base"""
+    explain: _builtins.bool
+    """also return what the discriminators saw (Reward.explanation)"""
     def __init__(
         self,
         *,
@@ -137,10 +140,11 @@ class Context(_message.Message):
         idempotency_key: _builtins.str = ...,
         policy_version: _builtins.str = ...,
         discriminator_version: _builtins.str = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_query_seed", b"_query_seed", "deadline_s", b"deadline_s", "query_seed", b"query_seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_query_seed", b"_query_seed", "deadline_s", b"deadline_s", "discriminator_version", b"discriminator_version", "group_id", b"group_id", "idempotency_key", b"idempotency_key", "origin", b"origin", "policy_version", b"policy_version", "query_seed", b"query_seed", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_query_seed", b"_query_seed", "deadline_s", b"deadline_s", "discriminator_version", b"discriminator_version", "explain", b"explain", "group_id", b"group_id", "idempotency_key", b"idempotency_key", "origin", b"origin", "policy_version", b"policy_version", "query_seed", b"query_seed", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
@@ -412,6 +416,9 @@ class Reward(_message.Message):
     WINDOWS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     DYNAMICS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     combined: _builtins.float
     """weighted mean of the two clipped logits"""
     instantaneous: _builtins.float
@@ -432,6 +439,18 @@ class Reward(_message.Message):
     def dynamics(self) -> Global___Dynamics:
         """absent: the server is older than this field"""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """absent: not asked for, or an older server"""
+
+    @_builtins.property
+    def standing(self) -> Global___Standing:
+        """absent: the server is older than this field"""
+
+    @_builtins.property
+    def standard_error(self) -> Global___StandardError:
+        """absent: one window and one draw of query points, which have no spread"""
+
     def __init__(
         self,
         *,
@@ -444,14 +463,121 @@ class Reward(_message.Message):
         windows: _abc.Iterable[Global___WindowLogits] | None = ...,
         provenance: Global___Provenance | None = ...,
         dynamics: Global___Dynamics | None = ...,
+        explanation: Global___Explanation | None = ...,
+        standing: Global___Standing | None = ...,
+        standard_error: Global___StandardError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "dynamics", b"dynamics", "logits", b"logits", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "dynamics", b"dynamics", "explanation", b"explanation", "logits", b"logits", "provenance", b"provenance", "standard_error", b"standard_error", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "clipped", b"clipped", "combined", b"combined", "dynamics", b"dynamics", "instantaneous", b"instantaneous", "logits", b"logits", "long_term", b"long_term", "provenance", b"provenance", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "clipped", b"clipped", "combined", b"combined", "dynamics", b"dynamics", "explanation", b"explanation", "instantaneous", b"instantaneous", "logits", b"logits", "long_term", b"long_term", "provenance", b"provenance", "standard_error", b"standard_error", "standing", b"standing", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reward: _TypeAlias = Reward  # noqa: Y015
+
+@_typing.final
+class Standing(_message.Message):
+    """Where a reward stands among those of real clips, which the weights' reference table holds. A percentile is the share
+    of these clips with a lower value, 0..100.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMBINED_PERCENTILE_FIELD_NUMBER: _builtins.int
+    INSTANTANEOUS_PERCENTILE_FIELD_NUMBER: _builtins.int
+    LONG_TERM_PERCENTILE_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    BAND_FIELD_NUMBER: _builtins.int
+    NUM_CLIPS_FIELD_NUMBER: _builtins.int
+    DISCRIMINATOR_VERSION_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    combined_percentile: _builtins.float
+    """absent, like the other two: `missing` says why"""
+    instantaneous_percentile: _builtins.float
+    """of the logit before clipping"""
+    long_term_percentile: _builtins.float
+    """of the logit before clipping"""
+    nearest: _builtins.str
+    """the rung of the table's ladder with the nearest logits: "a real clip", "a clip"""
+    band: _builtins.str
+    """with mild jitter"; empty if the table has none
+    the real clips compared with, by length: "short", "one window", "several
+    """
+    num_clips: _builtins.int
+    """windows"
+    how many these are
+    """
+    discriminator_version: _builtins.str
+    """the version that rewarded them; refreshed discriminators have their ancestor's"""
+    missing: _builtins.str
+    """why a percentile is absent; empty if none is"""
+    def __init__(
+        self,
+        *,
+        combined_percentile: _builtins.float | None = ...,
+        instantaneous_percentile: _builtins.float | None = ...,
+        long_term_percentile: _builtins.float | None = ...,
+        nearest: _builtins.str = ...,
+        band: _builtins.str = ...,
+        num_clips: _builtins.int = ...,
+        discriminator_version: _builtins.str = ...,
+        missing: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_combined_percentile", b"_combined_percentile", "_instantaneous_percentile", b"_instantaneous_percentile", "_long_term_percentile", b"_long_term_percentile", "combined_percentile", b"combined_percentile", "instantaneous_percentile", b"instantaneous_percentile", "long_term_percentile", b"long_term_percentile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_combined_percentile", b"_combined_percentile", "_instantaneous_percentile", b"_instantaneous_percentile", "_long_term_percentile", b"_long_term_percentile", "band", b"band", "combined_percentile", b"combined_percentile", "discriminator_version", b"discriminator_version", "instantaneous_percentile", b"instantaneous_percentile", "long_term_percentile", b"long_term_percentile", "missing", b"missing", "nearest", b"nearest", "num_clips", b"num_clips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__combined_percentile: _TypeAlias = _typing.Literal["combined_percentile"]  # noqa: Y015
+    _WhichOneofArgType__combined_percentile: _TypeAlias = _typing.Literal["_combined_percentile", b"_combined_percentile"]  # noqa: Y015
+    _WhichOneofReturnType__instantaneous_percentile: _TypeAlias = _typing.Literal["instantaneous_percentile"]  # noqa: Y015
+    _WhichOneofArgType__instantaneous_percentile: _TypeAlias = _typing.Literal["_instantaneous_percentile", b"_instantaneous_percentile"]  # noqa: Y015
+    _WhichOneofReturnType__long_term_percentile: _TypeAlias = _typing.Literal["long_term_percentile"]  # noqa: Y015
+    _WhichOneofArgType__long_term_percentile: _TypeAlias = _typing.Literal["_long_term_percentile", b"_long_term_percentile"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__combined_percentile) -> _WhichOneofReturnType__combined_percentile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instantaneous_percentile) -> _WhichOneofReturnType__instantaneous_percentile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__long_term_percentile) -> _WhichOneofReturnType__long_term_percentile | None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
+@_typing.final
+class StandardError(_message.Message):
+    """Standard errors of the logits before clipping, and of their weighted mean. They cover how much the windows of the clip
+    differ, and the draw of query points with them; with one window, the draws only. They do not cover what the
+    discriminators cannot see, nor how two trainings differ.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMBINED_FIELD_NUMBER: _builtins.int
+    INSTANTANEOUS_FIELD_NUMBER: _builtins.int
+    LONG_TERM_FIELD_NUMBER: _builtins.int
+    NUM_WINDOWS_FIELD_NUMBER: _builtins.int
+    NUM_DRAWS_FIELD_NUMBER: _builtins.int
+    combined: _builtins.float
+    instantaneous: _builtins.float
+    long_term: _builtins.float
+    num_windows: _builtins.int
+    num_draws: _builtins.int
+    """of query points, over which the reward is a mean"""
+    def __init__(
+        self,
+        *,
+        combined: _builtins.float = ...,
+        instantaneous: _builtins.float = ...,
+        long_term: _builtins.float = ...,
+        num_windows: _builtins.int = ...,
+        num_draws: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combined", b"combined", "instantaneous", b"instantaneous", "long_term", b"long_term", "num_draws", b"num_draws", "num_windows", b"num_windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandardError: _TypeAlias = StandardError  # noqa: Y015
 
 @_typing.final
 class Dynamics(_message.Message):
@@ -492,6 +618,203 @@ class Dynamics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dynamics: _TypeAlias = Dynamics  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """What the discriminators saw, window by window, in the order of Reward.windows. T frames, P = T-1 frame pairs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    REDUCED_FIELD_NUMBER: _builtins.int
+    reduced: _builtins.str
+    """what was made smaller to stay within explain_max_bytes; empty: nothing"""
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WindowExplanation]: ...
+    def __init__(
+        self,
+        *,
+        windows: _abc.Iterable[Global___WindowExplanation] | None = ...,
+        reduced: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reduced", b"reduced", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class WindowExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMES_S_FIELD_NUMBER: _builtins.int
+    TRACKS_FIELD_NUMBER: _builtins.int
+    RESIDUAL_FIELD_NUMBER: _builtins.int
+    FLOW_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    RESIDUAL_CURVE_FIELD_NUMBER: _builtins.int
+    FLOW_CONFIDENCE_CURVE_FIELD_NUMBER: _builtins.int
+    PERCENTILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def times_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[T] seconds from the clip's first frame"""
+
+    @_builtins.property
+    def tracks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackExplanation]:
+        """at most 64, a random sample of all"""
+
+    @_builtins.property
+    def residual(self) -> Global___PairMaps:
+        """magnitude, gray levels"""
+
+    @_builtins.property
+    def flow_confidence(self) -> Global___PairMaps:
+        """0..1"""
+
+    @_builtins.property
+    def residual_curve(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[P] mean over the frame"""
+
+    @_builtins.property
+    def flow_confidence_curve(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def percentiles(self) -> Global___WindowPercentiles:
+        """absent: the server is older than this field"""
+
+    def __init__(
+        self,
+        *,
+        times_s: _abc.Iterable[_builtins.float] | None = ...,
+        tracks: _abc.Iterable[Global___TrackExplanation] | None = ...,
+        residual: Global___PairMaps | None = ...,
+        flow_confidence: Global___PairMaps | None = ...,
+        residual_curve: _abc.Iterable[_builtins.float] | None = ...,
+        flow_confidence_curve: _abc.Iterable[_builtins.float] | None = ...,
+        percentiles: Global___WindowPercentiles | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flow_confidence", b"flow_confidence", "percentiles", b"percentiles", "residual", b"residual"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_confidence", b"flow_confidence", "flow_confidence_curve", b"flow_confidence_curve", "percentiles", b"percentiles", "residual", b"residual", "residual_curve", b"residual_curve", "times_s", b"times_s", "tracks", b"tracks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WindowExplanation: _TypeAlias = WindowExplanation  # noqa: Y015
+
+@_typing.final
+class WindowPercentiles(_message.Message):
+    """Where the window alone stands among real clips of one window (or shorter ones, if it is shorter): the share of these
+    with a lower value, 0..100. Absent values: Reward.standing.missing says why.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMBINED_FIELD_NUMBER: _builtins.int
+    INSTANTANEOUS_FIELD_NUMBER: _builtins.int
+    LONG_TERM_FIELD_NUMBER: _builtins.int
+    combined: _builtins.float
+    instantaneous: _builtins.float
+    """of the window's logit before clipping"""
+    long_term: _builtins.float
+    """of the window's logit before clipping"""
+    def __init__(
+        self,
+        *,
+        combined: _builtins.float | None = ...,
+        instantaneous: _builtins.float | None = ...,
+        long_term: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_combined", b"_combined", "_instantaneous", b"_instantaneous", "_long_term", b"_long_term", "combined", b"combined", "instantaneous", b"instantaneous", "long_term", b"long_term"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_combined", b"_combined", "_instantaneous", b"_instantaneous", "_long_term", b"_long_term", "combined", b"combined", "instantaneous", b"instantaneous", "long_term", b"long_term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__combined: _TypeAlias = _typing.Literal["combined"]  # noqa: Y015
+    _WhichOneofArgType__combined: _TypeAlias = _typing.Literal["_combined", b"_combined"]  # noqa: Y015
+    _WhichOneofReturnType__instantaneous: _TypeAlias = _typing.Literal["instantaneous"]  # noqa: Y015
+    _WhichOneofArgType__instantaneous: _TypeAlias = _typing.Literal["_instantaneous", b"_instantaneous"]  # noqa: Y015
+    _WhichOneofReturnType__long_term: _TypeAlias = _typing.Literal["long_term"]  # noqa: Y015
+    _WhichOneofArgType__long_term: _TypeAlias = _typing.Literal["_long_term", b"_long_term"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__combined) -> _WhichOneofReturnType__combined | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instantaneous) -> _WhichOneofReturnType__instantaneous | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__long_term) -> _WhichOneofReturnType__long_term | None: ...
+
+Global___WindowPercentiles: _TypeAlias = WindowPercentiles  # noqa: Y015
+
+@_typing.final
+class TrackExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_PX_FIELD_NUMBER: _builtins.int
+    Y_PX_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """the window's long-term logit minus the logit with this track left out of the pool over tracks"""
+    @_builtins.property
+    def x_px(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[T] in pixels of the clip as displayed; 0 is the centre of the first pixel"""
+
+    @_builtins.property
+    def y_px(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def visibility(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[T] 0..1"""
+
+    @_builtins.property
+    def confidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[T] 0..1"""
+
+    def __init__(
+        self,
+        *,
+        x_px: _abc.Iterable[_builtins.float] | None = ...,
+        y_px: _abc.Iterable[_builtins.float] | None = ...,
+        visibility: _abc.Iterable[_builtins.float] | None = ...,
+        confidence: _abc.Iterable[_builtins.float] | None = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "share", b"share", "visibility", b"visibility", "x_px", b"x_px", "y_px", b"y_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackExplanation: _TypeAlias = TrackExplanation  # noqa: Y015
+
+@_typing.final
+class PairMaps(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """cells of a map, which covers the whole frame"""
+    width: _builtins.int
+    top: _builtins.float
+    """byte b stands for b / 255 * top"""
+    cells: _builtins.bytes
+    """P x height x width, row by row"""
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        top: _builtins.float = ...,
+        cells: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "height", b"height", "top", b"top", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairMaps: _TypeAlias = PairMaps  # noqa: Y015
 
 @_typing.final
 class Logits(_message.Message):
@@ -761,10 +1084,13 @@ class Model(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_DIGEST_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     discriminator_version: _builtins.str
     weights_digest: _builtins.str
     preprocessing_digest: _builtins.str
+    architecture_digest: _builtins.str
+    """of the names and shapes of the discriminators' weights; empty: an older server"""
     @_builtins.property
     def bounds(self) -> Global___Bounds: ...
     @_builtins.property
@@ -786,10 +1112,11 @@ class Model(_message.Message):
         weights: Global___Logits | None = ...,
         limits: Global___Limits | None = ...,
         input: Global___Input | None = ...,
+        architecture_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "input", b"input", "limits", b"limits", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "discriminator_version", b"discriminator_version", "input", b"input", "limits", b"limits", "preprocessing_digest", b"preprocessing_digest", "profile", b"profile", "weights", b"weights", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture_digest", b"architecture_digest", "bounds", b"bounds", "discriminator_version", b"discriminator_version", "input", b"input", "limits", b"limits", "preprocessing_digest", b"preprocessing_digest", "profile", b"profile", "weights", b"weights", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -806,6 +1133,7 @@ class Limits(_message.Message):
     MAX_CLIPS_PER_REQUEST_FIELD_NUMBER: _builtins.int
     SCORE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     REFRESH_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    REFRESH_STEP_S_FIELD_NUMBER: _builtins.int
     max_bytes: _builtins.int
     max_frames: _builtins.int
     max_frame_pixels: _builtins.int
@@ -814,7 +1142,9 @@ class Limits(_message.Message):
     score_timeout_s: _builtins.float
     """how long Score waits for its clips"""
     refresh_timeout_s: _builtins.float
-    """a refresh that takes longer publishes nothing"""
+    """a refresh that takes longer, plus its steps' time, publishes nothing"""
+    refresh_step_s: _builtins.float
+    """time that each step adds to it"""
     def __init__(
         self,
         *,
@@ -825,15 +1155,20 @@ class Limits(_message.Message):
         max_clips_per_request: _builtins.int = ...,
         score_timeout_s: _builtins.float | None = ...,
         refresh_timeout_s: _builtins.float | None = ...,
+        refresh_step_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_refresh_step_s", b"_refresh_step_s", "_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "refresh_step_s", b"refresh_step_s", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "max_bytes", b"max_bytes", "max_clips_per_request", b"max_clips_per_request", "max_duration_s", b"max_duration_s", "max_frame_pixels", b"max_frame_pixels", "max_frames", b"max_frames", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_refresh_step_s", b"_refresh_step_s", "_refresh_timeout_s", b"_refresh_timeout_s", "_score_timeout_s", b"_score_timeout_s", "max_bytes", b"max_bytes", "max_clips_per_request", b"max_clips_per_request", "max_duration_s", b"max_duration_s", "max_frame_pixels", b"max_frame_pixels", "max_frames", b"max_frames", "refresh_step_s", b"refresh_step_s", "refresh_timeout_s", b"refresh_timeout_s", "score_timeout_s", b"score_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__refresh_step_s: _TypeAlias = _typing.Literal["refresh_step_s"]  # noqa: Y015
+    _WhichOneofArgType__refresh_step_s: _TypeAlias = _typing.Literal["_refresh_step_s", b"_refresh_step_s"]  # noqa: Y015
     _WhichOneofReturnType__refresh_timeout_s: _TypeAlias = _typing.Literal["refresh_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__refresh_timeout_s: _TypeAlias = _typing.Literal["_refresh_timeout_s", b"_refresh_timeout_s"]  # noqa: Y015
     _WhichOneofReturnType__score_timeout_s: _TypeAlias = _typing.Literal["score_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__score_timeout_s: _TypeAlias = _typing.Literal["_score_timeout_s", b"_score_timeout_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refresh_step_s) -> _WhichOneofReturnType__refresh_step_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__refresh_timeout_s) -> _WhichOneofReturnType__refresh_timeout_s | None: ...
     @_typing.overload
@@ -900,6 +1235,8 @@ class RefreshRequest(_message.Message):
     MAX_ROLLOUTS_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    MAX_PASSES_FIELD_NUMBER: _builtins.int
+    KEEP_OPTIMIZER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     steps: _builtins.int
     """optimizer steps of each discriminator"""
@@ -912,14 +1249,24 @@ class RefreshRequest(_message.Message):
     seed: _builtins.int
     """same clips, same seed: same weights; absent: 0"""
     max_real: _builtins.int
-    """train on at most this many real clips, the newest; 0: all that are kept"""
+    """train on at most this many real clips, spread over all groups; 0: all that"""
     max_rollouts: _builtins.int
-    """train on at most this many rollouts, the newest; 0: all that are kept"""
+    """are kept
+    the same for rollouts
+    """
     deadline_s: _builtins.float
     """after this many seconds nothing is published; the call's own deadline"""
     idempotency_key: _builtins.str
     """counts too
     the same key and run give the same refresh, which runs once; the same key
+    """
+    max_passes: _builtins.float
+    """with other values is an error
+    fewer steps, so that no clip is trained on more often than this on average;
+    """
+    keep_optimizer: _builtins.bool
+    """0: no limit
+    go on with the optimizer state of the version before, and keep this one's
     """
     def __init__(
         self,
@@ -934,10 +1281,12 @@ class RefreshRequest(_message.Message):
         max_rollouts: _builtins.int = ...,
         deadline_s: _builtins.float | None = ...,
         idempotency_key: _builtins.str = ...,
+        max_passes: _builtins.float = ...,
+        keep_optimizer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step", "_deadline_s", b"_deadline_s", "_ema", b"_ema", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "clips_per_step", b"clips_per_step", "deadline_s", b"deadline_s", "ema", b"ema", "learning_rate", b"learning_rate", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step", "_deadline_s", b"_deadline_s", "_ema", b"_ema", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "clips_per_step", b"clips_per_step", "deadline_s", b"deadline_s", "ema", b"ema", "idempotency_key", b"idempotency_key", "learning_rate", b"learning_rate", "max_real", b"max_real", "max_rollouts", b"max_rollouts", "run_id", b"run_id", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step", "_deadline_s", b"_deadline_s", "_ema", b"_ema", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "clips_per_step", b"clips_per_step", "deadline_s", b"deadline_s", "ema", b"ema", "idempotency_key", b"idempotency_key", "keep_optimizer", b"keep_optimizer", "learning_rate", b"learning_rate", "max_passes", b"max_passes", "max_real", b"max_real", "max_rollouts", b"max_rollouts", "run_id", b"run_id", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clips_per_step: _TypeAlias = _typing.Literal["clips_per_step"]  # noqa: Y015
     _WhichOneofArgType__clips_per_step: _TypeAlias = _typing.Literal["_clips_per_step", b"_clips_per_step"]  # noqa: Y015
@@ -976,6 +1325,14 @@ class RefreshResponse(_message.Message):
     INSTANTANEOUS_FIELD_NUMBER: _builtins.int
     LONG_TERM_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    MISSING_REAL_FIELD_NUMBER: _builtins.int
+    MISSING_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    SCORED_REAL_FIELD_NUMBER: _builtins.int
+    SCORED_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    OLDER_REAL_FIELD_NUMBER: _builtins.int
+    OLDER_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    ANCHOR_REAL_FIELD_NUMBER: _builtins.int
+    ANCHOR_ROLLOUTS_FIELD_NUMBER: _builtins.int
     discriminator_version: _builtins.str
     """the new one"""
     weights_digest: _builtins.str
@@ -983,18 +1340,37 @@ class RefreshResponse(_message.Message):
     previous_version: _builtins.str
     """the version it was trained from, which scored the run until now"""
     steps: _builtins.int
+    """steps taken; fewer than asked for if max_passes says so"""
     num_real: _builtins.int
-    """real clips used, held-out clips included"""
+    """real clips used, held-out clips and those of earlier buffers included"""
     num_rollouts: _builtins.int
-    """rollouts used, held-out clips included"""
+    """rollouts used, held-out clips and those of earlier buffers included"""
     num_held_out: _builtins.int
     """held-out clips of both origins together; this refresh did not train on them"""
     seconds: _builtins.float
     """from the worker's start to publication"""
+    scored_real: _builtins.int
+    """real clips scored since the previous version's refresh, of which `num_real` minus"""
+    scored_rollouts: _builtins.int
+    """`older_real` were used"""
+    older_real: _builtins.int
+    """of the real clips used, those of earlier buffers"""
+    older_rollouts: _builtins.int
+    anchor_real: _builtins.int
+    """clips in the run's anchor set (see `Anchor`), on which no refresh trains"""
+    anchor_rollouts: _builtins.int
     @_builtins.property
     def instantaneous(self) -> Global___DiscriminatorRefresh: ...
     @_builtins.property
     def long_term(self) -> Global___DiscriminatorRefresh: ...
+    @_builtins.property
+    def missing_real(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs since the previous version whose clips were scored, but whose motion the server could not keep for this
+        refresh. Their rewards carry the warning "not_kept".
+        """
+
+    @_builtins.property
+    def missing_rollouts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1008,10 +1384,18 @@ class RefreshResponse(_message.Message):
         instantaneous: Global___DiscriminatorRefresh | None = ...,
         long_term: Global___DiscriminatorRefresh | None = ...,
         seconds: _builtins.float = ...,
+        missing_real: _abc.Iterable[_builtins.str] | None = ...,
+        missing_rollouts: _abc.Iterable[_builtins.str] | None = ...,
+        scored_real: _builtins.int = ...,
+        scored_rollouts: _builtins.int = ...,
+        older_real: _builtins.int = ...,
+        older_rollouts: _builtins.int = ...,
+        anchor_real: _builtins.int = ...,
+        anchor_rollouts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instantaneous", b"instantaneous", "long_term", b"long_term"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discriminator_version", b"discriminator_version", "instantaneous", b"instantaneous", "long_term", b"long_term", "num_held_out", b"num_held_out", "num_real", b"num_real", "num_rollouts", b"num_rollouts", "previous_version", b"previous_version", "seconds", b"seconds", "steps", b"steps", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchor_real", b"anchor_real", "anchor_rollouts", b"anchor_rollouts", "discriminator_version", b"discriminator_version", "instantaneous", b"instantaneous", "long_term", b"long_term", "missing_real", b"missing_real", "missing_rollouts", b"missing_rollouts", "num_held_out", b"num_held_out", "num_real", b"num_real", "num_rollouts", b"num_rollouts", "older_real", b"older_real", "older_rollouts", b"older_rollouts", "previous_version", b"previous_version", "scored_real", b"scored_real", "scored_rollouts", b"scored_rollouts", "seconds", b"seconds", "steps", b"steps", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1024,6 +1408,7 @@ class DiscriminatorRefresh(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    ANCHOR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """one per step: BCE of real + BCE of rollouts; 2 ln 2 is chance"""
@@ -1036,20 +1421,68 @@ class DiscriminatorRefresh(_message.Message):
     def after(self) -> Global___Separation:
         """of the new version, on the same clips"""
 
+    @_builtins.property
+    def anchor(self) -> Global___Anchor:
+        """absent: the run had no anchor set yet, or the server is older than this field"""
+
     def __init__(
         self,
         *,
         losses: _abc.Iterable[_builtins.float] | None = ...,
         before: Global___Separation | None = ...,
         after: Global___Separation | None = ...,
+        anchor: Global___Anchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "anchor", b"anchor", "before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "losses", b"losses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "anchor", b"anchor", "before", b"before", "losses", b"losses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiscriminatorRefresh: _TypeAlias = DiscriminatorRefresh  # noqa: Y015
+
+@_typing.final
+class Anchor(_message.Message):
+    """A discriminator on the run's anchor set: the clips that the run's first large enough refresh held out. All later
+    refreshes are judged on them, and none trains on them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    SATURATION_BEFORE_FIELD_NUMBER: _builtins.int
+    SATURATION_AFTER_FIELD_NUMBER: _builtins.int
+    drift: _builtins.float
+    """mean change of a logit between the two, as a share of the reward's range"""
+    saturation_before: _builtins.float
+    """share of logits outside of the reward's bounds, 0..1"""
+    saturation_after: _builtins.float
+    @_builtins.property
+    def before(self) -> Global___Separation:
+        """of the previous version"""
+
+    @_builtins.property
+    def after(self) -> Global___Separation:
+        """of the new version"""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Separation | None = ...,
+        after: Global___Separation | None = ...,
+        drift: _builtins.float = ...,
+        saturation_before: _builtins.float = ...,
+        saturation_after: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "drift", b"drift", "saturation_after", b"saturation_after", "saturation_before", b"saturation_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Anchor: _TypeAlias = Anchor  # noqa: Y015
 
 @_typing.final
 class Separation(_message.Message):
@@ -1074,3 +1507,130 @@ class Separation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Separation: _TypeAlias = Separation  # noqa: Y015
+
+@_typing.final
+class FetchVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    HEADER_ONLY_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    version: _builtins.str
+    header_only: _builtins.bool
+    """without the files: to ask whether the server has the version"""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        header_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header_only", b"header_only", "run_id", b"run_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchVersionRequest: _TypeAlias = FetchVersionRequest  # noqa: Y015
+
+@_typing.final
+class VersionPart(_message.Message):
+    """A stream of: the header, then chunks of the file that scores, then of the one that is trained further. Both are
+    safetensors.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SCORING_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    scoring: _builtins.bytes
+    """a chunk"""
+    training: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___VersionHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___VersionHeader | None = ...,
+        scoring: _builtins.bytes = ...,
+        training: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "scoring", b"scoring", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "scoring", b"scoring", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "scoring", "training"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___VersionPart: _TypeAlias = VersionPart  # noqa: Y015
+
+@_typing.final
+class VersionHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_DIGEST_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SCORING_DIGEST_FIELD_NUMBER: _builtins.int
+    TRAINING_DIGEST_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    version: _builtins.str
+    base: _builtins.str
+    """what the worker had loaded that trained it"""
+    preprocessing_digest: _builtins.str
+    """of the workers that can load it"""
+    number: _builtins.int
+    """within its run"""
+    scoring_digest: _builtins.str
+    """sha256 of the files"""
+    training_digest: _builtins.str
+    """empty: without that file"""
+    @_builtins.property
+    def record(self) -> Global___RefreshResponse:
+        """how it was trained"""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        base: _builtins.str = ...,
+        preprocessing_digest: _builtins.str = ...,
+        number: _builtins.int = ...,
+        scoring_digest: _builtins.str = ...,
+        training_digest: _builtins.str = ...,
+        record: Global___RefreshResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "number", b"number", "preprocessing_digest", b"preprocessing_digest", "record", b"record", "run_id", b"run_id", "scoring_digest", b"scoring_digest", "training_digest", b"training_digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionHeader: _TypeAlias = VersionHeader  # noqa: Y015
+
+@_typing.final
+class RestoreVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORED_FIELD_NUMBER: _builtins.int
+    restored: _builtins.bool
+    """false: the server had it"""
+    def __init__(
+        self,
+        *,
+        restored: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["restored", b"restored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVersionResponse: _TypeAlias = RestoreVersionResponse  # noqa: Y015

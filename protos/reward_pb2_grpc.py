@@ -59,6 +59,16 @@ class MotionRewardStub:
                 request_serializer=protos_dot_reward__pb2.RefreshRequest.SerializeToString,
                 response_deserializer=protos_dot_reward__pb2.RefreshResponse.FromString,
                 _registered_method=True)
+        self.FetchVersion = channel.unary_stream(
+                '/motion_reward.v1.MotionReward/FetchVersion',
+                request_serializer=protos_dot_reward__pb2.FetchVersionRequest.SerializeToString,
+                response_deserializer=protos_dot_reward__pb2.VersionPart.FromString,
+                _registered_method=True)
+        self.RestoreVersion = channel.stream_unary(
+                '/motion_reward.v1.MotionReward/RestoreVersion',
+                request_serializer=protos_dot_reward__pb2.VersionPart.SerializeToString,
+                response_deserializer=protos_dot_reward__pb2.RestoreVersionResponse.FromString,
+                _registered_method=True)
 
 
 class MotionRewardServicer:
@@ -102,6 +112,21 @@ class MotionRewardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchVersion(self, request, context):
+        """Sends the files of a version that a refresh of the caller's run has published: its header, then the files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreVersion(self, request_iterator, context):
+        """Takes such a version back, for instance after Redis lost it. The first part is the header. A version that the
+        server has is left as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MotionRewardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +154,16 @@ def add_MotionRewardServicer_to_server(servicer, server):
                     servicer.Refresh,
                     request_deserializer=protos_dot_reward__pb2.RefreshRequest.FromString,
                     response_serializer=protos_dot_reward__pb2.RefreshResponse.SerializeToString,
+            ),
+            'FetchVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchVersion,
+                    request_deserializer=protos_dot_reward__pb2.FetchVersionRequest.FromString,
+                    response_serializer=protos_dot_reward__pb2.VersionPart.SerializeToString,
+            ),
+            'RestoreVersion': grpc.stream_unary_rpc_method_handler(
+                    servicer.RestoreVersion,
+                    request_deserializer=protos_dot_reward__pb2.VersionPart.FromString,
+                    response_serializer=protos_dot_reward__pb2.RestoreVersionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +301,60 @@ class MotionReward:
             '/motion_reward.v1.MotionReward/Refresh',
             protos_dot_reward__pb2.RefreshRequest.SerializeToString,
             protos_dot_reward__pb2.RefreshResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/motion_reward.v1.MotionReward/FetchVersion',
+            protos_dot_reward__pb2.FetchVersionRequest.SerializeToString,
+            protos_dot_reward__pb2.VersionPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreVersion(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/motion_reward.v1.MotionReward/RestoreVersion',
+            protos_dot_reward__pb2.VersionPart.SerializeToString,
+            protos_dot_reward__pb2.RestoreVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

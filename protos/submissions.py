@@ -39,19 +39,26 @@ def submission(
 ) -> Submission:
     """One clip to score: a file, the bytes of one, or frames [T,3,H,W] (uint8 0..255 or float 0..1) with `fps`.
 
-    `fps` is in frames per second. A file is a tensor clip if its name ends in .safetensors. Bytes are a video file.
-    `media` overrides both. Raises OSError if the file cannot be read. Raises ContractError with `bad_fps`, with
-    `bad_frames` (wrong type, shape or dtype), or with `bad_tensor` (wrong float values, as the server reports them).
+    `fps` is in frames per second. Files and bytes that begin like safetensors are tensor clips, and so is a file whose
+    name ends in .safetensors. Others are video files. `media` overrides this. Raises OSError if the file cannot be
+    read. Raises ContractError with `bad_fps`, with `bad_frames` (wrong type, shape or dtype), or with `bad_tensor`
+    (wrong float values, as the server reports them).
     """
     context = context or Context()
     if isinstance(source, np.ndarray):
         return Submission(payload=_tensor(source, fps), media=Media.TENSOR, context=context)
     if isinstance(source, bytes):
-        return Submission(payload=source, media=media or Media.CONTAINER, context=context)
+        return Submission(payload=source, media=media or _media_of(source), context=context)
     if isinstance(source, str | os.PathLike):
-        guessed = Media.TENSOR if Path(source).suffix == ".safetensors" else Media.CONTAINER
-        return Submission(payload=_read(source), media=media or guessed, context=context)
+        payload = _read(source)
+        guessed = Media.TENSOR if Path(source).suffix == ".safetensors" else _media_of(payload)
+        return Submission(payload=payload, media=media or guessed, context=context)
     raise _refused(source, "frames")
+
+
+def _media_of(payload: bytes) -> Media:
+    """The bytes of a safetensors file are eight bytes of length, then JSON."""
+    return Media.TENSOR if payload[8:9] == b"{" else Media.CONTAINER
 
 
 def _tensor(frames: NDArray[Any], fps: float | None) -> bytes:

@@ -3,6 +3,7 @@
 The client is in `client.py` and its errors in `errors.py`. Each transport handles one protocol. Torch is not needed.
 """
 
+from protos.client.api_key import read_api_key
 from protos.client.client import AsyncRewardClient, RewardClient
 from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed, ServerSilent
 from protos.submissions import submission
@@ -15,5 +16,6 @@ __all__ = [
     "ServerBusy",
     "ServerFailed",
     "ServerSilent",
+    "read_api_key",
     "submission",
 ]

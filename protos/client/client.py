@@ -4,8 +4,9 @@
         outcomes = client.score([submission("clip.mp4")])
 
 The client retries a call only if the server is busy or not reachable (429, 503, UNAVAILABLE,
-RESOURCE_EXHAUSTED). It waits with backoff and jitter, and the number of attempts is limited. It never
-makes up a reward: each clip gets an Outcome, and a request without outcomes raises RewardClientError.
+RESOURCE_EXHAUSTED). It waits with backoff and jitter, and the number of attempts is limited. If the server
+cannot be reached in several calls in a row, further ones fail at once for a while (circuit.py). It never makes up a
+reward: each clip gets an Outcome, and a request without outcomes raises RewardClientError.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import stamina
 
-from protos.client.errors import RewardClientError, ServerBusy, ServerFailed
+from protos.client.api_key import api_key_of
+from protos.client.circuit import Circuit
+from protos.client.errors import RequestRefused, RewardClientError, ServerBusy, ServerFailed
 from protos.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from protos.client.http_transport import AsyncHttpTransport, HttpTransport
+from protos.client.tls import tls_of
 from protos.error_codes import ErrorCode
+from protos.tracing import span
 from protos.types import (
     REFRESH_TIMEOUT_S,
     SCORE_TIMEOUT_S,
@@ -36,6 +42,7 @@ from protos.types import (
     RefreshRequest,
     RefreshResponse,
     Submission,
+    VersionHeader,
 )
 
 MARGIN_S = 30.0  # added to the server's own timeout, so that the server reports the timeout
@@ -50,12 +57,28 @@ class RewardClient:
 
     `timeout_s` limits one call with all its retries. Without it a call may take MARGIN_S longer than the server's own
     timeout, which the client asks for once. If the server cannot answer that, because no worker is alive, the limit is
-    TIMEOUT_S. `attempts` is the largest number of attempts per call.
+    TIMEOUT_S. `attempts` is the largest number of attempts per call. A server that requires keys gets `api_key`, or
+    else MOTION_REWARD_API_KEY of the environment. With https:// and grpcs:// URLs the client trusts the certificates in
+    the file `ca`, and presents `cert` with its key if the server asks; else MOTION_REWARD_CA, _CERT and _CERT_KEY.
+    Raises ValueError for what cannot be a URL, a key or a certificate.
     """
 
-    def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float | None = None,
+        attempts: int = ATTEMPTS,
+        api_key: str | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        cert_key: str | Path | None = None,
+    ) -> None:
         kind, target = _transport_of(url, {"grpc": GrpcTransport, "http": HttpTransport})
-        self._transport: GrpcTransport | HttpTransport = kind(target)
+        self._transport: GrpcTransport | HttpTransport = kind(
+            target, api_key_of(api_key), tls_of(url, ca=ca, cert=cert, cert_key=cert_key)
+        )
+        self._circuit = Circuit(url)
         self._timeout_s, self._attempts = timeout_s, attempts
         self._limits: Limits | None = None
 
@@ -64,12 +87,13 @@ class RewardClient:
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
-        if _fits_one_request(submissions, self._transport.one_request_bytes):
-            outcomes = self._retrying(timeout_s)(self._transport.score, named, timeout_s)
-            return _as_asked(submissions, outcomes)
-        job_ids = self.submit(named)
-        found = {outcome.job_id: outcome for outcome in self.await_outcomes(job_ids, timeout_s)}
-        return _as_asked(submissions, _in_order(job_ids, submissions, found))
+        with _span("score", submissions):
+            if _fits_one_request(submissions, self._transport.one_request_bytes):
+                outcomes = self._retrying(timeout_s)(self._circuit.call, self._transport.score, named, timeout_s)
+                return _as_asked(submissions, outcomes)
+            job_ids = self.submit(named)
+            found = {outcome.job_id: outcome for outcome in self.await_outcomes(job_ids, timeout_s)}
+            return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     def submit(self, submissions: Sequence[Submission]) -> list[str]:
         """Queue clips and return their job ids, in order.
@@ -79,7 +103,8 @@ class RewardClient:
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, self._call_s())
-        return self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
+        with _span("submit", submissions):
+            return self._retrying(timeout_s)(self._circuit.call, self._transport.submit, named, timeout_s)
 
     def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> Iterator[Outcome]:
         """Yield each outcome once it is ready, until all have come or `timeout_s` is over.
@@ -89,7 +114,7 @@ class RewardClient:
         deadline = time.monotonic() + (self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
-            with attempt:
+            with attempt, self._circuit.passing():
                 for outcome in self._transport.outcomes(list(waiting), _left_s(deadline)) if waiting else ():
                     waiting.pop(outcome.job_id, None)
                     yield outcome
@@ -97,7 +122,7 @@ class RewardClient:
     def model(self, run_id: str = "") -> Model:
         """The served model. With a `run_id` it names the latest discriminator version of that run."""
         timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
-        return self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
+        return self._retrying(timeout_s)(self._circuit.call, self._transport.model, run_id, timeout_s)
 
     def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
         """Train the run's discriminators on its recent clips. Returns once the new version serves the run.
@@ -106,12 +131,37 @@ class RewardClient:
         Raises subclasses of RewardClientError. After an error the old version still serves the run, unless a later
         call with the same idempotency_key returns a response.
         """
-        timeout_s = self.refresh_timeout_s() if timeout_s is None else timeout_s
-        return self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+        timeout_s = self.refresh_timeout_s(request.steps) if timeout_s is None else timeout_s
+        return self._retrying(timeout_s)(self._circuit.call, self._transport.refresh, _once(request), timeout_s)
 
-    def refresh_timeout_s(self) -> float:
+    def refresh_timeout_s(self, steps: int = 0) -> float:
         """How long `refresh` waits without a `timeout_s`, in seconds. Raises subclasses of RewardClientError."""
-        return _beyond(self.model().limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
+        return _refresh_s(self.model().limits, steps)
+
+    def version(self, run_id: str, version: str) -> VersionHeader:
+        """What a version of the run is: how it was trained, and the digests of its files.
+
+        This call and the next two need gRPC. They raise subclasses of RewardClientError; RequestRefused with the code
+        version_not_served if the server has no such version of the run.
+        """
+        return self._retrying(TIMEOUT_S)(self._circuit.call, self._files().version, run_id, version, TIMEOUT_S)
+
+    def fetch_version(self, run_id: str, version: str, folder: Path, timeout_s: float) -> VersionHeader:
+        """Write the files of a version of the run into a new folder."""
+        return self._retrying(timeout_s)(
+            self._circuit.call, self._files().fetch_version, run_id, version, folder, timeout_s
+        )
+
+    def restore_version(self, folder: Path, timeout_s: float) -> bool:
+        """Upload a version again that the server has lost. False if it has the version."""
+        return self._retrying(timeout_s)(self._circuit.call, self._files().restore_version, folder, timeout_s)
+
+    def _files(self) -> GrpcTransport:
+        if not isinstance(self._transport, GrpcTransport):
+            raise RequestRefused(
+                ErrorCode.BAD_REQUEST, "versions of runs go over gRPC only; give the server's grpc://HOST:PORT"
+            )
+        return self._transport
 
     def close(self) -> None:
         self._transport.close()
@@ -136,11 +186,24 @@ class RewardClient:
 
 
 class AsyncRewardClient:
-    """The async client, for one event loop. Its methods and arguments are those of RewardClient."""
+    """The async client, for one event loop. Methods are those of RewardClient, but for those of versions' files."""
 
-    def __init__(self, url: str, *, timeout_s: float | None = None, attempts: int = ATTEMPTS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float | None = None,
+        attempts: int = ATTEMPTS,
+        api_key: str | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        cert_key: str | Path | None = None,
+    ) -> None:
         kind, target = _transport_of(url, {"grpc": AsyncGrpcTransport, "http": AsyncHttpTransport})
-        self._transport: AsyncGrpcTransport | AsyncHttpTransport = kind(target)
+        self._transport: AsyncGrpcTransport | AsyncHttpTransport = kind(
+            target, api_key_of(api_key), tls_of(url, ca=ca, cert=cert, cert_key=cert_key)
+        )
+        self._circuit = Circuit(url)
         self._timeout_s, self._attempts = timeout_s, attempts
         self._limits: Limits | None = None
 
@@ -149,12 +212,13 @@ class AsyncRewardClient:
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
-        if _fits_one_request(submissions, self._transport.one_request_bytes):
-            outcomes = await self._retrying(timeout_s)(self._transport.score, named, timeout_s)
-            return _as_asked(submissions, outcomes)
-        job_ids = await self.submit(named)
-        found = {outcome.job_id: outcome async for outcome in self.await_outcomes(job_ids, timeout_s)}
-        return _as_asked(submissions, _in_order(job_ids, submissions, found))
+        with _span("score", submissions):
+            if _fits_one_request(submissions, self._transport.one_request_bytes):
+                outcomes = await self._retrying(timeout_s)(self._circuit.acall, self._transport.score, named, timeout_s)
+                return _as_asked(submissions, outcomes)
+            job_ids = await self.submit(named)
+            found = {outcome.job_id: outcome async for outcome in self.await_outcomes(job_ids, timeout_s)}
+            return _as_asked(submissions, _in_order(job_ids, submissions, found))
 
     async def submit(self, submissions: Sequence[Submission]) -> list[str]:
         """Queue clips and return their job ids, in order.
@@ -164,7 +228,8 @@ class AsyncRewardClient:
         if not submissions:
             return []
         named, timeout_s = _each_once(submissions), _patience_s(submissions, await self._call_s())
-        return await self._retrying(timeout_s)(self._transport.submit, named, timeout_s)
+        with _span("submit", submissions):
+            return await self._retrying(timeout_s)(self._circuit.acall, self._transport.submit, named, timeout_s)
 
     async def await_outcomes(self, job_ids: Sequence[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
         """Yield each outcome once it is ready, until all have come or `timeout_s` is over.
@@ -174,7 +239,7 @@ class AsyncRewardClient:
         deadline = time.monotonic() + (await self._call_s() if timeout_s is None else timeout_s)
         waiting = dict.fromkeys(job_ids)
         async for attempt in stamina.retry_context(_retry_wait, **_policy(self._attempts, _left_s(deadline))):
-            with attempt:
+            with attempt, self._circuit.passing():
                 if not waiting:
                     continue
                 async for outcome in self._transport.outcomes(list(waiting), _left_s(deadline)):
@@ -184,7 +249,7 @@ class AsyncRewardClient:
     async def model(self, run_id: str = "") -> Model:
         """The served model. With a `run_id` it names the latest discriminator version of that run."""
         timeout_s = TIMEOUT_S if self._timeout_s is None else self._timeout_s
-        return await self._retrying(timeout_s)(self._transport.model, run_id, timeout_s)
+        return await self._retrying(timeout_s)(self._circuit.acall, self._transport.model, run_id, timeout_s)
 
     async def refresh(self, request: RefreshRequest, timeout_s: float | None = None) -> RefreshResponse:
         """Train the run's discriminators on its recent clips. Returns once the new version serves the run.
@@ -193,12 +258,12 @@ class AsyncRewardClient:
         Raises subclasses of RewardClientError. After an error the old version still serves the run, unless a later
         call with the same idempotency_key returns a response.
         """
-        timeout_s = await self.refresh_timeout_s() if timeout_s is None else timeout_s
-        return await self._retrying(timeout_s)(self._transport.refresh, _once(request), timeout_s)
+        timeout_s = await self.refresh_timeout_s(request.steps) if timeout_s is None else timeout_s
+        return await self._retrying(timeout_s)(self._circuit.acall, self._transport.refresh, _once(request), timeout_s)
 
-    async def refresh_timeout_s(self) -> float:
+    async def refresh_timeout_s(self, steps: int = 0) -> float:
         """How long `refresh` waits without a `timeout_s`, in seconds. Raises subclasses of RewardClientError."""
-        return _beyond((await self.model()).limits.refresh_timeout_s, REFRESH_TIMEOUT_S)
+        return _refresh_s((await self.model()).limits, steps)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -224,6 +289,16 @@ class AsyncRewardClient:
         return stamina.AsyncRetryingCaller(**_policy(self._attempts, timeout_s)).on(_retry_wait)
 
 
+def _span(call: str, submissions: Sequence[Submission]) -> AbstractContextManager[None]:
+    """A span of one call with all its retries, if the program traces."""
+    return span(f"motion_reward.{call}", "client", attributes={"clips": len(submissions)})
+
+
+def _refresh_s(limits: Limits, steps: int) -> float:
+    """How long a client waits for a refresh of this many steps."""
+    return _beyond(limits.refresh_timeout_s, REFRESH_TIMEOUT_S) + steps * (limits.refresh_step_s or 0.0)
+
+
 def _beyond(server_s: float | None, default_s: float) -> float:
     """MARGIN_S more than the server's own timeout, or than the default if the server does not report one."""
     return (default_s if server_s is None else server_s) + MARGIN_S
@@ -231,11 +306,13 @@ def _beyond(server_s: float | None, default_s: float) -> float:
 
 def _transport_of(url: str, kinds: dict[str, Any]) -> tuple[Any, str]:
     scheme, _, rest = url.partition("://")
-    if scheme == "grpc" and rest:
+    if scheme in ("grpc", "grpcs") and rest:
         return kinds["grpc"], rest.rstrip("/")
     if scheme in ("http", "https") and rest:
         return kinds["http"], url.rstrip("/")
-    raise ValueError(f"'{url}' is not the URL of a server; give grpc://HOST:PORT or http://HOST:PORT")
+    raise ValueError(
+        f"'{url}' is not the URL of a server; give grpc://HOST:PORT or http://HOST:PORT, or with TLS grpcs:// or https://"
+    )
 
 
 def _policy(attempts: int, timeout_s: float) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 
+from protos import tracing
+from protos.client.api_key import ApiKey
 from protos.client.errors import RequestRefused, ServerBusy, ServerFailed, ServerSilent
 from protos.client.proxies import http_options
+from protos.client.tls import Tls
 from protos.error_codes import ErrorCode
 from protos.json_codec import from_json, result_from_json, to_json
-from protos.types import Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
+from protos.types import Context, Media, Model, Outcome, RefreshRequest, RefreshResponse, Submission
 
 WAIT_S = 20.0  # length of one long poll; proxies cut connections that are silent for longer
 WAY_BACK_S = 5.0  # added to a request's timeout, so that the server ends the wait it was asked for
@@ -30,8 +33,9 @@ class HttpTransport:
 
     one_request_bytes = None  # HTTP itself has no limit
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, **http_options(url))
+    def __init__(self, url: str, api_key: ApiKey | None = None, tls: Tls | None = None) -> None:
+        options = http_options(url, tls.http_context() if tls else None)
+        self._client = httpx.Client(base_url=url, headers=_headers(api_key), **options)
 
     def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
         with _translated():
@@ -63,6 +67,13 @@ class HttpTransport:
             answer = self._client.post("/v1/refresh", **_refresh(request, timeout_s))
             return from_json(RefreshResponse, _body(answer))
 
+    def ask(
+        self, method: str, path: str, *, query: Any = None, body: Any = None, timeout_s: float = WAIT_S
+    ) -> dict[str, Any]:
+        """The JSON object that a route answers with. For routes that only HTTP has."""
+        with _translated():
+            return dict(_body(self._client.request(method, path, params=query, json=body, timeout=timeout_s)))
+
     def close(self) -> None:
         self._client.close()
 
@@ -72,8 +83,9 @@ class AsyncHttpTransport:
 
     one_request_bytes = None
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, **http_options(url))
+    def __init__(self, url: str, api_key: ApiKey | None = None, tls: Tls | None = None) -> None:
+        options = http_options(url, tls.http_context() if tls else None)
+        self._client = httpx.AsyncClient(base_url=url, headers=_headers(api_key), **options)
 
     async def score(self, submissions: Sequence[Submission], timeout_s: float) -> list[Outcome]:
         with _translated():
@@ -109,24 +121,36 @@ class AsyncHttpTransport:
         await self._client.aclose()
 
 
+def _headers(api_key: ApiKey | None) -> dict[str, str]:
+    return {"authorization": api_key.bearer} if api_key else {}
+
+
 def _clips(submissions: Sequence[Submission]) -> dict[str, Any]:
-    """A multipart body: the payloads as files, and one field with a JSON list of contexts."""
+    """A multipart body: the payloads as files, and one field with a JSON list of contexts. The trace is handed on."""
     files = []
     for submission in submissions:
         field, name, content_type = FIELDS[submission.media]
         files.append((field, (name, submission.payload, content_type)))
-    return {"files": files, "data": {"context": json.dumps([to_json(s.context) for s in submissions])}}
+    contexts = json.dumps([_given(submission.context) for submission in submissions])
+    return {"files": files, "data": {"context": contexts}, "headers": tracing.headers()}
+
+
+def _given(context: Context) -> dict[str, Any]:
+    """The fields that differ from their defaults, because an older server refuses fields that it does not know."""
+    unset = to_json(Context())
+    return {name: value for name, value in to_json(context).items() if value != unset[name]}
 
 
 def _refresh(request: RefreshRequest, timeout_s: float) -> dict[str, Any]:
     """The request, with its timeout as deadline in the body, because HTTP has no deadlines of its own."""
     deadline_s = min(timeout_s, request.deadline_s or timeout_s)
-    return {"json": to_json(replace(request, deadline_s=deadline_s)), "timeout": timeout_s + WAY_BACK_S}
+    body = to_json(replace(request, deadline_s=deadline_s))
+    return {"json": body, "timeout": timeout_s + WAY_BACK_S, "headers": tracing.headers()}
 
 
 def _wait(left_s: float) -> dict[str, Any]:
     wait_s = min(left_s, WAIT_S)
-    return {"params": {"wait_s": wait_s}, "timeout": wait_s + WAY_BACK_S}
+    return {"params": {"wait_s": wait_s}, "timeout": wait_s + WAY_BACK_S, "headers": tracing.headers()}
 
 
 def _outcomes(response: httpx.Response) -> list[Outcome]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
 import httpx
 
+from protos.addresses import is_loopback
 
-def http_options(url: str) -> dict[str, Any]:
-    """Keyword arguments for an httpx client that turn the proxy off for this machine.
 
-    For other machines there are none, because httpx reads HTTP_PROXY, NO_PROXY and so on itself.
+def http_options(url: str, context: ssl.SSLContext | None = None) -> dict[str, Any]:
+    """Keyword arguments for an httpx client that turn the proxy off for this machine, with the context for TLS.
+
+    For other machines httpx reads HTTP_PROXY, NO_PROXY and so on itself.
     """
     if not is_loopback(urlsplit(url).hostname or ""):
-        return {}
+        return {"verify": context} if context else {}
     # trust_env=False turns off SSL_CERT_FILE too, so the context is made here. With trust_env on, httpx would need
     # one more package for ALL_PROXY=socks5://...
-    return {"trust_env": False, "verify": httpx.create_ssl_context()}
+    return {"trust_env": False, "verify": context or httpx.create_ssl_context()}
 
 
 def grpc_options(target: str) -> tuple[tuple[str, int], ...]:
@@ -30,11 +32,3 @@ def grpc_options(target: str) -> tuple[tuple[str, int], ...]:
     host = urlsplit(f"//{target}").hostname or ""
     direct = is_loopback(host) or bool(proxy_bypass(host))
     return (("grpc.enable_http_proxy", 0),) if direct else ()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine: localhost, 127.0.0.0/8 or ::1. Give it without brackets and port."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -4,6 +4,7 @@ unreachable or silent server is handled."""
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from protos.client import (
 )
 from protos.client.client import TIMEOUT_S
 from protos.client.grpc_transport import SCORE_BYTES
+from protos.client.http_transport import _clips
 from protos.error_codes import ErrorCode
 from protos.types import Context, ContractError, Media, Model, Outcome, OutcomeKind, RefreshRequest, Submission
 from reward_server.pipeline import Pipeline
@@ -129,6 +131,22 @@ async def test_both_transports_in_both_colours_give_the_same_outcomes(doors: Doo
         assert_alike(answer, answers[0])
 
 
+async def test_both_transports_return_an_explanation_to_who_asks(doors: Doors) -> None:
+    answers = [await score_blocking(url, [clip(explain=True), clip()]) for url in doors.urls]
+    for asked, plain in answers:
+        assert asked.context.explain
+        assert asked.reward and asked.reward.explanation
+        assert len(asked.reward.explanation.windows) == len(asked.reward.windows)
+        assert plain.reward and plain.reward.explanation is None
+    assert_alike(*answers)
+
+
+def test_only_what_a_context_says_is_sent() -> None:
+    """An older server refuses fields that it does not know, so a client may not send them unless they are set."""
+    contexts = _clips([clip(), clip(explain=True, query_seed=0)])["data"]["context"]
+    assert json.loads(contexts) == [{}, {"explain": True, "query_seed": 0}]
+
+
 async def test_large_clips_are_sent_in_chunks_and_answered_in_order(doors: Doors) -> None:
     clips = [big_clip(0), clip(group_id="small"), big_clip(1)]
     answers = [await score(url, clips) for url in doors.urls for score in (score_blocking, score_async)]
@@ -159,7 +177,12 @@ async def test_no_clips_are_no_outcomes(doors: Doors) -> None:
 
 async def test_the_model_is_the_pipelines_own(doors: Doors, small_pipeline: Pipeline) -> None:
     settings, own = doors.settings, small_pipeline.model
-    waits = replace(own.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s)
+    waits = replace(
+        own.limits,
+        score_timeout_s=settings.score_timeout_s,
+        refresh_timeout_s=settings.refresh_timeout_s,
+        refresh_step_s=settings.refresh_step_s,
+    )
     for url in doors.urls:
         async with AsyncRewardClient(url) as client:
             assert await client.model() == replace(own, limits=waits)
@@ -193,7 +216,7 @@ async def test_an_overload_is_retried_until_there_is_room(
     async with open_doors(settings) as doors:
         for url in doors.urls:
             async with AsyncRewardClient(url, attempts=20) as client:
-                await client.submit([clip(group_id="fills the queue")])
+                await client.submit([clip(run_id="fills the queue")])
                 retried.clear()
                 scoring = asyncio.create_task(client.score([clip()]))
                 await retried.wait()
@@ -346,11 +369,11 @@ async def ask_for_everything(url: str, **options: Any) -> list[float]:
 async def test_a_client_waits_longer_than_the_server_by_default(
     make_settings: MakeSettings, small_pipeline: Pipeline
 ) -> None:
-    settings = make_settings(score_timeout_s=500.0, refresh_timeout_s=7000.0, lease_s=5.0)
+    settings = make_settings(score_timeout_s=500.0, refresh_timeout_s=7000.0, refresh_step_s=3.0, lease_s=5.0)
     async with open_doors(settings) as doors, working(doors, small_pipeline):
         for url in doors.urls:
-            assert await ask_for_everything(url) == [530.0] * 4 + [7030.0] * 2
-            assert await ask_for_everything(url, timeout_s=9.0) == [9.0] * 4 + [7030.0] * 2
+            assert await ask_for_everything(url) == [530.0] * 4 + [7033.0] * 2
+            assert await ask_for_everything(url, timeout_s=9.0) == [9.0] * 4 + [7033.0] * 2
             async with AsyncRewardClient(url) as client:
                 client._transport = Waits(client._transport, seen := [])  # type: ignore[assignment]
                 with pytest.raises(ServerFailed, match="noted"):

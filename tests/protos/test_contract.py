@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from inspect import getmembers
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from protos import codec, json_codec
 from protos import reward_pb2 as pb
 from protos.client import RequestRefused
 from protos.error_codes import ErrorCode
+from protos.explanation import Explanation, PairMaps, TrackExplanation, WindowExplanation, WindowPercentiles
 from protos.types import (
+    Anchor,
     Bounds,
     Clip,
     ClipWarning,
@@ -44,6 +47,8 @@ from protos.types import (
     Reward,
     Separation,
     Source,
+    StandardError,
+    Standing,
     Submission,
     Timings,
     WindowLogits,
@@ -70,6 +75,7 @@ contexts = st.builds(
     idempotency_key=text,
     policy_version=text,
     discriminator_version=text,
+    explain=st.booleans(),
 )
 provenances = st.builds(
     Provenance,
@@ -107,6 +113,47 @@ dynamics = st.builds(
     dynamic_degree=share,
     tracks_alive=share,
 )
+
+
+percentile = st.none() | st.floats(0, 100)
+window_percentiles = st.builds(WindowPercentiles, combined=percentile, instantaneous=percentile, long_term=percentile)
+
+
+@st.composite
+def explained_windows(draw: st.DrawFn) -> WindowExplanation:
+    num_pairs, cells = draw(st.integers(1, 3)), draw(st.integers(0, 3))
+    pairs, frames = (st.lists(number, min_size=n, max_size=n).map(tuple) for n in (num_pairs, num_pairs + 1))
+    maps = st.binary(min_size=num_pairs * cells**2, max_size=num_pairs * cells**2)
+    track = st.builds(TrackExplanation, x_px=frames, y_px=frames, visibility=frames, confidence=frames, share=number)
+    residual, confidence = (
+        PairMaps.of(np.frombuffer(draw(maps), np.uint8).reshape(num_pairs, cells, cells), draw(amount)) for _ in "12"
+    )
+    return WindowExplanation(
+        times_s=draw(frames),
+        tracks=draw(st.lists(track, max_size=2).map(tuple)),
+        residual=residual,
+        flow_confidence=confidence,
+        residual_curve=draw(pairs),
+        flow_confidence_curve=draw(pairs),
+        percentiles=draw(st.none() | window_percentiles),
+    )
+
+
+explanations = st.builds(Explanation, windows=st.lists(explained_windows(), max_size=2).map(tuple), reduced=text)
+standings = st.builds(
+    Standing,
+    combined_percentile=percentile,
+    instantaneous_percentile=percentile,
+    long_term_percentile=percentile,
+    nearest=text,
+    band=text,
+    num_clips=count,
+    discriminator_version=text,
+    missing=text,
+)
+standard_errors = st.builds(
+    StandardError, combined=amount, instantaneous=amount, long_term=amount, num_windows=count, num_draws=count
+)
 rewards = st.builds(
     Reward,
     combined=st.floats(-10, 10),
@@ -118,6 +165,9 @@ rewards = st.builds(
     windows=st.lists(st.builds(WindowLogits, start_s=number, logits=logits), max_size=3).map(tuple),
     provenance=provenances,
     dynamics=st.none() | dynamics,
+    explanation=st.none() | explanations,
+    standing=st.none() | standings,
+    standard_error=st.none() | standard_errors,
 )
 outcomes = st.builds(Outcome, job_id=text, kind=st.just(OutcomeKind.OK), reward=rewards, context=contexts) | st.builds(
     Outcome,
@@ -154,6 +204,7 @@ models = st.builds(
         containers=st.lists(text, max_size=3).map(tuple),
         tensor_forms=st.lists(text, max_size=3).map(tuple),
     ),
+    architecture_digest=text,
 )
 
 
@@ -169,10 +220,19 @@ refresh_requests = st.builds(
     max_rollouts=count,
     deadline_s=st.none() | st.floats(1e-6, 1e9),
     idempotency_key=text,
+    max_passes=st.floats(0, 1e6),
+    keep_optimizer=st.booleans(),
 )
 separations = st.builds(Separation, auc=share, logit_gap=number)
+anchors = st.builds(
+    Anchor, before=separations, after=separations, drift=number, saturation_before=share, saturation_after=share
+)
 discriminator_refreshes = st.builds(
-    DiscriminatorRefresh, losses=st.lists(number, max_size=3).map(tuple), before=separations, after=separations
+    DiscriminatorRefresh,
+    losses=st.lists(number, max_size=3).map(tuple),
+    before=separations,
+    after=separations,
+    anchor=st.none() | anchors,
 )
 refresh_responses = st.builds(
     RefreshResponse,
@@ -186,6 +246,14 @@ refresh_responses = st.builds(
     instantaneous=discriminator_refreshes,
     long_term=discriminator_refreshes,
     seconds=number,
+    missing_real=st.lists(text, max_size=3).map(tuple),
+    missing_rollouts=st.lists(text, max_size=3).map(tuple),
+    scored_real=count,
+    scored_rollouts=count,
+    older_real=count,
+    older_rollouts=count,
+    anchor_real=count,
+    anchor_rollouts=count,
 )
 
 
@@ -209,13 +277,57 @@ def test_outcomes_survive_json_unchanged(outcome: Outcome) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(outcomes.filter(lambda outcome: outcome.reward is not None))
-def test_an_answer_of_an_older_server_has_no_dynamics(outcome: Outcome) -> None:
+def test_an_answer_of_an_older_server_has_no_dynamics_and_no_standing(outcome: Outcome) -> None:
     """What such a server leaves out is absent, never zeros."""
     message, result = codec.outcome_to_message(outcome), json_codec.result_to_json(outcome)
-    message.reward.ClearField("dynamics")
-    del result["reward"]["dynamics"]
+    for name in ("dynamics", "standing", "standard_error"):
+        message.reward.ClearField(name)
+        del result["reward"][name]
     for told in (codec.outcome_from_message(through_wire(message)), json_codec.result_from_json(result)):
         assert told.reward and told.reward.dynamics is None
+        assert told.reward.standing is None and told.reward.standard_error is None
+
+
+def test_a_percentile_of_zero_and_an_absent_one_stay_what_they_are() -> None:
+    lowest = Standing(combined_percentile=0.0, missing="the table has none for the other two")
+    message = pb.Reward(bounds=pb.Bounds(min=-1, max=1), standing=pb.Standing(combined_percentile=0.0))
+    message.standing.missing = lowest.missing
+    read = codec.outcome_from_message(pb.Outcome(kind=pb.OK, reward=message)).reward
+    assert read and read.standing == lowest and read.standard_error is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 100.1, float("nan")])
+def test_percentiles_and_errors_outside_their_range_are_refused(value: float) -> None:
+    with pytest.raises(ContractError, match=r"standing\.long_term_percentile must be in 0\.\.100"):
+        Standing(long_term_percentile=value)
+    with pytest.raises(ContractError, match=r"standard_error\.combined must be finite and 0 or more"):
+        StandardError(combined=-abs(value), instantaneous=0, long_term=0, num_windows=2, num_draws=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"residual_curve": (1.0,)},
+        {"times_s": (0.0, 1.0)},
+        {"residual": {"height": 2, "width": 3, "top": 1.0, "cells": "AAAA"}},
+        {"residual": {"height": 1, "width": 3, "top": 1.0, "cells": "no base64"}},
+        {"residual": {"height": 0, "width": 0, "top": 1.0, "cells": "AAAA"}},
+    ],
+)
+def test_an_explanation_that_does_not_fit_together_is_refused(change: dict[str, object]) -> None:
+    maps = {"height": 1, "width": 3, "top": 1.0, "cells": "AAAAAAAA"}
+    window = {"times_s": [0.0, 0.5, 1.0], "tracks": [], "residual": maps, "flow_confidence": maps}
+    window |= {"residual_curve": [1.0, 2.0], "flow_confidence_curve": [0.5, 0.5]}
+    read = json_codec.from_json(Explanation, {"windows": [window], "reduced": ""})
+    assert read.windows[0].residual.values().shape == (2, 1, 3)
+    with pytest.raises(ContractError, match="not an explanation"):
+        json_codec.from_json(Explanation, {"windows": [window | change], "reduced": ""})
+
+
+def test_the_bytes_of_a_map_stand_for_values_up_to_its_top() -> None:
+    maps = PairMaps.of(np.array([[[0, 51, 255]]], np.uint8), top=10.0)
+    assert maps.values().tolist() == [[[0.0, 2.0, 10.0]]]
+    assert PairMaps.of(np.zeros((3, 0, 0), np.uint8), top=0.0).values().size == 0
 
 
 def test_dynamics_of_a_still_clip_are_zeros_and_not_absent() -> None:
@@ -313,6 +425,8 @@ SERVER_CODES = {
     "BadRequest": "bad_request",
     "RequestTooLarge": "request_too_large",
     "UnsupportedMedia": "unsupported_media",
+    "Unauthenticated": "unauthenticated",
+    "Forbidden": "forbidden",
     "UnknownJob": "unknown_job",
     "IdempotencyConflict": "idempotency_conflict",
     "NotReady": "not_ready",
@@ -321,6 +435,7 @@ SERVER_CODES = {
     "TooFewClips": "too_few_clips",
     "RefreshRunning": "refresh_running",
     "RefreshRejected": "refresh_rejected",
+    "GateFailed": "gate_failed",
     "RefreshFailed": "refresh_failed",
 }
 
@@ -461,14 +576,14 @@ def attributes_read(path: Path) -> set[str]:
 
 
 def test_every_setting_is_read_by_code() -> None:
-    files = [path for path in (ROOT / "reward_server").rglob("*.py") if path.name != "settings.py"]
+    files = [path for path in (ROOT / "reward_server").rglob("*.py") if path.parent.name != "settings"]
     read = set().union(*map(attributes_read, files))
     assert set(Settings.model_fields) - read - behind_properties(read) == set()
 
 
 def behind_properties(read: set[str]) -> set[str]:
     """Fields from which a property of Settings computes its value, if that property is read."""
-    properties = {name: value.fget for name, value in vars(Settings).items() if isinstance(value, property)}
+    properties = {name: value.fget for name, value in getmembers(Settings, lambda one: isinstance(one, property))}
     return {name for prop in read & set(properties) for name in properties[prop].__code__.co_names}
 
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import pytest
 
+from protos.addresses import is_loopback
 from protos.client import AsyncRewardClient, RewardClient, RewardClientError
-from protos.client.proxies import grpc_options, is_loopback
+from protos.client.proxies import grpc_options
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 

@@ -17,7 +17,7 @@ from PIL import Image
 from protos.client import submission as exported
 from protos.codec import tensor_to_clip
 from protos.submissions import WANTED, submission
-from protos.types import ContractError
+from protos.types import ContractError, Media
 
 T, H, W = 5, 8, 6
 TCHW: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (T, 3, H, W), dtype=np.uint8)
@@ -195,3 +195,13 @@ def test_it_needs_no_transport_and_no_library_of_the_caller_s() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert exported is submission
+
+
+def test_a_tensor_clip_is_known_by_its_bytes(tmp_path: Path) -> None:
+    tensor = submission(TCHW, fps=8).payload
+    (tmp_path / "clip.bin").write_bytes(tensor)
+    (tmp_path / "clip.safetensors").write_bytes(b"damaged")
+    assert submission(tmp_path / "clip.bin").media is Media.TENSOR
+    assert submission(tensor).media is Media.TENSOR
+    assert submission(b"\0\0\0\x18ftypisom").media is Media.CONTAINER
+    assert submission(tmp_path / "clip.safetensors").media is Media.TENSOR

@@ -1,0 +1,68 @@
+"""Converts the contract's Python values to bytes and protobuf messages, and back.
+
+`tensors` has clips as bytes; `messages` and `rewards` have protobuf messages. JSON is in `protos/json_codec.py`.
+"""
+
+from protos.codec.messages import (
+    context_from_message,
+    context_to_message,
+    media_from_message,
+    model_from_message,
+    model_to_message,
+    outcome_from_message,
+    outcome_to_message,
+    refresh_from_message,
+    refresh_to_message,
+    refreshed_from_message,
+    refreshed_to_message,
+    submission_from_message,
+    submission_to_message,
+    version_from_message,
+    version_to_message,
+)
+from protos.codec.tensors import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    RANGES,
+    TENSOR_FORMS,
+    TENSOR_NAME,
+    TensorHeader,
+    check_length,
+    check_values,
+    clip_to_tensor,
+    frames_to_tensor,
+    tensor_header,
+    tensor_to_clip,
+    to_uint8,
+)
+
+__all__ = [
+    "DTYPES",
+    "MAX_HEADER_BYTES",
+    "RANGES",
+    "TENSOR_FORMS",
+    "TENSOR_NAME",
+    "TensorHeader",
+    "check_length",
+    "check_values",
+    "clip_to_tensor",
+    "context_from_message",
+    "context_to_message",
+    "frames_to_tensor",
+    "media_from_message",
+    "model_from_message",
+    "model_to_message",
+    "outcome_from_message",
+    "outcome_to_message",
+    "refresh_from_message",
+    "refresh_to_message",
+    "refreshed_from_message",
+    "refreshed_to_message",
+    "submission_from_message",
+    "submission_to_message",
+    "tensor_header",
+    "tensor_to_clip",
+    "to_uint8",
+    "version_from_message",
+    "version_to_message",
+]

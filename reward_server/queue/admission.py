@@ -1,7 +1,7 @@
 """Admits submissions into the queue: estimates their cost, checks limits and idempotency keys, and stores them.
 
-This is part of the doors' side (door_queue.py). The payloads of a request are stored first. Then all its jobs are
-admitted in one transaction.
+This is part of the doors' side (door_queue.py). All jobs of a request are admitted in one transaction. Small payloads
+go with it; larger ones are stored before.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from protos.codec import tensor_header
-from protos.types import ContractError, Media, Submission
+from protos.tracing import traceparent
+from protos.types import Context, ContractError, Media, Submission
 from reward_server.errors import (
     BadRequest,
     IdempotencyConflict,
@@ -35,6 +37,8 @@ PIXELS_PER_BYTE = 32  # estimate for compressed video; the exact number is known
 RETRY_S = (1.0, 60.0)
 RETRY_UNKNOWN_S = 5.0
 STAGE_S = 120
+SENT_BYTES = 512 * 1024  # payloads of a request that go with its admission; a full queue then gets them in vain
+Mode = Literal["dry", "staged", "sent"]  # lua/admit.lua
 NO_REFUSALS: Mapping[int, RewardServerError] = {}
 
 
@@ -48,16 +52,38 @@ class QueueDepth:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quota:
+    """The unfinished jobs that one API key may have, their payload bytes and their estimated pixels. 0: no limit."""
+
+    jobs: int = 0
+    bytes: int = 0
+    cost: float = 0
+
+    def __str__(self) -> str:
+        limits = {"jobs": self.jobs, "bytes": self.bytes, "pixels": self.cost}
+        return ", ".join(f"{limit:.12g} {name}" for name, limit in limits.items() if limit) or "no limits"
+
+    def limits(self) -> dict[str, float]:
+        """The limits for lua/admit.lua."""
+        return {"jobs": self.jobs or 1e15, "bytes": self.bytes or 1e15, "cost": self.cost or 1e18}
+
+
+NO_QUOTA = Quota()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """A submission on its way into the queue, with the id of its job."""
 
     id: str
     submission: Submission
+    name: str  # the idempotency key within its owner and run; empty without one
+    group: str  # the group within its run; without a run, within its owner
     fingerprint: str  # hash of all that its outcome depends on; empty without an idempotency key
     refusal: RewardServerError | None  # if set, the job is already done and only its outcome is stored
 
-    def fields(self, cost: int) -> list[Argument]:
-        """The arguments of lua/admit.lua for this job."""
+    def fields(self, cost: int, *, sent: bool) -> list[Argument]:
+        """The arguments of lua/admit.lua for this job, with its payload if that is `sent` along."""
         context = self.submission.context
         refused = error_outcome(self.id, self.refusal, context) if self.refusal else None
         return [
@@ -67,13 +93,15 @@ class Request:
             cost,
             pack_context(context),
             context.run_id,
-            context.idempotency_key,
+            self.name,
             self.fingerprint,
             "" if context.deadline_s is None else int(min(context.deadline_s, 1e9) * 1000),
             refused.kind.value if refused else "",
             pack_outcome(refused) if refused else b"",
-            context.group_id,
+            self.group,
             context.discriminator_version,
+            self.submission.payload if sent and not self.refusal else b"",
+            traceparent() if sent and not self.refusal else "",
         ]
 
 
@@ -84,30 +112,51 @@ class Admission:
         self._link, self._keys, self._settings = link, keys, settings
 
     async def admit(
-        self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
+        self,
+        submissions: Sequence[Submission],
+        refusals: Mapping[int, RewardServerError] = NO_REFUSALS,
+        owner: str = "",
+        quota: Quota = NO_QUOTA,
     ) -> list[str]:
         """Admit all submissions or none, and return their job ids in order.
 
-        `refusals` maps positions of submissions to errors. Such a submission becomes a job that has already ended with
-        the error. Raises Overloaded, IdempotencyConflict, VersionConflict and NotReady. Raises BadRequest for a request
-        that does not even fit an empty queue.
+        `owner` is the id of the caller's API key, and `quota` its limits. Job ids begin with it, and idempotency keys
+        of different owners or runs are different. `refusals` maps positions of submissions to errors. Such a submission
+        becomes a job that has already ended with the error. Raises Overloaded, IdempotencyConflict, VersionConflict and
+        NotReady. Raises BadRequest for a request that does not even fit an empty queue.
         """
-        requests, positions = await requests_of(submissions, refusals)
+        requests, positions = await requests_of(submissions, refusals, owner)
+        check_quota(requests, owner, quota)
+        admitted = await self._admit(requests, owner, quota)
+        return [admitted[position] for position in positions]
+
+    async def admit_as(self, job_id: str, submission: Submission) -> str:
+        """Admit one submission under this id, which is returned. A job that has this id already stays as it is."""
+        group = _group(submission.context, job_id.rpartition("-")[0])
+        request = Request(id=job_id, name="", group=group, submission=submission, fingerprint="", refusal=None)
+        [admitted] = await self._admit([request], job_id.rpartition("-")[0], NO_QUOTA)
+        return admitted
+
+    async def _admit(self, requests: Sequence[Request], owner: str, quota: Quota) -> list[str]:
         check_fits(requests, self._settings)
+        if sum(len(request.submission.payload) for request in requests) <= SENT_BYTES:
+            return await self._ask(requests, owner, quota, mode="sent")
         for _ in range(2):
-            known = await self._ask(requests, dry=True)  # send no bytes for a full queue or for known jobs
-            await self._stage(request for request, job_id in zip(requests, known, strict=True) if request.id == job_id)
-            if admitted := await self._ask(requests, dry=False):
-                return [admitted[position] for position in positions]
+            # Send no bytes for a full queue or for known jobs. What is sent counts from here on.
+            known = await self._ask(requests, owner, quota, mode="dry")
+            fresh = [request for request, job_id in zip(requests, known, strict=True) if request.id == job_id]
+            await self._stage(fresh, requests[0].id)
+            if admitted := await self._ask(requests, owner, quota, mode="staged"):
+                return admitted
         raise NotReady(f"Redis lost payloads within {STAGE_S} s; check that its maxmemory-policy is noeviction")
 
-    async def _ask(self, requests: Sequence[Request], *, dry: bool) -> list[str]:
-        """Job ids of the requests. They are admitted unless `dry`. Empty if staged payloads are gone."""
-        limits = self._settings
-        jobs = (request.fields(estimated_cost(request.submission, limits)) for request in requests)
+    async def _ask(self, requests: Sequence[Request], owner: str, quota: Quota, *, mode: Mode) -> list[str]:
+        """Job ids of the requests. They are admitted unless it is a dry run. Empty if staged payloads are gone."""
+        limits, sent = self._settings, mode == "sent"
+        jobs = (request.fields(estimated_cost(request.submission, limits), sent=sent) for request in requests)
         verdict, *details = await self._link.run(
             scripts.ADMIT,
-            int(dry),
+            json.dumps({"mode": mode, "owner": owner} | ({} if quota == NO_QUOTA else {"quota": quota.limits()})),
             limits.queue_max_jobs,
             int(limits.queue_max_cost),
             limits.queue_max_bytes,
@@ -117,28 +166,35 @@ class Admission:
         )
         if verdict == b"full":
             raise await self._overloaded(QueueDepth(jobs=details[0], cost=details[1], bytes=details[2]))
+        if verdict == b"quota":
+            raise over_quota(owner, quota, QueueDepth(jobs=details[0], cost=details[1], bytes=details[2]))
         if verdict == b"conflict":
-            raise conflict(details[0].decode(), details[1].decode())
-        if verdict == b"unbound":
-            raise NotReady(
-                f"no worker has reported its discriminator version yet, so group '{details[0].decode()}' cannot be "
-                "bound to one; wait until /readyz reports ready"
-            )
-        if verdict == b"version":
-            raise mixed(*(name.decode() for name in details))
+            given = {request.name: request.submission.context.idempotency_key for request in requests}
+            raise conflict(given[details[0].decode()], details[1].decode())
+        if verdict in (b"unbound", b"unserved", b"version"):
+            groups = {request.group: request.submission.context.group_id for request in requests}
+            raise _unjudged(verdict, groups[details[0].decode()], *(name.decode() for name in details[1:]))
         return [job_id.decode() for job_id in details[0]] if verdict == b"admitted" else []
 
-    async def _stage(self, requests: Iterable[Request]) -> None:
-        """Store the payloads for STAGE_S seconds. Admission extends their life."""
+    async def _stage(self, requests: Iterable[Request], first_id: str) -> None:
+        """Store the payloads for STAGE_S seconds. Admission extends their life.
+
+        `first_id` names the request under which their bytes are reserved.
+        """
         staged: list[str] = []
         try:
             for request in requests:
                 if request.refusal is None:
                     staged.append(self._keys.payload(request.id))
                     await self._link.put(staged[-1], request.submission.payload, life_s=STAGE_S)
+                    if trace := traceparent():
+                        staged.append(self._keys.trace(request.id))
+                        await self._link.put(staged[-1], trace.encode(), life_s=self._settings.job_ttl_s)
         except BaseException:  # Redis is full, or the caller has left: free the memory now, not after STAGE_S
             with suppress(*AWAY):
-                await self._link.drop(staged)
+                if staged:
+                    await self._link.drop(staged)
+                await self._link.run(scripts.UNSTAGE, first_id)
             raise
 
     async def _overloaded(self, depth: QueueDepth) -> Overloaded:
@@ -161,17 +217,17 @@ class Admission:
 
 
 async def requests_of(
-    submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError]
+    submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError], owner: str = ""
 ) -> tuple[list[Request], list[int]]:
     """The distinct requests, and for each submission the position of its request.
 
-    Submissions with the same idempotency key become one request. Raises IdempotencyConflict if they differ.
+    Submissions of a run with the same idempotency key become one request. Raises IdempotencyConflict if they differ.
     """
     distinct: dict[str, Request] = {}
     names = []
     for position, submission in enumerate(submissions):
-        request = await _request(submission, refusals.get(position))
-        name = submission.context.idempotency_key or f"\0{request.id}"
+        request = await _request(submission, refusals.get(position), owner)
+        name = request.name or f"\0{request.id}"
         if distinct.setdefault(name, request).fingerprint != request.fingerprint:
             raise conflict(submission.context.idempotency_key, distinct[name].id)
         names.append(name)
@@ -181,15 +237,33 @@ async def requests_of(
 
 def conflict(idempotency_key: str, job_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
-        f"idempotency key '{idempotency_key}' was used for another submission (job {job_id}): other bytes, run, group, "
-        "origin, seed or pinned version; use a new key for a new submission"
+        f"idempotency key '{idempotency_key}' was used for another submission (job {job_id}): other bytes, group, "
+        "origin, seed or pinned version, or with another `explain`; use a new key for a new submission"
     )
+
+
+def _unjudged(verdict: bytes, group_id: str, *versions: str) -> RewardServerError:
+    """Why a group is judged by no version, or not by the wanted one."""
+    if verdict == b"unbound":
+        return NotReady(
+            f"no worker has reported its discriminator version yet, so group '{group_id}' cannot be bound to one; wait "
+            "until /readyz reports ready"
+        )
+    return unserved(group_id, *versions) if verdict == b"unserved" else mixed(group_id, *versions)
 
 
 def mixed(group_id: str, bound: str, wanted: str) -> VersionConflict:
     return VersionConflict(
-        f"group '{group_id}' of this run is scored with discriminator version '{bound}', not '{wanted}', so that its "
-        "rewards can be compared; give the clips a new group_id"
+        f"group '{group_id}' is scored with discriminator version '{bound}', not '{wanted}', so that its rewards can "
+        "be compared; give the clips a new group_id"
+    )
+
+
+def unserved(group_id: str, bound: str) -> VersionConflict:
+    """For a group without a run. Such a name is easily used again, long after an update, and would then wait."""
+    return VersionConflict(
+        f"group '{group_id}' is scored with discriminator version '{bound}', which no live worker has loaded; give the "
+        "clips a new group_id, or start a worker with its checkpoint"
     )
 
 
@@ -215,6 +289,24 @@ def check_fits(requests: Sequence[Request], settings: Settings) -> None:
         )
 
 
+def check_quota(requests: Sequence[Request], owner: str, quota: Quota) -> None:
+    """Raises BadRequest for a request that does not even fit the quota of a key without jobs."""
+    sizes = [len(request.submission.payload) for request in requests if request.refusal is None]
+    if len(sizes) > (quota.jobs or len(sizes)) or sum(sizes) > (quota.bytes or sum(sizes)):
+        raise BadRequest(
+            f"a request of {len(sizes)} clips and {sum(sizes)} bytes never fits the quota of key '{owner}' ({quota}); "
+            "send fewer clips at once"
+        )
+
+
+def over_quota(owner: str, quota: Quota, held: QueueDepth) -> Overloaded:
+    return Overloaded(
+        f"key '{owner}' has {held.jobs} unfinished jobs with {held.bytes} bytes and {held.cost:.3g} pixels, and its "
+        f"quota is {quota}; wait for their outcomes and retry in {RETRY_UNKNOWN_S:.0f} s, or ask for a larger quota",
+        retry_after_s=RETRY_UNKNOWN_S,
+    )
+
+
 def retry_after_s(depth: QueueDepth, jobs_per_s: float) -> float:
     """Seconds until about a quarter of the queue has drained at the recent rate, limited to RETRY_S."""
     if jobs_per_s <= 0:
@@ -222,11 +314,25 @@ def retry_after_s(depth: QueueDepth, jobs_per_s: float) -> float:
     return min(max(depth.jobs / 4 / jobs_per_s, RETRY_S[0]), RETRY_S[1])
 
 
-async def _request(submission: Submission, refusal: RewardServerError | None) -> Request:
-    fingerprint = ""
-    if submission.context.idempotency_key:
+async def _request(submission: Submission, refusal: RewardServerError | None, owner: str) -> Request:
+    context, fingerprint, name = submission.context, "", ""
+    if context.idempotency_key:
+        name = f"{owner}:{len(context.run_id)}:{context.run_id}:{context.idempotency_key}"
         fingerprint = await asyncio.to_thread(_fingerprint, submission)
-    return Request(id=uuid.uuid4().hex, submission=submission, fingerprint=fingerprint, refusal=refusal)
+    job_id = f"{owner}-{uuid.uuid4().hex}" if owner else uuid.uuid4().hex
+    return Request(
+        id=job_id,
+        submission=submission,
+        name=name,
+        group=_group(context, owner),
+        fingerprint=fingerprint,
+        refusal=refusal,
+    )
+
+
+def _group(context: Context, owner: str) -> str:
+    """What the queue calls the group. A run's name holds its owner already."""
+    return f"{owner}:{context.group_id}" if owner and context.group_id and not context.run_id else context.group_id
 
 
 def _fingerprint(submission: Submission) -> str:
@@ -234,11 +340,11 @@ def _fingerprint(submission: Submission) -> str:
     context = submission.context
     asked = [
         submission.media.value,
-        context.run_id,
         context.group_id,
         context.discriminator_version,
         context.query_seed,
         context.origin.value if context.origin else None,
+        *(["explain"] if context.explain else []),
     ]
     digest = hashlib.sha256(json.dumps(asked).encode())
     digest.update(submission.payload)

@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from protos.results import OUTCOME
-from protos.types import Context, Model, Outcome, Submission
+from protos.types import Context, Model, Outcome, RefreshResponse, Submission
 from reward_server.errors import BadRequest, NotReady, RewardServerError, ScoringFailed, UnknownJob, error_outcome
 from reward_server.queue import scripts
-from reward_server.queue.admission import NO_REFUSALS, Admission, QueueDepth
+from reward_server.queue.admission import NO_QUOTA, NO_REFUSALS, Admission, QueueDepth, Quota
+from reward_server.queue.dead_letters import DeadLetters
 from reward_server.queue.endings import Endings, Sweep
 from reward_server.queue.finished import Finished, FinishedReader, stored_outcomes
 from reward_server.queue.keys import Keys
 from reward_server.queue.lease import tick_s
-from reward_server.queue.records import unpack_model, unpack_outcome
-from reward_server.queue.redis_link import RedisLink
+from reward_server.queue.patience import LOOK_S, patience
+from reward_server.queue.records import unpack_model, unpack_outcome, unpack_refreshed
+from reward_server.queue.redis_link import Entry, RedisLink
 from reward_server.queue.refreshes import RefreshRequests
 from reward_server.queue.run_store import RunStore
+from reward_server.queue.version_history import VersionHistory
+from reward_server.queue.version_transfer import VersionTransfer
 from reward_server.settings import Settings
 
 RUN_PAGE = 64
@@ -39,6 +44,16 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vitals:
+    """What the metrics show of the queue beside its depth and its counters."""
+
+    oldest_age_s: float = 0.0  # of the unfinished job that was admitted first; 0 without one
+    silent_workers: int = 0  # their leases ended while they held jobs
+    last_refresh: RefreshResponse | None = None  # the version that was published last, of any run
+    last_refresh_s: float = 0.0  # when, since the epoch, on Redis's clock
+
+
 class DoorQueue:
     """The queue of one process with doors. `open` it first and `close` it at the end.
 
@@ -46,12 +61,16 @@ class DoorQueue:
     """
 
     def __init__(self, link: RedisLink, settings: Settings) -> None:
-        self._link, self._keys = link, Keys(profile=settings.profile)
+        self._link, self._keys, self._settings = link, Keys(profile=settings.profile), settings
         self._admission = Admission(link, self._keys, settings)
+        self.dead_letters = DeadLetters(link, self._keys, self._admission)
         self._reader = FinishedReader(link, self._keys, tick_s=tick_s(settings))
-        self._sweep = Sweep(Endings(link, settings), settings)
+        self._endings = Endings(link, settings)
+        self._sweep = Sweep(self._endings, settings)
         self.store = RunStore(link, self._keys, settings)
         self.refreshes = RefreshRequests(link, self._keys, settings)
+        self.history = VersionHistory(link, self._keys)
+        self.transfer = VersionTransfer(link, self._keys, settings, self.store)
 
     async def open(self) -> None:
         """Start to follow finished jobs and to end overdue ones. Does not raise, because Redis may start later."""
@@ -61,17 +80,23 @@ class DoorQueue:
     async def close(self) -> None:
         """Stop both, and close the connections to Redis."""
         await self._sweep.stop()
+        await self._endings.close()
         await self._reader.stop()
+        await self.refreshes.close()
         await self._link.close()
 
     async def admit(
-        self, submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError] = NO_REFUSALS
+        self,
+        submissions: Sequence[Submission],
+        refusals: Mapping[int, RewardServerError] = NO_REFUSALS,
+        owner: str = "",
+        quota: Quota = NO_QUOTA,
     ) -> list[str]:
         """Admit all submissions or none, and return their job ids in order.
 
-        See Admission.admit for `refusals` and the errors.
+        See Admission.admit for `refusals`, `owner`, `quota` and the errors.
         """
-        return await self._admission.admit(submissions, refusals)
+        return await self._admission.admit(submissions, refusals, owner, quota)
 
     # --- outcomes -------------------------------------------------------------------------------
 
@@ -79,14 +104,14 @@ class DoorQueue:
         """The state of a job. Raises UnknownJob."""
         [[state]] = await self._link.hash_rows([self._keys.job(job_id)], "state")
         if state is None:
-            raise _unknown([job_id])
+            raise unknown_jobs([job_id])
         return JobState(state.decode())
 
     async def outcome(self, job_id: str) -> Outcome | None:
         """The outcome of a job, or None if it is not done. Raises UnknownJob."""
         found = await stored_outcomes(self._link, self._keys, [job_id])
         if job_id not in found:
-            raise _unknown([job_id])
+            raise unknown_jobs([job_id])
         return found[job_id]
 
     async def outcomes(self, job_ids: Sequence[str], timeout_s: float) -> AsyncGenerator[Outcome, None]:
@@ -103,7 +128,8 @@ class DoorQueue:
                 ready = watch.take()
                 if watch.must_look():
                     try:
-                        ready += await self._look(list(missing), refuse_unknown=not all_known)
+                        with self._patience(until - loop.time()):
+                            ready += await self._look(list(missing), refuse_unknown=not all_known)
                         all_known = True
                     except NotReady:  # an outage of Redis delays the outcome, but does not lose it
                         loop.call_later(LOOK_AGAIN_S, watch.bring, None)
@@ -128,18 +154,26 @@ class DoorQueue:
             cursor = after
             while True:
                 watch.take()
-                while page := await self._link.page(self._keys.run(run_id), after=cursor, count=RUN_PAGE):
+                while page := await self._page(run_id, cursor, timeout_s):
                     for entry in page:
                         cursor = entry.id
                         yield replace(unpack_outcome(entry.fields[OUTCOME]), cursor=cursor)
                 if not await watch.news(timeout_s):
                     return
 
+    def _patience(self, timeout_s: float) -> AbstractContextManager[None]:
+        """Patience for a look of a caller who waits `timeout_s` longer."""
+        return patience(min(self._settings.redis_wait_s, max(LOOK_S, timeout_s)))
+
+    async def _page(self, run_id: str, cursor: str, timeout_s: float) -> list[Entry]:
+        with self._patience(timeout_s):
+            return await self._link.page(self._keys.run(run_id), after=cursor, count=RUN_PAGE)
+
     async def _look(self, job_ids: list[str], *, refuse_unknown: bool) -> list[Outcome]:
         found = await stored_outcomes(self._link, self._keys, job_ids)
         unknown = [job_id for job_id in job_ids if job_id not in found]
         if unknown and refuse_unknown:
-            raise _unknown(unknown)
+            raise unknown_jobs(unknown)
         return [outcome for outcome in found.values() if outcome] + [_lost(job_id) for job_id in unknown]
 
     def observe(self, observer: Callable[[Finished], None]) -> None:
@@ -156,17 +190,31 @@ class DoorQueue:
         """The model of each live worker. The one with the latest heartbeat is last."""
         return [unpack_model(row) for row in await self._link.run(scripts.MODELS) if row]
 
+    async def unjudged(self) -> dict[str, int]:
+        """Versions that no live worker has loaded, and the number of jobs that wait for a worker with each."""
+        return {version.decode(): jobs for version, jobs in await self._link.run(scripts.LANES)}
+
     async def depth(self) -> QueueDepth:
         return QueueDepth(**await self._link.hash_numbers(self._keys.depth))
 
+    async def vitals(self) -> Vitals:
+        oldest_ms, silent, record, published_ms = await self._link.run(scripts.VITALS)
+        return Vitals(
+            oldest_age_s=max(0, oldest_ms) / 1000,
+            silent_workers=silent,
+            last_refresh=unpack_refreshed(record) if record else None,
+            last_refresh_s=published_ms / 1000,
+        )
+
     async def counts(self) -> dict[str, int]:
         """Counters since `began_ms` on Redis's clock: admitted, finished, each outcome kind, redelivered, dead,
-        refreshed and refresh_failed.
+        refreshed, refresh_failed and refresh_failed:<code>.
         """
         return await self._link.hash_numbers(self._keys.counts)
 
 
-def _unknown(job_ids: Sequence[str]) -> UnknownJob:
+def unknown_jobs(job_ids: Sequence[str]) -> UnknownJob:
+    """The error for jobs that there are not."""
     named = ", ".join(job_ids[:NUM_NAMED]) + (f" and {more} more" if (more := len(job_ids) - NUM_NAMED) > 0 else "")
     return UnknownJob(f"no such job, or its result has expired: {named}; submit the clip again")
 

@@ -11,11 +11,15 @@ import asyncio
 import hashlib
 import math
 import uuid
+from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
+from typing import Any
 
 from protos.types import RefreshRequest, RefreshResponse
 from reward_server.errors import (
     DeadlinePassed,
+    GateFailed,
     IdempotencyConflict,
     NotReady,
     RefreshError,
@@ -30,14 +34,16 @@ from reward_server.errors import (
 from reward_server.queue import scripts
 from reward_server.queue.keys import Keys
 from reward_server.queue.lease import Claimed, expiry_s, lease_ms, new_token
+from reward_server.queue.patience import patience
 from reward_server.queue.records import pack_refresh, pack_refreshed, unpack_refresh, unpack_refreshed
-from reward_server.queue.redis_link import RedisLink
+from reward_server.queue.redis_link import AWAY, RedisLink, end_task
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
 
 LOOK_EVERY_S = 2.0  # in case news is lost
+LOOK_AGAIN_S = 0.5  # while Redis does not answer
 # Errors that a worker passes on to the caller as they are. Any other error becomes RefreshFailed.
-PASSED_ON = (RefreshRejected, TooFewClips, NotReady, VersionNotServed)
+PASSED_ON = (RefreshRejected, GateFailed, TooFewClips, NotReady, VersionNotServed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,11 @@ class RefreshRequests:
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._settings = link, settings
-        self._news = RefreshNews(link, keys)
+        self._news = SharedNews(RefreshNews(link, keys))
+
+    async def close(self) -> None:
+        """Stop following the news."""
+        await self._news.close()
 
     async def admit(self, request: RefreshRequest, patience_s: float = math.inf) -> str:
         """Queue a refresh and return its id. An idempotency key that is known gives the id of the earlier refresh.
@@ -62,7 +72,7 @@ class RefreshRequests:
         IdempotencyConflict.
         """
         limits = self._settings
-        life_s = min(patience_s, request.deadline_s or math.inf, limits.refresh_timeout_s)
+        life_s = self.life_s(request, patience_s)
         refresh_id = _id(request)
         # The deadline is not part of the fingerprint, because a retry of the same request has less time left.
         packed = pack_refresh(replace(request, deadline_s=None))
@@ -87,39 +97,62 @@ class RefreshRequests:
             raise self._too_few(request.run_id, *details)
         return refresh_id
 
-    def _too_few(self, run_id: str, real: int, rollouts: int) -> RefreshError:
+    def life_s(self, request: RefreshRequest, patience_s: float) -> float:
+        """How long the refresh may take for a caller who waits `patience_s`: longer with more steps."""
+        return min(patience_s, request.deadline_s or math.inf, self._settings.refresh_life_s(request.steps))
+
+    def _too_few(self, run_id: str, real: int, rollouts: int, missing: int) -> RefreshError:
         limits = self._settings
+        also = f"; for {missing} more that were scored there was no room (warning `not_kept`)" if missing else ""
         if real + rollouts == 0:
             return UnknownRun(
-                f"no clips of run '{run_id}' are kept; submit clips with this run_id and their origin, and ask for the "
-                f"refresh within {limits.feature_ttl_s} s (feature_ttl_s) after the last clip"
+                f"no clips of run '{run_id}' are kept{also}: none were submitted with this run_id and their origin, or "
+                f"they have expired, {limits.feature_ttl_s} s (feature_ttl_s) after the run's last sign of life, or "
+                "Redis lost them; submit clips again (the trainer does with refresh.recompute=true), then refresh"
             )
         return TooFewClips(
             f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs "
-            f"{limits.refresh_min_clips} of each (refresh_min_clips); submit more clips with their origin first"
+            f"{limits.refresh_min_clips} of each (refresh_min_clips){also}; submit more clips with their origin first"
         )
 
-    async def response(self, refresh_id: str) -> RefreshResponse:
-        """Wait for the end of a refresh.
+    async def response(self, refresh_id: str, timeout_s: float = math.inf) -> RefreshResponse:
+        """Wait for the end of a refresh. While Redis does not answer, the wait goes on for at most `timeout_s`.
 
         Raises DeadlinePassed if it did not publish before its deadline, and the error with which it failed otherwise.
         """
-        cursor = await self._news.newest()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
         while True:
-            found = await self._link.run(scripts.REFRESH_LOOK, refresh_id)
-            if not found:
-                raise NotReady("Redis lost the refresh; try again")
-            state, left_ms, version, response, code, message = found
-            if version:
-                return unpack_refreshed(response)
-            if state == b"done":
-                raise _error(code.decode(), message.decode())
-            if left_ms <= 0:
-                raise DeadlinePassed(
-                    "the refresh did not end in time and published nothing; allow more time in the request and in "
-                    f"refresh_timeout_s (now {self._settings.refresh_timeout_s:g} s), or ask for fewer steps"
-                )
-            cursor = await self._news.wait(cursor, min(left_ms / 1000, LOOK_EVERY_S))
+            try:
+                with patience(min(self._settings.redis_wait_s, until - loop.time())):
+                    news = await self._news.next()  # before the look, so that no news is missed between the two
+                    found = await self._link.run(scripts.REFRESH_LOOK, refresh_id)
+            except NotReady:  # an outage of Redis delays the response, but does not lose it
+                if loop.time() >= until:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN_S)
+                continue
+            left_s, response = self._progress(found)
+            if response:
+                return response
+            await asyncio.wait({news}, timeout=min(left_s, LOOK_EVERY_S))
+
+    def _progress(self, found: Sequence[Any]) -> tuple[float, RefreshResponse | None]:
+        """The seconds that a refresh has left, and its response if it is published. Raises the error it ended with."""
+        if not found:
+            raise NotReady("Redis lost the refresh; try again")
+        state, left_ms, version, response, code, message = found
+        if version:
+            return 0.0, unpack_refreshed(response)
+        if state == b"done":
+            raise _error(code.decode(), message.decode())
+        if left_ms <= 0:
+            raise DeadlinePassed(
+                "the refresh did not end in time and published nothing; allow more time in the request, and in "
+                f"refresh_timeout_s (now {self._settings.refresh_timeout_s:g} s) or refresh_step_s (now "
+                f"{self._settings.refresh_step_s:g} s for each step), or ask for fewer steps"
+            )
+        return left_ms / 1000, None
 
 
 class RefreshWork:
@@ -160,11 +193,11 @@ class RefreshWork:
         """Give the refresh back unfinished. Another worker can claim it at once, and the attempt does not count."""
         await self._link.run(scripts.REFRESH_HAND_BACK, refresh.id, refresh.token)
 
-    async def publish(self, refresh: Refresh, version: Version, response: RefreshResponse) -> bool:
+    async def publish(self, refresh: Refresh, version: Version, response: RefreshResponse, *, cut_ms: int = 0) -> bool:
         """Make the staged version the run's latest and end the refresh, in one transaction.
 
-        False if the refresh is due or was taken over. Then nothing changed. Raises NotReady if the version's files are
-        not staged.
+        The clips that were scored until `cut_ms`, on Redis's clock, become those of an earlier buffer. False if the
+        refresh is due or was taken over. Then nothing changed. Raises NotReady if the version's files are not staged.
         """
         limits = self._settings
         published = await self._link.run(
@@ -173,10 +206,14 @@ class RefreshWork:
             refresh.token,
             version.name,
             version.digest,
+            version.base,
+            version.preprocessing_digest,
             pack_refreshed(response),
             limits.versions_kept,
             limits.version_ttl_s,
             limits.result_ttl_s,
+            cut_ms,
+            version.training_digest,
         )
         if published < 0:
             raise NotReady(f"Redis lost version '{version.name}' before it was published; it is staged again")
@@ -205,6 +242,33 @@ class RefreshNews:
         if not entries:
             await asyncio.sleep(0)  # let other tasks run even if timeout_s is 0
         return entries[-1].id if entries else cursor
+
+
+class SharedNews:
+    """News for any number of waiters of one process, which read it on one connection."""
+
+    def __init__(self, news: RefreshNews) -> None:
+        self._news = news
+        self._cursor = ""
+        self._reading: asyncio.Task[None] | None = None
+
+    async def next(self) -> asyncio.Task[None]:
+        """A task that ends at the next news, or soon without any. It reads all that is told after this call."""
+        self._cursor = self._cursor or await self._news.newest()
+        if self._reading is None or self._reading.done():
+            # In a context of its own, because it serves other callers than the one who started it.
+            self._reading = asyncio.create_task(self._read(), name="refresh-news", context=Context())
+        return self._reading
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            await end_task(self._reading)
+
+    async def _read(self) -> None:
+        try:
+            self._cursor = await self._news.wait(self._cursor, LOOK_EVERY_S)
+        except AWAY:
+            await asyncio.sleep(LOOK_AGAIN_S)
 
 
 def _id(request: RefreshRequest) -> str:

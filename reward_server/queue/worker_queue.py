@@ -1,11 +1,12 @@
 """Implements the workers' side of the queue: claim -> payload -> renew -> finish or hand back, and heartbeats.
 
 A claim is a lease (lease.py): a worker that does not renew it loses its jobs to another. A job that was held by too
-many workers when they died ends as failed and is added to the dead-letter stream.
+many workers when they died ends as failed and becomes a dead letter (dead_letters.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from reward_server.settings import Settings
 class Job(Claimed):
     """A claimed job: one clip to score."""
 
-    entry: str  # in the stream of jobs
+    entry: str  # in the queue or in a lane (lua/shared/stream.lua)
     queue_ms: float
     media: Media
     context: Context
@@ -55,28 +56,44 @@ class WorkerQueue:
     async def close(self) -> None:
         """Stop ending overdue jobs, and close the connections to Redis."""
         await self._sweep.stop()
+        await self._endings.close()
         await self._link.close()
 
-    async def claim(self, worker_id: str, *, count: int, wait_ms: float, abandoned: bool = True) -> list[Job]:
-        """Claim up to `count` jobs. Waits at most `wait_ms` (limited to 5 s) for the first.
+    async def claim(
+        self, worker_id: str, *, count: int, wait_ms: float, abandoned: bool = True, model: Model | None = None
+    ) -> list[Job]:
+        """Claim up to `count` jobs that `model` can judge, and as many from its lane. None claims any job.
 
-        With `abandoned`, a job whose worker has fallen silent comes first, and alone. Jobs that are overdue or out of
-        attempts end here and are not returned.
+        Waits at most `wait_ms` (limited to 5 s) for the first. With `abandoned`, a job whose worker has fallen silent
+        comes first, and alone. A job that only other models can judge goes to their lane. Jobs that are overdue or out
+        of attempts end here. None of these is returned.
         """
-        if abandoned and (job := await self._claim_abandoned(worker_id)):
+        judge = (model.discriminator_version, model.preprocessing_digest) if model else ("", "")
+        if abandoned and (job := await self._claim_abandoned(worker_id, judge)):
             return [job]
-        entries = await self._link.read_group(self._keys.queue, scripts.GROUP, worker_id, count=count, wait_ms=wait_ms)
-        if not entries:
-            await self._link.run(scripts.BEGIN)  # in case Redis is new or was emptied, and has no group
+        found = await self._link.read_group(
+            self._streams(model), scripts.GROUP, worker_id, count=count, wait_ms=wait_ms
+        )
+        if not found:
+            await self._link.run(scripts.BEGIN, judge[0])  # in case Redis is new or was emptied, and has no group
             return []
-        pairs = (part for entry in entries for part in (entry.id, entry.fields["job"]))
-        rows = await self._link.run(scripts.CLAIM, new_token(), *pairs)
-        jobs = [await self._viable(_job(row)) for row in rows]
+        pairs = (
+            part
+            for stream, entries in found.items()
+            for entry in entries
+            for part in (entry.id if stream == self._keys.queue else f"{entry.id}@{judge[0]}", entry.fields["job"])
+        )
+        rows = await self._link.run(scripts.CLAIM, worker_id, new_token(), count, *judge, *pairs)
+        jobs = await asyncio.gather(*(self._viable(_job(row)) for row in rows))  # overdue ones end together
         return [job for job in jobs if job]
 
-    async def abandoned(self) -> bool:
-        """Whether there is a job whose worker has not renewed its lease."""
-        return await self._link.has_silent(self._keys.queue, scripts.GROUP, idle_ms=lease_ms(self._settings))
+    async def abandoned(self, model: Model | None = None) -> bool:
+        """Whether there is a job whose worker has not renewed its lease, in the queue or in the lane of `model`."""
+        return await self._link.has_silent(self._streams(model), scripts.GROUP, idle_ms=lease_ms(self._settings))
+
+    def _streams(self, model: Model | None) -> list[str]:
+        lanes = [self._keys.lane(model.discriminator_version)] if model else []
+        return [*lanes, self._keys.queue]
 
     async def payload(self, job: Job) -> bytes:
         """The clip's bytes. Raises ScoringFailed if they are gone."""
@@ -84,6 +101,10 @@ class WorkerQueue:
         if payload is None:
             raise ScoringFailed(f"the payload of job {job.id} is gone from Redis; submit the clip again")
         return payload
+
+    async def traceparent(self, job: Job) -> str:
+        """The header of the traced call that submitted an unfinished job. Empty if it was not traced."""
+        return (await self._link.get(self._keys.trace(job.id)) or b"").decode()
 
     async def renew(self, worker_id: str, jobs: Sequence[Job]) -> set[str]:
         """Renew the leases and return the ids still held. The other jobs were taken over or have ended."""
@@ -102,17 +123,21 @@ class WorkerQueue:
         pairs = (part for job in jobs for part in (job.entry, job.id))
         return int(await self._link.run(scripts.HAND_BACK, worker_id, *pairs)) if jobs else 0
 
+    async def idle_workers(self, worker_id: str) -> int:
+        """How many other workers would claim a job at once. 0 while unclaimed jobs wait, which they claim first."""
+        return int(await self._link.run(scripts.IDLE, worker_id))
+
     async def announce(self, worker_id: str, model: Model) -> None:
         """Send a heartbeat: this worker is alive for the length of a lease, and serves `model`."""
         life_ms, version = lease_ms(self._settings), model.discriminator_version
         await self._link.run(scripts.ANNOUNCE, worker_id, pack_model(model), life_ms, version)
 
     async def leave(self, worker_id: str) -> None:
-        """Remove this worker from the live ones, because it ends."""
+        """Remove this worker from the live ones, because it claims nothing more. It may still hold jobs."""
         await self._link.run(scripts.LEAVE, worker_id)
 
-    async def _claim_abandoned(self, worker_id: str) -> Job | None:
-        while row := await self._link.run(scripts.RECLAIM, worker_id, new_token(), lease_ms(self._settings)):
+    async def _claim_abandoned(self, worker_id: str, judge: tuple[str, str]) -> Job | None:
+        while row := await self._link.run(scripts.RECLAIM, worker_id, new_token(), lease_ms(self._settings), *judge):
             if job := await self._viable(_job(row)):
                 return job
         return None
@@ -124,10 +149,10 @@ class WorkerQueue:
             return None
         if job.attempts > self._settings.max_attempts:
             died = AttemptsExhausted(
-                f"{self._settings.max_attempts} workers (max_attempts) died while they held job {job.id}; it is on the "
-                "dead-letter stream; score the clip alone with `motion-reward score` to find out why"
+                f"{self._settings.max_attempts} workers (max_attempts) died while they held job {job.id}; it is a dead "
+                "letter (`motion-reward jobs`); score the clip alone with `motion-reward score` to find out why"
             )
-            await self._endings.settle(job.id, error_outcome(job.id, died, job.context), letter=str(died))
+            await self._endings.give_up(job.id, error_outcome(job.id, died, job.context), str(died))
             return None
         return job
 

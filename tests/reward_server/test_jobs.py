@@ -42,7 +42,7 @@ from reward_server.errors import (
     VersionConflict,
     error_outcome,
 )
-from reward_server.queue import scripts
+from reward_server.queue import admission, scripts
 from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.queue.finished import Finished
 from reward_server.queue.keys import Keys
@@ -54,6 +54,12 @@ from tests.conftest import MakeSettings, OpenQueue, Queue
 
 KEYS = Keys(profile="embedded")
 PATIENCE_S = 20.0  # far longer than anything here takes; reaching it is a failure
+
+
+@pytest.fixture(params=[0, admission.SENT_BYTES], ids=["staged", "sent"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads are stored before their jobs are admitted, or go with them."""
+    monkeypatch.setattr(admission, "SENT_BYTES", request.param)
 
 
 def submission(payload: bytes = b"clip", media: Media = Media.CONTAINER, **context: object) -> Submission:
@@ -134,6 +140,7 @@ async def collect(stream: AsyncIterator[Outcome]) -> list[Outcome]:
 
 async def test_jobs_keep_their_order_and_their_bytes_and_context(open_queue: OpenQueue) -> None:
     queue = await open_queue()
+    await queue.worker.announce("w1", model())
     clips = [submission(bytes([i]) * (i + 1), group_id=f"g{i}", query_seed=2**64 - 1 - i) for i in range(5)]
     job_ids = await queue.door.admit(clips)
     jobs = await queue.worker.claim("w1", count=5, wait_ms=0)
@@ -165,6 +172,7 @@ async def test_unknown_jobs_are_named(open_queue: OpenQueue) -> None:
     [{"queue_max_jobs": 3}, {"queue_max_bytes": 30}, {"queue_max_cost": 32 * 30}],
     ids=["jobs", "bytes", "cost"],
 )
+@pytest.mark.usefixtures("way")
 async def test_each_limit_refuses_whole_requests_until_jobs_end(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, bound: dict[str, int]
 ) -> None:
@@ -255,7 +263,6 @@ async def test_same_key_twice_in_one_request(open_queue: OpenQueue) -> None:
     [
         submission(b"b", idempotency_key="k"),
         submission(b"a", Media.TENSOR, idempotency_key="k"),
-        submission(b"a", idempotency_key="k", run_id="r"),
         submission(b"a", idempotency_key="k", group_id="g"),
         submission(b"a", idempotency_key="k", query_seed=1),
         submission(b"a", idempotency_key="k", discriminator_version="v"),
@@ -266,10 +273,22 @@ async def test_a_key_used_for_another_submission_is_a_conflict(
     open_queue: OpenQueue, redis: Redis, other: Submission
 ) -> None:
     queue = await open_queue()
+    await queue.worker.announce("w1", model())
     [job_id] = await queue.door.admit([submission(b"a", idempotency_key="k")])
     with pytest.raises(IdempotencyConflict, match=job_id):
         await queue.door.admit([submission(b"new"), other])
     assert (await queue.door.depth()).jobs == 1 and len(await redis.keys("*payload*")) == 1
+
+
+async def test_a_key_counts_within_its_run_and_its_owner(open_queue: OpenQueue) -> None:
+    queue = await open_queue()
+    clips = [submission(idempotency_key="k", run_id=run_id) for run_id in ("", "r", "r:k", "1")]
+    job_ids = await queue.door.admit(clips)
+    assert len(set(job_ids)) == len(clips)
+    owned = await queue.door.admit(clips, owner="5f0c9a3e")
+    assert not set(owned) & set(job_ids)
+    assert await queue.door.admit(clips) == job_ids
+    assert await queue.door.admit(clips, owner="5f0c9a3e") == owned
 
 
 async def test_a_known_key_needs_no_room(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
@@ -279,6 +298,7 @@ async def test_a_known_key_needs_no_room(open_queue: OpenQueue, make_settings: M
     assert await queue.door.admit([clip]) == first
 
 
+@pytest.mark.usefixtures("way")
 async def test_racing_submissions_of_one_key_are_one_job(open_queue: OpenQueue) -> None:
     queues = [await open_queue() for _ in range(4)]
     clip = submission(b"a" * 1000, idempotency_key="k")
@@ -287,6 +307,7 @@ async def test_racing_submissions_of_one_key_are_one_job(open_queue: OpenQueue) 
     assert (await queues[0].door.depth()).jobs == 1
 
 
+@pytest.mark.usefixtures("way")
 async def test_a_refused_clip_is_a_finished_job(open_queue: OpenQueue, redis: Redis) -> None:
     queue = await open_queue()
     bad, good = await queue.door.admit([submission(b"", run_id="r"), submission()], {0: UnreadableClip("why")})
@@ -322,7 +343,7 @@ async def test_nothing_of_a_finished_job_stays_but_its_outcome(open_queue: OpenQ
     assert (await redis.xpending(KEYS.queue, GROUP))["pending"] == 0
     assert await redis.keys("*payload*") == [] and await redis.zcard(f"{KEYS.prefix}:due") == 0
     assert 0 < await redis.ttl(KEYS.job(job.id)) <= 3600
-    assert 0 < await redis.ttl(f"{KEYS.prefix}:idempotency:k") <= 3600
+    assert 0 < await redis.ttl(f"{KEYS.prefix}:idempotency::0::k") <= 3600
 
 
 async def test_every_key_but_the_bounded_ones_has_a_lifetime(open_queue: OpenQueue, redis: Redis) -> None:
@@ -336,7 +357,7 @@ async def test_every_key_but_the_bounded_ones_has_a_lifetime(open_queue: OpenQue
     forever = {
         key.decode().removeprefix(f"{KEYS.prefix}:") for key in await redis.keys("*") if await redis.ttl(key) == -1
     }
-    assert forever <= {"queue", "depth", "counts", "workers", "models", "base"}
+    assert forever <= {"queue", "depth", "counts", "workers", "models", "loaded", "lanes", "base"}
 
 
 async def test_results_expire(open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis) -> None:
@@ -361,7 +382,7 @@ async def test_acknowledged_entries_go_and_pending_ones_stay(open_queue: OpenQue
     for job in jobs[:5]:
         await queue.worker.finish(job, ok(job))
     left = [entry.decode() for entry, _ in await redis.xrange(KEYS.queue)]
-    assert left[:5] == [job.entry for job in jobs[5:]] and len(left) == 15
+    assert left[:5] == [job.entry for job in jobs[5:]] and len(left) == 5 + 4  # the others wait for their turn
 
 
 # --- dead and living workers ----------------------------------------------------------------------
@@ -501,6 +522,7 @@ async def test_a_forgotten_worker_takes_no_job_with_it(open_queue: OpenQueue, re
 async def test_a_deadline_ends_a_queued_job_whichever_side_lives(open_queue: OpenQueue, idle: str) -> None:
     queue = await open_queue()
     await (queue.door if idle == "door" else queue.worker)._sweep.stop()
+    await queue.worker.announce("w1", model())
     [job_id] = await queue.door.admit([submission(deadline_s=0.05, group_id="g")])
     [outcome] = await collect(queue.door.outcomes([job_id], PATIENCE_S))
     assert (outcome.kind, outcome.error and outcome.error.code) == (OutcomeKind.TIMEOUT, "deadline_passed")
@@ -749,6 +771,7 @@ async def test_what_is_staged_goes_when_its_request_does_not_come_in(
     open_queue: OpenQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise every refused request would fill a Redis at its limit further, for two minutes."""
+    monkeypatch.setattr(admission, "SENT_BYTES", 0)
     queue = await open_queue()
     put, calls = RedisLink.put, 0
 
@@ -769,8 +792,9 @@ async def test_a_group_needs_a_worker_that_reported_its_version(
 ) -> None:
     """If it were admitted before, workers with different versions could score parts of the group."""
     queue = await open_queue(make_settings(result_ttl_s=10))
-    with pytest.raises(NotReady, match="'g'"):
-        await queue.door.admit([submission(), submission(run_id="r", group_id="g")])
+    for run_id in ("r", ""):
+        with pytest.raises(NotReady, match="'g'"):
+            await queue.door.admit([submission(), submission(run_id=run_id, group_id="g")])
     assert (await queue.door.depth()).jobs == 0 and await redis.keys("*payload*") == []
     assert await queue.door.admit([submission(run_id="r", group_id="g", discriminator_version="v1")])
     await queue.worker.announce("w1", model("v2"))

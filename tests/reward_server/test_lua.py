@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 LUA = ROOT / "reward_server" / "queue" / "lua"
 SCRIPTS = [value for value in vars(scripts).values() if isinstance(value, Script)]
 # The globals of Redis that our scripts use. Redis lets no script create other global variables.
-GIVEN = frozenset({"KEYS", "ARGV", "redis", "table", "math", "string", "unpack", "ipairs", "pairs", "tonumber"})
+GIVEN = frozenset(
+    {"KEYS", "ARGV", "redis", "table", "math", "string", "unpack", "ipairs", "pairs", "tonumber", "cjson"}
+)
 
 
 def undeclared(text: str) -> list[str]:

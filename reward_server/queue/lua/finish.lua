@@ -1,10 +1,8 @@
--- Ends a job with its outcome.
--- ARGV: job id, kind, outcome, batch size, keep_s, dead letter or ''. Returns 1 if this outcome was the first, else 0.
+-- Ends jobs with their outcomes.
+-- ARGV: keep_s, then job id, kind, outcome and batch size of each. Returns 1 for each whose outcome was the first, else 0.
 
-local attempts = redis.call('HGET', key('job', ARGV[1]), 'attempts')
-local settled = settle(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])
-if settled == 1 and ARGV[6] ~= '' then
-  redis.call('XADD', key('dead'), 'MAXLEN', '~', 1024, '*', 'job', ARGV[1], 'attempts', attempts, 'letter', ARGV[6])
-  redis.call('HINCRBY', key('counts'), 'dead', 1)
+local asked = {}
+for at = 2, #ARGV, 4 do
+  table.insert(asked, {id = ARGV[at], kind = ARGV[at + 1], outcome = ARGV[at + 2], batch = ARGV[at + 3]})
 end
-return settled
+return settle(asked, ARGV[1])

@@ -1,18 +1,26 @@
--- Keeps a clip's motion for refreshes of its run, once. The oldest clips are removed to make room.
--- ARGV: run, origin, job, packed motion, the largest numbers of clips and bytes, life_s, the versions' life_s.
+-- Keeps a clip's motion for refreshes of its run, once, as far as there is room for it. Needs reservoir.lua.
+-- ARGV: run, origin, the clip's name (16 hex digits and the job), hash of its group, the largest numbers of clips and
+-- bytes, share of older clips, life_s, the versions' life_s, then its parts.
 -- Returns 1, or 0 if the clip was already kept.
 
-local run, origin, job, data, max_clips, max_bytes, life_s, version_life_s = unpack(ARGV)
-local clips, order, size = key('clips', origin, run), key('clip-order', origin, run), key('clip-bytes', origin, run)
-if redis.call('HEXISTS', clips, job) == 1 then return 0 end
-redis.call('HSET', clips, job, data)
-redis.call('RPUSH', order, job)
-local bytes = redis.call('INCRBY', size, #data)
-while redis.call('LLEN', order) > tonumber(max_clips) or bytes > tonumber(max_bytes) do
-  local oldest = redis.call('LPOP', order)
-  bytes = redis.call('DECRBY', size, redis.call('HSTRLEN', clips, oldest))
-  redis.call('HDEL', clips, oldest)
+local run, origin, name, group, max_clips, max_bytes, share, life_s, version_life_s = unpack(ARGV, 1, 9)
+local kept, job = reservoir(origin, run), string.sub(name, 17)
+if redis.call('HEXISTS', kept.clips, job) == 1 then return 0 end
+local rank, bytes, members = make_room(kept.newer, group, name), 0, {}
+for part = 0, #ARGV - 10 do
+  local member, data = part .. name, ARGV[10 + part]
+  local hash, field = place_of(kept, member)
+  redis.call('HSET', hash, field, data)
+  table.insert(members, score(part, rank, group))
+  table.insert(members, member)
+  bytes = bytes + #data
 end
-for _, kept in ipairs({clips, order, size}) do redis.call('EXPIRE', kept, life_s) end
-renew_versions(run, version_life_s)
+redis.call('ZADD', kept.newer, unpack(members))
+redis.call('HINCRBY', kept.bytes, 'newer', bytes)
+redis.call('ZREM', key('missing', origin, run), job)  -- an earlier worker may have found no room
+trim(kept, tonumber(max_clips), tonumber(max_bytes), tonumber(share))
+keep_alive(kept, life_s, #ARGV - 9)
+if redis.call('TTL', key('versions', run)) < version_life_s * 0.99 then  -- not for every clip: a run sends many a second
+  renew_versions(run, version_life_s)
+end
 return 1

@@ -2,7 +2,12 @@
 
 local rows = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', now, 'LIMIT', 0, 64)) do
-  local context = redis.call('HGET', key('job', id), 'context')
-  if context then table.insert(rows, {id, context}) else redis.call('ZREM', key('due'), id) end
+  local state, context = unpack(redis.call('HMGET', key('job', id), 'state', 'context'))
+  if context and state ~= 'done' then
+    table.insert(rows, {id, context})
+  else
+    redis.call('ZREM', key('due'), id)
+    redis.call('ZREM', key('ages'), id)
+  end
 end
 return rows

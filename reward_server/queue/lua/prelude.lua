@@ -9,5 +9,5 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A full Redis (maxmemory, noeviction) refuses a script whose first write may need memory. Jobs must still be able to
 -- leave the queue, or it could never shrink. Scripts that take jobs out therefore begin with this write, which needs no
--- memory.
+-- memory, or with another such write.
 local function relieve() redis.call('DEL', key('nothing')) end

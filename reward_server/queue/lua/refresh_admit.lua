@@ -1,7 +1,8 @@
 -- Admits a refresh. If the id is known and the refresh succeeded or is still running, nothing changes. A refresh that
 -- failed is started again.
 -- ARGV: id, run, request, fingerprint, life_ms, keep_s, the smallest number of clips of each origin.
--- Returns {'admitted'}, or the reason for a refusal: {'conflict'}, {'running'}, {'few', real clips, rollouts}.
+-- Returns {'admitted'}, or the reason for a refusal: {'conflict'}, {'running'}, {'few', real clips, rollouts, jobs whose
+-- clips were not kept}.
 
 local id, run, request, fingerprint, life_ms, keep_s, min_clips = unpack(ARGV)
 local refresh = key('refresh', id)
@@ -12,8 +13,12 @@ if state then
 end
 local other = redis.call('GET', key('refreshing', run))
 if other and other ~= id then return {'running'} end
-local real, rollouts = redis.call('HLEN', key('clips', 'real', run)), redis.call('HLEN', key('clips', 'rollout', run))
-if math.min(real, rollouts) < tonumber(min_clips) then return {'few', real, rollouts} end
+local real = redis.call('HLEN', key('kept-clips', 'real', run))
+local rollouts = redis.call('HLEN', key('kept-clips', 'rollout', run))
+if math.min(real, rollouts) < tonumber(min_clips) then
+  return {'few', real, rollouts, redis.call('ZCARD', key('missing', 'real', run))
+    + redis.call('ZCARD', key('missing', 'rollout', run))}
+end
 
 due_ms = now + life_ms
 redis.call('DEL', refresh)

@@ -4,7 +4,8 @@
 local kept = {}
 for at = 2, #ARGV do
   if holder(ARGV[at]) == ARGV[1] then
-    redis.call('XCLAIM', stream, group, ARGV[1], 0, ARGV[at], 'JUSTID')
+    local where, id = place(ARGV[at])
+    redis.call('XCLAIM', where, group, ARGV[1], 0, id, 'JUSTID')
     table.insert(kept, ARGV[at])
   end
 end

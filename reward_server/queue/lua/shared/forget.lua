@@ -3,8 +3,12 @@
 
 local function forget(worker)
   redis.call('HDEL', key('models'), worker)
-  local pending = redis.pcall('XPENDING', stream, group, '-', '+', 1, worker)  -- an error: the group is gone
-  if pending[1] then return end
+  redis.call('HDEL', key('loaded'), worker)
+  local versions = all_lanes()
+  for _, version in ipairs(versions) do
+    local pending = redis.pcall('XPENDING', lane(version), group, '-', '+', 1, worker)  -- an error: the group is gone
+    if pending[1] then return end
+  end
   redis.call('ZREM', key('workers'), worker)
-  redis.pcall('XGROUP', 'DELCONSUMER', stream, group, worker)
+  for _, version in ipairs(versions) do redis.pcall('XGROUP', 'DELCONSUMER', lane(version), group, worker) end
 end

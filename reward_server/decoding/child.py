@@ -7,6 +7,7 @@ It imports no torch, gives up files and network before it reads the first clip, 
 
 from __future__ import annotations
 
+import codecs
 import gc
 import importlib
 import os
@@ -27,14 +28,13 @@ from reward_server.decoding.decode import decode_payload
 from reward_server.decoding.messages import (
     ANSWERS,
     MAX_MESSAGE_BYTES,
-    NO_MEMORY,
     REQUESTS,
     Answer,
     Request,
     answer_of,
     out_of_memory,
 )
-from reward_server.decoding.sandbox import confine
+from reward_server.decoding.sandbox import NO_MEMORY, confine
 from reward_server.errors import InvalidClip
 
 READY = b"ready"
@@ -47,6 +47,7 @@ NOT_NEEDED = (
     "PIL.ImageQt",
     "PIL._tkinter_finder",
 )
+ENCODINGS = ("utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le")  # what bytes may seem to be
 MAX_TOLD = 4000  # characters of an error's message
 
 
@@ -55,7 +56,7 @@ def main(link_fd: int, memory_mib: int) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)  # the worker drains; it closes the socket when it has finished
     cv2.setNumThreads(1)
-    _import_the_rest()
+    import_the_rest()
     gc.freeze()  # so that a collection after each clip looks at the clip's objects alone
     link = socket.socket(fileno=link_fd)
     confine(memory_mib)
@@ -71,7 +72,7 @@ def main(link_fd: int, memory_mib: int) -> None:
         gc.collect()  # frames can be held in reference cycles
 
 
-def _import_the_rest() -> None:
+def import_the_rest() -> None:
     """Import what libraries would import at their first use, because no file can be opened then."""
     Image.init()
     for library in (av, PIL):
@@ -80,6 +81,8 @@ def _import_the_rest() -> None:
                 with suppress(ImportError):
                     importlib.import_module(module.name)
     importlib.import_module("numpy.ma")
+    for name in ENCODINGS:
+        codecs.lookup(name)
 
 
 def _answer(link: socket.socket, request: Request, payload_fd: int, memory_mib: int) -> None:

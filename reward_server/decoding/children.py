@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -26,7 +25,6 @@ from reward_server.decoding.decode import DecodedClip
 from reward_server.decoding.messages import (
     ANSWERS,
     MAX_MESSAGE_BYTES,
-    NO_MEMORY,
     REQUESTS,
     Answer,
     Request,
@@ -36,14 +34,21 @@ from reward_server.decoding.messages import (
 )
 from reward_server.decoding.refusals import LEAVES
 from reward_server.decoding.sampling import Sampling
+from reward_server.decoding.sandbox import NO_MEMORY, clean_environment
 from reward_server.errors import DecodeMemory, DecoderCrashed, DecodeTooSlow, InvalidClip, ScoringFailed
+from reward_server.settings import Settings
 
 AVAILABLE = sys.platform == "linux"
 START_S = 120.0  # a loaded machine may take long to import
 GRACE_S = 2.0  # the reader itself gives up at max_decode_s, with a better message; after this it is killed
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")  # nothing secret
-FIXED_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 INVALID = LEAVES | {"decode_memory": DecodeMemory}
+
+
+def decode_pool(settings: Settings, size: int) -> DecodePool | None:
+    """A pool of at most `size` children, or None if clips are decoded in this process."""
+    if not (settings.decode_isolation and AVAILABLE):
+        return None
+    return DecodePool(size=size, memory_mib=settings.decode_memory_mib)
 
 
 class DecodePool:
@@ -114,7 +119,7 @@ class _Child:
         with theirs:
             self.process = subprocess.Popen(
                 command,
-                env=_environment(),
+                env=clean_environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -213,12 +218,6 @@ def _too_slow(request: Request) -> DecodeTooSlow:
         "; send a smaller or shorter clip, use a faster codec (h264) or raise max_decode_s (on the server "
         "MOTION_REWARD_MAX_DECODE_S)"
     )
-
-
-def _environment() -> dict[str, str]:
-    """What a child needs to import this package, and no secret of its parent."""
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return kept | FIXED_VARIABLES | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
 def _end_all(children: set[_Child]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from protos.reader import Frame, Picture, Stretch, open_source, with_true_times
 from protos.reader import Source as OpenSource
+from protos.reader.evenness import TOLD_UNEVEN
 from protos.reader.scenes import Scenes, crosses
 from protos.reader.sniff import CONTAINERS
 from protos.reader.times import is_even
@@ -24,13 +25,7 @@ from protos.types import Clip, ClipWarning, Limits, Media, Source, Submission
 from reward_server.decoding.even_windows import even_schedule
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.decoding.sampling import Sampling, Schedule, profile_size, resize_frame, schedule
-from reward_server.decoding.time_warnings import (
-    TOLD_UNEVEN,
-    main_stretch,
-    positions_of,
-    time_warnings,
-    uneven_share,
-)
+from reward_server.decoding.time_warnings import main_stretch, positions_of, time_warnings, uneven_share
 from reward_server.errors import ClipTooShort
 
 __all__ = [
@@ -44,6 +39,9 @@ __all__ = [
     "resize_frame",
 ]
 
+# Even windows must be at least this share of the windows that the clip would have without lost frames. A single one of
+# four showed another part of a clip, and moved its reward by 1.6 mild faults.
+LEAST_WINDOWS = 0.5
 MAX_REPLANS = 3  # moved windows can meet new cuts
 
 
@@ -116,7 +114,8 @@ def _plan(source: OpenSource, sampling: Sampling, cuts_s: Sequence[float]) -> tu
     if share <= TOLD_UNEVEN:
         return plan, share
     even = even_schedule(source.times_s, sampling, stretches, partial(crosses, cuts_s))
-    return even or plan, share
+    covers = even is not None and len(even.starts) >= LEAST_WINDOWS * len(plan.starts)
+    return even if even and covers else plan, share
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from reward_server.decoding.decode import DecodedClip, Window
 from reward_server.decoding.sampling import Sampling, profile_size
 
 MAX_MESSAGE_BYTES = 64 * 1024
-NO_MEMORY = 86  # exit status of a child that has no memory left to answer
 STRICT = ConfigDict(allow_inf_nan=False, extra="forbid")
 
 

@@ -46,9 +46,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (2 <= self.min_frames <= self.window_frames and self.max_windows >= 1 and self.fps > 0):
-            raise ValueError(f"need 2 <= min_frames <= window_frames, max_windows >= 1 and fps > 0, got {self}")
+            raise ValueError(
+                f"need 2 <= min_frames <= window_frames, max_windows >= 1 and fps > 0, got {self}; correct it"
+            )
         if not 1 <= self.multiple_px**2 <= self.area_px:
-            raise ValueError(f"need 1 <= multiple_px^2 <= area_px, got {self.multiple_px} and {self.area_px}")
+            raise ValueError(
+                f"need 1 <= multiple_px^2 <= area_px, got {self.multiple_px} and {self.area_px}; correct them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import resource
 import sys
 from pathlib import Path
 
 MIB = 1024**2
 MAX_FILES = 64  # open at once: the pipe, a payload, a result, and what libraries hold
+NO_MEMORY = 86  # exit status of a child that has no memory left to answer
 SLACK_MIB = 32  # pages of libraries that were mapped before the limit and are touched after it
+
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")  # nothing secret
+FIXED_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 # All that decoding needs. Any other system call fails with EPERM: no open, socket, connect, execve, kill or ptrace.
 NEEDED = """
@@ -28,6 +33,12 @@ NEEDED = """
 """
 NEW_CLONE = "clone3"  # its flags cannot be filtered; ENOSYS makes the C library use clone
 THREAD_FLAG = 0x10000  # CLONE_THREAD
+
+
+def clean_environment() -> dict[str, str]:
+    """The variables that a child needs to import this package, without any secret of its parent."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return kept | FIXED_VARIABLES | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
 def confine(memory_mib: int) -> bool:

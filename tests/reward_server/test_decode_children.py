@@ -22,6 +22,7 @@ from reward_server.decoding.decode import Sampling, decode
 from reward_server.decoding.messages import Answer, decoded_clip, shared
 from reward_server.decoding.sandbox import can_filter
 from reward_server.errors import ClipTooLarge, DecodeMemory, DecoderCrashed, DecodeTooSlow, UnreadableClip
+from reward_server.evaluation.scoring import open_scorer
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
 from tests import media
@@ -143,7 +144,7 @@ def test_a_tensor_may_be_larger_than_the_memory_of_the_child() -> None:
 
 def test_a_file_whose_index_claims_millions_of_samples_takes_no_memory(pool: DecodePool) -> None:
     at = VIDEO.index(b"stsz") + 8
-    with pytest.raises(ClipTooLarge, match="75000000 frames, over the limit of"):
+    with pytest.raises(ClipTooLarge, match="75000000 packets of video, over the limit of"):
         decoded(pool, VIDEO[:at] + struct.pack(">II", 1, 75_000_000) + VIDEO[at + 8 :])
 
 
@@ -241,3 +242,13 @@ def test_scoring_in_process_is_isolated_unless_turned_off() -> None:
     assert one.reward
     assert other.reward
     assert one.reward.logits == other.reward.logits
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_what_a_command_decodes_itself_is_isolated_too(isolated: bool) -> None:
+    settings = Settings(num_tracks=16, threads=1, decode_isolation=isolated)
+    with open_scorer(settings, None) as scorer:
+        clip = scorer.decode(media.submission(VIDEO), replace(SAMPLING, max_windows=1), settings)
+        assert (scorer.children is not None) == isolated
+        assert bool(scorer.children and scorer.children.pids()) == isolated
+    assert len(clip.windows) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import struct
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.numpy import save
 
 from protos.types import Media
@@ -25,7 +23,7 @@ from reward_server.errors import (
     InvalidClip,
     UnreadableClip,
 )
-from tests import media
+from tests import media, odd_files
 
 FAST_START = {"options": {"movflags": "faststart"}}
 NO_ENCODER_NOTE = {"x264-params": "no-info=1"}  # so that the bytes are frames and not the encoder's note
@@ -50,12 +48,6 @@ def mp4(num_frames=24, **options):
     return media.video(media.texture(num_frames), **{"fps": 10, **options})
 
 
-def png():
-    buffer = io.BytesIO()
-    Image.fromarray(media.texture(1)[0]).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 # --- not a video ---
 
 
@@ -70,7 +62,7 @@ def png():
         (b"\x00", ["1 bytes"]),
         (bytes(1000), ["1000 bytes"]),
         (bytes(range(7, 256)) * 10, ["07 08 09"]),
-        (png(), ["a PNG picture"]),
+        (odd_files.picture(media.texture(1)[0], "PNG"), ["a PNG picture"]),
         (media.tensor(media.texture(8), 10.0), ["media 'tensor'"]),
         (b"\x00\x00\x00\x18ftypmp42", ["cannot be opened"]),
         (b"\x1a\x45\xdf\xa3" + bytes(100), ["cannot be opened"]),
@@ -118,7 +110,7 @@ def test_the_undecodable_clip_cannot_be_decoded():
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_frames": 23}, ["24 frames", "limit of 23", "max_frames", "MOTION_REWARD_MAX_FRAMES"]),
+        ({"max_frames": 11}, ["24 packets", "limit of 22 for 11 frames", "max_frames", "MOTION_REWARD_MAX_FRAMES"]),
         ({"max_duration_s": 2.0}, ["2.3 seconds", "limit of 2.0", "max_duration_s"]),
         ({"max_frame_pixels": 64 * 96 - 1}, ["96x64", "6144 pixels", "limit of 6143"]),
         ({"max_bytes": 1000}, ["bytes", "limit of 1000"]),
@@ -249,8 +241,8 @@ def test_a_cut_tensor_is_refused():
 
 def test_damaged_frames_are_refused_above_the_tolerance():
     whole = media.video(media.texture(60), fps=10, codec="mjpeg", pix_fmt="yuvj420p", container="matroska")
-    refused(UnreadableClip, spoil(whole, range(20, 30)), "mjpeg frames can be decoded", "under the")
-    assert run(spoil(whole, [20])).source.frames == 60
+    refused(UnreadableClip, odd_files.spoiled(whole, range(20, 30)), "mjpeg frames can be decoded", "under the")
+    assert run(odd_files.spoiled(whole, [20])).source.frames == 60
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
@@ -262,18 +254,6 @@ def test_frames_built_on_a_damaged_one_count_as_damaged(codec):
 def test_a_colour_matrix_that_cannot_be_converted_is_named():
     payload = media.video(media.texture(10), fps=10, codec_options={"x264-params": "colormatrix=YCgCo"})
     refused(UnreadableClip, payload, "yuv420p frames of colour matrix 8", "re-encode")
-
-
-def spoil(mjpeg, which):
-    """The file with some of its JPEG frames wiped out."""
-    data, starts = bytearray(mjpeg), []
-    while (at := mjpeg.find(b"\xff\xd8\xff", starts[-1] + 1 if starts else 0)) >= 0:
-        starts.append(at)
-    assert len(starts) == 60
-    for index in which:
-        size = min(starts[index + 1] - starts[index], 500)
-        data[starts[index] : starts[index] + size - 40] = bytes(size - 40)  # keeps the next packet's header
-    return bytes(data)
 
 
 # --- tensors that break the contract ---

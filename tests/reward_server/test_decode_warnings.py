@@ -79,6 +79,42 @@ def test_still_and_repeated_frames_are_counted() -> None:
     assert held["repeated_frames"] == pytest.approx(0.5, abs=0.02)
 
 
+HELD = np.repeat(media.texture(1, 144, 256), 40, axis=0)
+SLOW = media.texture(40, 144, 256, step=1)
+
+
+def grainy(frames: np.ndarray, sigma: float, *, fixed: bool = False, size_px: int = 1) -> np.ndarray:
+    """With grain of `sigma` grey levels in clumps of `size_px` pixels, the same in each frame or new in each."""
+    num, height, width, _ = frames.shape
+    grain = np.random.default_rng(0).normal(0, sigma, (1 if fixed else num, height // size_px, width // size_px, 1))
+    grown = grain.repeat(size_px, axis=1).repeat(size_px, axis=2)
+    return np.clip(frames * 0.7 + 40 + grown, 0, 255).astype(np.uint8)
+
+
+def still_share(payload: bytes) -> float:
+    return told(run(payload, sampling=Sampling(max_windows=1, window_frames=40, fps=24))).get("still_share", 0.0)
+
+
+@pytest.mark.parametrize(("sigma", "size_px"), [(2, 1), (8, 1), (20, 1), (5, 2)])
+def test_a_held_picture_under_grain_is_still(sigma: float, size_px: int) -> None:
+    """Regression: at 2 grey levels of grain, a held picture counted as moving."""
+    frames = grainy(HELD, sigma, size_px=size_px)
+    assert still_share(lossless(frames)) > 0.9
+    assert still_share(media.video(frames, fps=12, codec_options={"crf": "14"})) > 0.8
+
+
+def test_slides_under_grain_are_still() -> None:
+    slides = np.repeat(media.texture(3, 144, 256, step=60), 15, axis=0)
+    assert still_share(lossless(grainy(slides, 5))) > 0.9
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("sigma", [2, 8, 20])
+def test_a_slow_clip_moves_behind_grain(sigma: float, fixed: bool) -> None:
+    assert still_share(lossless(grainy(SLOW, sigma, fixed=fixed))) == 0
+    assert still_share(media.video(grainy(SLOW, sigma, fixed=fixed), fps=12, codec_options={"crf": "14"})) == 0
+
+
 def test_shares_are_those_of_the_decoded_frames() -> None:
     """Regression: the message spoke of the clip, where only the groups with a window had been decoded."""
     moving = media.texture(240, step=1)[:, :32, :48]
@@ -137,6 +173,20 @@ def test_a_slow_clip_that_lost_too_many_frames_for_even_windows_is_refused() -> 
     """At 10 fps there is no coarser step within the profile's rates, and repeated frames would look like a fault."""
     with pytest.raises(UnreadableClip, match=r"over the limit of 20%: the clip has lost frames"):
         run(odd_files.dropped(media.texture(40), 0.4, fps=10))
+
+
+def test_even_windows_that_show_little_of_a_clip_are_not_used() -> None:
+    """Regression: one window of four showed another part of the clip, and moved its reward by 1.6 mild faults."""
+    whole = np.arange(16, 32)  # the only place for an even window; elsewhere two of three frames are there
+    kept = [at for at in range(96) if at in whole or at % 3]
+    ticks = [round(1000 * at / 12) for at in kept]
+    payload = media.video(MOVING[kept], ticks=ticks, **LOSSLESS)
+    with pytest.raises(UnreadableClip, match=r"over the limit of 20%: the clip has lost frames"):
+        run(payload)
+    short = [at for at in kept if at < 32]
+    decoded = run(media.video(MOVING[short], ticks=ticks[: len(short)], **LOSSLESS))
+    (window,) = decoded.windows
+    assert window.start_s == pytest.approx(15 / 12, abs=0.01)  # frame 16, after the first frame, which is 1
 
 
 def test_a_clip_with_mostly_uneven_times_is_refused() -> None:

@@ -1,7 +1,7 @@
-"""Serves the gRPC door: the five calls of the contract, health and reflection.
+"""Serves the gRPC door: the seven calls of the contract, health and reflection.
 
 An error ends a call with the status from errors.DOORS. Its stable code is in the trailing metadata
-`error-code`. For Overloaded, `retry-after-s` gives the seconds to wait before a retry.
+`error-code`. For Overloaded and NotReady, `retry-after-s` gives the seconds to wait before a retry.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -22,10 +22,19 @@ from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
 from protos.types import Context, ContractError, Media, Submission
-from reward_server.doors.intake import Intake, check_request, door_error, request_id, with_timeouts
+from reward_server.doors.access import Access
+from reward_server.doors.certificates import certificates_of
+from reward_server.doors.gate import Pace
+from reward_server.doors.grpc_guard import MessageGuard
+from reward_server.doors.intake import Intake, check_request, checked_run, door_error, request_id, with_timeouts
+from reward_server.doors.key_file import Scope
+from reward_server.doors.ownership import OwnService
 from reward_server.doors.service import Service
-from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
+from reward_server.doors.traffic import GrpcMeter
+from reward_server.doors.uploads import Spool
+from reward_server.errors import BadRequest, NotReady, Overloaded, RewardServerError, Unauthenticated, door
 from reward_server.queue.redis_link import end_task
+from reward_server.queue.version_transfer import File
 from reward_server.settings import Settings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["MotionReward"].full_name
@@ -40,15 +49,17 @@ Call: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class GrpcDoor:
     """The gRPC server. Call `bind`, then `start`, then `stop`."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, access: Access) -> None:
         self._service, self._settings = service, settings
+        self._certificates = certificates_of(settings)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._watch: asyncio.Task[None] | None = None
-        # Without so_reuseport=0 a second server would silently share the port.
-        size = settings.grpc_max_message_bytes
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", size)]
-        self._server = grpc.aio.server(options=[*options, ("grpc.max_send_message_length", -1)])
-        rpc.add_MotionRewardServicer_to_server(RewardServicer(service, settings), self._server)  # type: ignore[no-untyped-call]
+        self._server = grpc.aio.server(
+            interceptors=[GrpcMeter(service.traffic), MessageGuard(settings)],
+            options=_options(settings),
+            maximum_concurrent_rpcs=2 * settings.max_requests,  # health and reflection too, which the guard lets pass
+        )
+        rpc.add_MotionRewardServicer_to_server(RewardServicer(service, settings, access), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)  # type: ignore[no-untyped-call]
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)  # type: ignore[no-untyped-call]
@@ -57,9 +68,14 @@ class GrpcDoor:
         """Take the address of settings.grpc and return it with the port it got. Raises OSError if it is taken."""
         host, _, _ = self._settings.grpc.rpartition(":")
         try:
-            return f"{host}:{self._server.add_insecure_port(self._settings.grpc)}"
+            return f"{host}:{self._add_port()}"
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._settings.grpc} (gRPC); is the port taken?") from error
+
+    def _add_port(self) -> int:
+        if self._certificates:
+            return self._server.add_secure_port(self._settings.grpc, self._certificates.grpc_credentials())
+        return self._server.add_insecure_port(self._settings.grpc)
 
     async def start(self) -> None:
         """Start serving. The health service reports the service's readiness."""
@@ -90,24 +106,46 @@ class GrpcDoor:
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
 
 
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+        ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", settings.head_max_bytes),
+        ("grpc.absolute_max_metadata_size", settings.head_max_bytes),
+        ("grpc.server_handshake_timeout_ms", int(settings.head_timeout_s * 1000)),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", 2 * settings.max_requests),  # more of them wait in the client
+    ]
+
+
 class RewardServicer(rpc.MotionRewardServicer):
     """The calls of reward.proto. Each translates messages for the service and back."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
-        self._service, self._settings = service, settings
+    def __init__(self, service: Service, settings: Settings, access: Access) -> None:
+        self._service, self._settings, self._access = service, settings, access
 
     async def Score(self, request: pb.ScoreRequest, context: Call) -> pb.ScoreResponse:
         async with _Scope(context, "Score"):
+            own = await self._own(context, Scope.SCORE)
             patience_s = self._patience_s(context, self._settings.score_timeout_s)
-            outcomes = await self._service.score(self._submissions(request), timeout_s=patience_s)
+            with await own.uploads.hold(sum(len(clip.payload) for clip in request.clips)) as turn:
+                clips = self._submissions(request)
+                request.Clear()  # type: ignore[no-untyped-call]  # the guard still holds it
+                outcomes = await own.score(clips, timeout_s=patience_s, admitted=turn.release)
             return pb.ScoreResponse(outcomes=[codec.outcome_to_message(outcome) for outcome in outcomes])
 
     async def Submit(self, request_iterator: AsyncIterator[pb.SubmitRequest], context: Call) -> pb.SubmitResponse:
         async with _Scope(context, "Submit"):
-            return pb.SubmitResponse(job_ids=await self._service.submit(await self._received(request_iterator)))
+            own = await self._own(context, Scope.SCORE)
+            with own.uploads.spool() as spool:
+                assembly = await self._received(request_iterator, spool)
+                with await own.uploads.hold(spool.num_bytes):
+                    return pb.SubmitResponse(job_ids=await own.submit(await assembly.submissions()))
 
     async def Await(self, request: pb.AwaitRequest, context: Call) -> AsyncIterator[pb.Outcome]:
         async with _Scope(context, "Await"):
+            own = await self._own(context, Scope.SCORE)
             if bool(request.job_ids) == bool(request.run_id):
                 raise BadRequest("set either job_ids or run_id, exactly one of them")
             timeout_s = request.timeout_s if request.HasField("timeout_s") else self._settings.score_timeout_s
@@ -115,23 +153,59 @@ class RewardServicer(rpc.MotionRewardServicer):
                 raise BadRequest(f"timeout_s must be a positive number of seconds, got {timeout_s}")
             job_ids = list(request.job_ids)
             outcomes = (
-                self._service.outcomes(job_ids, timeout_s=timeout_s)
+                own.outcomes(job_ids, timeout_s=timeout_s)
                 if job_ids
-                else self._service.run_outcomes(request.run_id, after=request.after, timeout_s=timeout_s)
+                else own.run_outcomes(checked_run(request.run_id), after=request.after, timeout_s=timeout_s)
             )
             async for outcome in outcomes:
                 yield codec.outcome_to_message(outcome)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Call) -> pb.Model:
         async with _Scope(context, "GetModel"):
-            model = with_timeouts(await self._service.model(request.run_id), self._settings)
+            own = await self._own(context, Scope.SCORE)
+            model = with_timeouts(await own.model(checked_run(request.run_id)), self._settings)
             return codec.model_to_message(model)
 
     async def Refresh(self, request: pb.RefreshRequest, context: Call) -> pb.RefreshResponse:
         async with _Scope(context, "Refresh"):
-            patience_s = self._patience_s(context, self._settings.refresh_timeout_s)
-            response = await self._service.refresh(codec.refresh_from_message(request), timeout_s=patience_s)
+            own = await self._own(context, Scope.REFRESH)
+            patience_s = self._patience_s(context, self._settings.refresh_life_s(request.steps))
+            response = await own.refresh(codec.refresh_from_message(request), timeout_s=patience_s)
             return codec.refreshed_to_message(response)
+
+    async def FetchVersion(self, request: pb.FetchVersionRequest, context: Call) -> AsyncIterator[pb.VersionPart]:
+        async with _Scope(context, "FetchVersion"):
+            own = await self._own(context, Scope.REFRESH)
+            header = await own.version(checked_run(request.run_id), request.version)
+            yield pb.VersionPart(header=codec.version_to_message(header))
+            if request.header_only:
+                return
+            async for chunk in own.version_file(header.version, "scoring"):
+                yield pb.VersionPart(scoring=chunk)
+            if header.training_digest:
+                async for chunk in own.version_file(header.version, "training"):
+                    yield pb.VersionPart(training=chunk)
+
+    async def RestoreVersion(
+        self, request_iterator: AsyncIterator[pb.VersionPart], context: Call
+    ) -> pb.RestoreVersionResponse:
+        async with _Scope(context, "RestoreVersion"):
+            own = await self._own(context, Scope.REFRESH)
+            first = await anext(aiter(request_iterator), None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise BadRequest("the first part of the stream must be the version's header")
+            header = codec.version_from_message(first.header)
+            checked_run(header.run_id)
+            return pb.RestoreVersionResponse(restored=await own.restore(header, _chunks(request_iterator)))
+
+    async def _own(self, context: Call, scope: Scope) -> OwnService:
+        """The service for who calls. Raises Unauthenticated, and Forbidden without the scope."""
+        given = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+        if len(given) > 1:
+            raise Unauthenticated("the call has several `authorization` entries in its metadata; send one")
+        caller = await self._access.caller(str(given[0]) if given else None)
+        caller.check(scope)
+        return OwnService(self._service, caller, self._settings)
 
     def _submissions(self, request: pb.ScoreRequest) -> Sequence[Submission]:
         clips = [codec.submission_from_message(clip) for clip in request.clips]
@@ -142,21 +216,23 @@ class RewardServicer(rpc.MotionRewardServicer):
         left_s = context.time_remaining()
         return patience_s if left_s is None else max(0.0, min(patience_s, left_s - ANSWER_MARGIN_S))
 
-    async def _received(self, parts: AsyncIterator[pb.SubmitRequest]) -> list[Submission]:
-        """The stream's clips.
+    async def _received(self, parts: AsyncIterator[pb.SubmitRequest], spool: Spool) -> Assembly:
+        """The stream's clips, complete in the spool.
 
         After a refusal, up to settings.max_request_bytes more are read and thrown away. Otherwise a client that is
         still writing would see a failed write instead of the reason.
         """
-        assembly, refusal, spare_bytes = Assembly(self._settings), None, self._settings.max_request_bytes
+        assembly, spare_bytes = Assembly(self._settings, spool), self._settings.max_request_bytes
+        refusal: RewardServerError | ContractError | None = None
+        paced = Pace(self._settings).each(parts, lambda part: len(part.chunk))
         try:
             async with asyncio.timeout(self._settings.score_timeout_s):
-                async for part in parts:
+                async for part in paced:
                     if refusal is None:
                         try:
-                            assembly.add(part)
+                            await assembly.add(part)
                         except (RewardServerError, ContractError) as error:
-                            assembly, refusal = Assembly(self._settings), error
+                            refusal = error
                     elif (spare_bytes := spare_bytes - len(part.chunk)) < 0:
                         break
         except TimeoutError as error:
@@ -167,7 +243,19 @@ class RewardServicer(rpc.MotionRewardServicer):
             raise refusal or late from error
         if refusal:
             raise refusal
-        return assembly.submissions()
+        assembly.end()
+        return assembly
+
+
+async def _chunks(parts: AsyncIterator[pb.VersionPart]) -> AsyncIterator[tuple[File, bytes]]:
+    async for part in parts:
+        match part.WhichOneof("part"):
+            case "scoring":
+                yield "scoring", part.scoring
+            case "training":
+                yield "training", part.training
+            case _:
+                raise BadRequest("after the header, a part of the stream holds a chunk: `scoring` or `training`")
 
 
 @dataclass
@@ -175,31 +263,43 @@ class _Arriving:
     media: Media
     context: Context
     size_bytes: int
-    chunks: list[bytes] = field(default_factory=list)
     num_bytes: int = 0
 
 
 class Assembly:
     """Builds submissions from a stream of headers and chunks. Refuses the first part that is wrong or too large."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._intake = Intake(settings)
+    def __init__(self, settings: Settings, spool: Spool) -> None:
+        self._intake, self._spool = Intake(settings), spool
         self._arriving: _Arriving | None = None
-        self._done: list[Submission] = []
+        self._done: list[_Arriving] = []
         self._num_clips = 0  # declared by the first header; 0: unknown
 
-    def add(self, part: pb.SubmitRequest) -> None:
-        """Add the next part. Raises BadRequest, RequestTooLarge, or ContractError for a malformed context or media."""
+    async def add(self, part: pb.SubmitRequest) -> None:
+        """Add the next part.
+
+        Raises BadRequest, RequestTooLarge, Overloaded, NotReady, or ContractError for a malformed context or media.
+        """
         match part.WhichOneof("part"):
             case "header":
                 self._finish_clip()
                 self._open_clip(part.header)
             case "chunk":
-                self._add_chunk(part.chunk)
+                self._count_chunk(part.chunk)
+                await self._spool.add(part.chunk)
             case _:
                 raise BadRequest("a part of the stream is empty; set `header` or `chunk`")
 
-    def submissions(self) -> list[Submission]:
+    async def submissions(self) -> list[Submission]:
+        """The clips, once the stream has ended."""
+        payloads = await self._spool.clips([clip.num_bytes for clip in self._done])
+        return [
+            Submission(payload=payload, media=clip.media, context=clip.context)
+            for payload, clip in zip(payloads, self._done, strict=True)
+        ]
+
+    def end(self) -> None:
+        """Check that the stream is whole. Raises BadRequest."""
         self._finish_clip()
         if not self._done:
             raise BadRequest("no clip in the stream; send a header and its chunks")
@@ -208,7 +308,6 @@ class Assembly:
                 f"the stream has {len(self._done)} clips, but its first header declares {self._num_clips}; "
                 "send the whole stream again"
             )
-        return self._done
 
     def _open_clip(self, header: pb.SubmitRequest.Header) -> None:
         self._num_clips = self._num_clips or header.num_clips
@@ -218,7 +317,7 @@ class Assembly:
         context = codec.context_from_message(header.context)
         self._arriving = _Arriving(media=media, context=context, size_bytes=header.size_bytes)
 
-    def _add_chunk(self, chunk: bytes) -> None:
+    def _count_chunk(self, chunk: bytes) -> None:
         clip = self._arriving
         if clip is None:
             raise BadRequest("a chunk came before any header; send the clip's header first")
@@ -228,7 +327,6 @@ class Assembly:
                 f"clip {len(self._done)} has more than the {clip.size_bytes} bytes that its header declares; "
                 "declare the size of the whole payload"
             )
-        clip.chunks.append(chunk)
 
     def _finish_clip(self) -> None:
         clip, self._arriving = self._arriving, None
@@ -239,7 +337,7 @@ class Assembly:
                 f"clip {len(self._done)} has {clip.num_bytes} bytes, but its header declares {clip.size_bytes}; "
                 "check whether its file was still being written, and send it again"
             )
-        self._done.append(Submission(payload=b"".join(clip.chunks), media=clip.media, context=clip.context))
+        self._done.append(clip)
 
 
 class _Scope:
@@ -270,6 +368,6 @@ class _Scope:
 
 async def _end(context: Call, error: RewardServerError) -> NoReturn:
     trailing = [("error-code", error.code.value)]
-    if isinstance(error, Overloaded):
+    if isinstance(error, (Overloaded, NotReady)):
         trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))
     await context.abort(grpc.StatusCode[door(error).grpc], str(error)[:TOLD_CHARACTERS], tuple(trailing))

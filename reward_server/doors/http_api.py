@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
 import structlog
 from fastapi import FastAPI, Query, Request
@@ -22,8 +23,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protos.error_codes import ErrorCode
 from protos.types import MAX_CHARACTERS, ContractError, Model, RefreshResponse
-from reward_server.doors.http_body import submissions_of
+from reward_server.doors.access import Access
+from reward_server.doors.gate import BodyTooSlow
+from reward_server.doors.http_admin import add_dead_letters, add_versions
+from reward_server.doors.http_body import arrived
+from reward_server.doors.http_guard import AnswerHeaders, add_guards
+from reward_server.doors.http_keys import FREE, KeyGuard, caller_of
+from reward_server.doors.http_limits import BodyGuard, RequestGate
 from reward_server.doors.http_models import (
+    FAILURES,
     RESULT_EXAMPLE,
     Job,
     JobReference,
@@ -36,9 +44,20 @@ from reward_server.doors.http_models import (
     clips_request_body,
     failures,
 )
+from reward_server.doors.http_page import add_page
 from reward_server.doors.intake import ContextFields, door_error, request_id, with_timeouts
+from reward_server.doors.ownership import OwnService
 from reward_server.doors.service import Service
-from reward_server.errors import BadRequest, NotReady, Overloaded, RequestTooLarge, RewardServerError, door
+from reward_server.doors.traffic import HttpMeter
+from reward_server.errors import (
+    BadRequest,
+    NotReady,
+    Overloaded,
+    RequestTooLarge,
+    RewardServerError,
+    Unauthenticated,
+    door,
+)
 from reward_server.settings import Settings
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -54,29 +73,46 @@ RunId = Annotated[
 ]
 
 log = structlog.get_logger("http")
+Own: TypeAlias = Callable[[Request], OwnService]
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
+def create_app(service: Service, settings: Settings, access: Access) -> FastAPI:
     """The app of the HTTP door. It calls `service`, which the caller keeps and closes."""
     app = FastAPIOffline(  # the pages of the documentation bring their scripts with them
         title="Motion reward server",
         summary="Motion-realism rewards for video clips.",
         version="1",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # If the process traces, FastAPI itself reports a span for each request.
+        telemetry={"exclude": _is_quiet, "metrics": False, "logs": False, "operation_spans": False},
     )
-    _add_scoring(app, service, settings)
-    _add_jobs(app, service, settings)
-    _add_refresh(app, service)
+
+    def own(request: Request) -> OwnService:
+        return OwnService(service, caller_of(request), settings)
+
+    _add_scoring(app, own, settings)
+    _add_jobs(app, own, settings)
+    _add_refresh(app, own)
+    add_versions(app, service)
+    add_dead_letters(app, service)
     _add_health(app, service)
+    if settings.serves_page:
+        add_page(app, own, settings)
     for kind in (RewardServerError, ContractError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _on_error)
+    app.add_middleware(BodyGuard, settings=settings)
+    app.add_middleware(KeyGuard, access=access, metrics_public=settings.metrics_public)
+    add_guards(app, settings)
+    app.add_middleware(RequestGate, settings=settings)
     app.add_middleware(RequestScope)
+    app.add_middleware(AnswerHeaders)
+    app.add_middleware(HttpMeter, service=service, routes=app.routes)
     document = _openapi(app)  # made now, because it takes a while and would block the event loop during a request
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app
 
 
-def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
+def _add_scoring(app: FastAPI, own: Own, settings: Settings) -> None:
     body = {"requestBody": clips_request_body()}
     refusals = failures(400, 409, 413, 415, 429, 503)
     scored: dict[int | str, dict[str, Any]] = {
@@ -86,40 +122,43 @@ def _add_scoring(app: FastAPI, service: Service, settings: Settings) -> None:
     @app.post("/v1/score", responses=refusals | scored, openapi_extra=body, tags=["scoring"])
     async def score(request: Request, context: Annotated[ContextFields, Query()]) -> Results:
         """Score clips and wait for all of them. There is one result per clip, in order, even if it cannot be scored."""
-        outcomes = await service.score(await submissions_of(request, context, settings))
+        caller = own(request)
+        clips = await arrived(request, context, settings, caller.uploads)
+        with clips.turn as turn:
+            outcomes = await caller.score(clips.taken(), admitted=turn.release)
         return Results(results=[Result.of(outcome) for outcome in outcomes])
 
     @app.post("/v1/jobs", status_code=202, responses=refusals, openapi_extra=body, tags=["scoring"])
     async def submit(request: Request, context: Annotated[ContextFields, Query()]) -> Jobs:
         """Queue clips. Fetch their results by job id."""
-        job_ids = await service.submit(await submissions_of(request, context, settings))
+        caller = own(request)
+        clips = await arrived(request, context, settings, caller.uploads)
+        with clips.turn:
+            job_ids = await caller.submit(clips.taken())
         return Jobs(jobs=[JobReference(id=job_id) for job_id in job_ids])
 
 
-def _add_jobs(app: FastAPI, service: Service, settings: Settings) -> None:
+def _add_jobs(app: FastAPI, own: Own, settings: Settings) -> None:
     @app.get("/v1/jobs/{job_id}", responses=failures(400, 404, 503), tags=["scoring"])
-    async def job(job_id: str, wait_s: Wait = 0) -> Job:
+    async def job(request: Request, job_id: str, wait_s: Wait = 0) -> Job:
         """The state of a job, and its result once it is done."""
-        if wait_s:
-            async for _ in service.outcomes([job_id], timeout_s=wait_s):
-                pass
-        view = await service.job(job_id)
+        view = await own(request).job(job_id, wait_s)
         return Job(id=view.id, state=view.state, result=view.outcome and Result.of(view.outcome))
 
     @app.get("/v1/model", responses=failures(400, 503), tags=["scoring"])
-    async def model(run_id: RunId = "") -> Model:
+    async def model(request: Request, run_id: RunId = "") -> Model:
         """The served model: profile, discriminator version, digests, bounds, limits and the clips it accepts."""
-        return with_timeouts(await service.model(run_id), settings)
+        return with_timeouts(await own(request).model(run_id), settings)
 
 
-def _add_refresh(app: FastAPI, service: Service) -> None:
+def _add_refresh(app: FastAPI, own: Own) -> None:
     @app.post("/v1/refresh", responses=failures(400, 404, 409, 500, 503, 504), tags=["training"])
-    async def refresh(request: RefreshBody) -> RefreshResponse:
+    async def refresh(request: Request, body: RefreshBody) -> RefreshResponse:
         """Train a run's discriminators on its recent real clips and rollouts. Answers once the new version serves.
 
         This takes seconds to minutes. If it fails or takes too long, nothing is published: the old version serves on.
         """
-        return await service.refresh(request.value())
+        return await own(request).refresh(body.value(), math.inf)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -139,7 +178,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def ready() -> JSONResponse:
         """Whether clips can be scored now: Redis answers, and a worker has loaded its weights."""
         readiness = await service.readiness()
-        body = ReadinessBody(ready=readiness.ready, reasons=list(readiness.reasons))
+        body = ReadinessBody(ready=readiness.ready, reasons=list(readiness.reasons), waiting=list(readiness.waiting))
         return JSONResponse(body.model_dump(), 200 if readiness.ready else 503)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
@@ -162,10 +201,12 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
 
 def _response(error: RewardServerError) -> JSONResponse:
     headers = {}
-    if isinstance(error, Overloaded):
+    if isinstance(error, (Overloaded, NotReady)):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if isinstance(error, RequestTooLarge):
+    if isinstance(error, (RequestTooLarge, BodyTooSlow)):
         headers["connection"] = "close"  # the rest of the body is not read
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     return _failure(door(error).http, error.code, str(error), headers)
 
 
@@ -207,17 +248,34 @@ class RequestScope:
                 _log_request(scope, status, (time.perf_counter() - started) * 1000)
 
 
+def _is_quiet(scope: Scope) -> bool:
+    return scope["path"] in QUIET_PATHS
+
+
 def _log_request(scope: Scope, status: int, took_ms: float) -> None:
     write = log.debug if scope["path"] in QUIET_PATHS and status < 400 else log.info
     write("request", method=scope["method"], path=scope["path"], status=status, took_ms=round(took_ms, 1))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document without the 422 answers, which it adds for every parameter. This server answers with 400."""
+    """FastAPI's document with keys, and without the 422 answers, which it adds for every parameter.
+
+    This server answers with 400 instead.
+    """
     document = FastAPI.openapi(app)
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
             operation["responses"].pop("422", None)
+            if path not in FREE:
+                operation["responses"] |= {str(status): _referred(status) for status in (401, 403, 429)}
+                operation["security"] = [{"key": []}, {}]  # no key is needed while the server has none
     for schema in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(schema, None)
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return document
+
+
+def _referred(status: int) -> dict[str, Any]:
+    """The description of an answer with the status, whose body is a Failure."""
+    schema = {"$ref": "#/components/schemas/Failure"}
+    return {"description": FAILURES[status], "content": {"application/json": {"schema": schema}}}

@@ -96,6 +96,7 @@ class ReadinessBody(BaseModel):
 
     ready: bool
     reasons: list[str]
+    waiting: list[str] = Field(description="Earlier clips that wait for a version which no live worker has loaded.")
 
 
 class Failure(BaseModel):
@@ -124,13 +125,13 @@ class RefreshBody(BaseModel):
         RefreshRequest.max_real,
         ge=0,
         lt=END_OF_COUNTS,
-        description="Train on at most this many real clips, the newest. 0: all that are kept.",
+        description="Train on at most this many real clips, spread over all groups. 0: all that are kept.",
     )
     max_rollouts: int = Field(
         RefreshRequest.max_rollouts,
         ge=0,
         lt=END_OF_COUNTS,
-        description="Train on at most this many rollouts, the newest. 0: all that are kept.",
+        description="Train on at most this many rollouts, spread over all groups. 0: all that are kept.",
     )
     deadline_s: float | None = Field(
         RefreshRequest.deadline_s, gt=0, description="Seconds after which nothing is published."
@@ -140,6 +141,15 @@ class RefreshBody(BaseModel):
         max_length=MAX_CHARACTERS,
         description="The same key and run give the same refresh, which runs once.",
     )
+    max_passes: float = Field(
+        RefreshRequest.max_passes,
+        ge=0,
+        description="Take fewer steps, so that no clip is trained on more often than this on average. 0: no limit.",
+    )
+    keep_optimizer: bool = Field(
+        RefreshRequest.keep_optimizer,
+        description="Go on with the optimizer state of the version before, and keep this one's.",
+    )
 
     def value(self) -> RefreshRequest:
         return RefreshRequest(**dict(self))
@@ -147,11 +157,14 @@ class RefreshBody(BaseModel):
 
 FAILURES = {
     400: "The request is malformed.",
+    401: "No API key, or one that is not valid.",
+    403: "The key lacks the scope, or the host or the origin is not allowed.",
     404: "There is no such job, or its result has expired; or no clips of the run are kept.",
     409: "The idempotency key was used for another request; or the state of the run or group does not allow this.",
     413: "The clips are too many bytes together.",
     415: "The content type is neither a video nor a safetensors file.",
-    429: "The queue is full; nothing was queued. Retry after the seconds in Retry-After.",
+    429: "The queue or the quota of the key is full, or too many requests are in flight. Nothing was queued. Retry "
+    "after the seconds in Retry-After.",
     500: "The server failed.",
     503: "Not ready: no Redis or no live worker yet.",
     504: "The refresh took too long; nothing was published.",
@@ -172,6 +185,7 @@ RESULT_EXAMPLE: dict[str, Any] = {
         "idempotency_key": "",
         "policy_version": "step-200",
         "discriminator_version": "",
+        "explain": False,
     },
 }
 

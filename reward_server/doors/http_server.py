@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
+from reward_server.doors.access import Access
+from reward_server.doors.certificates import certificates_of
+from reward_server.doors.connections import DoorProtocol, DoorSocket
 from reward_server.doors.http_api import create_app
+from reward_server.doors.http_guard import HEADERS
 from reward_server.doors.service import Service
 from reward_server.settings import Settings
 
@@ -17,9 +23,19 @@ from reward_server.settings import Settings
 class HttpDoor:
     """uvicorn without its signal handlers. Call `bind`, then `start`, then `stop`."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
-        config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="off")
-        self._address = settings.http
+    def __init__(self, service: Service, settings: Settings, access: Access) -> None:
+        config = uvicorn.Config(
+            create_app(service, settings, access),
+            http=functools.partial(DoorProtocol, settings=settings),  # type: ignore[arg-type]
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            headers=list(HEADERS),
+            ssl_context_factory=_tls(settings),
+        )
+        self._settings, self._address = settings, settings.http
         self._server = _Uvicorn(config)
         self._sockets: list[socket.socket] = []
         self._serving: asyncio.Task[None] | None = None
@@ -28,7 +44,7 @@ class HttpDoor:
         """Take the address of settings.http and return it with the port it got. Raises OSError if it is taken."""
         host, _, port = self._address.rpartition(":")
         family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound = DoorSocket(family, self._settings)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(where)
@@ -63,6 +79,15 @@ class HttpDoor:
             await asyncio.wait({self._serving})  # awaiting the task itself would cancel it if the caller is cancelled
         for bound in self._sockets:
             bound.close()
+
+
+def _tls(settings: Settings) -> Callable[..., ssl.SSLContext] | None:
+    """What gives uvicorn its context for TLS. None: it serves without."""
+    certificates = certificates_of(settings)
+    if certificates is None:
+        return None
+    context = certificates.http_context()
+    return lambda *_: context
 
 
 class _Uvicorn(uvicorn.Server):

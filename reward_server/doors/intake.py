@@ -66,6 +66,9 @@ class ContextFields(BaseModel):
     discriminator_version: Annotated[
         str, Field(max_length=MAX_CHARACTERS, description="Score with this version, or fail.")
     ] = ""
+    explain: Annotated[bool, Field(description="Also return what the discriminators saw: `reward.explanation`.")] = (
+        False
+    )
 
 
 def checked_fields(fields: Mapping[str, Any]) -> ContextFields:
@@ -119,10 +122,20 @@ def check_request(submissions: Sequence[Submission], settings: Settings) -> Sequ
     return submissions
 
 
+def checked_run(run_id: str) -> str:
+    """The name of a run to look up. Raises BadRequest above MAX_CHARACTERS."""
+    if len(run_id) > MAX_CHARACTERS:
+        raise BadRequest(f"run_id is over {MAX_CHARACTERS} characters; no run has such a name")
+    return run_id
+
+
 def with_timeouts(model: Model, settings: Settings) -> Model:
     """A worker's model with this door's timeouts. Clients set the timeouts of their calls a little higher."""
     limits = replace(
-        model.limits, score_timeout_s=settings.score_timeout_s, refresh_timeout_s=settings.refresh_timeout_s
+        model.limits,
+        score_timeout_s=settings.score_timeout_s,
+        refresh_timeout_s=settings.refresh_timeout_s,
+        refresh_step_s=settings.refresh_step_s,
     )
     return replace(model, limits=limits)
 

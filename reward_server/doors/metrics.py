@@ -3,13 +3,13 @@
 Counts are kept in Redis. Every change of a job's state updates them in the same transaction, so they
 stay exact when a process restarts. Histograms and the reward counters are filled from the stream of
 finished jobs, which every door reads in full: they start with the door and cover all workers. Read the
-metrics of one door only, because the sum over two doors counts every job twice.
+metrics of one door only, because the sum over two doors counts every job twice. Only the calls (traffic.py) are those
+of this server alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,25 +19,18 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from protos.types import REWARDS, OutcomeKind, Reward
-from reward_server.queue.admission import QueueDepth
+from protos.types import PERCENTILES, REWARDS, Reward
+from reward_server.doors.queue_metrics import Snapshot, families
+from reward_server.doors.traffic import SECONDS, Traffic
 from reward_server.queue.finished import Finished
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 LOGITS = tuple(float(x) for x in range(-10, 11))
+RATIOS = (0.01, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.99, 1.0)
 CLIPS = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """The state of the queue at one moment. `counts` is the result of DoorQueue.counts."""
-
-    depth: QueueDepth
-    counts: Mapping[str, int]
-    workers: int
+STAGES = ("decode", "motion", "discriminator")
 
 
 class Metrics(Collector):
@@ -45,6 +38,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.traffic = Traffic(self.registry)
         self._snapshot: Snapshot | None = None
         self._queue_wait = Histogram(
             "motion_reward_queue_wait_seconds",
@@ -65,6 +59,18 @@ class Metrics(Collector):
         self._reward = Histogram(
             "motion_reward_reward", "Clipped logits and their mean.", ["reward"], buckets=LOGITS, registry=self.registry
         )
+        self._standing = Histogram(
+            "motion_reward_standing_ratio",
+            "Share of real clips with a lower value: a reward's percentile divided by 100.",
+            ["reward"],
+            buckets=RATIOS,
+            registry=self.registry,
+        )
+        for name in REWARDS:  # a series that begins at 0 shows its first increase
+            self._reward.labels(name)
+            self._standing.labels(name)
+        for stage in STAGES:
+            self._stage.labels(stage)
         self._scored = Counter(
             "motion_reward_rewards",
             "Rewards given, by base version.",
@@ -96,32 +102,17 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of the snapshot given to the last `render`. The Prometheus registry calls this."""
-        snapshot = self._snapshot
-        yield GaugeMetricFamily("motion_reward_redis_up", "1 if Redis answers.", float(snapshot is not None))
-        if snapshot is None:
-            return
-        yield GaugeMetricFamily("motion_reward_workers", "Live workers.", snapshot.workers)
-        yield GaugeMetricFamily("motion_reward_queue_jobs", "Unfinished jobs.", snapshot.depth.jobs)
-        yield GaugeMetricFamily("motion_reward_queue_pixels", "Their estimated pixels.", snapshot.depth.cost)
-        yield GaugeMetricFamily("motion_reward_queue_bytes", "Their payload bytes.", snapshot.depth.bytes)
-        counts = snapshot.counts
-        yield CounterMetricFamily("motion_reward_jobs_admitted", "Jobs admitted.", counts.get("admitted", 0))
-        yield CounterMetricFamily("motion_reward_redeliveries", "Claims after the first.", counts.get("redelivered", 0))
-        yield CounterMetricFamily("motion_reward_dead_letters", "Jobs out of attempts.", counts.get("dead", 0))
-        yield CounterMetricFamily("motion_reward_refreshes", "Versions published.", counts.get("refreshed", 0))
-        failed = counts.get("refresh_failed", 0)
-        yield CounterMetricFamily("motion_reward_refreshes_failed", "Refreshes that published no version.", failed)
-        outcomes = CounterMetricFamily("motion_reward_outcomes", "Jobs ended, by outcome.", labels=["kind"])
-        for kind in OutcomeKind:
-            outcomes.add_metric([kind.value], counts.get(kind.value, 0))
-        yield outcomes
+        yield from families(self._snapshot)
 
     def _observe_reward(self, reward: Reward) -> None:
         version, _, _ = reward.provenance.discriminator_version.partition("+")  # a label per refresh would be too many
         timings = reward.provenance.timings
         self._scored.labels(version).inc()
         self._clipped.labels(version).inc(int(reward.clipped))
-        for name in REWARDS:
+        for name, percentile in zip(REWARDS, PERCENTILES, strict=True):
             self._reward.labels(name).observe(getattr(reward, name))
-        for stage in ("decode", "motion", "discriminator"):
+            share = getattr(reward.standing, percentile, None)
+            if share is not None:
+                self._standing.labels(name).observe(share / 100)
+        for stage in STAGES:
             self._stage.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from reward_server.doors.access import Access
 from reward_server.doors.http_api import create_app
 from reward_server.doors.service import Service
 from reward_server.settings import Settings
@@ -15,7 +16,7 @@ from reward_server.settings import Settings
 
 def document() -> dict[str, Any]:
     """The document served at /openapi.json. No Redis is needed, because no route is called."""
-    return create_app(cast(Service, None), Settings()).openapi()
+    return create_app(cast(Service, None), Settings(), Access(Settings())).openapi()
 
 
 def text() -> str:

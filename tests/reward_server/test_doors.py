@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,12 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from redis.asyncio import Redis
 
 from protos import reward_pb2 as pb
 from protos.types import Context, Media, Origin, Outcome, OutcomeKind, Submission
 from reward_server import errors
+from reward_server.doors.access import Access
 from reward_server.doors.grpc_api import SERVICE
 from reward_server.doors.intake import request_id
 from reward_server.errors import DOORS, BadRequest, RewardServerError, door
@@ -79,6 +82,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Submission], OutcomeKind, str]] = {
             idempotency_key="k",
             policy_version="step-7",
             discriminator_version="untrained",
+            explain=True,
         ),
         OutcomeKind.OK,
         "",
@@ -117,6 +121,44 @@ async def test_a_clip_ends_alike_at_both_doors(doors: Doors, name: str) -> None:
         assert outcome.context == submission.context
         assert (outcome.reward is None) == (kind is not OutcomeKind.OK)
     assert_alike(answers[:1], answers[1:])
+
+
+async def test_an_explanation_comes_at_both_doors_for_the_clip_that_asks(doors: Doors) -> None:
+    clips = [tensor(), tensor(explain=True, query_seed=1)]
+    async with knocking(doors) as knocks:
+        answers = [outcomes(await knock.score(clips)) for knock in knocks]
+        later = [outcomes(await knock.job(answers[0][1].job_id)) for knock in knocks]
+    for plain, asked in answers:
+        assert plain.reward and plain.reward.explanation is None
+        assert asked.reward and asked.reward.explanation
+        [window] = asked.reward.explanation.windows
+        assert (len(window.tracks), window.residual.values().shape) == (16, (15, 43, 64))
+    assert_alike(*answers)
+    assert later == [[answers[0][1]]] * 2
+
+
+async def test_an_explanation_is_kept_with_its_result_and_no_longer(doors: Doors, redis: Redis) -> None:
+    """It is part of the stored outcome: it adds no key, and every key has an end."""
+    [plain] = await doors.service.score([tensor()])
+    before = {re.sub("[0-9a-f]{32}", "ID", key.decode()) for key in await redis.keys()}
+    [asked] = await doors.service.score([tensor(explain=True)])
+    keys = [key.decode() for key in await redis.keys()]
+    assert {re.sub("[0-9a-f]{32}", "ID", key) for key in keys} == before
+    jobs = [next(key for key in keys if one.job_id in key) for one in (plain, asked)]
+    sizes = [await redis.memory_usage(job, samples=0) for job in jobs]  # 0: all fields
+    assert sizes[1] - sizes[0] > 2 * 15 * 43 * 64
+    for key in keys:
+        if asked.job_id in key:
+            assert 0 < await redis.ttl(key) <= doors.settings.result_ttl_s
+
+
+async def test_a_key_that_was_used_without_an_explanation_conflicts_with_one(idle_doors: Doors) -> None:
+    async with knocking(idle_doors) as knocks:
+        for knock in knocks:
+            assert isinstance(await knock.submit([tensor(idempotency_key="k")]), list)
+            refused = await knock.submit([tensor(idempotency_key="k", explain=True)])
+            assert isinstance(refused, Refused)
+            assert refused.code == "idempotency_conflict"
 
 
 async def test_results_keep_the_order_of_a_mixed_request(doors: Doors) -> None:
@@ -216,10 +258,11 @@ async def test_a_full_queue_is_reported_with_a_retry_time(idle_doors: Doors) -> 
 async def test_a_bound_address_is_taken_before_it_is_served(idle_doors: Doors) -> None:
     """Workers load their weights between `bind` and `start`. No other process may take the address meanwhile."""
     service, settings = idle_doors.service, idle_doors.settings
-    first = HttpDoor(service, settings)
+    access = Access(settings)
+    first = HttpDoor(service, settings, access)
     address = first.bind()
     with pytest.raises(OSError, match=f"cannot listen on {address}"):
-        HttpDoor(service, settings.model_copy(update={"http": address})).bind()
+        HttpDoor(service, settings.model_copy(update={"http": address}), access).bind()
     await first.stop(0)
 
 
@@ -227,7 +270,7 @@ async def test_a_door_that_cannot_serve_says_so(idle_doors: Doors, monkeypatch: 
     async def fail(*_: object, **__: object) -> None:
         raise OSError("no more files")
 
-    door = HttpDoor(idle_doors.service, idle_doors.settings)
+    door = HttpDoor(idle_doors.service, idle_doors.settings, Access(idle_doors.settings))
     door.bind()
     monkeypatch.setattr(asyncio.get_running_loop(), "create_server", fail)
     with pytest.raises(OSError, match="no more files"):
@@ -399,12 +442,13 @@ async def test_a_bare_body_with_its_context_in_the_query_is_a_clip(doors: Doors)
             (media.tensor(FRAMES, 12.0), "application/vnd.safetensors"),
             (mp4().payload, "video/mp4; x=y"),
         ):
-            query = {"group_id": "g", "query_seed": 5, "origin": "real"}
+            query = {"group_id": "g", "query_seed": 5, "origin": "real", "explain": "true"}
             answer = await client.post("/v1/score", content=content, headers={"content-type": kind}, params=query)
             [result] = answer.json()["results"]
             assert result["outcome"] == "ok", result["error"]
             assert (result["context"]["group_id"], result["context"]["origin"]) == ("g", "real")
             assert result["provenance"]["query_seed"] == 5
+            assert len(result["reward"]["explanation"]["windows"][0]["tracks"]) == 16
 
 
 async def test_contexts_come_as_fields_as_one_object_or_one_per_clip(idle_doors: Doors) -> None:
@@ -515,4 +559,4 @@ def refusal(knock: Knock, kind: type[RewardServerError]) -> Refused:
     """The status of an error class at a door, from the error table."""
     error = kind("x", retry_after_s=1.0) if kind is errors.Overloaded else kind("x")  # type: ignore[call-arg]
     status = door(error).grpc if isinstance(knock, GrpcKnock) else door(error).http
-    return Refused(status=status, code=error.code)
+    return Refused(status=status, code=error.code, retry_after_s=1.0 if kind is errors.NotReady else None)

@@ -78,6 +78,15 @@ def test_a_long_clip_is_the_mean_of_its_windows(pipeline: Pipeline) -> None:
         assert getattr(scored.logits, name) == pytest.approx(mean)
 
 
+def test_the_error_of_a_reward_is_over_its_windows_and_absent_with_one(pipeline: Pipeline) -> None:
+    long, short = (reward(pipeline.score_submissions([tensor(frames=frames)])[0]) for frames in (40, 16))
+    assert short.standard_error is None
+    assert long.standard_error and (long.standard_error.num_windows, long.standard_error.num_draws) == (3, 1)
+    for name in ("instantaneous", "long_term"):
+        spread = np.std([getattr(window.logits, name) for window in long.windows], ddof=1)
+        assert getattr(long.standard_error, name) == pytest.approx(spread / math.sqrt(3))
+
+
 def test_provenance_says_how_the_reward_came_about(pipeline: Pipeline) -> None:
     scored = reward(pipeline.score_submissions([tensor(query_seed=7)])[0]).provenance
     model = pipeline.model

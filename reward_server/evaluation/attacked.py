@@ -23,7 +23,6 @@ import numpy as np
 from protos.json_codec import to_json
 from protos.types import Clip, Context
 from reward_server.data.shots import Shot, tensor_submission
-from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
 from reward_server.evaluation.floors import CUES, VALUES, plain_cues
@@ -31,6 +30,7 @@ from reward_server.evaluation.scoring import (
     CLIPS_PER_REQUEST,
     RewardSource,
     bounded,
+    comparison,
     count_outcomes,
     derived_seed,
     failed_outcome,
@@ -135,7 +135,7 @@ def attack(
     """Attack one clip, unless `finished` has its result. `step` is called after each kind and each generation."""
     try:
         sampling = replace(scorer.sampling, max_windows=1)
-        clip = decode(shot.submission(), sampling, scorer.limits, settings.max_decode_s).windows[0].clip
+        clip = scorer.decode(shot.submission(), sampling, settings).windows[0].clip
     except (RewardServerError, OSError) as error:
         outcome = failed_outcome(error)
         told = outcome.error.message if outcome.error else ""
@@ -156,7 +156,7 @@ def _attack(
     if still.is_still:
         return still
     own = derived_seed(seed, shot.short_name)
-    judge = _Judge(scorer, Context(group_id=shot.short_name[-200:], query_seed=own))
+    judge = _Judge(scorer, comparison(shot.short_name, own))
     suite = replace(still, values=_suite(clip, judge, own, step))
     strong = [suite.values[ROWS.index("static"), list(DISGUISES).index(PLAIN), COMBINED]]
     strong += judge.combined([with_fault(clip, name, 1.0, own) for name in STRONG]).tolist()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -19,9 +20,8 @@ from rich.table import Table
 from protos.json_codec import to_json
 from protos.types import DYNAMICS, REWARDS, Context, Outcome, Submission
 from reward_server.data.shots import Shot, find_shots
-from reward_server.decoding.decode import decode
 from reward_server.errors import RewardServerError
-from reward_server.evaluation import plots, report
+from reward_server.evaluation import pages, plots, report
 from reward_server.evaluation.floors import FLOORS, plain_statistics
 from reward_server.evaluation.matched import Matched, Protocol, matched_submission
 from reward_server.evaluation.scoring import (
@@ -33,14 +33,19 @@ from reward_server.evaluation.scoring import (
     open_scorer,
     outcome_row,
     rewards_of,
+    without_explanation,
 )
 from reward_server.evaluation.strata import balanced
+from reward_server.report.clips import Draw, WorstFirst
+from reward_server.report.page import Page, Plot, write_page
+from reward_server.report.stills import stills
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, auc, auc_bootstrap, auc_delong
 
 REAL, GENERATED = "real", "generated"
 NAMES = (*REWARDS, *FLOORS, *DYNAMICS)
 BATCH = 8  # clips handed to the scorer at once
+EVALUATE_PLOTS = {"histograms.png": "Values of both sets", "roc.png": "ROC curves, real against generated"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Case:
     outcome: Outcome
     statistics: Mapping[str, float] = field(default_factory=dict)
     rate: float | None = None
+    draw: Draw | None = field(default=None, repr=False)  # its frames, if it was to be explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,29 @@ class AverageDynamics:
     median: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetFigures:
+    """What the command says of both sets."""
+
+    separations: Sequence[Separation]
+    averages: Sequence[Average]
+    dynamics: Sequence[AverageDynamics]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], seed: int) -> Self:
+        return cls(separations=separations(cases, seed), averages=side_averages(cases), dynamics=side_dynamics(cases))
+
+    def tables(self) -> tuple[Table, ...]:
+        return separation_table(self.separations), average_table(self.averages), dynamics_table(self.dynamics)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "auc": [figure.as_json() for figure in self.separations],
+            "averages": [asdict(average) for average in self.averages],
+            "dynamics": [asdict(average) for average in self.dynamics],
+        }
+
+
 def run(
     real: Sequence[str],
     generated: Sequence[str],
@@ -124,11 +153,19 @@ def run(
     shots = [(side, shot) for side, paths in sides for shot in find_shots(paths, fps)]
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         task = bar.add_task("clips", total=len(shots))
-        cases = list(
-            judge(shots, scorer, settings, protocol=protocol, seed=seed, done=lambda: bar.advance(task)),
+        found = judge(
+            shots,
+            scorer,
+            settings,
+            protocol=protocol,
+            seed=seed,
+            explain=outputs.html is not None,
+            done=lambda: bar.advance(task),
         )
+        worst = WorstFirst()
+        cases = [_kept(case, worst) for case in found]
     kept = with_equal_rates(cases, seed) if matched else cases
-    figures, averages, motions = separations(kept, seed), side_averages(kept), side_dynamics(kept)
+    figures = SetFigures.of(kept, seed)
     counts = {side: count_outcomes(case.outcome for case in cases if case.side == side) for side in (REAL, GENERATED)}
     document = {
         "model": to_json(scorer.model),
@@ -137,18 +174,39 @@ def run(
         "matched": None if protocol is None else asdict(protocol),
         "left_out_for_rate": len(cases) - len(kept),
         "outcomes": counts,
-        "auc": [figure.as_json() for figure in figures],
-        "averages": [asdict(average) for average in averages],
-        "dynamics": [asdict(average) for average in motions],
+        **figures.as_json(),
     }
-    tables = separation_table(figures), average_table(averages), dynamics_table(motions)
-    console.print(*tables, f"outcomes: {counts}", sep="\n")
+    console.print(*figures.tables(), f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "clips": [case_row(case) for case in cases]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [case_row(case) for case in cases])
-    if outputs.plots is not None:
-        draw(outputs.plots, kept)
+    drawn = pages.drawn(lambda folder: draw(folder, kept), EVALUATE_PLOTS, outputs)
+    if outputs.html is not None:
+        left_out = len(cases) - len(kept) if matched else None
+        write_page(outputs.html, _page(worst, scorer, figures=figures, cases=cases, drawn=drawn, left_out=left_out))
     report.print_last_line(console, document)
     return int(any(case.outcome.reward is None for case in cases))
+
+
+def _page(
+    worst: WorstFirst,
+    scorer: RewardSource,
+    *,
+    figures: SetFigures,
+    cases: Sequence[Case],
+    drawn: Sequence[Plot],
+    left_out: int | None,
+) -> Page:
+    """The report. `left_out` clips balance the rates; None if the sets are not matched."""
+    told = f"{left_out} clips were left out of the figures, so that the frame rate says nothing."
+    return pages.evaluate_page(
+        worst,
+        scorer,
+        tables=figures.tables(),
+        plots=drawn,
+        lead=[] if left_out is None else [told],
+        sizes={side: sum(case.side == side for case in cases) for side in (REAL, GENERATED)},
+        auc=figures.separations[0].auc,
+    )
 
 
 def judge(
@@ -158,12 +216,17 @@ def judge(
     *,
     protocol: Protocol | None = None,
     seed: int = 0,
+    explain: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[Case]:
-    """Score every clip with the same query seed, unchanged or under `protocol`. Yields one case per clip, in order."""
+    """Score every clip with the same query seed, unchanged or under `protocol`. Yields one case per clip, in order.
+
+    With `explain`, rewards have an explanation, and a case holds its clip, to draw it.
+    """
+    context = Context(query_seed=seed, explain=explain)
     for start in range(0, len(shots), BATCH):
         ready = [
-            (side, shot, _submission(shot, scorer, settings, protocol, seed))
+            (side, shot, _submission(shot, scorer, settings, protocol, context))
             for side, shot in shots[start : start + BATCH]
         ]
         sent = [item.submission for *_, item in ready if isinstance(item, Matched)]
@@ -174,8 +237,15 @@ def judge(
             else:
                 known, outcome = _statistics(item.submission, scorer, settings, seed), next(scored)
                 rate = item.rate or (outcome.reward.provenance.fps_used if outcome.reward else None)
-                yield Case(side=side, clip=shot.name, outcome=outcome, statistics=known, rate=rate)
+                frames = partial(stills, item.submission.payload, media=item.submission.media) if explain else None
+                yield Case(side=side, clip=shot.name, outcome=outcome, statistics=known, rate=rate, draw=frames)
             done()
+
+
+def _kept(case: Case, worst: WorstFirst) -> Case:
+    """The case without what only a report shows of it, which is handed to `worst`."""
+    worst.add(pages.set_entry(case.side, case.clip, case.outcome, case.draw))
+    return replace(case, outcome=without_explanation(case.outcome), draw=None)
 
 
 def with_equal_rates(cases: Sequence[Case], seed: int) -> list[Case]:
@@ -186,14 +256,13 @@ def with_equal_rates(cases: Sequence[Case], seed: int) -> list[Case]:
 
 
 def _submission(
-    shot: Shot, scorer: RewardSource, settings: Settings, protocol: Protocol | None, seed: int
+    shot: Shot, scorer: RewardSource, settings: Settings, protocol: Protocol | None, context: Context
 ) -> Matched | Outcome:
-    context = Context(query_seed=seed)
     try:
         submission = shot.submission(context)
         if protocol is None:
             return Matched(submission=submission, rate=None)
-        return matched_submission(submission, protocol, scorer.limits, settings.max_decode_s, context)
+        return matched_submission(submission, protocol, scorer, settings, context)
     except (RewardServerError, OSError) as error:
         return failed_outcome(error)
 
@@ -201,8 +270,7 @@ def _submission(
 def _statistics(submission: Submission, scorer: RewardSource, settings: Settings, seed: int) -> dict[str, float]:
     """Plain statistics of the clip's first window; empty if it does not decode (its outcome then says why)."""
     try:
-        sampling, threads = replace(scorer.sampling, max_windows=1), settings.decoder_threads
-        decoded = decode(submission, sampling, scorer.limits, settings.max_decode_s, threads=threads)
+        decoded = scorer.decode(submission, replace(scorer.sampling, max_windows=1), settings)
     except RewardServerError:
         return {}
     return plain_statistics(decoded.windows[0].clip, seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from protos.json_codec import to_json
-from protos.types import REWARDS
+from protos.types import REWARDS, Error, Outcome, OutcomeKind
 from reward_server.data.labelled import LabelledClip, LabelledSet, read_labelled
 from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest
-from reward_server.evaluation import plots, report, validity
+from reward_server.evaluation import by_motion, pages, plots, report, validity
 from reward_server.evaluation.evaluate import BATCH, CSV_COLUMNS, case_row, judge
 from reward_server.evaluation.matched import Protocol
 from reward_server.evaluation.scoring import RewardSource, open_scorer
 from reward_server.evaluation.validity import EVERY, VALUES, Discrimination, Judged
+from reward_server.report.clips import MOST_DRAWN, WorstFirst
+from reward_server.report.page import Page, Plot, write_page
 from reward_server.settings import Settings
 
 SCORED = "scored.jsonl"
+PLOTS = {"validity.png": "The AUC and its interval by value", "by_motion.png": "The reward by the amount of motion"}
 Row = Mapping[str, Any]
 
 
@@ -73,17 +77,15 @@ def run(
     """
     console = console or Console()
     labelled = read_labelled(folder, split)
-    protocol = Protocol() if matched else None
+    protocol, worst = Protocol() if matched else None, WorstFirst()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        rows = list(
-            bar.track(
-                score(labelled.clips, scorer, settings, ScoredFiles(work), protocol=protocol, seed=seed),
-                total=len(labelled.clips),
-                description="clips",
-            )
-        )
+        found = score(labelled.clips, scorer, settings, ScoredFiles(work), protocol=protocol, seed=seed)
+        rows = list(bar.track(found, total=len(labelled.clips), description="clips"))
+        if outputs.html is not None:
+            _show_lowest(worst, labelled.clips, rows, scorer, settings, protocol=protocol, seed=seed)
     judged = judged_of(labelled.clips, rows)
     figures = figures_of(labelled, judged, balance=matched, seed=seed)
+    moved = by_motion.moved_of(rows, "set")
     unscored = [f"{row['clip']}: {row['error']}" for row in rows if row["error"]]
     document = {
         "model": to_json(scorer.model),
@@ -94,14 +96,47 @@ def run(
         "clips": len(rows),
         "without_reward": len(unscored),
         **figures.as_json(),
+        "by_motion": by_motion.as_json(moved),
     }
-    console.print(*figures.tables(), *figures.notes(), *unscored, sep="\n", markup=False)
+    console.print(*figures.tables(), *by_motion.tables(moved), *figures.notes(), *unscored, sep="\n", markup=False)
     report.write_json(outputs.json, {**document, "rows": rows})
     report.write_csv(outputs.csv, (*CSV_COLUMNS, "generator", "source"), rows)
-    if outputs.plots is not None:
-        plots.validity(outputs.plots / "validity.png", judged, figures.discriminations)
+    drawn = pages.drawn(partial(_draw, judged=judged, figures=figures, moved=moved), PLOTS, outputs)
+    if outputs.html is not None:
+        tables = [*figures.tables(), *by_motion.tables(moved)]
+        page = _page(worst, scorer, figures=figures, rows=rows, tables=tables, drawn=drawn)
+        write_page(outputs.html, page)
     report.print_last_line(console, document)
     return int(bool(unscored))
+
+
+def _draw(
+    folder: Path, *, judged: Sequence[Judged], figures: ValidityFigures, moved: Sequence[by_motion.Moved]
+) -> None:
+    plots.validity(folder / "validity.png", judged, figures.discriminations)
+    plots.reward_by_motion(folder / "by_motion.png", by_motion.curve(moved))
+
+
+def _page(
+    worst: WorstFirst,
+    scorer: RewardSource,
+    *,
+    figures: ValidityFigures,
+    rows: Sequence[Row],
+    tables: Sequence[Table],
+    drawn: Sequence[Plot],
+) -> Page:
+    """The report."""
+    lead = f"The {MOST_DRAWN} clips with the lowest rewards are shown; the figures are of all."
+    return pages.evaluate_page(
+        worst,
+        scorer,
+        tables=tables,
+        plots=drawn,
+        lead=[lead, *figures.notes()],
+        auc=figures.discriminations[0].found.auc,
+        sizes={label: sum(row["set"] == label for row in rows) for label in ("real", "generated")},
+    )
 
 
 def score(
@@ -127,6 +162,30 @@ def score(
             if case is not None and case.outcome.reward is not None:
                 scored.add(key, row)
             yield {**row, "clip": clip.path, "generator": clip.generator, "source": clip.source}
+
+
+def _show_lowest(
+    worst: WorstFirst,
+    clips: Sequence[LabelledClip],
+    rows: Sequence[Row],
+    scorer: RewardSource,
+    settings: Settings,
+    *,
+    protocol: Protocol | None,
+    seed: int,
+) -> None:
+    """Score the clips with the lowest rewards once more, explained, for the report; with those without a reward."""
+    pairs = list(zip(clips, rows, strict=True))
+    lowest = sorted((pair for pair in pairs if pair[1]["error"] is None), key=lambda pair: float(pair[1]["combined"]))
+    shots = [(clip.label, Shot(path=clip.file)) for clip, _ in lowest[:MOST_DRAWN]]
+    cases = judge(shots, scorer, settings, protocol=protocol, seed=seed, explain=True)
+    for (clip, _), case in zip(lowest, cases, strict=False):
+        worst.add(pages.set_entry(clip.label, clip.path, case.outcome, case.draw))
+    for clip, row in pairs:
+        if row["error"] is not None:
+            error = Error(code=row["error_code"], message=row["error"])
+            outcome = Outcome(job_id="", kind=OutcomeKind(row["outcome"]), error=error)
+            worst.add(pages.set_entry(clip.label, clip.path, outcome, None))
 
 
 def _key(clip: LabelledClip, scorer: RewardSource, protocol: Protocol | None, seed: int) -> str:

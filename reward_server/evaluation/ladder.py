@@ -21,6 +21,7 @@ from reward_server.evaluation.report import Figures
 from reward_server.evaluation.scoring import OUTCOME_COLUMNS, outcome_row, rewards_of
 from reward_server.faults import HELD_OUT, NAMES, STRENGTHS
 from reward_server.faults.still_clips import HOLDING
+from reward_server.report.clips import Draw
 from reward_server.stats import Floats, falling, mean_bootstrap, ordered
 
 REAL = "real"
@@ -44,6 +45,17 @@ class Rung:
     strength: float
     outcome: Outcome
     cues: Mapping[str, float] = field(default_factory=dict)  # empty if the clip does not decode
+    draw: Draw | None = field(default=None, repr=False)  # its frames, if it was to be explained
+
+
+def best_copy(ladder: Sequence[Rung]) -> tuple[Rung, Rung] | None:
+    """The real clip of a ladder, and its faulty copy with the highest combined reward; None without either."""
+    scored = [rung for rung in ladder if rung.outcome.reward]
+    real = [rung for rung in scored if rung.fault == REAL]
+    faulty = [rung for rung in scored if rung.fault != REAL]
+    if not real or not faulty:
+        return None
+    return real[0], max(faulty, key=lambda rung: rung.outcome.reward.combined if rung.outcome.reward else -math.inf)
 
 
 def reward_array(rungs: Sequence[Rung]) -> Floats:

@@ -13,10 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.types import Clip, Context, Limits, Media, Submission
-from reward_server.decoding.decode import Sampling, decode
+from protos.types import Clip, Context, Media, Submission
+from reward_server.decoding.decode import Sampling
 from reward_server.decoding.encode import encode_h264
 from reward_server.errors import InvalidClip
+from reward_server.evaluation.scoring import RewardSource
+from reward_server.settings import Settings
 
 Images = NDArray[np.uint8]
 
@@ -57,10 +59,10 @@ class Matched:
 
 
 def matched_submission(
-    submission: Submission, protocol: Protocol, limits: Limits, max_decode_s: float, context: Context
+    submission: Submission, protocol: Protocol, scorer: RewardSource, settings: Settings, context: Context
 ) -> Matched:
     """Bring a clip to the protocol. Raises InvalidClip if that is not possible."""
-    decoded = decode(submission, protocol.sampling, limits, max_decode_s)
+    decoded = scorer.decode(submission, protocol.sampling, settings)
     if abs(decoded.fps_used / protocol.fps - 1) > protocol.fps_tolerance:
         raise InvalidClip(
             f"taking every n-th frame of this clip gives {decoded.fps_used:.2f} fps, more than "

@@ -17,6 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import NullFormatter
 
 from protos.types import REWARDS
+from reward_server.evaluation.by_motion import Band
 from reward_server.evaluation.report import Figures
 from reward_server.evaluation.validity import AMOUNT, Discrimination, Judged
 from reward_server.faults import NAMES, STRENGTHS
@@ -112,6 +113,31 @@ def validity(path: Path, judged: Sequence[Judged], rows: Sequence[Discrimination
     cloud.set(xscale="log", xlabel="amount of motion, short sides per second", ylabel="combined reward")
     cloud.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would overlap
     cloud.legend()
+    _save(figure, path)
+
+
+def reward_by_motion(path: Path, bands: Sequence[Band]) -> None:
+    """Draw the median reward by band of motion, with its quartiles: one panel per group, the real clips in each."""
+    groups = list(dict.fromkeys(band.group for band in bands))
+    others = [group for group in groups if group != "real"] or groups
+    columns = min(4, len(others))
+    figure = Figure(figsize=(3.5 * columns + 1, 3 * -(-len(others) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(others) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, name in zip(panels, others, strict=False):
+        for group, colour in (("real", "tab:green"), (name, "tab:red")):
+            known = [b for b in bands if b.group == group and b.median is not None]
+            lower, median, upper = ([getattr(b, key) for b in known] for key in ("lower", "median", "upper"))
+            places = [max(b.low, 0.01) for b in known]
+            panel.plot(places, median, ".-", color=colour, label=group)
+            panel.fill_between(places, lower, upper, color=colour, alpha=0.12, linewidth=0)
+        panel.set(xscale="log", title=name)
+        panel.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would overlap
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    for panel in panels[len(others) :]:
+        panel.set_axis_off()
+    figure.supxlabel("total motion, frame heights per second: lower end of the band")
+    figure.supylabel("combined reward: median and quartiles")
     _save(figure, path)
 
 

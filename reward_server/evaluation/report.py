@@ -30,6 +30,7 @@ class Outputs:
     json: Path | None = None
     csv: Path | None = None
     plots: Path | None = None  # a folder
+    html: Path | None = None
 
 
 def write_json(path: Path | None, document: Mapping[str, Any]) -> None:

@@ -12,24 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from protos.json_codec import to_json
-from protos.types import Clip, Context
+from protos.types import Clip
 from reward_server.capture.chain import Capture
 from reward_server.data.shots import Shot, find_shots, tensor_submission
-from reward_server.decoding.decode import Window, decode
+from reward_server.decoding.decode import Window
 from reward_server.decoding.sampling import stride_of
 from reward_server.errors import RewardServerError
-from reward_server.evaluation import plots, report
+from reward_server.evaluation import by_motion, pages, plots, report
 from reward_server.evaluation.floors import VALUES, plain_cues
 from reward_server.evaluation.ladder import (
     CSV_COLUMNS,
     REAL,
     Level,
     Rung,
+    best_copy,
     ladder_figures,
     ladder_table,
     levels_of,
@@ -39,17 +42,26 @@ from reward_server.evaluation.ladder import (
 )
 from reward_server.evaluation.scoring import (
     RewardSource,
+    comparison,
     count_outcomes,
     derived_seed,
     failed_outcome,
     open_scorer,
+    without_explanation,
 )
 from reward_server.faults import LEAST_DIFFERENCE, NAMES, difference, with_fault
 from reward_server.faults.still_clips import HOLDING, is_still
+from reward_server.report.clips import WorstFirst
+from reward_server.report.page import write_page
+from reward_server.report.stills import stills
 from reward_server.settings import Settings
 
 # A clip whose frame rate is declared k times higher is sampled k times more sparsely, so this many windows are decoded.
 STRETCH = 4
+PLOTS = {
+    "ladder.png": "The reward by strength of each fault: mean, and 10th to 90th percentile",
+    "shares.png": "Share of pairs with the real clip above, by fault and strength",
+}
 
 
 def run(
@@ -80,9 +92,11 @@ def run(
             windows=windows,
             seed=seed,
             captured=captured,
+            explain=outputs.html is not None,
             done=lambda: bar.advance(task),
         )
-        rungs = [rung for ladder in ladders for rung in ladder]
+        worst = WorstFirst()
+        rungs = [rung for ladder in ladders for rung in _kept(ladder, worst)]
     figures = ladder_figures(rungs)
     counts = count_outcomes(rung.outcome for rung in rungs)
     about = {
@@ -93,16 +107,39 @@ def run(
         "captured": captured,
     }
     about["still"] = still = num_still(rungs)
+    moved = by_motion.moved_of(map(rung_row, rungs), "fault")
+    about["by_motion"] = by_motion.as_json(moved)
     document = {**about, "outcomes": counts, "figures": [row.as_json() for row in figures]}
     told = f"{still} clips hardly move: they have no faults that only hold the picture"
     console.print(*[ladder_table(figures, name) for name in VALUES], told, f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
-    if outputs.plots is not None:
-        plots.ladder(outputs.plots / "ladder.png", reward_array(rungs))
-        plots.shares(outputs.plots / "shares.png", figures)
+    drawn = pages.drawn(lambda folder: _draw(folder, rungs, figures, moved), PLOTS, outputs)
+    if outputs.html is not None:
+        tables = [ladder_table(figures, name) for name in VALUES]
+        write_page(outputs.html, pages.sanity_page(worst, scorer, tables=tables, plots=drawn, lead=[f"{told}."]))
     report.print_last_line(console, document)
     return int(any(rung.fault == REAL and rung.outcome.reward is None for rung in rungs))
+
+
+def _draw(
+    folder: Path, rungs: Sequence[Rung], figures: Sequence[report.Figures], moved: Sequence[by_motion.Moved]
+) -> None:
+    plots.ladder(folder / "ladder.png", reward_array(rungs))
+    plots.shares(folder / "shares.png", figures)
+    plots.reward_by_motion(folder / "by_motion.png", by_motion.curve(moved))
+
+
+def _kept(ladder: list[Rung], worst: WorstFirst) -> list[Rung]:
+    """The ladder without what only a report shows of it, which is handed to `worst`."""
+    pair = best_copy(ladder)
+    if pair is not None:
+        real, copy = pair
+        worst.add(pages.ladder_entry(real, copy))
+    for rung in ladder:
+        if rung.fault == REAL and rung.outcome.reward is None:
+            worst.add(pages.set_entry(REAL, rung.clip, rung.outcome, None))
+    return [replace(rung, outcome=without_explanation(rung.outcome), draw=None) for rung in ladder]
 
 
 def climb(
@@ -114,10 +151,12 @@ def climb(
     seed: int = 0,
     faults: Sequence[str] = NAMES,
     captured: bool = False,
+    explain: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Rung]]:
     """Yield one ladder per clip and window; its rungs are scored together.
 
+    With `explain`, rewards have an explanation, and a rung holds its clip, to draw it.
     A clip that cannot be decoded gives a ladder of one rung, with the error as its outcome.
     """
     levels = levels_of(faults)
@@ -128,21 +167,29 @@ def climb(
             yield [Rung(clip=shot.name, start_s=0.0, fault=REAL, strength=0.0, outcome=failed_outcome(error))]
         else:
             for stretch in stretches:
-                yield _ladder(shot, stretch, scorer, levels, seed, captured=captured)
+                yield _ladder(shot, stretch, scorer, levels, seed, captured=captured, explain=explain)
         done()
 
 
 def _ladder(
-    shot: Shot, stretch: Window, scorer: RewardSource, levels: Sequence[Level], seed: int, *, captured: bool
+    shot: Shot,
+    stretch: Window,
+    scorer: RewardSource,
+    levels: Sequence[Level],
+    seed: int,
+    *,
+    captured: bool,
+    explain: bool,
 ) -> list[Rung]:
     """Score, in one group, the first window of the stretch and its faulty twins that can be seen."""
     own = derived_seed(seed, shot.short_name, stretch.start_s)
-    context = Context(group_id=f"{shot.short_name[-200:]}@{stretch.start_s:.3f}", query_seed=own)
+    context = replace(comparison(f"{shot.short_name}@{stretch.start_s:.3f}", own), explain=explain)
     clips = _seen({level: rung_clip(stretch.clip, scorer, *level, own) for level in levels})
     if captured:
         draws = dict(zip(levels, np.random.default_rng(own).spawn(len(levels)), strict=True))
         clips = {level: Capture.draw(draws[level]).apply(clip) for level, clip in clips.items()}
-    outcomes = scorer.score([tensor_submission(clip, context) for clip in clips.values()])
+    sent = [tensor_submission(clip, context) for clip in clips.values()]
+    outcomes = scorer.score(sent)
     return [
         Rung(
             clip=shot.name,
@@ -151,8 +198,9 @@ def _ladder(
             strength=strength,
             outcome=outcome,
             cues=plain_cues(clip),
+            draw=partial(stills, submission.payload, media=submission.media) if explain else None,
         )
-        for ((name, strength), clip), outcome in zip(clips.items(), outcomes, strict=True)
+        for ((name, strength), clip), submission, outcome in zip(clips.items(), sent, outcomes, strict=True)
     ]
 
 
@@ -189,5 +237,4 @@ def rung_clip(stretch: Clip, scorer: RewardSource, name: str, strength: float, s
 def _stretches(shot: Shot, scorer: RewardSource, settings: Settings, windows: int) -> tuple[Window, ...]:
     sampling = scorer.sampling
     longer = replace(sampling, window_frames=STRETCH * sampling.window_frames, max_windows=windows)
-    threads = settings.decoder_threads
-    return decode(shot.submission(), longer, scorer.limits, settings.max_decode_s, threads=threads).windows
+    return scorer.decode(shot.submission(), longer, settings).windows

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
 from protos.client import RewardClient
-from protos.types import DYNAMICS, REWARDS, Context, Limits, Model, Outcome, Submission
-from reward_server.decoding.decode import Sampling
+from protos.types import DYNAMICS, PERCENTILES, REWARDS, Context, Limits, Model, Outcome, Reward, Submission
+from reward_server.decoding.children import DecodePool, decode_pool
+from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import BadRequest, RewardServerError, UnreadableClip, error_outcome
 from reward_server.settings import MIB, Settings
 from reward_server.stats import Floats
@@ -28,21 +30,33 @@ Score = Callable[[Sequence[Submission]], list[Outcome]]
 
 CLIPS_PER_REQUEST = 16  # fills the server's batches, and stays within its limits and timeouts
 MOST_BYTES = 64 * MIB  # most bytes of clips that are read or sent at once
+STANDARD_ERRORS = {reward_name: f"standard_error_{reward_name}" for reward_name in REWARDS}
 OUTCOME_COLUMNS = (
     *("outcome", "error_code", "error"),
     *REWARDS,
     *("logit_instantaneous", "logit_long_term", "clipped"),
+    *PERCENTILES,
+    "nearest",
+    *STANDARD_ERRORS.values(),
     *DYNAMICS,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSource:
-    """A function that scores, the model it serves, and where it is ("in-process" or a URL)."""
+    """A function that scores, the model it serves, where it is ("in-process" or a URL), and the children that decode
+    what is not scored as it is; without them this process does."""
 
     score: Score
     model: Model
     where: str
+    children: DecodePool | None = None
+
+    def decode(self, submission: Submission, sampling: Sampling, settings: Settings) -> DecodedClip:
+        """Decode a clip within the model's limits. Raises as `decode` and DecodePool do."""
+        decode_one = self.children.decode if self.children else decode
+        threads = settings.decoder_threads
+        return decode_one(submission, sampling, self.limits, settings.max_decode_s, threads=threads)
 
     @property
     def sampling(self) -> Sampling:
@@ -55,20 +69,33 @@ class RewardSource:
         return self.model.limits
 
 
+def comparison(name: str, query_seed: int) -> Context:
+    """The context of clips that are compared with each other, whatever a server keeps of earlier comparisons."""
+    return Context(group_id=f"{uuid.uuid4().hex[:8]} {name[-200:]}", query_seed=query_seed)
+
+
 @contextmanager
 def open_scorer(settings: Settings, server: str | None) -> Iterator[RewardSource]:
     """Open the server at grpc://HOST:PORT or http://HOST:PORT, or the pipeline in this process if `server` is None.
 
-    Raises BadRequest for another URL, and NotReady if the pipeline's weights are missing.
+    Raises BadRequest for another URL or what cannot be a key, and NotReady if the pipeline's weights are missing.
     """
     if server is None:
         from reward_server.pipeline import Pipeline  # noqa: PLC0415 - a client of a server needs no torch
 
         pipeline = Pipeline.load(settings)
-        yield RewardSource(score=pipeline.score_submissions, model=pipeline.model, where="in-process")
+        score, model = pipeline.score_submissions, pipeline.model
+        yield RewardSource(score=score, model=model, where="in-process", children=pipeline.children)
     else:
         try:
-            opened = RewardClient(server)
+            key = settings.api_key
+            opened = RewardClient(
+                server,
+                api_key=key.get_secret_value() if key else None,
+                ca=settings.ca,
+                cert=settings.cert,
+                cert_key=settings.cert_key,
+            )
         except ValueError as error:
             raise BadRequest(str(error)) from error
         with opened as client:
@@ -80,6 +107,7 @@ def open_scorer(settings: Settings, server: str | None) -> Iterator[RewardSource
                 ],
                 model=model,
                 where=server,
+                children=decode_pool(settings, 1),
             )
 
 
@@ -112,6 +140,15 @@ def failed_outcome(error: RewardServerError | OSError) -> Outcome:
     return error_outcome("", error, Context())
 
 
+def without_explanation(outcome: Outcome) -> Outcome:
+    """The same without its explanation, which is drawn and not reported, so that many clips fit into memory."""
+    reward = outcome.reward
+    if reward is None or reward.explanation is None:
+        return outcome
+    context = replace(outcome.context, explain=False)
+    return replace(outcome, reward=replace(reward, explanation=None), context=context)
+
+
 def rewards_of(outcome: Outcome) -> Floats:
     """The rewards [3] of an outcome, in the order of REWARDS; NaN if it has none."""
     if outcome.reward is None:
@@ -136,8 +173,20 @@ def outcome_row(outcome: Outcome) -> dict[str, object]:
         row.update({reward_name: getattr(reward, reward_name) for reward_name in REWARDS})
         row.update(logit_instantaneous=reward.logits.instantaneous, logit_long_term=reward.logits.long_term)
         row["clipped"] = reward.clipped
+        row.update(_about(reward))
     row.update(dynamics_of(outcome))
     return row
+
+
+def _about(reward: Reward) -> dict[str, object]:
+    """Percentiles, nearest rung and standard errors by column, as far as the reward has them."""
+    found: dict[str, object] = {}
+    if reward.standing:
+        found = {name: getattr(reward.standing, name) for name in PERCENTILES}
+        found["nearest"] = reward.standing.nearest or None
+    if reward.standard_error:
+        found |= {column: getattr(reward.standard_error, name) for name, column in STANDARD_ERRORS.items()}
+    return found
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -74,11 +74,14 @@ class Profile(Protocol):
         The arguments are a motion's `tracks`, the two channels of its `state`, and its `correlation`, of all tracks.
         """
 
+    def clip_tracks(self, motion: Motion, height_px: int, width_px: int) -> Tensor:
+        """The motion's tracks [T,N,2] in pixels of the clip's frames, which have this size."""
+
     def residual_maps(self, motion: Motion) -> Tensor:
         """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
-    def stillness(self, motion: Motion) -> float:
-        """What is added to the long-term logit: below 0 if hardly anything moves, else 0 (only in `embedded`)."""
+    def logit_terms(self, motion: Motion) -> tuple[float, float]:
+        """What is added to the instantaneous and to the long-term logit: 0 except in `embedded`."""
 
 
 def load_profile(

@@ -1,7 +1,7 @@
 """Saves and loads both discriminators of a profile as one safetensors file.
 
-The file holds the weights. Its metadata holds the profile, the version, the networks' sizes and the digest of the
-motion features that the discriminators were trained on.
+The file holds the weights. Its metadata holds the profile, the version, the networks' sizes, the digest of the motion
+features that the discriminators were trained on, and the reference table (`reference.py`), if there is one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from reward_server.networks.prepacked import set_compute
 from reward_server.networks.tf32 import exact_convolutions
 from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles import Profile
+from reward_server.profiles.reference import INHERITED, NO_TABLE, ReferenceTable, digest_of, from_metadata, to_metadata
+from reward_server.replacing import replacing
 
 SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
 
@@ -36,6 +39,9 @@ class Discriminators:
     long_term: TrackViT
     version: str
     digest: str  # sha256 of the checkpoint file
+    weights_digest: str = ""  # `reference.digest_of` the weights alone
+    reference: ReferenceTable | None = None
+    no_reference: str = NO_TABLE  # why there is no table that may be used
 
     @torch.inference_mode()
     @exact_convolutions
@@ -67,10 +73,13 @@ def save_discriminators(
     packed = pack_discriminators(
         profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(packed)
-    partial.replace(path)
+    _write(path, packed)
+
+
+def save_reference(path: Path, checkpoint: bytes, table: ReferenceTable) -> None:
+    """Write a checkpoint's bytes to `path`, atomically, with this reference table in place of its own."""
+    kept = {name: value for name, value in _metadata(checkpoint).items() if name != INHERITED}
+    _write(path, save(load(checkpoint), kept | to_metadata(table)))
 
 
 def pack_discriminators(
@@ -80,8 +89,14 @@ def pack_discriminators(
     instantaneous: dict[str, Tensor],
     long_term: dict[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    inherited: ReferenceTable | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> bytes:
-    """Pack both state dicts into the bytes of a safetensors file, as `dtype`."""
+    """Pack both state dicts into the bytes of a safetensors file, as `dtype`.
+
+    `inherited` is the reference table of the discriminators that these were refreshed from. `beside` are other tensors
+    to keep in the file, in their own type.
+    """
     tensors = {f"instantaneous.{name}": value for name, value in instantaneous.items()}
     tensors |= {f"long_term.{name}": value for name, value in long_term.items()}
     metadata = {
@@ -90,8 +105,9 @@ def pack_discriminators(
         "preprocessing_digest": profile.preprocessing_digest,
         "instantaneous": json.dumps(asdict(profile.residual_config)),
         "long_term": json.dumps(asdict(profile.track_config)),
+        **to_metadata(inherited, inherited=True),
     }
-    return save({name: value.to(dtype).contiguous() for name, value in tensors.items()}, metadata)
+    return save({name: value.to(dtype).contiguous() for name, value in tensors.items()} | dict(beside or {}), metadata)
 
 
 def load_discriminators(profile: Profile, path: Path | None = None, *, device: str = "cpu") -> Discriminators:
@@ -112,8 +128,11 @@ def load_discriminators(profile: Profile, path: Path | None = None, *, device: s
 def read_discriminators(profile: Profile, data: bytes, *, source: str, device: str = "cpu") -> Discriminators:
     """Load discriminators from the bytes of a checkpoint. Raises NotReady, naming `source`, if they do not fit."""
     try:
-        metadata, tensors = _read(data)
+        stored, metadata = load(data), _metadata(data)
         _check(metadata, profile, source)
+        tensors = {name: tensor.float() for name, tensor in stored.items()}
+        weights_digest = digest_of(stored, metadata["preprocessing_digest"])
+        reference, no_reference = from_metadata(metadata, weights_digest, source)
         instantaneous = ResidualViT(ResidualViTConfig(**json.loads(metadata["instantaneous"])))
         long_term = TrackViT(TrackViTConfig(**json.loads(metadata["long_term"])))
         instantaneous.load_state_dict(_part(tensors, "instantaneous."), strict=True)
@@ -129,14 +148,22 @@ def read_discriminators(profile: Profile, data: bytes, *, source: str, device: s
         long_term=long_term.eval().to(device),
         version=metadata["version"],
         digest=hashlib.sha256(data).hexdigest(),
+        weights_digest=weights_digest,
+        reference=reference,
+        no_reference=no_reference,
     )
 
 
-def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors. The metadata is parsed here, because safetensors reads it only from a file on disk."""
-    tensors = {name: tensor.float() for name, tensor in load(data).items()}
+def _metadata(data: bytes) -> dict[str, str]:
+    """A checkpoint's metadata. It is parsed here, because safetensors reads it only from a file on disk."""
     (size,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + size]).get("__metadata__", {}), tensors
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def _check(metadata: dict[str, str], profile: Profile, source: str) -> None:

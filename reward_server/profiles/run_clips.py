@@ -1,23 +1,27 @@
 """Packs a scored clip for later refreshes of its training run: the motion of one window, and the clip's group.
 
-The pipeline packs each clip whose context names a run and an origin. The worker keeps the bytes in Redis
+The pipeline packs each clip whose context names a run and an origin, in parts: the first is enough to train on, each
+other one doubles the tracks and adds a frame pair. The worker keeps as many of them in Redis as there is room for
 (queue/run_store.py). A refresh reads them back, so it never runs the frozen estimators again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from reward_server.motion import Motion
 from reward_server.profiles import Profile
-from reward_server.profiles.packed import pack, unpack_maps, unpack_tokens
+from reward_server.profiles.packed import CHANNEL_SCALE, pack, unpack_maps, unpack_tokens
 
 GROUP = "group"
+MOST_PARTS = 8
+OF_TRACKS = ("tracks", "state", "correlation")  # tensors whose first axis is tracks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,18 +30,20 @@ class RunClip:
 
     group_id: str
     packed: Mapping[str, Tensor]
+    name: str = ""  # in the run's reservoir
+    older: bool = False  # it is of an earlier buffer
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The sizes of the packed tracks and maps. Clips of one shape can share a training step."""
-        return *self.packed["tracks"].shape[:2], *self.packed["maps"].shape
+        """The number of frames and the size of the maps. Clips of one shape can share a training step."""
+        return self.packed["tracks"].shape[1], *self.packed["maps"].shape[1:]
 
     def tokens(self, profile: Profile, start: int, num: int) -> Tensor:
         """Track tokens [num,T,D] of `num` tracks from `start` on. Tracks are stored in random order."""
         return unpack_tokens(self.packed, profile, start, num)
 
     def maps(self, start: int, num: int) -> Tensor:
-        """Residual and confidence maps [num,2,H,W] of `num` consecutive kept pairs from `start` on."""
+        """Residual and confidence maps [num,2,H,W] of `num` kept pairs from `start` on, in the order of storage."""
         return unpack_maps(self.packed["maps"][start : start + num])
 
     @property
@@ -49,13 +55,53 @@ class RunClip:
         return len(self.packed["maps"])
 
 
-def pack_clip(motion: Motion, *, num_pairs: int, num_tracks: int | None = None, group_id: str) -> bytes:
-    """Pack a clip's motion into bytes for `read_clip`. `num_pairs` and `num_tracks` are those of `packed.pack`."""
+def pack_clip(
+    motion: Motion,
+    *,
+    num_pairs: int,
+    num_tracks: int | None = None,
+    min_tracks: int | None = None,
+    group_id: str,
+    seed: int = 0,
+) -> tuple[bytes, ...]:
+    """Pack a clip's motion into parts for `read_clip`. `num_pairs` and `num_tracks` are those of `packed.pack`.
+
+    Only a NetworkMotion's tracks are divided: the first part has `min_tracks` of them, all without it. `seed` says
+    which pair is in the first part.
+    """
+    packed = pack(motion, num_pairs=num_pairs, num_tracks=num_tracks)
     group = torch.tensor(list(group_id.encode()), dtype=torch.uint8)  # a tensor, because `load` drops metadata
-    return save(pack(motion, num_pairs=num_pairs, num_tracks=num_tracks) | {GROUP: group})
+    return tuple(save(part) for part in split(packed | {GROUP: group}, min_tracks=min_tracks, seed=seed))
 
 
-def read_clip(data: bytes) -> RunClip:
-    """Unpack the bytes that `pack_clip` made."""
-    packed = load(data)
-    return RunClip(group_id=bytes(packed.pop(GROUP).tolist()).decode(), packed=packed)
+def split(packed: Mapping[str, Tensor], *, min_tracks: int | None, seed: int) -> list[dict[str, Tensor]]:
+    """Divide a packed clip into parts, the first of which also holds what has no axis of tracks or pairs."""
+    num_tracks, num_pairs = len(packed["tracks"]), len(packed["maps"])
+    pairs = np.random.default_rng(seed).permutation(num_pairs)
+    tracks = [num_tracks] if min_tracks is None or CHANNEL_SCALE not in packed else _doubling(min_tracks, num_tracks)
+    num = min(MOST_PARTS, max(len(tracks), num_pairs))
+    tracks_to = [0, *(tracks[min(part, len(tracks) - 1)] for part in range(num - 1)), num_tracks]
+    pairs_to = [0, *(min(part + 1, num_pairs) for part in range(num - 1)), num_pairs]
+    parts = [
+        {name: packed[name][tracks_to[part] : tracks_to[part + 1]].contiguous() for name in OF_TRACKS}
+        | {"maps": packed["maps"][pairs[pairs_to[part] : pairs_to[part + 1]]].contiguous()}
+        for part in range(num)
+    ]
+    rest = {name: tensor for name, tensor in packed.items() if name not in (*OF_TRACKS, "maps")}
+    return [parts[0] | rest, *parts[1:]]
+
+
+def read_clip(parts: Sequence[bytes], *, name: str = "", older: bool = False) -> RunClip:
+    """Join the parts that `pack_clip` made, or the first few of them."""
+    first, *more = map(load, parts)
+    group_id = bytes(first.pop(GROUP).tolist()).decode()
+    packed = {name: torch.cat([first[name], *(part[name] for part in more if name in part)]) for name in first}
+    return RunClip(group_id=group_id, packed=packed, name=name, older=older)
+
+
+def _doubling(start: int, end: int) -> list[int]:
+    """`start`, twice that, and so on to `end`, which may be smaller."""
+    numbers = [min(start, end)]
+    while numbers[-1] < end:
+        numbers.append(min(2 * numbers[-1], end))
+    return numbers

@@ -159,13 +159,19 @@ class ShiftProfile:
         tokens_TND = torch.cat([state, correlation_TNC[:, chosen], displacement], dim=-1)
         return (tokens_TND + self._time(len(tokens_TND)).to(tokens_TND)[:, None]).transpose(0, 1)
 
+    def clip_tracks(self, motion: Motion, height_px: int, width_px: int) -> Tensor:
+        """The motion's tracks [T,N,2] without the tracker's resizing, which keeps the corners' places."""
+        model = self.networks.tracker.config
+        scale = [(width_px - 1) / (model.width_px - 1), (height_px - 1) / (model.height_px - 1)]
+        return motion.tracks * motion.tracks.new_tensor(scale)
+
     def residual_maps(self, motion: Motion) -> Tensor:
         """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
-    def stillness(self, motion: Motion) -> float:
-        """0: the paper's logits are left as they are."""
-        return 0.0
+    def logit_terms(self, motion: Motion) -> tuple[float, float]:
+        """Zeros: the paper's logits are left as they are."""
+        return 0.0, 0.0
 
     @property
     def discriminator_compute(self) -> Compute:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -181,7 +182,7 @@ def test_frame_difference_is_in_grey_levels():
 
 def under_protocol(frames: np.ndarray, fps: float) -> Clip:
     source = Submission(payload=video(frames, fps=fps), media=Media.CONTAINER)
-    matched = matched_submission(source, Protocol(), MODEL.limits, 30.0, Context())
+    matched = matched_submission(source, Protocol(), PlainScorer().scorer, Settings(), Context())
     assert abs(matched.rate / 8 - 1) < 0.15
     decoded = decode(matched.submission, Sampling(max_windows=1), MODEL.limits, 30.0)
     assert decoded.source.codec == "h264"
@@ -322,7 +323,9 @@ def test_an_empty_set_has_no_figures(cases):
 
 async def test_the_command_over_a_server_gives_the_same_results(folder, make_settings, tmp_path):
     settings, text = make_settings(), io.StringIO()
-    outputs = Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
+    outputs = Outputs(
+        json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path, html=tmp_path / "new" / "a.html"
+    )
     sets = [str(folder / "even*")], [str(folder / "jumpy?.mp4"), str(folder / "broken.mp4")]
     shots = [(side, shot) for side, paths in zip((REAL, GENERATED), sets, strict=True) for shot in find_shots(paths)]
     expected = list(judge(shots, PlainScorer().scorer, settings))
@@ -339,6 +342,12 @@ async def test_the_command_over_a_server_gives_the_same_results(folder, make_set
     with outputs.csv.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["combined"] == "" for row in rows] == [case.outcome.reward is None for case in expected]
+    page = outputs.html.read_text()
+    assert (page.count('<tr id="row-'), page.count("data:image/png;base64,")) == (6, 2)
+    assert "broken.mp4" in page and "unreadable_clip" in page
+    shown = re.findall(r'<tr id="row-.*?class="name">(.*?)<', page)
+    lowest_first = sorted((c for c in expected if c.outcome.reward), key=lambda c: c.outcome.reward.combined)
+    assert shown == [case.clip for case in lowest_first]
     for name in ("histograms.png", "roc.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(1 << 24)) > 50

@@ -244,11 +244,14 @@ def test_a_broken_clip_is_named_and_a_label_without_scores_is_refused(folder, mo
 
     monkeypatch.setattr(labelled, "open_scorer", opened)
     (folder / "jumpy0.mp4").write_text("no video")
-    text = io.StringIO()
+    text, outputs = io.StringIO(), Outputs(html=tmp_path / "a.html")
     run = lambda: labelled.run(  # noqa: E731
-        folder, Settings(), work=tmp_path / "work", outputs=Outputs(), console=Console(file=text, width=300)
+        folder, Settings(), work=tmp_path / "work", outputs=outputs, console=Console(file=text, width=300)
     )
     assert run() == 1 and "jumpy0.mp4: " in text.getvalue()
+    page = outputs.html.read_text()
+    assert page.count('<tr id="row-') == 3
+    assert "jumpy0.mp4" in page.partition('id="unscored"')[2].partition("</section>")[0]
     (folder / "jumpy1.mp4").write_text("no video")
     with pytest.raises(BadRequest, match="none of the generated clips could be scored"):
         run()

@@ -299,7 +299,8 @@ async def test_the_command_over_a_server_gives_the_same_results(clips, make_sett
     expected = [rung for ladder in ladders for rung in ladder]
     async with open_doors(settings) as doors, working(doors, PlainScorer()):
         for url in doors.urls:
-            text, outputs = io.StringIO(), Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path)
+            text, page = io.StringIO(), tmp_path / "a.html"
+            outputs = Outputs(json=tmp_path / "a.json", csv=tmp_path / "a.csv", plots=tmp_path, html=page)
             run = partial(sanity.run, captured=False, outputs=outputs, console=Console(file=text, width=80))
             assert await asyncio.to_thread(run, paths, settings, server=url) == 1  # broken.mp4 has no reward
             last = printed(text)
@@ -309,6 +310,7 @@ async def test_the_command_over_a_server_gives_the_same_results(clips, make_sett
             written = json.loads(outputs.json.read_text())
             assert written["figures"] == last["figures"]
             assert written["rungs"] == [rung_row(rung) for rung in expected]
+            assert f"{clips / 'short.mp4'} at 0.00 s" in page.read_text() and "broken.mp4" in page.read_text()
 
 
 def test_csv_and_plots_hold_every_rung(rungs, tmp_path):

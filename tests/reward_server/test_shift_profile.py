@@ -224,7 +224,7 @@ def test_compute_settings_reach_networks_and_discriminators(
         raise NotReady("no trained discriminators")
 
     monkeypatch.setattr(Networks, "load", load)
-    monkeypatch.setattr("reward_server.pipeline.load_discriminators", load_discriminators)
+    monkeypatch.setattr("reward_server.pipeline.pipeline.load_discriminators", load_discriminators)
     compute = Compute(precision=networks, memory_mib=9, compile="reduce-overhead")
     for name in ("shift", "shift-wan"):
         settings = Settings(

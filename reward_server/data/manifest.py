@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from reward_server.errors import BadRequest
+from reward_server.replacing import replacing
 
 Split = Literal["train", "held_out"]
-Kind = Literal["camera", "scene"]
+Kind = Literal["camera", "scene", "generated"]
 NAME = "manifest.jsonl"
 
 
@@ -45,9 +46,8 @@ class Entry:
 def write_manifest(manifest: Path, entries: Iterable[Entry]) -> None:
     """Replace the manifest atomically. The entries' paths must be below its folder."""
     lines = [{**asdict(entry), "path": entry.path.relative_to(manifest.parent).as_posix()} for entry in entries]
-    partial = manifest.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    partial.replace(manifest)
+    with replacing(manifest) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def clips_of(manifest: Path) -> list[Entry]:

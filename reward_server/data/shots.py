@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +20,37 @@ from numpy.typing import NDArray
 
 from protos.codec import clip_to_tensor
 from protos.reader import Source, open_source, with_true_times
+from protos.reader.evenness import MOST_UNEVEN, check_uneven, uneven_share_at, uneven_times
 from protos.reader.files import clip_files
 from protos.reader.sequences import is_pattern, is_sequence, pictures_of, sequence_folders
 from protos.reader.sniff import SUFFIXES
 from protos.reader.source import shrunk
 from protos.reader.times import even_positions
+from protos.reader.told import log_warnings
 from protos.submissions import submission
-from protos.types import Clip, Context, Media, Submission
+from protos.types import Clip, ClipWarning, Context, Media, Submission
 from reward_server.data.manifest import NAME, Entry, Split, clips_of
 from reward_server.decoding.refusals import as_invalid_clip
-from reward_server.errors import BadRequest, ClipTooLarge, UnreadableClip
+from reward_server.errors import BadRequest, ClipTooLarge, ClipTooShort
 from reward_server.settings import MIB
+
+log = logging.getLogger(__name__)
 
 SHOT_BYTES = 96 * MIB  # at most, of a shot's decoded frames: about six seconds of 640x360 at 24 fps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A whole file, or its frames `first`..`last` (exclusive). `fps` is the frame rate if it is an image sequence."""
+    """A whole file, or its frames `first`..`last` (exclusive).
+
+    `fps` is the frame rate if it is an image sequence. `track` chooses a video track by its position.
+    """
 
     path: Path
     first: int = 0
     last: int | None = None
     fps: float | None = None
+    track: int | None = None
 
     @property
     def name(self) -> str:
@@ -53,34 +62,53 @@ class Shot:
         return self.name.removeprefix(f"{self.path.parent}/")
 
     def submission(self, context: Context | None = None) -> Submission:
-        """Submit the file's bytes, or a shot's or sequence's frames without loss. Raises OSError, InvalidClip."""
-        if self.last is None and not is_sequence(self.path):
+        """Submit the file's bytes or, of a shot, a sequence or a chosen track, its frames as `clip` gives them.
+
+        Raises OSError, InvalidClip.
+        """
+        if self.last is None and self.track is None and not is_sequence(self.path):
             return submission(self.path, context=context)
         return tensor_submission(self.clip(), context or Context())
 
     def clip(self, *, max_side_px: int = 640) -> Clip:
         """The shot's first frames, evenly spaced at their own rate, up to SHOT_BYTES.
 
-        If time jumps within the shot, its longest stretch is used. Frames are shrunk to at most `max_side_px` on a
-        side. Raises OSError, InvalidClip.
+        If time jumps within the shot, its longest stretch is used. Where a few frames are missing, the nearest one
+        is used, and a warning is logged. Frames are shrunk to at most `max_side_px` on a side. Raises OSError,
+        InvalidClip, also if too many frames are missing.
         """
-        with as_invalid_clip(str(self.path)), open_source(self.path, fps=self.fps) as source:
+        with as_invalid_clip(str(self.path)), open_source(self.path, fps=self.fps, track=self.track) as source:
             return with_true_times(source, lambda source: self._clip(source, max_side_px))
 
     def _clip(self, source: Source, max_side_px: int) -> Clip:
         stretches = source.within(self.first, self.last)
         if not stretches or not source.fps:
-            raise UnreadableClip(f"{self.path} has no frames from {self.first} on, or no frame rate; leave it out")
+            num = sum(stretch.last - stretch.first for stretch in stretches)
+            raise ClipTooShort(
+                f"{self.path} has {num} frame(s) from frame {self.first} on, under the minimum of 2; leave it out"
+            )
         longest = max(stretches, key=lambda stretch: stretch.last - stretch.first)
-        positions = longest.first + even_positions(source.times_s[longest.first : longest.last])
+        times_s = source.times_s[longest.first : longest.last]
+        share = uneven_share_at(times_s)
+        if share > MOST_UNEVEN:
+            source.require_counted_times()
+            check_uneven(share, source.fps)
+        positions = longest.first + even_positions(times_s)
         frame_bytes = 3 * min(1.0, max_side_px / max(source.height_px, source.width_px)) ** 2
         most = max(1, int(SHOT_BYTES / (frame_bytes * source.height_px * source.width_px)))
-        if self.last is None and positions.size > most and is_sequence(self.path):
+        if self.last is None and positions.size > most and (self.track is not None or is_sequence(self.path)):
             raise ClipTooLarge(
-                f"the sequence has {positions.size} pictures, and {most} of this size fit into "
+                f"the sequence or track has {positions.size} frames, and {most} of this size fit into "
                 f"the {SHOT_BYTES // MIB} MiB that are sent; split it or make a video of it"
             )
-        return Clip(frames=_read(source, positions[:most], max_side_px), fps=source.fps)
+        frames = _read(source, positions[:most], max_side_px)
+        _tell_once(self.name, uneven_times(share))
+        return Clip(frames=frames, fps=source.fps)
+
+
+@functools.cache  # a shot can be read several times
+def _tell_once(name: str, warnings: tuple[ClipWarning, ...]) -> None:
+    log_warnings(log, name, warnings)
 
 
 def _read(source: Source, positions: NDArray[np.int64], max_side_px: int) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from reward_server.errors import BadRequest, NotReady
 from reward_server.models.published import PUBLISHED, Published
+from reward_server.replacing import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,11 @@ def verified(network: Published, folder: Path) -> Record:
 
 def store(network: Published, folder: Path, weights: dict[str, Tensor], *, source: str, source_sha256: str) -> Record:
     """Write converted weights and then their record, each atomically. Returns the record."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / network.converted
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, partial)
-    record = Record(source=source, source_sha256=source_sha256, sha256=sha256_of(partial), licence=network.licence)
-    partial.replace(path)
-    _replace_text(_record_path(network, folder), json.dumps(asdict(record), indent=1) + "\n")
+    with replacing(folder / network.converted) as partial:
+        save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, partial)
+        record = Record(source=source, source_sha256=source_sha256, sha256=sha256_of(partial), licence=network.licence)
+    with replacing(_record_path(network, folder)) as partial:
+        partial.write_text(json.dumps(asdict(record), indent=1) + "\n")
     return record
 
 
@@ -98,9 +97,3 @@ def sha256_of(path: Path) -> str:
 
 def _record_path(network: Published, folder: Path) -> Path:
     return folder / f"{network.name}.json"
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -2,16 +2,18 @@
 
 Two sets of weights are carried from refresh to refresh: the trained weights, and their exponential moving average,
 which scores. A training step takes clips of one shape, up to `clips_per_step` real clips and as many rollouts, and a
-random subset of each clip's tracks or frame pairs. One clip in eight is held out, in whole groups, so that the
-figures in the response do not come from training clips. The same clips, weights and seed give the same result bit for
-bit on one machine. SHIFT is arXiv 2603.17426.
+random subset of each clip's tracks or frame pairs, as many of every clip of the step. One clip in eight is held out, in
+whole groups, so that the figures in the response do not come from training clips. A run keeps the held-out clips of its
+first large refresh as its anchor set, on which all later ones are compared with their parent. The same clips, weights
+and seed give the same result bit for bit on one machine. SHIFT is arXiv 2603.17426.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protos.types import DISCRIMINATORS, DiscriminatorName, DiscriminatorRefresh, RefreshRequest, Separation
+from protos.types import (
+    DISCRIMINATORS,
+    Anchor,
+    Bounds,
+    DiscriminatorName,
+    DiscriminatorRefresh,
+    RefreshRequest,
+    Separation,
+)
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
 from reward_server.errors import RefreshRejected, TooFewClips
@@ -29,6 +39,7 @@ from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.run_clips import RunClip
 from reward_server.stats import auc
 from reward_server.training.discriminator_trainer import fast_forward, update_average
+from reward_server.training.optimizer_state import restore, saved
 
 Weights: TypeAlias = dict[DiscriminatorName, dict[str, Tensor]]  # a state dict per discriminator
 
@@ -39,6 +50,7 @@ TRACKS_PER_STEP = 32
 PAIRS_PER_STEP = 3
 PAIRS_OF_LARGE = 1  # if one clip fills the device; another clip's pair teaches more than a neighbouring pair
 TRACKS_JUDGED = 128  # tracks scored per held-out clip
+PAIRS_JUDGED = 16
 HELD_OUT_SHARE = 8  # one clip in this many is held out
 MAX_HELD_OUT = 64  # per origin
 
@@ -66,6 +78,11 @@ class Buffers:
                 "clips and rollouts of the same length and frame size"
             )
         return cls(real=kept[0], rollouts=kept[1])
+
+    @property
+    def smaller(self) -> int:
+        """The number of clips of the origin that has fewer."""
+        return min(len(self.real), len(self.rollouts))
 
     def split(self, seed: int) -> tuple[Buffers, Buffers]:
         """Split into clips to train on and held-out clips.
@@ -103,10 +120,12 @@ class Candidate:
 
     average: Weights
     training: Weights
+    optimizer: Mapping[str, Tensor] = field(repr=False)  # empty unless the request keeps it
     report: dict[DiscriminatorName, DiscriminatorRefresh]
-    num_real: int
-    num_rollouts: int
-    num_held_out: int  # included in the two numbers above
+    steps: int
+    clips: Buffers
+    held_out: Buffers  # part of `clips`
+    anchor: Buffers | None
 
     @property
     def name(self) -> str:
@@ -125,36 +144,106 @@ def refresh_discriminators(
     *,
     average: Discriminators,
     training: Discriminators,
+    optimizer: Mapping[str, Tensor] | None = None,
     device: str,
     before_step: Callable[[int], None],
+    anchor: Buffers | None = None,
+    freeze_at: int = 0,
+    bounds: Bounds = Bounds(min=-math.inf, max=math.inf),  # noqa: B008 - frozen
 ) -> Candidate:
     """Train copies of both discriminators on a run's clips.
 
-    `training` holds the weights to train further, `average` their average so far. `before_step` is called with the
-    number of each step and may raise to stop the refresh. Raises RefreshRejected if a loss or a held-out logit is not
-    finite, and TooFewClips if holding out clips leaves no shape with clips of both origins.
+    `training` holds the weights to train further, `average` their average so far, `optimizer` the state with which the
+    optimizers go on. `before_step` is called with the number of each step and may raise to stop the refresh. Without an
+    `anchor`, the held-out clips are the run's anchor set, if they are at least `freeze_at` of each origin (0: never).
+    `bounds` are those of rewards, by which saturation and drift are measured. Raises RefreshRejected if a loss or a
+    held-out logit is not finite, and TooFewClips if holding out clips leaves no shape with clips of both origins.
     """
     train, held_out = buffers.split(request.seed)
+    if anchor is None and 0 < freeze_at <= held_out.smaller:
+        anchor = held_out
     discriminators = [
         _Discriminator(name, profile, request, average=average, training=training, device=device)
         for name in DISCRIMINATORS
     ]
-    before = [discriminator.separation(held_out) for discriminator in discriminators]
-    for step in range(request.steps):
+    for discriminator in discriminators:
+        restore(discriminator.optimizer, discriminator.module, optimizer or {}, discriminator.name)
+    before = [discriminator.judged(held_out, anchor) for discriminator in discriminators]
+    steps = num_steps(request, train)
+    for step in range(steps):
         before_step(step)
         for discriminator in discriminators:
             discriminator.step(step, _batch(train, request, step))
-    after = [discriminator.separation(held_out) for discriminator in discriminators]
+    after = [discriminator.judged(held_out, anchor) for discriminator in discriminators]
+    kept = discriminators if request.keep_optimizer else []
     return Candidate(
         average={discriminator.name: discriminator.average.state_dict() for discriminator in discriminators},
         training={discriminator.name: discriminator.module.state_dict() for discriminator in discriminators},
+        optimizer={name: tensor for one in kept for name, tensor in saved(one.optimizer, one.module, one.name).items()},
         report={
-            discriminator.name: DiscriminatorRefresh(losses=tuple(discriminator.losses), before=old, after=new)
+            discriminator.name: DiscriminatorRefresh(
+                losses=tuple(discriminator.losses),
+                before=old.held_out.separation,
+                after=new.held_out.separation,
+                anchor=_anchored(old.anchor, new.anchor, bounds),
+            )
             for discriminator, old, new in zip(discriminators, before, after, strict=True)
         },
-        num_real=len(buffers.real),
-        num_rollouts=len(buffers.rollouts),
-        num_held_out=len(held_out.real) + len(held_out.rollouts),
+        steps=steps,
+        clips=buffers,
+        held_out=held_out,
+        anchor=anchor,
+    )
+
+
+def num_steps(request: RefreshRequest, clips: Buffers) -> int:
+    """The steps that a refresh takes on these clips: those asked for, or fewer by the request's `max_passes`."""
+    if not request.max_passes:
+        return request.steps
+    most = min(
+        request.max_passes * len(some) / min(request.clips_per_step, len(some))
+        for some in (clips.real, clips.rollouts)
+        if some
+    )
+    return max(1, min(request.steps, math.floor(most)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Logits:
+    """A discriminator's logits of real clips and of rollouts."""
+
+    real: np.ndarray
+    rollouts: np.ndarray
+
+    @property
+    def separation(self) -> Separation:
+        gap = float(self.real.mean() - self.rollouts.mean())
+        return Separation(auc=auc(self.real, self.rollouts), logit_gap=gap)
+
+    @property
+    def all(self) -> np.ndarray:
+        return np.concatenate([self.real, self.rollouts])
+
+    def saturation(self, bounds: Bounds) -> float:
+        """The share of logits outside of the bounds."""
+        return float(((self.all < bounds.min) | (self.all > bounds.max)).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    held_out: _Logits
+    anchor: _Logits | None
+
+
+def _anchored(old: _Logits | None, new: _Logits | None, bounds: Bounds) -> Anchor | None:
+    if old is None or new is None:
+        return None
+    return Anchor(
+        before=old.separation,
+        after=new.separation,
+        drift=float(np.abs(new.all - old.all).mean() / (bounds.max - bounds.min)),
+        saturation_before=old.saturation(bounds),
+        saturation_after=new.saturation(bounds),
     )
 
 
@@ -175,14 +264,14 @@ class _Discriminator:
         self.module = _copy(getattr(training, name), device).train()
         self.average = _copy(getattr(average, name), device).eval().requires_grad_(False)
         self.losses: list[float] = []
-        self._optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=request.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
         )
 
     def step(self, step: int, batch: Buffers) -> None:
         rng = np.random.default_rng((self._request.seed, step, DISCRIMINATORS.index(self.name)))
         torch.manual_seed(int(rng.integers(2**31)))  # dropout
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self.losses.append(self._gradients(batch, rng))
         if not np.isfinite(self.losses[-1]):
             raise RefreshRejected(
@@ -190,7 +279,7 @@ class _Discriminator:
                 f"rate ({self._request.learning_rate:g})"
             )
         nn.utils.clip_grad_norm_(self.module.parameters(), GRAD_CLIP)
-        self._optimizer.step()
+        self.optimizer.step()
         update_average(self.average, self.module, self._request.ema)
 
     def _gradients(self, batch: Buffers, rng: np.random.Generator) -> float:
@@ -203,8 +292,10 @@ class _Discriminator:
         targets = torch.tensor([1.0] * num_real + [0.0] * num_rollouts, device=self._device)
         weights = torch.tensor([1 / num_real] * num_real + [1 / num_rollouts] * num_rollouts, device=self._device)
         total = 0.0
+        pairs = PAIRS_PER_STEP if self._profile.parallel_clips else PAIRS_OF_LARGE
+        num = self._num(clips, TRACKS_PER_STEP, pairs)
         for part in passes(len(clips), len(clips) if self._profile.parallel_clips else 1):
-            inputs = torch.stack([self._subset(clip, rng) for clip in clips[part]]).to(self._device)
+            inputs = torch.stack([self._drawn(clip, num, rng) for clip in clips[part]]).to(self._device)
             with fast_forward(device=self._device):
                 logits = self.module(inputs).float()
             loss = F.binary_cross_entropy_with_logits(logits, targets[part], weights[part], reduction="sum")
@@ -212,29 +303,38 @@ class _Discriminator:
             total += float(loss.detach())
         return total
 
-    def separation(self, clips: Buffers) -> Separation:
-        """How well the average separates real clips from rollouts, from all kept pairs or the first tracks of each."""
-        real, rollouts = (np.array([self._logit(clip) for clip in some]) for some in (clips.real, clips.rollouts))
+    def judged(self, held_out: Buffers, anchor: Buffers | None) -> _Judged:
+        """The average's logits of held-out clips and of the anchor set."""
+        return _Judged(held_out=self.logits(held_out), anchor=None if anchor is None else self.logits(anchor))
+
+    def logits(self, clips: Buffers) -> _Logits:
+        """Logits of the average, from as many kept pairs or tracks of each clip. Raises RefreshRejected."""
+        num = self._num([*clips.real, *clips.rollouts], TRACKS_JUDGED, PAIRS_JUDGED)
+        real, rollouts = (np.array([self._logit(clip, num) for clip in some]) for some in (clips.real, clips.rollouts))
         if not (np.isfinite(real).all() and np.isfinite(rollouts).all()):
             raise RefreshRejected(
                 f"on held-out clips, logits of the {self.name} discriminator are not finite; lower the learning rate "
                 f"({self._request.learning_rate:g})"
             )
-        return Separation(auc=auc(real, rollouts), logit_gap=float(real.mean() - rollouts.mean()))
+        return _Logits(real=real, rollouts=rollouts)
 
     @torch.inference_mode()
-    def _logit(self, clip: RunClip) -> float:
-        if self.name == "instantaneous":
-            inputs = clip.maps(0, clip.num_pairs)
-        else:
-            inputs = clip.tokens(self._profile, 0, min(TRACKS_JUDGED, clip.num_tracks))
-        return float(self.average(inputs[None].to(self._device)))
+    def _logit(self, clip: RunClip, num: int) -> float:
+        return float(self.average(self._inputs(clip, 0, num)[None].to(self._device)))
 
-    def _subset(self, clip: RunClip, rng: np.random.Generator) -> Tensor:
+    def _drawn(self, clip: RunClip, num: int, rng: np.random.Generator) -> Tensor:
+        """A random stretch of a clip's tracks or pairs."""
+        size = clip.num_pairs if self.name == "instantaneous" else clip.num_tracks
+        return self._inputs(clip, int(rng.integers(size - num + 1)), num)
+
+    def _inputs(self, clip: RunClip, start: int, num: int) -> Tensor:
+        return clip.maps(start, num) if self.name == "instantaneous" else clip.tokens(self._profile, start, num)
+
+    def _num(self, clips: Sequence[RunClip], tracks: int, pairs: int) -> int:
+        """How many tracks or pairs to take of each clip: what all of them have, so that it tells nothing of a clip."""
         if self.name == "instantaneous":
-            wanted = PAIRS_PER_STEP if self._profile.parallel_clips else PAIRS_OF_LARGE
-            return clip.maps(*_stretch(clip.num_pairs, wanted, rng))
-        return clip.tokens(self._profile, *_stretch(clip.num_tracks, TRACKS_PER_STEP, rng))
+            return min(pairs, *(clip.num_pairs for clip in clips))
+        return min(tracks, *(clip.num_tracks for clip in clips))
 
 
 def _batch(clips: Buffers, request: RefreshRequest, step: int) -> Buffers:
@@ -267,12 +367,6 @@ def _copy(discriminator: ResidualViT | TrackViT, device: str) -> ResidualViT | T
 
 def _choose(clips: Sequence[RunClip], num: int, rng: np.random.Generator) -> list[RunClip]:
     return [clips[i] for i in rng.choice(len(clips), size=min(num, len(clips)), replace=False)]
-
-
-def _stretch(size: int, wanted: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Start and length of a random stretch of at most `wanted` out of `size` items."""
-    num = min(wanted, size)
-    return int(rng.integers(size - num + 1)), num
 
 
 def _share(num: int) -> int:

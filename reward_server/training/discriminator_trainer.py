@@ -3,7 +3,8 @@
 The two discriminators share no weights and no features. So each is trained separately, in its own process if there
 are enough cores. A step takes views of one shape: of each view the real clip and a few of its negatives, and of each
 clip a random subset of tracks or frame pairs. Evaluation uses an exponential moving average of the weights. The
-average with the best held-out figures is kept, and training stops when these have not improved for a while.
+average that is best on held-out clips is kept. Training stops when it has not improved for a while, or at a stated
+held-out AUC: past it, mostly the logits grow, and with them the differences that mean nothing.
 SHIFT is arXiv 2603.17426.
 """
 
@@ -12,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,10 +33,12 @@ from reward_server.networks.bf16 import has_bf16
 from reward_server.networks.prepacked import passes
 from reward_server.profiles import Profile
 from reward_server.profiles.discriminators import new_discriminators
+from reward_server.replacing import replacing
 from reward_server.stats import auc
 from reward_server.training.examples import View, clips_of
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.losses import view_loss
+from reward_server.training.generated import GeneratedClips
+from reward_server.training.losses import Generated, adversarial_bce, view_loss, with_noise
 from reward_server.training.symmetry import PLAIN, Symmetry
 
 
@@ -60,7 +64,13 @@ class TrainingConfig:
     bf16: bool = True  # train in bf16 if the device supports it
     evaluate_every: int = 300
     evaluate_tracks: int = 96
-    patience: int = 8  # training stops after this many evaluations without better held-out figures
+    patience: int = 8  # training stops after this many evaluations without a better average
+    stop_auc: float = 0.0  # training stops at the first evaluation with this held-out AUC; 0: off
+    keep: Literal["figures", "loss"] = "figures"  # the best average has the highest `HeldOut.mean` or the lowest `loss`
+    instance_noise: float = 0.0  # noise on the inputs of both sides, in standard deviations of each channel
+    label_smoothing: float = 0.0  # how far the targets are from 1 and 0
+    penalty_weight: float = 0.0  # weight of `logit_penalty`
+    generated_share: float = 0.0  # of the negatives' loss, for generated clips beside faulty ones
     seed: int = 0
 
 
@@ -70,10 +80,11 @@ class HeldOut:
 
     auc: float
     pairs: float  # share of pairs of a real clip and one of its own negatives that are ordered right
+    loss: float  # `adversarial_bce`; it rises again once logits are larger than the separation warrants
 
     @property
     def mean(self) -> float:
-        """Mean of `auc` and `pairs`. It decides which weights are kept and when training stops."""
+        """Mean of `auc` and `pairs`."""
         return (self.auc + self.pairs) / 2
 
 
@@ -88,11 +99,12 @@ class DiscriminatorTrainer:
         config: TrainingConfig,
         folder: Path,
         *,
+        generated: GeneratedClips | None = None,
         device: str = "cpu",
     ) -> None:
         torch.manual_seed(config.seed)
         self.name, self.profile, self.cache, self.config, self.folder = name, profile, cache, config, folder
-        self.device = device
+        self.generated, self.device = generated, device
         instantaneous, long_term = new_discriminators(profile)
         self.discriminator = (instantaneous if name == "instantaneous" else long_term).to(device)
         self.average = copy.deepcopy(self.discriminator).eval().requires_grad_(False)
@@ -103,12 +115,13 @@ class DiscriminatorTrainer:
             weight_decay=config.weight_decay,
         )
         self.schedule = LambdaLR(self.optimizer, lambda step: _rate(step, config))
-        self.step, self.best, self.best_step = 0, -1.0, 0
+        self.step, self.best_step, self.auc = 0, 0, 0.0
+        self.best, self.best_score = -1.0, -math.inf  # `HeldOut.mean` of the kept average, and what it was chosen by
 
     def train(
         self, views: Sequence[View], held_out: Sequence[View], report: Callable[[int, str], None] = lambda *_: None
     ) -> float:
-        """Train until all steps are done or the held-out figures stop improving. Resumes the run in the folder, if any.
+        """Train until all steps are done, or until `patience` or `stop_auc` ends it. Resumes the run in the folder.
 
         Leaves the best averaged weights in `self.average` and returns their `HeldOut.mean`. `report` is called with
         the step and a text, which is empty except after an evaluation. Raises BadRequest if the folder holds a run on
@@ -117,7 +130,7 @@ class DiscriminatorTrainer:
         self._resume([*views, *held_out])
         with SummaryWriter(str(self.folder)) as log:
             for batch in self._batches(views):
-                if self.step >= self.config.steps or self._stalled():
+                if self.step >= self.config.steps or self._stalled() or self._separated():
                     break
                 for key, value in self._train_step(batch).items():
                     log.add_scalar(f"train/{key}", value, self.step)
@@ -133,7 +146,9 @@ class DiscriminatorTrainer:
         real = [logits[view.real.key] for view in views]
         fake = [[logits[sample.key] for sample in view.negatives] for view in views]
         right = [own > other for own, group in zip(real, fake, strict=True) for other in group]
-        return HeldOut(auc=auc(real, [logit for group in fake for logit in group]), pairs=float(np.mean(right)))
+        fakes = [logit for group in fake for logit in group]
+        loss = adversarial_bce(torch.tensor(real), torch.tensor(fakes))
+        return HeldOut(auc=auc(real, fakes), pairs=float(np.mean(right)), loss=float(loss))
 
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:
@@ -169,16 +184,38 @@ class DiscriminatorTrainer:
         """The loss of the real clips of these views and a few negatives of each."""
         real = [view.real for view in views]
         negatives = [view.negatives[i] for view in views for i in _choose(view, self.config.negatives_per_view, rng)]
-        inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in real + negatives]).to(self.device)
+        generated = self._drawn_generated(real, rng)
+        clips = real + negatives + generated
+        inputs = torch.stack([self._subset(sample, symmetry, rng) for sample in clips]).to(self.device)
+        if self.config.instance_noise:
+            channels = 2 if self.name == "instantaneous" else -1  # maps [N,P,M,H,W], tokens [N,K,T,D]
+            inputs = with_noise(inputs, self.config.instance_noise, channels=channels)
         with fast_forward(bf16=self.config.bf16, device=self.device):
             logits = self.discriminator(inputs).float()
+        of_real, of_negatives, of_generated = logits.split([len(real), len(negatives), len(generated)])
         return view_loss(
-            logits[: len(real)],
-            logits[len(real) :],
-            torch.tensor([sample.amount for sample in real], device=self.device),
+            of_real,
+            of_negatives,
+            self._amounts(real),
             pair_weight=self.config.pair_weight,
             amount_weight=self.config.amount_weight,
+            smoothing=self.config.label_smoothing,
+            penalty_weight=self.config.penalty_weight,
+            generated=Generated(
+                logits=of_generated, amounts=self._amounts(generated), share=self.config.generated_share
+            )
+            if generated
+            else None,
         )
+
+    def _drawn_generated(self, real: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+        """As many generated clips as real ones, of their shape; none without a share for them."""
+        if self.generated is None or not self.config.generated_share:
+            return []
+        return self.generated.draw(real[0].shape, len(real), rng)
+
+    def _amounts(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([sample.amount for sample in samples], device=self.device)
 
     def _subset(self, sample: Sample, symmetry: Symmetry, rng: np.random.Generator) -> Tensor:
         """A random subset of a sample's frame pairs or tracks."""
@@ -207,14 +244,21 @@ class DiscriminatorTrainer:
         figures = self.evaluate(held_out)
         log.add_scalar("held_out/auc", figures.auc, self.step)
         log.add_scalar("held_out/pairs", figures.pairs, self.step)
-        if figures.mean > self.best:
-            self.best, self.best_step = figures.mean, self.step
+        log.add_scalar("held_out/loss", figures.loss, self.step)
+        self.auc = figures.auc
+        score = figures.mean if self.config.keep == "figures" else -figures.loss
+        if score > self.best_score:
+            self.best, self.best_score, self.best_step = figures.mean, score, self.step
             _save(self.folder / "best.pt", {"average": self.average.state_dict()})
         _save(self.folder / "last.pt", self._state())
-        return f"{self.name} at step {self.step}: held-out AUC {figures.auc:.3f}, pairs {figures.pairs:.3f}"
+        told = f"held-out AUC {figures.auc:.3f}, pairs {figures.pairs:.3f}, loss {figures.loss:.3f}"
+        return f"{self.name} at step {self.step}: {told}{'; far enough apart' if self._separated() else ''}"
 
     def _stalled(self) -> bool:
         return self.step - self.best_step >= self.config.patience * self.config.evaluate_every
+
+    def _separated(self) -> bool:
+        return 0 < self.config.stop_auc <= self.auc
 
     def _state(self) -> dict[str, object]:
         return {
@@ -223,6 +267,7 @@ class DiscriminatorTrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.last_epoch,
             "progress": [self.step, self.best, self.best_step],
+            "held_out": [self.auc, self.best_score],
             "config": asdict(self.config),
             "clips": self._clips,
         }
@@ -230,15 +275,19 @@ class DiscriminatorTrainer:
     def _resume(self, views: Sequence[View]) -> None:
         """Continue the run in the folder, if there is one.
 
-        Raises BadRequest if it has other clips or another configuration; only `steps` and `patience` may differ.
+        Raises BadRequest if it has other clips or another configuration; only `steps`, `patience` and `stop_auc` may
+        differ. Settings that an older run does not have count as having their defaults.
         """
-        self._clips = hashlib.sha256(" ".join(sorted(clips_of(views))).encode()).hexdigest()
+        generated = self.generated.samples if self.generated else ()
+        keys = sorted({*clips_of(views), *(sample.key for sample in generated)})
+        self._clips = hashlib.sha256(" ".join(keys).encode()).hexdigest()
         path = self.folder / "last.pt"
         if not path.is_file():
             return
         state = _load(path)
-        anything = {"steps": 0, "patience": 0}
-        ours, theirs = (config | anything for config in (asdict(self.config), state["config"]))
+        anything = {"steps": 0, "patience": 0, "stop_auc": 0.0}
+        old = asdict(TrainingConfig()) | state["config"]
+        ours, theirs = (config | anything for config in (asdict(self.config), old))
         if (theirs, state.get("clips")) != (ours, self._clips):
             raise BadRequest(
                 f"{self.folder} holds a run on other clips or settings; give another --work folder or delete this one"
@@ -248,6 +297,7 @@ class DiscriminatorTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
         self.step, self.best, self.best_step = state["progress"]
+        self.auc, self.best_score = state.get("held_out", [0.0, self.best])
 
 
 @torch.no_grad()
@@ -282,9 +332,8 @@ def _rate(step: int, config: TrainingConfig) -> float:
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def _load(path: Path) -> dict[str, Any]:

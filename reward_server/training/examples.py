@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reward_server.errors import BadRequest
-from reward_server.training.feature_cache import Sample
+from reward_server.training.feature_cache import GENERATED, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ def views_of(samples: Sequence[Sample]) -> list[View]:
     """
     twins, same_source, same_shape = defaultdict(list), defaultdict(list), defaultdict(list)
     for sample in samples:
-        if sample.fault == "generated":
+        if sample.fault == GENERATED:
             same_source[sample.source, sample.shape].append(sample)
             same_shape[sample.shape].append(sample)
         elif sample.fault:

@@ -18,7 +18,10 @@ from torch import Tensor
 from reward_server.motion import Motion
 from reward_server.profiles import Profile
 from reward_server.profiles.packed import CHANNEL_SCALE, pack, unpack_maps, unpack_tokens
+from reward_server.replacing import replacing
 from reward_server.training.symmetry import PLAIN, Symmetry
+
+GENERATED = "generated"  # in the place of a fault's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,13 @@ class Sample:
     source: str
     view: str
     real: bool
-    fault: str  # "" for real clips, "generated" for generated clips, else the fault's name
+    fault: str  # "" for real clips, GENERATED for generated clips, else the fault's name
     strength: float
     shape: tuple[int, int, int]  # frames, height, width
     amount: float = 0.0  # motion of the view before any fault, in frame heights per second (`negatives.fastest_motion`)
+    change: float = 0.0  # mean absolute difference of its successive frames, in gray levels
+    sharpness: float = 0.0  # mean absolute Laplacian of its frames, in gray levels
+    fps: float = 0.0  # its rate
 
 
 class FeatureCache:
@@ -56,9 +62,8 @@ class FeatureCache:
 
     def close_part(self, part: str, samples: Sequence[Sample]) -> None:
         """Record a part as complete. Samples of incomplete parts are never read."""
-        partial = self._index(part).with_suffix(".partial")
-        partial.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
-        partial.replace(self._index(part))
+        with replacing(self._index(part)) as partial:
+            partial.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
     def samples(self, parts: Set[str]) -> list[Sample]:
         """The samples of all complete parts among `parts`, in a fixed order."""

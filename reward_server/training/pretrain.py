@@ -1,60 +1,51 @@
 """Pretrains a profile's discriminators on folders of real clips: `motion-reward pretrain`.
 
 1. Views of every real clip, and their negatives, pass through the frozen estimators once. The motion features are
-   stored on disk. Negatives are the user's generated clips, or, without those, motion faults applied to the views.
+   stored on disk. Negatives are motion faults applied to the views, the user's generated clips, or both.
 2. The discriminators train on the stored features alone (`discriminator_trainer.py`). Held-out sources decide when
    to stop.
-3. The best averaged weights are written as one safetensors file.
+3. The best averaged weights are written as one safetensors file, with a reference table of the held-out real clips.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
+import logging
 import math
 import multiprocessing
 import os
-import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import torch
-from rich.progress import Progress, track
+from rich.progress import track
 
 from protos.reader import Source, open_source, with_true_times
-from protos.types import DISCRIMINATORS, DiscriminatorName
+from protos.reader.told import log_warnings
+from protos.types import DISCRIMINATORS, ClipWarning, DiscriminatorName
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import BadRequest, InvalidClip
 from reward_server.networks.prepacked import Compute
-from reward_server.profiles import Profile, ProfileName, load_profile
-from reward_server.profiles.discriminators import save_discriminators
-from reward_server.training.discriminator_trainer import DiscriminatorTrainer, TrainingConfig
+from reward_server.pipeline import Pipeline
+from reward_server.profiles import Profile, ProfileName
+from reward_server.profiles.discriminators import load_discriminators, save_discriminators, save_reference
+from reward_server.settings import Settings
+from reward_server.training.discriminator_trainer import TrainingConfig
 from reward_server.training.examples import View, split_by_source
-from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.feature_cache import GENERATED, FeatureCache, Sample
+from reward_server.training.generated import GeneratedClips, weighed
+from reward_server.training.jobs import DiscriminatorJob, ProfileSource, one_thread, opened, train_discriminators
+from reward_server.training.reference_table import reference_table
 from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
 
+log = logging.getLogger(__name__)
+
 AMOUNT_WEIGHT = 0.3  # of `losses.amount_slope`, for `embedded`
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileSource:
-    """How to open a profile. Each process opens it once."""
-
-    name: ProfileName
-    models: Path = Path("models")  # folder of its frozen networks
-    device: str = "cpu"  # where they run
-    compute: Compute = field(default_factory=Compute)  # how they run
-
-
-@functools.cache
-def opened(source: ProfileSource) -> Profile:
-    """Open the profile, once per process. Raises NotReady if its networks are missing."""
-    return load_profile(source.name, source.models, device=source.device, compute=source.compute)
+STOP_AUC = 0.98  # against generated clips
+STOP_EVERY = 100  # steps between evaluations if training may stop at an AUC
 
 
 def configs(
@@ -89,10 +80,41 @@ def configs(
     return cache, dict.fromkeys(DISCRIMINATORS, training)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restraint:
+    """What keeps the logits from growing beyond the evidence. 0 leaves each of them off."""
+
+    stop_auc: float = 0.0  # held-out AUC at which training stops
+    instance_noise: float = 0.0
+    label_smoothing: float = 0.0
+    logit_penalty: float = 0.0
+
+    def on(self, config: TrainingConfig) -> TrainingConfig:
+        """`config` with this restraint."""
+        config = replace(
+            config,
+            instance_noise=self.instance_noise,
+            label_smoothing=self.label_smoothing,
+            penalty_weight=self.logit_penalty,
+        )
+        return _stopping(config, self.stop_auc) if self.stop_auc else config
+
+
+def _stopping(config: TrainingConfig, stop_auc: float) -> TrainingConfig:
+    """`config` that stops at a held-out AUC and keeps the average of the lowest held-out loss.
+
+    It is for training against generated clips. A policy climbs the logits of these discriminators, so they should be
+    calibrated, not as far apart as they can get.
+    """
+    patience = config.patience * config.evaluate_every // STOP_EVERY
+    return replace(config, stop_auc=stop_auc, keep="loss", evaluate_every=STOP_EVERY, patience=patience)
+
+
 def pretrain(
     *,
     real: Sequence[Path],
     generated: Path | None,
+    generated_share: float = 1.0,
     out: Path,
     work: Path,
     cache_config: CacheConfig,
@@ -109,30 +131,43 @@ def pretrain(
 ) -> dict[str, float]:
     """Cache features, train and write the weights to `out`. Returns each discriminator's `HeldOut.mean`.
 
-    `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
+    The file also gets a reference table of the held-out real clips, unless they are too few; the reason is printed.
+    Generated clips are the only negatives. With a `generated_share` below 1, they have this share of the negatives'
+    loss beside faults, each weighed so that its rate and looks say nothing (`generated.py`), and do not decide when to
+    stop. `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
     default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
     when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
     and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady if frozen
-    networks are missing, BadRequest for an unknown fault or a folder without clips.
+    networks are missing, BadRequest for an unknown fault, a folder without clips, or a share of generated clips
+    of which there are none.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
     if unknown := set(left_out) - set(TRAINED_FAULTS):
         raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
+    beside = generated_share < 1
+    if beside and not generated:
+        raise BadRequest(f"a generated share of {generated_share:g} has no generated clips; name their folder")
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
     clips = [clip for folder in real for clip in find_clips(folder, real=True, fps=fps)]
     if generated:
         clips += find_clips(generated, real=False, fps=fps)
-        cache_config = replace(cache_config, faults=())
+        cache_config = cache_config if beside else replace(cache_config, faults=())
     cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
     for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
     samples = [sample for sample in cache.samples({clip.part for clip in clips}) if sample.fault not in left_out]
-    views, held_out = split_by_source(samples, held_out_share, cache_config.seed)
-    print(f"{len(views)} views to train on, {len(held_out)} held out by source")
+    views, held_out, crowd = _examples(samples, held_out_share, cache_config.seed, beside=beside)
     runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
     jobs = [
-        DiscriminatorJob(name=name, profile=source, cache=cache.folder, config=training[name], folder=runs / name)
+        DiscriminatorJob(
+            name=name,
+            profile=source,
+            cache=cache.folder,
+            config=replace(training[name], generated_share=generated_share if beside else 0.0),
+            generated=crowd,
+            folder=runs / name,
+        )
         for name in DISCRIMINATORS
     ]
     trained = train_discriminators(jobs, views, held_out, processes)
@@ -140,75 +175,72 @@ def pretrain(
         job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs
     }
     save_discriminators(out, profile=profile, version=version or _version(profile, weights), **weights)
+    sources = {view.real.source for view in held_out}
+    _add_reference(out, [clip for clip in clips if clip.real and clip.source in sources], source, processes)
     return trained
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorJob:
-    """One discriminator's training run, as a process receives it."""
+def _examples(
+    samples: Sequence[Sample], held_out_share: float, seed: int, *, beside: bool
+) -> tuple[list[View], list[View], GeneratedClips | None]:
+    """The views to train on, those held out, and the generated clips if they are negatives `beside` those of the views.
 
-    name: DiscriminatorName
-    profile: ProfileSource
-    cache: Path
-    config: TrainingConfig
-    folder: Path
-
-
-def train_discriminators(
-    jobs: Sequence[DiscriminatorJob], views: Sequence[View], held_out: Sequence[View], processes: int
-) -> dict[str, float]:
-    """Train the discriminators in parallel, in up to `processes` processes. Returns each one's `HeldOut.mean`.
-
-    Each has its own progress bar.
+    Raises BadRequest as `split_by_source` and `weighed`.
     """
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
-        Progress() as progress,
-    ):
-        reports = manager.Queue()
-        bars = {str(job.folder): progress.add_task(job.name, total=job.config.steps) for job in jobs}
-        tasks = [pool.submit(_train_discriminator, job, views, held_out, reports) for job in jobs]
-        while not all(task.done() for task in tasks) or not reports.empty():
-            with contextlib.suppress(queue.Empty):
-                folder, step, line = reports.get(timeout=0.5)
-                progress.update(bars[folder], completed=step)
-                if line:
-                    progress.console.print(line)
-        return {job.name: task.result() for job, task in zip(jobs, tasks, strict=True)}
+    generated = [sample for sample in samples if beside and sample.fault == GENERATED]
+    others = [sample for sample in samples if not beside or sample.fault != GENERATED]
+    views, held_out = split_by_source(others, held_out_share, seed)
+    print(f"{len(views)} views to train on, {len(held_out)} held out by source")
+    if not beside:
+        return views, held_out, None
+    print(f"{len(generated)} views of generated clips beside them")
+    return views, held_out, weighed(generated, [view.real for view in views])
 
 
-def _train_discriminator(
-    job: DiscriminatorJob, views: Sequence[View], held_out: Sequence[View], reports: queue.Queue[tuple[str, int, str]]
-) -> float:
-    cache, device = FeatureCache(job.cache), job.profile.device
-    trainer = DiscriminatorTrainer(job.name, opened(job.profile), cache, job.config, job.folder, device=device)
-    return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
+def _add_reference(out: Path, held_out: Sequence[SourceClip], source: ProfileSource, threads: int) -> None:
+    """Put a reference table of the held-out real clips into the file `out`, or print why it gets none."""
+    profile = opened(source)
+    settings = Settings(profile=source.name, device=source.device, threads=threads, decode_isolation=False)
+    pipeline = Pipeline(profile, load_discriminators(profile, out, device=source.device), settings)
+    try:
+        save_reference(out, out.read_bytes(), reference_table(held_out, pipeline))
+    except BadRequest as error:
+        print(f"no reference table, so rewards come without percentiles: {error}")
 
 
 def build_cache(
     cache: FeatureCache, clips: Sequence[SourceClip], config: CacheConfig, source: ProfileSource, processes: int
 ) -> list[str]:
-    """Cache the features of every clip that is not cached yet. Returns the reasons for skipped clips."""
+    """Cache the features of every clip that is not cached yet. Returns the reasons for skipped clips.
+
+    The reader's warnings about the others are logged, once a file.
+    """
     waiting = {clip.part: clip for clip in clips if not cache.has_part(clip.part)}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread) as pool:
         tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting.values()]
         done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
-    return [reason for reason in done if reason]
+    for one in done:
+        log_warnings(log, one.name, one.warnings)
+    return [one.skipped for one in done if one.skipped]
 
 
-def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> str | None:
-    """Cache one part: the views of one clip, each with its negatives. It runs in a worker process.
+@dataclass(frozen=True, kw_only=True)
+class _Cached:
+    """What became of a clip: the reader's warnings, or why it was skipped."""
 
-    Returns why the clip was skipped, or None.
-    """
-    cache, profile = FeatureCache(folder), opened(source)
+    name: str
+    warnings: tuple[ClipWarning, ...] = ()
+    skipped: str = ""
+
+
+def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: ProfileSource) -> _Cached:
+    """Cache one part: the views of one clip, each with its negatives. It runs in a worker process."""
+    cache, profile, warnings = FeatureCache(folder), opened(source), list[ClipWarning]()
 
     def cached(opened_file: Source) -> list[Sample]:
         samples: list[Sample] = []
-        for sample, pixels in clip_samples(opened_file, clip, profile, config):
+        for sample, pixels in clip_samples(opened_file, clip, profile, config, warnings.extend):
             motion = profile.motion(pixels, query_seed=seed_of(sample.view), num_tracks=config.num_tracks)
             cache.add(sample, motion, num_pairs=config.num_pairs)
             samples.append(sample)
@@ -218,9 +250,10 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
         with as_invalid_clip(), open_source(clip.path, fps=clip.fps) as opened_file:
             samples = with_true_times(opened_file, cached)
     except (InvalidClip, OSError) as error:
-        return f"{clip.path}: {error}"
+        return _Cached(name=clip.name, skipped=f"{clip.path}: {error}")
     cache.close_part(clip.part, samples)
-    return None if samples else f"{clip.path}: no view without a cut shows motion"
+    skipped = "" if samples else f"{clip.path}: no view without a cut shows motion"
+    return _Cached(name=clip.name, warnings=tuple(warnings), skipped=skipped)
 
 
 def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
@@ -234,8 +267,3 @@ def _version(profile: Profile, weights: dict[DiscriminatorName, dict[str, torch.
         for tensor in discriminator.values():
             digest.update(tensor.numpy().tobytes())
     return f"{profile.name}-{digest.hexdigest()[:8]}"
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from protos.reader import Source
-from protos.types import Clip
+from protos.types import Clip, ClipWarning
 from reward_server.capture.chain import Capture
 from reward_server.data.shots import SourceClip
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, difference, with_fault
 from reward_server.faults.still_clips import STILL, fastest_motion
 from reward_server.profiles import Profile, ProfileName
-from reward_server.training.feature_cache import Sample
+from reward_server.training.feature_cache import GENERATED, Sample
 from reward_server.training.negatives import draw_faults
 from reward_server.training.source_views import ViewPlan, source_views
 
@@ -47,9 +48,16 @@ class CacheConfig:
 
 
 def clip_samples(
-    opened_file: Source, clip: SourceClip, profile: Profile, config: CacheConfig
+    opened_file: Source,
+    clip: SourceClip,
+    profile: Profile,
+    config: CacheConfig,
+    warn: Callable[[Sequence[ClipWarning]], None] = lambda warnings: None,
 ) -> Iterator[tuple[Sample, Clip]]:
-    """Yield every view of a clip and its faulty twins, each as it is to be cached. Raises InvalidClip."""
+    """Yield every view of a clip and its faulty twins, each as it is to be cached. `warn` gets the file's warnings.
+
+    Raises ReaderError, InvalidClip.
+    """
     plan = ViewPlan(
         sampling=profile.sampling,
         frames_per_view=config.frames_per_view,
@@ -59,7 +67,7 @@ def clip_samples(
         tries=MOVING_TRIES if clip.real else 1,
         good=_moves if clip.real else lambda view: True,
     )
-    for number, base, rng in source_views(opened_file, clip.first, clip.last, plan):
+    for number, base, rng in source_views(opened_file, clip.first, clip.last, plan, warn):
         yield from _view_samples(clip, f"{clip.part}-{number:03d}", base, config, rng)
 
 
@@ -81,7 +89,17 @@ def _view_samples(
 
 
 def _moves(view: Clip) -> bool:
-    return float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean()) >= MIN_CHANGE
+    return _change(view) >= MIN_CHANGE
+
+
+def _change(view: Clip) -> float:
+    """Mean absolute difference of successive frames, in gray levels."""
+    return float(np.abs(np.diff(view.frames.astype(np.int16), axis=0)).mean())
+
+
+def _sharpness(view: Clip) -> float:
+    """Mean absolute Laplacian of the frames' green channel, in gray levels."""
+    return float(np.mean([np.abs(cv2.Laplacian(frame[1], cv2.CV_32F)).mean() for frame in view.frames]))
 
 
 def _max_side_px(profile: Profile) -> int:
@@ -92,7 +110,7 @@ def _max_side_px(profile: Profile) -> int:
 def _original(clip: SourceClip, view: str, base: Clip) -> Sample:
     """The record of a view itself."""
     num, _, height, width = base.frames.shape
-    fault = "" if clip.real else "generated"
+    fault = "" if clip.real else GENERATED
     return Sample(
         key=_key(view, fault),
         source=clip.source,
@@ -101,6 +119,9 @@ def _original(clip: SourceClip, view: str, base: Clip) -> Sample:
         fault=fault,
         strength=0.0,
         amount=fastest_motion(base),
+        change=_change(base),
+        sharpness=_sharpness(base),
+        fps=base.fps,
         shape=(num, height, width),
     )
 

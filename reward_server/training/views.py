@@ -26,12 +26,16 @@ ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 @dataclass(frozen=True, kw_only=True)
 class Take:
-    """Evenly spaced frames of one size that views are drawn from, as positions in the file."""
+    """Evenly spaced frames of one size that views are drawn from, as positions in the file.
+
+    `uneven` is the share of times, at the profile's rate, without a frame nearby.
+    """
 
     positions: NDArray[np.int64]
     fps: float
     height_px: int
     width_px: int
+    uneven: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

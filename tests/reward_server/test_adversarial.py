@@ -41,7 +41,8 @@ def refreshed(pipeline: Pipeline, request: RefreshRequest = REQUEST, **given: ob
         "before_step": lambda step: None,
         **given,
     }
-    return refresh_discriminators(pipeline.profile, buffers(), request, device="cpu", **start)  # type: ignore[arg-type]
+    clips = start.pop("buffers", None) or buffers()
+    return refresh_discriminators(pipeline.profile, clips, request, device="cpu", **start)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_the_loss_falls_and_held_out_clips_come_apart(candidate: Candidate) -> N
         assert report.losses[-1] < report.losses[0]
         assert report.after.auc == 1.0 >= report.before.auc
         assert report.after.logit_gap > report.before.logit_gap
-    assert (candidate.num_real, candidate.num_rollouts, candidate.num_held_out) == (8, 8, 2)
+    assert [len(some) for some in (candidate.clips.real, candidate.clips.rollouts)] == [8, 8]
+    assert [len(some) for some in (candidate.held_out.real, candidate.held_out.rollouts)] == [1, 1]
 
 
 def test_the_first_loss_is_eq_7_and_chance_is_two_ln_two(candidate: Candidate) -> None:
@@ -154,3 +156,37 @@ def test_a_loss_that_is_not_finite_stops_at_once(small_pipeline: Pipeline) -> No
         next(broken.instantaneous.parameters()).fill_(math.nan)
     with pytest.raises(RefreshRejected, match="instantaneous discriminator was nan at step 0"):
         refreshed(small_pipeline, training=broken)
+
+
+# --- clips of different sizes, steps and optimizers -----------------------------------------------
+
+
+def test_clips_with_fewer_parts_train_with_whole_ones(small_pipeline: Pipeline) -> None:
+    """As many pairs are taken of each, so that their number does not tell a real clip."""
+    real, rollouts = ([packed(origin, seed) for seed in range(4)] for origin in (Origin.REAL, Origin.ROLLOUT))
+    assert all(len(parts) == 4 for parts in (*real, *rollouts))
+    whole, thin = [read_clip(parts) for parts in real], [read_clip(parts[:1]) for parts in rollouts]
+    assert [clip.num_pairs for clip in (whole[0], thin[0])] == [4, 1] and whole[0].shape == thin[0].shape
+    clips = Buffers.of(whole, thin, at_least=4)
+    report = refreshed(small_pipeline, replace(REQUEST, steps=2), buffers=clips).report
+    assert all(math.isfinite(report[name].after.logit_gap) for name in DISCRIMINATORS)
+
+
+@pytest.mark.parametrize(("max_passes", "steps"), [(0.0, 8), (1.0, 2), (2.5, 5), (0.1, 1), (99.0, 8)])
+def test_steps_follow_the_number_of_distinct_clips(max_passes: float, steps: int) -> None:
+    """Seven clips of each origin are trained on, three in a step."""
+    train, _ = buffers().split(0)
+    assert (len(train.real), len(train.rollouts)) == (7, 7)
+    assert adversarial.num_steps(replace(REQUEST, max_passes=max_passes), train) == steps
+
+
+def test_the_optimizer_goes_on_where_it_was_if_asked(small_pipeline: Pipeline, candidate: Candidate) -> None:
+    request = replace(REQUEST, steps=2, keep_optimizer=True)
+    first = refreshed(small_pipeline, request)
+    second = refreshed(small_pipeline, request, optimizer=first.optimizer)
+    anew = refreshed(small_pipeline, request)
+    assert candidate.optimizer == {} and second.optimizer.keys() == first.optimizer.keys() != set()
+    counted = {name: value for name, value in second.optimizer.items() if ".step." in name}
+    assert counted and all(float(value) == 4 for value in counted.values())
+    assert all(float(first.optimizer[name]) == 2 for name in counted)  # it was copied
+    assert second.name != anew.name == first.name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,13 +25,14 @@ from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.training.discriminator_trainer import (
     DiscriminatorTrainer,
+    HeldOut,
     TrainingConfig,
     update_average,
 )
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.losses import adversarial_bce, amount_slope
-from reward_server.training.pretrain import pretrain
+from reward_server.training.losses import adversarial_bce, amount_slope, logit_penalty, view_loss, with_noise
+from reward_server.training.pretrain import Restraint, pretrain
 from reward_server.training.samples import CacheConfig
 from reward_server.training.views import Take, draw_view
 from tests.media import texture, video
@@ -98,6 +101,38 @@ def test_loss_is_the_sum_of_two_means() -> None:
     real, fake = torch.tensor([0.0, 2.0]), torch.tensor([1.0])
     expected = (math.log(2) + math.log1p(math.exp(-2))) / 2 + math.log1p(math.exp(1))
     assert float(adversarial_bce(real, fake)) == pytest.approx(expected)
+
+
+def test_smoothed_labels_are_best_met_by_their_own_logit() -> None:
+    best = math.log(0.9 / 0.1)
+    for away in (-0.5, 0.5):
+        losses = [
+            float(adversarial_bce(torch.tensor([logit]), torch.tensor([-logit]), smoothing=0.1))
+            for logit in (best, best + away)
+        ]
+        assert losses[0] < losses[1]
+
+
+def test_the_logit_penalty_counts_both_sides_half() -> None:
+    penalty = logit_penalty(torch.tensor([3.0, 3.0, 3.0]), torch.tensor([-1.0]))
+    assert float(penalty) == pytest.approx((9 + 1) / 2)
+    real, fake, amounts = torch.tensor([3.0]), torch.tensor([-1.0]), torch.tensor([1.0])
+    plain, penalised = (
+        float(view_loss(real, fake, amounts, pair_weight=0, amount_weight=0, penalty_weight=weight))
+        for weight in (0.0, 0.1)
+    )
+    assert penalised - plain == pytest.approx(0.5)
+
+
+def test_instance_noise_is_in_deviations_of_each_channel_and_alike_on_both_sides() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(8, 50, 3) * torch.tensor([1.0, 10.0, 0.0])
+    noise = with_noise(inputs, 0.5, channels=-1) - inputs
+    deviations = noise.std(dim=(0, 1))
+    assert deviations[:2].tolist() == pytest.approx([0.5, 5.0], rel=0.15)
+    assert deviations[2] == 0  # a constant channel stays as it is
+    sides = noise[:4, :, 1].std(), noise[4:, :, 1].std()
+    assert float(sides[0] / sides[1]) == pytest.approx(1, rel=0.2)
 
 
 def test_the_amount_slope_sees_only_motion_above_the_least() -> None:
@@ -201,6 +236,91 @@ def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Pat
     assert steps == [TINY.steps, TINY.steps]
 
 
+def test_training_stops_at_a_stated_held_out_auc(cache: FeatureCache, tmp_path: Path) -> None:
+    """At the first evaluation that reaches it; also after a resume, which may ask for more."""
+    views = views_of(cache.samples({"all"}))
+
+    def steps_with(stop_auc: float, aucs: list[float]) -> int:
+        config = dataclasses.replace(TINY, steps=12, stop_auc=stop_auc)
+        trainer = DiscriminatorTrainer("long_term", PROFILE, cache, config, tmp_path)
+        trainer.evaluate = lambda _: HeldOut(auc=aucs.pop(0), pairs=0.5, loss=1.0)  # type: ignore[method-assign]
+        trainer.train(views[:3], views[3:])
+        return trainer.step
+
+    assert steps_with(0.9, [0.5, 0.95]) == 6
+    assert steps_with(0.9, []) == 6
+    assert steps_with(0.98, [0.99]) == 9
+    assert steps_with(0.0, [1.0]) == 12
+
+
+@pytest.mark.parametrize(("keep", "step"), [("figures", 6), ("loss", 3)])
+def test_the_kept_average_has_the_best_figures_or_the_lowest_loss(
+    cache: FeatureCache, tmp_path: Path, keep: Literal["figures", "loss"], step: int
+) -> None:
+    """The loss rises again while the AUC still does: logits have grown more than the separation."""
+    views = views_of(cache.samples({"all"}))
+    config = dataclasses.replace(TINY, keep=keep)
+    trainer = DiscriminatorTrainer("long_term", PROFILE, cache, config, tmp_path)
+    found = [HeldOut(auc=0.9, pairs=0.9, loss=0.3), HeldOut(auc=1.0, pairs=1.0, loss=0.4)]
+    trainer.evaluate = lambda _: found.pop(0)  # type: ignore[method-assign]
+    assert trainer.train(views[:3], views[3:]) == {"figures": 1.0, "loss": 0.9}[keep]
+    assert trainer.best_step == step
+
+
+def test_held_out_loss_is_the_plain_loss_of_the_average(cache: FeatureCache, tmp_path: Path) -> None:
+    views = views_of(cache.samples({"all"}))
+    config = dataclasses.replace(TINY, label_smoothing=0.2)
+    trainer = DiscriminatorTrainer("long_term", PROFILE, cache, config, tmp_path)
+    real = torch.tensor([trainer.logit(view.real) for view in views])
+    fake = torch.tensor([trainer.logit(sample) for view in views for sample in view.negatives])
+    expected = adversarial_bce(real, fake)
+    assert trainer.evaluate(views).loss == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("name", ["instantaneous", "long_term"])
+def test_restraints_change_the_training_and_resume_exactly(
+    cache: FeatureCache, tmp_path: Path, name: DiscriminatorName
+) -> None:
+    views = views_of(cache.samples({"all"}))
+
+    def run(folder: str, steps: int, **options: float) -> dict[str, torch.Tensor]:
+        config = dataclasses.replace(TINY, steps=steps, **options)  # type: ignore[arg-type]
+        trainer = DiscriminatorTrainer(name, PROFILE, cache, config, tmp_path / folder)
+        trainer.train(views[:3], views[3:])
+        return trainer.discriminator.state_dict()
+
+    plain = run("plain", 6)
+    for option in ("instance_noise", "label_smoothing", "penalty_weight"):
+        changed = run(option, 6, **{option: 0.1})
+        assert any(not torch.equal(plain[key], changed[key]) for key in plain), option
+    run("cut", 3, instance_noise=0.1)
+    resumed, whole = run("cut", 6, instance_noise=0.1), run("noise", 6, instance_noise=0.1)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_run_of_an_older_version_is_resumed(cache: FeatureCache, tmp_path: Path) -> None:
+    """It has neither the newer settings nor the newer figures in its state."""
+    views = views_of(cache.samples({"all"}))
+    short = dataclasses.replace(TINY, steps=3)
+    DiscriminatorTrainer("long_term", PROFILE, cache, short, tmp_path).train(views[:3], views[3:])
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["held_out"]
+    for key in ("stop_auc", "keep", "instance_noise", "label_smoothing", "penalty_weight"):
+        del state["config"][key]
+    torch.save(state, tmp_path / "last.pt")
+    trainer = DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path)
+    trainer.train(views[:3], views[3:])
+    assert trainer.step == TINY.steps
+
+
+def test_only_training_against_generated_clips_stops_at_an_auc() -> None:
+    config = TrainingConfig()
+    assert Restraint().on(config) == config  # so `make weights` trains as before
+    stops = Restraint(stop_auc=0.98).on(config)
+    assert (stops.stop_auc, stops.keep, stops.evaluate_every) == (0.98, "loss", 100)
+    assert stops.patience * stops.evaluate_every == config.patience * config.evaluate_every
+
+
 def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])
@@ -238,11 +358,14 @@ def test_a_camera_path_can_end_on_the_whole_frame() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> None:
+def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "real").mkdir()
-    for seed in range(3):
-        data = video(texture(24, 144, 256, seed=seed), fps=12)
-        (tmp_path / "real" / f"{seed}.mp4").write_bytes(data)
+    textures = [texture(24, 144, 256, seed=seed) for seed in range(3)]
+    textures[2] = np.concatenate([textures[2] // 3, 150 + textures[0] // 3])  # a cut
+    for seed, frames in enumerate(textures):
+        (tmp_path / "real" / f"{seed}.mp4").write_bytes(video(frames, fps=12))
     (tmp_path / "real" / "broken.mp4").write_bytes(b"not a video")
     out = tmp_path / "discriminators.safetensors"
     figures = pretrain(
@@ -256,6 +379,10 @@ def test_a_folder_of_videos_becomes_a_checkpoint_that_scores(tmp_path: Path) -> 
         processes=1,
     )
     assert set(figures) == {"instantaneous", "long_term"}
+    assert f"skipped {tmp_path / 'real' / 'broken.mp4'}: the payload's 11 bytes are text" in capsys.readouterr().out
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert re.match(rf"{re.escape(str(tmp_path))}/real/2\.mp4: cuts: 1 cut\(s\), at 2\.00 s", told[0])
     pipeline = Pipeline.load(Settings(checkpoint=out, num_tracks=32))
     (outcome,) = pipeline.score_submissions([submission(tmp_path / "real" / "0.mp4")])
     assert outcome.reward is not None, outcome.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -45,6 +46,7 @@ from reward_server.queue.refreshes import Refresh
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
 from tests.conftest import MakeSettings, OpenQueue, Queue
+from tests.reference import TABLE
 from tests.reward_server.test_worker import PATIENCE_S, until_async
 from tests.run_clips import fill
 from tests.running import TOLERANCE, Doors, open_doors, working
@@ -124,6 +126,24 @@ async def test_a_new_version_scores_only_the_refreshed_run(
         assert (await client.model("run-2")).discriminator_version == "untrained"
 
 
+async def test_a_new_version_is_read_by_the_table_of_its_parent_and_says_so(
+    make_settings: MakeSettings, small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = replace(TABLE, discriminator_version="untrained")
+    monkeypatch.setattr(small_pipeline, "discriminators", replace(small_pipeline.discriminators, reference=table))
+    async with served(make_settings(), small_pipeline) as doors, AsyncRewardClient(doors.grpc_url) as client:
+        await rewards(doors, *(submission(i, origin=origin) for i in range(2) for origin in Origin))
+        response = await client.refresh(QUICK)
+        (outcome,) = await client.score([submission(0, group_id="new")])
+        assert outcome.reward and outcome.reward.standing
+        assert version(outcome.reward) == response.discriminator_version
+        assert outcome.reward.standing.discriminator_version == "untrained"
+        assert outcome.reward.standing.combined_percentile is not None and outcome.reward.standing.num_clips == 40
+        async with AsyncRewardClient(doors.http_url) as http:
+            (told,) = await http.score([submission(0, group_id="new")])
+        assert told.reward and told.reward.standing == outcome.reward.standing
+
+
 async def test_a_pinned_version_gives_the_same_reward_later(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
@@ -186,7 +206,7 @@ async def test_versions_beyond_those_kept_are_gone_and_say_so(
     assert outcomes[0].error and outcomes[0].error.code == "version_not_served"
     assert names[0] in outcomes[0].error.message and "versions_kept" in outcomes[0].error.message
     assert await redis.exists(*(key(names[0]) for key in (KEYS.discriminators, KEYS.training, KEYS.version))) == 0
-    bounded = {"queue", "depth", "counts", "workers", "models", "base"}
+    bounded = {"queue", "depth", "counts", "workers", "models", "loaded", "lanes", "base"}
     forever = {key.decode().removeprefix(f"{KEYS.prefix}:") for key in await redis.keys() if await redis.ttl(key) == -1}
     assert forever <= bounded
 
@@ -201,9 +221,17 @@ async def test_too_few_clips_say_what_there_is_and_what_is_needed(
     with pytest.raises(UnknownRun, match="no clips of run 'run-1'"):
         await queue.door.refreshes.admit(QUICK)
     for seed in range(3):
-        await queue.worker.store.keep_clip("run-1", Origin.REAL, f"real-{seed}", b"motion")
+        await queue.worker.store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
     with pytest.raises(TooFewClips, match="3 real clips and 0 rollouts, a refresh needs 3 of each"):
         await queue.door.refreshes.admit(QUICK)
+
+
+async def test_a_refresh_may_take_longer_the_more_steps_it_has(
+    open_queue: OpenQueue, make_settings: MakeSettings
+) -> None:
+    refreshes = (await open_queue(make_settings(refresh_timeout_s=100.0, refresh_step_s=3.0))).door.refreshes
+    assert refreshes.life_s(replace(QUICK, steps=7), math.inf) == 121.0
+    assert refreshes.life_s(replace(QUICK, steps=7, deadline_s=110.0), 200.0) == 110.0
 
 
 async def test_a_run_has_one_refresh_at_a_time(open_queue: OpenQueue) -> None:
@@ -234,7 +262,8 @@ async def test_a_key_repeats_a_failed_refresh_but_not_a_finished_one(
         responses = [await doors.service.refresh(named) for _ in range(2)]
         assert responses[0] == responses[1]
         text = await doors.service.metrics_text()
-    assert "motion_reward_refreshes_total 1.0" in text and "motion_reward_refreshes_failed_total 1.0" in text
+    assert "motion_reward_refreshes_total 1.0" in text
+    assert 'motion_reward_refreshes_failed_total{code="refresh_failed"} 1.0' in text
 
 
 async def test_a_late_refresh_publishes_nothing_and_frees_its_run(
@@ -251,28 +280,17 @@ async def test_a_late_refresh_publishes_nothing_and_frees_its_run(
 # --- what a run's buffer holds --------------------------------------------------------------------
 
 
-async def test_a_runs_oldest_clips_go_at_both_limits(
-    open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
-) -> None:
-    store = (await open_queue(make_settings(feature_max_clips=3, feature_max_bytes=10))).worker.store
-    for seed, size in enumerate((1, 2, 3, 3)):
-        await store.keep_clip("r", Origin.REAL, f"job-{seed}", bytes([seed]) * size)
-    assert await store.clips("r", Origin.REAL) == [b"\1" * 2, b"\2" * 3, b"\3" * 3]
-    await store.keep_clip("r", Origin.REAL, "job-3", b"again")  # a job that was redelivered
-    await store.keep_clip("r", Origin.REAL, "job-4", b"\4" * 7)
-    assert await store.clips("r", Origin.REAL) == [b"\3" * 3, b"\4" * 7]
-    assert await store.clips("r", Origin.REAL, newest=1) == [b"\4" * 7]
-    assert await store.clips("r", Origin.ROLLOUT) == await store.clips("other", Origin.REAL) == []
-    assert all([0 < await redis.ttl(key) <= 86400 for key in await redis.keys("*clip*")])
+# See test_reservoir.py.
 
 
-async def test_max_real_and_max_rollouts_select_the_newest_clips(
+async def test_max_real_and_max_rollouts_limit_the_clips(
     make_settings: MakeSettings, small_pipeline: Pipeline, open_queue: OpenQueue
 ) -> None:
     await fill((await open_queue()).worker.store, "run-1", num=5)
     async with served(make_settings(), small_pipeline) as doors:
         response = await doors.service.refresh(replace(QUICK, steps=1, max_real=2, max_rollouts=3))
     assert (response.num_real, response.num_rollouts) == (2, 3)
+    assert (response.scored_real, response.scored_rollouts) == (5, 5)
 
 
 # --- workers that go away -------------------------------------------------------------------------

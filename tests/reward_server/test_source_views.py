@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protos.reader import Source, decoding, open_source, with_true_times
-from protos.types import Clip
+from protos.reader import ReaderError, Source, decoding, open_source, with_true_times
+from protos.types import Clip, ClipWarning
 from reward_server.decoding.sampling import Sampling
 from reward_server.errors import UnreadableClip
 from reward_server.training.source_views import ViewPlan, source_views
@@ -56,6 +56,23 @@ def test_views_are_given_while_the_file_is_decoded(num_decoded: Callable[[], int
         next(views)
         assert num_decoded() < 60
         assert sum(1 for _ in views) == 19
+
+
+def test_a_stretch_that_lost_many_frames_is_left_out_and_few_are_told() -> None:
+    """Regression: the nearest frame was repeated without a limit and without a word."""
+    ticks = np.concatenate([np.arange(36), 100 + odd_files.kept(36, 0.3, seed=1)])
+    few, many = np.delete(ticks, 8), ticks[36:]
+    warned: list[ClipWarning] = []
+
+    def coded(at: np.ndarray) -> bytes:
+        return media.video(MOVING[: at.size], ticks=[round(1000 * tick / 12) for tick in at], **LOSSLESS)
+
+    with open_source(coded(few)) as source:
+        assert len(list(source_views(source, 0, None, PLAN, warned.extend))) == 6
+    (uneven,) = (one for one in warned if one.code == "uneven_times")
+    assert uneven.share == pytest.approx(1 / 36)
+    with pytest.raises(ReaderError, match="have no frame within half a step, over the limit of 20%"):
+        views_of(coded(many))
 
 
 def test_the_same_seed_draws_the_same_views() -> None:

@@ -14,12 +14,14 @@
     ├─ Overloaded             no outcome: the queue is full and refuses the call, retry after `retry_after_s`
     ├─ ScoringFailed          outcome failed: the server's fault
     │  ├─ NonFiniteLogit      a discriminator returned NaN or infinity
-    │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is on the dead-letter stream
+    │  └─ AttemptsExhausted   every attempt ended with a dead worker; the job is a dead letter
     ├─ VersionNotServed       outcome failed: the discriminator version is not kept, or no longer
     ├─ VersionConflict        the group is scored with another discriminator version than the pinned one
     ├─ BadRequest             the request itself is wrong, not one of its clips
     │  ├─ RequestTooLarge     the clips of one request are too many bytes together
     │  └─ UnsupportedMedia    the declared type is neither a video nor a safetensors file
+    ├─ Unauthenticated        no key, or one that is not valid
+    ├─ Forbidden              the key has not the scope, or the request's host or origin is not allowed
     ├─ UnknownJob             no such job, or its result has expired
     ├─ IdempotencyConflict    the idempotency key was used for another submission
     ├─ NotReady               no weights, no Redis or no live worker yet
@@ -28,6 +30,7 @@
        ├─ TooFewClips         fewer clips of an origin than a refresh needs
        ├─ RefreshRunning      another refresh of the run is running
        ├─ RefreshRejected     the trained weights did not pass the checks
+       ├─ GateFailed          they did, but are worse than their parent on the run's anchor set
        └─ RefreshFailed       the server's fault
 
 Each class names its ErrorCode, which programs may act on. `DOORS` maps error classes to HTTP statuses
@@ -130,6 +133,14 @@ class UnsupportedMedia(BadRequest):
     code = ErrorCode.UNSUPPORTED_MEDIA
 
 
+class Unauthenticated(RewardServerError):
+    code = ErrorCode.UNAUTHENTICATED
+
+
+class Forbidden(RewardServerError):
+    code = ErrorCode.FORBIDDEN
+
+
 class UnknownJob(RewardServerError):
     code = ErrorCode.UNKNOWN_JOB
 
@@ -139,7 +150,13 @@ class IdempotencyConflict(RewardServerError):
 
 
 class NotReady(RewardServerError):
+    """`retry_after_s` is in seconds."""
+
     code = ErrorCode.NOT_READY
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RefreshError(RewardServerError):
@@ -162,6 +179,10 @@ class RefreshRejected(RefreshError):
     code = ErrorCode.REFRESH_REJECTED
 
 
+class GateFailed(RefreshError):
+    code = ErrorCode.GATE_FAILED
+
+
 class RefreshFailed(RefreshError):
     code = ErrorCode.REFRESH_FAILED
 
@@ -181,6 +202,8 @@ DOORS: dict[type[RewardServerError], Door] = {
     BadRequest: Door(400, "INVALID_ARGUMENT"),
     RequestTooLarge: Door(413, "INVALID_ARGUMENT"),
     UnsupportedMedia: Door(415, "INVALID_ARGUMENT"),
+    Unauthenticated: Door(401, "UNAUTHENTICATED"),
+    Forbidden: Door(403, "PERMISSION_DENIED"),
     UnknownJob: Door(404, "NOT_FOUND"),
     IdempotencyConflict: Door(409, "ALREADY_EXISTS"),
     NotReady: Door(503, "UNAVAILABLE"),
@@ -188,6 +211,7 @@ DOORS: dict[type[RewardServerError], Door] = {
     TooFewClips: Door(409, "FAILED_PRECONDITION"),
     RefreshRunning: Door(409, "ABORTED"),
     RefreshRejected: Door(409, "FAILED_PRECONDITION"),
+    GateFailed: Door(409, "FAILED_PRECONDITION"),
     RefreshError: Door(500, "INTERNAL"),
     RewardServerError: Door(500, "INTERNAL"),
 }

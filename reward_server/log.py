@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+import structlog.dev
+import structlog.tracebacks
+from structlog.typing import EventDict, ExcInfo, Processor
+
+MAX_FRAMES = 30  # of each traceback
+MAX_ERRORS = 8  # of a chain of errors, the latest
+MAX_CHARACTERS = 4000  # of the text of an error
 
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
@@ -33,9 +40,34 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    for_people: list[Processor] = [structlog.dev.ConsoleRenderer()]
-    for_programs: list[Processor] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    # Local variables may hold clips and secrets, and a long chain or text of errors would fill the log.
+    transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=MAX_FRAMES)
+    for_people: list[Processor] = [
+        structlog.dev.ConsoleRenderer(exception_formatter=_plain_traceback),
+    ]
+    for_programs: list[Processor] = [
+        structlog.processors.ExceptionRenderer(transformer),
+        _bounded,
+        structlog.processors.JSONRenderer(),
+    ]
     _send_to(target, level, shared, for_people if people else for_programs)
+
+
+def _plain_traceback(stream: TextIO, raised: ExcInfo) -> None:
+    """Write the last lines of a traceback for people."""
+    lines = "".join(traceback.format_exception(*raised, limit=-MAX_FRAMES)).splitlines()
+    most = 2 * MAX_FRAMES + MAX_ERRORS
+    shortened = [f"... {len(lines) - most} lines ..."] if len(lines) > most else []
+    stream.write("\n" + "\n".join(line[:MAX_CHARACTERS] for line in [*shortened, *lines[-most:]]))
+
+
+def _bounded(logger: object, method: str, event: EventDict) -> EventDict:
+    """Shorten the chain of errors of a line, and their texts. The latest error comes first."""
+    if isinstance(chain := event.get("exception"), list):
+        del chain[MAX_ERRORS:]
+        for error in chain:
+            error["exc_value"] = error["exc_value"][:MAX_CHARACTERS]
+    return event
 
 
 def _send_to(target: TextIO, level: str, shared: list[Processor], last: list[Processor]) -> None:

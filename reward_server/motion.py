@@ -128,6 +128,30 @@ def random_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.i
     return np.stack([pixels % width, pixels // width], axis=1).astype(np.int64)
 
 
+def spread_queries(seed: int, num: int, height: int, width: int) -> NDArray[np.int64]:
+    """Draw `num` distinct pixels of a height x width frame, one in each of as many cells: query points [num,2] (x, y).
+
+    The cells are about square and divide the frame; if there are a few more cells than points, random ones stay
+    empty. Such points cover every frame alike, so a reward depends less on the draw than with `random_queries`. They
+    are in random order, and a seed gives the same points everywhere, as there. Raises ValueError as there.
+    """
+    if not 1 <= num <= height * width:
+        raise ValueError(f"num must be in 1..{height * width} for a {height}x{width} frame, got {num}")
+    rows = min(height, max(-(-num // width), round(math.sqrt(num * height / width)), 1))
+    columns = -(-num // rows)
+    words = np.random.PCG64(seed).random_raw((3, rows * columns))
+    cells = np.argsort(words[0], kind="stable")[:num]
+    places = (words[1:, :num] >> np.uint64(11)) * 2.0**-53  # 0..1, as NumPy makes them from raw words
+    x, y = _within(cells % columns, columns, width, places[0]), _within(cells // columns, rows, height, places[1])
+    return np.stack([x, y], axis=1)
+
+
+def _within(part: NDArray[np.int64], num_parts: int, side: int, place: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole coordinates in these of the parts of a side, each at its place 0..1 in its part."""
+    first, after = part * side // num_parts, (part + 1) * side // num_parts
+    return first + (place * (after - first)).astype(np.int64)
+
+
 def displacement_features(tracks: Tensor, scale: tuple[float, float]) -> Tensor:
     """Encode each track's displacements as sines: tracks c [B,T,N,2] px -> features [B,T,N,84], in CoTracker3's order.
 

@@ -24,10 +24,10 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """The result of one clip: its reward or error, and its packed motion if a refresh may train on it."""
+    """The result of one clip: its reward or error, and the parts of its packed motion if a refresh may train on it."""
 
     result: Reward | RewardServerError
-    features: bytes = field(default=b"", repr=False)
+    features: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class Scorer(Protocol):

@@ -56,7 +56,8 @@ def _environment(settings: Settings, folder: str) -> dict[str, str]:
     """This process's environment, with the settings as variables."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     given |= {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "data_dir": folder, "redis_url": None}
-    given["queue_dir"] = None  # in the data folder
+    given["queue_dir"] = given["keys_file"] = given["api_key"] = None  # in the data folder, and without keys
+    given |= dict.fromkeys(("tls_cert", "tls_key", "tls_key_password", "tls_client_ca", "upload_dir"))
     given["log_level"] = "warning"
     others = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
     return others | {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}

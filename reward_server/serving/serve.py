@@ -9,12 +9,15 @@ and Redis ends. A second signal ends the waiting. A private Redis keeps the rest
 from __future__ import annotations
 
 import asyncio
+import resource
 from contextlib import AsyncExitStack, suppress
 
 import structlog
 from pydantic import SecretStr
 
 from reward_server import log as logs
+from reward_server.doors.access import Access, check_exposure
+from reward_server.doors.certificates import certificates_of
 from reward_server.doors.grpc_api import GrpcDoor
 from reward_server.doors.http_server import HttpDoor
 from reward_server.doors.metrics import Metrics
@@ -25,18 +28,28 @@ from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scorer
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.signals import Stop
+from reward_server.serving.tracing import start_tracing
 from reward_server.serving.worker_processes import WorkerProcesses, end_with_stdin
 from reward_server.settings import Settings
 
 POLL_S = 0.1
+SPARE_FILES = 256
 LAST_ANSWERS_S = 1.0  # for requests that read results when the doors close
 
 log = structlog.get_logger("serve")
 
 
 def run_server(settings: Settings, num_workers: int) -> None:
-    """Serve until a signal comes. Raises NotReady if the workers cannot start, OSError if an address is taken."""
+    """Serve until a signal comes.
+
+    Raises NotReady if the workers cannot start, OSError if an address is taken, and BadRequest if anyone could call a
+    door off loopback, or if the certificates cannot be used.
+    """
     logs.configure(settings.log_level)
+    check_exposure(settings)
+    certificates_of(settings)  # refused before anything starts
+    _allow_files(settings)
+    start_tracing(settings, "motion-reward-server")
     asyncio.run(serve(settings, num_workers))
 
 
@@ -49,6 +62,7 @@ def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) 
     logs.configure(settings.log_level)
     if end_with_parent:
         end_with_stdin()
+    start_tracing(settings, "motion-reward-worker")
     if num_workers > 1:
         asyncio.run(keep_workers(settings, num_workers))
         return
@@ -91,8 +105,10 @@ async def serve(settings: Settings, num_workers: int) -> None:
         if is_private:  # the workers of an earlier server are gone, also if it was killed
             log.info("the queue was kept", jobs=(await queue.depth()).jobs, returned=await queue.return_all())
         service = Service(queue, settings, Metrics())
-        http, grpc = HttpDoor(service, settings), GrpcDoor(service, settings)
-        addresses = {"http": f"http://{http.bind()}", "grpc": f"grpc://{grpc.bind()}"}
+        access = Access(settings)
+        http, grpc = HttpDoor(service, settings, access), GrpcDoor(service, settings, access)
+        secure = "s" if settings.tls_cert else ""
+        addresses = {"http": f"http{secure}://{http.bind()}", "grpc": f"grpc{secure}://{grpc.bind()}"}
         workers = WorkerProcesses(settings, num_workers, stop.hurry)
         workers.start()
         stack.push_async_callback(workers.stop)
@@ -107,6 +123,16 @@ async def serve(settings: Settings, num_workers: int) -> None:
         service.stop()
         await stop.unless_hurried(asyncio.ensure_future(_drain(service, workers, settings.drain_s)))
         await stop.unless_hurried(asyncio.ensure_future(_close(http, grpc, LAST_ANSWERS_S)))
+
+
+def _allow_files(settings: Settings) -> None:
+    """Raise this process's limit of open files as far as its connections need, if the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 3 * settings.max_connections + SPARE_FILES  # both doors, and a file for each upload on disk
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard) if hard >= 0 else needed, hard))
+    if 0 <= hard < needed:
+        log.warning("few files may be open; lower max_connections, or raise `ulimit -n`", limit=hard, needed=needed)
 
 
 async def _drain(service: Service, workers: WorkerProcesses, within_s: float) -> None:

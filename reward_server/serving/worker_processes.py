@@ -23,6 +23,7 @@ from reward_server.settings import PREFIX, Settings
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 CALM_S = 60.0  # a worker that lived this long did not die while starting, so the pause is short again
+DOORS_ALONE = frozenset({"api_key", "tls_cert", "tls_key", "tls_key_password", "tls_client_ca"})
 KILL_S = 5.0  # after the drain, before SIGKILL
 
 log = structlog.get_logger("workers")
@@ -91,11 +92,16 @@ async def _first(ended: asyncio.Task[int], other: Coroutine[Any, Any, Any], time
 
 
 def worker_environment(settings: Settings) -> Mapping[str, str]:
-    """This process's environment with every setting that was given, so that the worker reads the same settings."""
-    given = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    """This process's environment with every setting that was given, so that the worker reads the same settings.
+
+    A worker sends and answers no requests, so it does not get the secrets for that.
+    """
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude=set(DOORS_ALONE))
     if settings.redis_url is not None:
         given["redis_url"] = settings.redis_url.get_secret_value()
-    return {**os.environ, **{f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}}
+    kept_back = {PREFIX + name.upper() for name in DOORS_ALONE}
+    inherited = {name: value for name, value in os.environ.items() if name not in kept_back}
+    return {**inherited, **{f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}}
 
 
 def end_with_stdin() -> None:

@@ -30,16 +30,49 @@ class Hand:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.unscored: set[str] = set()  # ids of the jobs whose batch has not begun
+        self.waiting: set[str] = set()  # ids of the jobs whose decoding has not begun
         self.ready: list[Ready] = []  # unscored jobs that are decoded, oldest first
+        self.num_begun = 0  # decodings, so far
+        self.stuck = False  # all decoders have been busy for long: nothing more should be claimed
         self._moved = asyncio.Event()
 
     def take(self, job: Job) -> None:
         self.jobs[job.id] = job
         self.unscored.add(job.id)
+        self.waiting.add(job.id)
+        self.move()
+
+    def begin(self, job_id: str) -> bool:
+        """Report that a decoder is free for a job. False if the job has left meanwhile."""
+        self.free()
+        if job_id not in self.waiting:
+            return False
+        self.waiting.discard(job_id)
+        self.num_begun += 1
+        return True
+
+    def free(self) -> None:
+        """Report that a decoder is free."""
+        self.stuck = False
+        self.move()
+
+    async def gets_stuck(self, slow_s: float) -> bool:
+        """Whether jobs wait for `slow_s` seconds without one of them beginning. Sets `stuck`."""
+        begun = self.num_begun
+        await self.until(lambda: self.num_begun > begun or not self.waiting, slow_s)
+        self.stuck = self.num_begun == begun and bool(self.waiting)
+        return self.stuck
+
+    def part(self) -> list[Job]:
+        """The waiting jobs, oldest first. They do not begin any more, and stay in `jobs` until they are dropped."""
+        parted = [job for job in self.jobs.values() if job.id in self.waiting]
+        self.waiting.clear()
+        return parted
 
     def drop(self, job_id: str) -> None:
         self.jobs.pop(job_id, None)
         self.unscored.discard(job_id)
+        self.waiting.discard(job_id)
         self.ready = [item for item in self.ready if item.job.id != job_id]
         self.move()
 

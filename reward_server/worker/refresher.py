@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from protos.types import Origin
+from protos.types import Origin, RefreshResponse
 from reward_server.errors import RefreshFailed, RewardServerError
 from reward_server.queue.redis_link import AWAY, patiently
 from reward_server.queue.refreshes import Refresh, RefreshWork
@@ -109,14 +109,17 @@ class Refresher:
         return bool(await patiently(lambda: _unless(halt, call)))
 
     async def _publish(self, refresh: Refresh, made: Made) -> bool:
+        if made.anchors:
+            await self._store.freeze_anchor(refresh.request.run_id, made.anchors)
         await self._store.stage(made.version.name, made.discriminators, made.training)
-        if not await self._refreshes.publish(refresh, made.version, made.response):
+        if not await self._refreshes.publish(refresh, made.version, made.response, cut_ms=made.cut_ms):
             log.warning("too late to publish", version=made.version.name)
             return False
         log.info(
             "published",
             version=made.version.name,
             seconds=round(made.response.seconds, 2),
+            trained_on=told_clips(made.response),
             auc_instantaneous=made.response.instantaneous.after.auc,
             auc_long_term=made.response.long_term.after.auc,
         )
@@ -129,16 +132,33 @@ class Refresher:
         return await loop.run_in_executor(self._thread, self._training.train, refresh, start, halt)
 
     async def _start(self, refresh: Refresh, began_s: float) -> Start:
-        request, store = refresh.request, self._store
-        previous = await store.latest(request.run_id)
+        request, run_id, store = refresh.request, refresh.request.run_id, self._store
+        previous, cut_ms = await store.latest(run_id), await store.now_ms()
         return Start(
             began_s=began_s,
             previous=previous,
+            number=await store.next_number(run_id),
             average=await store.discriminators(previous.name) if previous else None,
             training=await store.training(previous.name) if previous else None,
-            real=await store.clips(request.run_id, Origin.REAL, request.max_real),
-            rollouts=await store.clips(request.run_id, Origin.ROLLOUT, request.max_rollouts),
+            cut_ms=cut_ms,
+            scored_real=await store.num_scored(run_id, Origin.REAL, cut_ms),
+            scored_rollouts=await store.num_scored(run_id, Origin.ROLLOUT, cut_ms),
+            missing_real=await store.missing(run_id, Origin.REAL),
+            missing_rollouts=await store.missing(run_id, Origin.ROLLOUT),
+            real=await store.clips(run_id, Origin.REAL, request.max_real),
+            rollouts=await store.clips(run_id, Origin.ROLLOUT, request.max_rollouts),
+            anchor_real=await store.anchor(run_id, Origin.REAL),
+            anchor_rollouts=await store.anchor(run_id, Origin.ROLLOUT),
         )
+
+
+def told_clips(response: RefreshResponse) -> str:
+    """The clips that a refresh trained on, of those that were scored since the one before."""
+    new_real, new_rollouts = response.num_real - response.older_real, response.num_rollouts - response.older_rollouts
+    return (
+        f"{new_real} of {response.scored_real} real clips and {new_rollouts} of {response.scored_rollouts} rollouts, "
+        f"with {response.older_real} and {response.older_rollouts} of earlier buffers"
+    )
 
 
 async def _unless(halt: threading.Event, call: Callable[[], Any]) -> Any:

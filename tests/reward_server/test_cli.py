@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ import httpx
 import psutil
 import pytest
 import stamina
+from rich.console import Console
 from typer.testing import CliRunner
 
 from protos.client import RewardClient, submission
-from protos.types import REWARDS, Media, OutcomeKind, Submission
+from protos.types import REWARDS, Media, OutcomeKind, StandardError, Standing, Submission
 from reward_server.__main__ import app, main
 from reward_server.errors import BadRequest, NotReady
 from reward_server.evaluation import score as score_files
@@ -34,6 +37,7 @@ from reward_server.pipeline import Pipeline
 from reward_server.profiles import Profile
 from tests import media
 from tests.conftest import MakeSettings, OpenQueue
+from tests.plain_scorer import PlainScorer
 from tests.running import open_doors, working
 
 FRAMES = media.texture(16, 32, 48)
@@ -76,7 +80,7 @@ def test_pretraining_runs_frozen_networks_as_the_settings_say(tmp_path: Path, mo
         asked.append(how)
         raise NotReady(f"no networks of {name} in {models}")
 
-    monkeypatch.setattr("reward_server.training.pretrain.load_profile", missing)
+    monkeypatch.setattr("reward_server.training.jobs.load_profile", missing)
     monkeypatch.setenv("MOTION_REWARD_PRECISION", "bf16")
     monkeypatch.setenv("MOTION_REWARD_PASS_MEMORY_MIB", "2048")
     arguments = ("--profile", "shift", "--real", tmp_path, "--out", tmp_path / "discriminators.safetensors")
@@ -113,6 +117,55 @@ def test_a_broken_file_is_a_row_and_makes_the_exit_code_1(clips: Path, tmp_path:
     assert "unreadable_clip" in shown
 
 
+def test_the_report_of_a_score_is_one_file_with_the_worst_clip_first(clips: Path, tmp_path: Path) -> None:
+    (clips / "still.mp4").write_bytes(media.video(FRAMES[[0] * len(FRAMES)], fps=12.0))
+    code, document = run_to_json(tmp_path / "out.json", "score", clips, "--html", tmp_path / "new" / "out.html")
+    assert code == 1  # for the broken file
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["out.html"]
+    page = (tmp_path / "new" / "out.html").read_text(encoding="utf-8")
+    rewards = {row["path"]: row["reward"]["combined"] for row in document["results"] if row["reward"]}
+    names = [str(Path(path).relative_to(clips)) for path in sorted(rewards, key=lambda path: float(rewards[path]))]
+    assert re.findall(r'<h3 id="name-\d">.*?class="name">(.*?)<', page) == names
+    assert len(names) == 3 and "broken.mp4" in page and "unreadable_clip" in page
+    assert page.count("data:image/webp;base64,") >= 3
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+
+
+def test_a_report_that_cannot_be_written_costs_no_figures(clips: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    page.mkdir()
+    result = CliRunner().invoke(
+        app,
+        ["score", str(clips / "a.mp4"), "--json", str(out), "--csv", str(tmp_path / "out.csv"), "--html", str(page)],
+    )
+    assert isinstance(result.exception, OSError)
+    assert "a.mp4" in result.stdout
+    assert json.loads(out.read_text())["results"][0]["outcome"] == "ok"
+    assert "a.mp4" in (tmp_path / "out.csv").read_text()
+
+
+def test_percentiles_errors_and_the_nearest_rung_are_shown_and_written() -> None:
+    (plain,) = PlainScorer().score_submissions([submission(media.video(FRAMES, fps=12.0))])
+    assert plain.reward
+    standing = Standing(
+        combined_percentile=62.4, instantaneous_percentile=0.0, nearest="a clip with mild jitter", missing="too few"
+    )
+    error = StandardError(combined=0.4, instantaneous=0.5, long_term=0.6, num_windows=3, num_draws=1)
+    told = replace(plain, reward=replace(plain.reward, combined=3.214, standing=standing, standard_error=error))
+    row = scoring.outcome_row(told)
+    assert (row["combined_percentile"], row["long_term_percentile"], row["nearest"]) == (62.4, None, standing.nearest)
+    assert (row["standard_error_combined"], row["standard_error_long_term"]) == (0.4, 0.6)
+    assert scoring.outcome_row(plain)["standard_error_combined"] is None
+    assert row.keys() == set(scoring.OUTCOME_COLUMNS)
+
+    text = io.StringIO()
+    scored = [score_files.FileOutcome(path=Path("a.mp4"), outcome=outcome) for outcome in (told, plain)]
+    Console(file=text, width=200).print(score_files.table(scored))
+    assert "3.21 ±0.40 (62 %)" in text.getvalue() and "(0 %)" in text.getvalue()
+    assert "a clip with mild jitter" in text.getvalue()
+    assert score_files.missing(scored) == ["too few"]
+
+
 def test_names_and_errors_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "walk[final].mp4").write_text("[/b] is no video")
     code, shown = run("score", tmp_path)
@@ -135,9 +188,9 @@ def test_paths_are_files_folders_and_patterns_each_file_once(clips: Path) -> Non
     assert names("*.mp4") == ["a.mp4", "broken.mp4"]
     assert names("**/*.safetensors") == ["nested/b.safetensors"]
     assert names("*.mp4", "a.mp4", "") == ["a.mp4", "broken.mp4", "nested/b.safetensors"]
-    for name in ("c.mpg", "d.mpeg", "e.m4v", "types.d.ts"):
+    for name in ("c.mpg", "d.mpeg", "e.m4v", "notes.md", "types.d.ts"):  # .ts: named later if it is no video
         (clips / "nested" / name).touch()
-    assert names("nested") == ["nested/b.safetensors", "nested/c.mpg", "nested/d.mpeg", "nested/e.m4v"]
+    assert names("nested") == [f"nested/{name}" for name in ("b.safetensors", "c.mpg", "d.mpeg", "e.m4v", "types.d.ts")]
     for nothing in ("missing.mp4", "*.webm"):
         with pytest.raises(BadRequest, match=re.escape(nothing)):
             names(nothing)

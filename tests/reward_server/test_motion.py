@@ -20,10 +20,12 @@ from reward_server.motion import (
     mixture_confidence,
     random_queries,
     residual_map,
+    spread_queries,
 )
 
 GOLDEN_QUERIES = [[212, 99], [74, 80], [154, 62], [149, 23], [238, 109], [129, 136], [34, 114], [87, 3]]
 GOLDEN_QUERIES_LAST_SEED = [[2, 0], [4, 4], [2, 5], [1, 4]]
+GOLDEN_SPREAD = [[51, 133], [232, 2], [131, 52], [79, 12], [154, 134], [170, 110]]
 
 
 def _random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -60,6 +62,36 @@ class TestRandomQueries:
     def test_refuse_a_number_the_frame_does_not_have(self, num: int) -> None:
         with pytest.raises(ValueError, match=r"1\.\.35 .* got"):
             random_queries(0, num, 7, 5)
+
+
+class TestSpreadQueries:
+    @pytest.mark.parametrize(("height", "width", "num"), [(144, 256, 256), (192, 192, 1024), (7, 5, 35), (1, 9, 4)])
+    def test_are_distinct_pixels_of_the_frame(self, height: int, width: int, num: int) -> None:
+        queries = spread_queries(3, num, height, width)
+        assert queries.shape == (num, 2) and queries.dtype == np.int64
+        assert len({tuple(q) for q in queries.tolist()}) == num
+        assert queries.min() >= 0 and queries[:, 0].max() < width and queries[:, 1].max() < height
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_leave_no_part_of_the_frame_empty(self, seed: int) -> None:
+        x, y = spread_queries(seed, 256, 144, 256).T
+        counts = np.histogram2d(y, x, bins=(6, 8), range=[[0, 144], [0, 256]])[0]
+        assert counts.min() >= 2 and counts.max() <= 9  # 5.3 expected; a free draw leaves from 0 to 13
+
+    def test_are_in_random_order(self) -> None:
+        """Training reads tracks that lie next to each other in the draw; they must not lie so in the frame."""
+        x, y = spread_queries(0, 256, 144, 256)[:64].T
+        assert x.min() < 40 and x.max() > 215 and y.min() < 25 and y.max() > 118
+
+    def test_are_the_same_everywhere(self) -> None:
+        """Golden values: print(spread_queries(seed, num, height, width).tolist())."""
+        assert spread_queries(0, 6, 144, 256).tolist() == GOLDEN_SPREAD
+        assert not np.array_equal(spread_queries(1, 6, 144, 256), spread_queries(0, 6, 144, 256))
+
+    @pytest.mark.parametrize("num", [0, 36])
+    def test_refuse_a_number_the_frame_does_not_have(self, num: int) -> None:
+        with pytest.raises(ValueError, match=r"1\.\.35 .* got"):
+            spread_queries(0, num, 7, 5)
 
 
 class TestDisplacementFeatures:

@@ -286,6 +286,31 @@ def test_an_exception_is_one_json_line() -> None:
     assert line["exception"][0]["exc_type"] == "ValueError" and line["exception"][0]["exc_value"] == "why"
 
 
+def fall(depth: int) -> None:
+    """Raise an error at the end of a long chain of errors, each with a long traceback and a long text."""
+    try:
+        deep(60) if depth == 0 else fall(depth - 1)
+    except ValueError as error:
+        raise ValueError("x" * 20_000) from error
+
+
+def deep(depth: int) -> None:
+    if depth == 0:
+        raise ValueError("the bottom")
+    deep(depth - 1)
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_tracebacks_are_bounded() -> None:
+    for stream, most in ((io.StringIO(), 120_000), (Terminal(), 400_000)):
+        log.configure("info", stream=stream)
+        try:
+            fall(40)
+        except ValueError:
+            structlog.get_logger("ours").exception("broke")
+        assert 4000 < len(stream.getvalue()) < most
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

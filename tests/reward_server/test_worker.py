@@ -111,7 +111,9 @@ def rewards(outcomes: list[Outcome]) -> list[float]:
 
 
 async def test_every_clip_gets_its_own_reward(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
-    queue, scorer = (await open_queue()).door, PixelScorer()
+    opened, scorer = await open_queue(), PixelScorer()
+    queue = opened.door
+    await opened.worker.announce("earlier", MODEL)
     clips = [moving(step, height_px=8 + 8 * (step % 2), group_id=f"g{step}") for step in range(10)]
     job_ids = await queue.admit(clips)
     await asyncio.sleep(0.01)  # waiting times are reported in whole milliseconds

@@ -34,6 +34,7 @@ TINY = (
     "checkpoint.every_steps=1",
     "checkpoint.keep=100",
     "rewards.patience_s=20",
+    "signal.noise_share=0",
 )
 
 

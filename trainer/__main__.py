@@ -1,7 +1,7 @@
-"""The command line: `python -m trainer train | rollout | evaluate`.
+"""The command line: `python -m trainer train | rollout | evaluate | report`.
 
-Each command takes `--config` and overrides `section.key=value`. `train --print-config` prints the whole configuration
-as YAML, which `--config` can read back.
+Each command but `report` takes `--config` and overrides `section.key=value`. `train --print-config` prints the whole
+configuration as YAML, which `--config` can read back.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def rollout(
     to: Annotated[Path, typer.Option(help="Folder for the clips and for rollouts.jsonl, which lists them.")],
     real_to: Annotated[
         Path | None,
-        typer.Option(help="Folder for the matching real clips, in the policy's size and length, under the same names."),
+        typer.Option(
+            help="Folder for the matching real clips, in the policy's form and through its VAE, under the same names."
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder. Default: the base model itself.")] = None,
     lossless: Annotated[bool, typer.Option(help="Write clips as .safetensors tensors instead of mp4.")] = False,
@@ -89,6 +91,14 @@ def evaluate(
     from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415
 
     typer.echo(evaluate_checkpoint(load(config, overrides or ()), to, checkpoint=checkpoint))
+
+
+@app.command()
+def report(*, folder: Annotated[Path, typer.Argument(help="The `out` folder of a run.")]) -> None:
+    """Write run.html of a run, also of one that goes on: curves, what they mean, and sample clips in one file."""
+    from trainer.report.page import write_report  # noqa: PLC0415
+
+    typer.echo(f"wrote {write_report(folder)}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ main process writes.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,21 +25,25 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch import Tensor
 
-from protos.types import DYNAMICS
+from protos.types import DYNAMICS, Clip
 from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
 from trainer.measures.dynamics import dynamic_degree
 from trainer.measures.dynamics_floor import Floored
+from trainer.measures.signal import SignalQuality
 from trainer.measures.tracks import with_tracks
 from trainer.objective import Advantages
 from trainer.policies.protocol import Policy
 from trainer.rewards.source import Collected
 from trainer.rollout import Buffer
-from trainer.video import side_by_side, write_clip
+from trainer.video import gif_bytes, side_by_side, write_clip
 
 PROJECT = "shift"
+BOARD_WIDTH_PX = 480  # of clips in TensorBoard, whose files keep every one
+SIGNAL_FIGURES = ("gap", "spread", "noise", "to_noise", "auc")  # of RewardSignal
 
 
 class Board:
@@ -51,6 +56,7 @@ class Board:
         self._config, self._policy, self._accelerator, self._bad = config, policy, accelerator, bad
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
+        self._since_s = time.monotonic()  # when the last buffer was logged, or the run began
         self._task = TaskID(0)
         if self._main:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -95,10 +101,13 @@ class Board:
         """
         if not self._main:
             return
+        now_s, since_s = time.monotonic(), self._since_s
+        self._since_s = now_s
         latencies = collected.latencies_s or (0.0,)
         scalars = {
             "buffer/number": float(buffer.number),
             "buffer/waited_for_rewards_s": waited_s,
+            "buffer/waited_share": min(1.0, waited_s / max(now_s - since_s, 1e-9)),
             "buffer/reward_latency_mean_s": float(np.mean(latencies)),
             "buffer/reward_latency_max_s": float(np.max(latencies)),
             "buffer/lag_max_steps": float(max(lags, default=0)),
@@ -108,16 +117,13 @@ class Board:
             "buffer/clipped_rewards": float(collected.num_clipped),
         }
         scalars |= {f"missing/{code}": float(num) for code, num in collected.errors.items()}
-        self._log(position.step, scalars | self._samples(buffer))
+        self._log(position.step, scalars | self._samples(buffer, position.step))
 
-    def rewards(self, step: int, tables: Mapping[str | None, Tensor], found: Mapping[str | None, Advantages]) -> None:
-        """Log rewards [G,1+P] and advantages of a buffer, over all processes.
-
-        The key None is the combined reward; the other keys are discriminators.
-        """
+    def rewards(self, step: int, tables: Mapping[str, Tensor], found: Mapping[str, Advantages]) -> None:
+        """Log rewards [G,1+P] and advantages of a buffer, over all processes: `combined`, and by discriminator."""
         scalars: dict[str, float] = {}
-        for discriminator, table in tables.items():
-            name, gained = discriminator or "combined", found[discriminator]
+        for name, table in tables.items():
+            gained = found[name]
             parts = {
                 f"reward_real/{name}": table[:, 0],
                 f"reward_rollouts/{name}": table[:, 1:],
@@ -129,6 +135,8 @@ class Board:
                 self._histogram(label, values, step)
             scalars |= {label: float(values.mean()) for label, values in known.items() if values.size}
             scalars[f"advantage_clipped/{name}"] = gained.num_clipped / max(1, gained.num_known)
+            if math.isfinite(spread := _spread(gained.rollouts)):
+                scalars[f"advantage_spread/{name}"] = spread
         self._log(step, scalars)
 
     def dynamics(self, step: int, table: Tensor, floor: Floored | None) -> None:
@@ -147,6 +155,18 @@ class Board:
         if scalars:
             self._log(step, scalars)
 
+    def signal(self, step: int, quality: SignalQuality) -> None:
+        """Log the quality of a buffer's rewards, over all processes. A figure that is not known is left out."""
+        scalars = {
+            "signal/head_ranks": quality.head_ranks,
+            "signal/clipped_rewards": quality.clipped_rewards,
+            "signal/clipped_advantages": quality.clipped_advantages,
+            "signal/groups_scored_twice": float(quality.num_twice),
+        }
+        for name, one in quality.rewards.items():
+            scalars |= {f"signal_{figure}/{name}": getattr(one, figure) for figure in SIGNAL_FIGURES}
+        self._log(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
+
     def close(self) -> None:
         """Stop the progress bar and close metrics.jsonl and the trackers."""
         if self._bar:
@@ -155,18 +175,21 @@ class Board:
             self._lines.close()
         self._accelerator.end_training()
 
-    def _samples(self, buffer: Buffer) -> dict[str, float]:
+    def _samples(self, buffer: Buffer, step: int) -> dict[str, float]:
         """Write rollouts beside their real clips with tracks drawn on. Returns how dynamic these rollouts are."""
         logs = self._config.logs
         if not logs.samples_every_buffers or buffer.number % logs.samples_every_buffers:
             return {}
         groups = [group for group in buffer.groups[: logs.num_samples] if group.rollouts]
         degrees = []
-        for group in groups:
+        for number, group in enumerate(groups):
             clips = self._policy.decode([group.example.latents, group.rollouts[0]])
             degrees.append(dynamic_degree(clips[1]))
             path = self._config.out / "samples" / f"buffer-{buffer.number:06d}-slot-{group.slot:08d}.mp4"
-            write_clip(path, side_by_side([with_tracks(clip) for clip in clips]))
+            drawn = side_by_side([with_tracks(clip) for clip in clips])
+            write_clip(path, drawn)
+            if logs.tensorboard_clips:
+                self._show(f"samples/{number}", drawn, step)
         if not degrees:
             return {}
         return {
@@ -180,11 +203,26 @@ class Board:
             self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **scalars}) + "\n")
             self._lines.flush()
 
+    def _show(self, name: str, clip: Clip, step: int) -> None:
+        """Show a clip in TensorBoard, as a gif. Its own `add_video` needs moviepy for the same."""
+        data = gif_bytes(clip, width_px=BOARD_WIDTH_PX)
+        image = Summary.Image(encoded_image_string=data)
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.tracker.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
     def _histogram(self, name: str, values: NDArray[np.float64], step: int) -> None:
         if self._main and values.size:
             for tracker in self._accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.tracker.add_histogram(f"{name}/histogram", values, step)
+
+
+def _spread(rollouts_GP: Tensor) -> float:
+    """Standard deviation of the advantages within a group, as a mean over the groups. NaN if no group has two."""
+    known = [row[row.isfinite()] for row in rollouts_GP]
+    spreads = [float(row.std()) for row in known if len(row) > 1]
+    return float(np.mean(spreads)) if spreads else math.nan
 
 
 def _known(values: Tensor) -> NDArray[np.float64]:

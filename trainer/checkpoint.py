@@ -4,6 +4,7 @@
                   trainable.safetensors  every trained parameter by name, bit for bit
                   optimizer.pt           read with weights_only
                   rng.safetensors        torch's generators of every process
+                  versions/              the run's own discriminators, to give them back to a server that lost them
                   lora/                  for use elsewhere: load_lora_weights, or policies/lora.py's attach
 
 A checkpoint is written completely or not at all. The learning rate, the order of the data and every random draw are
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from trainer.processes import gathered, shard_like, whole
 from trainer.zero import load_whole_state, uses_zero, whole_state
 
 PREFIX = "step-"
+VERSIONS = "versions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,9 @@ class Progress:
     position: int = 0  # optimizer steps taken on the current buffer
     buffer_version: str = ""  # discriminators that score the current buffer
     version: str = ""  # discriminators that score buffers started from now on
+    sft_norm: float = 0.0  # smoothed gradient norms for objective.aw_dose (dose.py)
+    aw_norm: float = 0.0
+    rescored: bool = False  # the current buffer was scored again, after an early refresh (signal.on_weak)
 
 
 class Checkpoints:
@@ -65,6 +70,7 @@ class Checkpoints:
         optimizer: Any,
         accelerator: Accelerator,
         config: Mapping[str, Any],
+        versions: Sequence[Path] = (),
     ) -> None:
         """Write a checkpoint. Call it in every process: the main one writes, the others wait until it is done."""
         generators = _generators(accelerator)
@@ -78,6 +84,8 @@ class Checkpoints:
             save_file(trained, partial / "trainable.safetensors")
             torch.save(state, partial / "optimizer.pt")
             save_file(generators, partial / "rng.safetensors")
+            for folder in versions:
+                link_folder(folder, partial / VERSIONS / folder.name)
             if hasattr(module, "peft_config"):
                 policy.save_lora(partial / "lora", trained)
             about = {"progress": asdict(progress), "num_processes": accelerator.num_processes, "config": config}
@@ -196,6 +204,16 @@ def _set_generators(states: Mapping[str, Tensor], accelerator: Accelerator) -> N
 def _gone(folder: Path) -> Path:
     """The name of a checkpoint that is being removed."""
     return folder.with_name(f".{folder.name}.removed")
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Copy a folder of files by hard links, or by their contents where the file system has none."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copy2(path, target / path.name)
 
 
 def _sync(path: Path) -> None:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import yaml
 
+from protos.client import RewardClient, read_api_key
 from protos.types import ContractError, RefreshRequest
-from trainer.config_tree import built, check_keys, flat, merged, overridden, plain, read
+from trainer.config_tree import built, check_keys, flat, merged, overridden, plain, read, read_own
 from trainer.data import DataConfig
 from trainer.errors import ConfigError
-from trainer.objective import Objective
+from trainer.objective import Objective, RewardWeights
 from trainer.policies.base import PolicyConfig
 from trainer.policies.svd import SvdConfig
 from trainer.policies.wan import WanConfig
@@ -72,6 +73,10 @@ class RewardsConfig:
     """Where rewards come from, and what happens to a clip that gets none."""
 
     server: str = "grpc://127.0.0.1:50051"  # address of the reward server, gRPC
+    api_key_file: str = ""  # file with the server's API key; empty: MOTION_REWARD_API_KEY, if the server requires one
+    ca: str = ""  # file of certificates to trust at a grpcs:// address; empty: MOTION_REWARD_CA, or the system's
+    cert: str = ""  # file of the certificate to present, if the server asks; empty: MOTION_REWARD_CERT
+    cert_key: str = ""  # file of its private key; empty: MOTION_REWARD_CERT_KEY, or in the same file
     redis_url: str = ""  # the server's Redis, to read the run's results stream; empty: outcomes come over gRPC
     on_missing: Literal["mask", "retry", "abort_after_fraction"] = "retry"  # `retry` masks a clip after its last retry
     max_retries: int = 2  # retries of one clip, if on_missing is retry
@@ -79,7 +84,8 @@ class RewardsConfig:
     max_in_flight: int = 64  # clips that one process has submitted and that have no outcome yet
     patience_s: float = 60.0  # silence after which the trainer asks the server and submits lost clips again
     max_outage_s: float = 1800.0  # silence or refusals after which the run stops
-    real_as: Literal["pixels", "decoded"] = "pixels"  # score the real clip as it is, or through the policy's VAE
+    real_as: Literal["pixels", "decoded"] = "decoded"  # real clips through the policy's VAE, or as they are read
+    weights: RewardWeights | None = None  # of the discriminators in the combined reward; None: the server's
     min_dynamics: float = 0.0  # share of its real clip's motion below which a rollout is worst in its group; 0: off
 
     def __post_init__(self) -> None:
@@ -96,6 +102,47 @@ class RewardsConfig:
                 "give 0 < patience_s <= max_outage_s"
             )
 
+    def client(self, **options: Any) -> RewardClient:
+        """A client of the server. Raises ConfigError if its key or its certificates cannot be used."""
+        api_key = self.api_key()
+        try:
+            return RewardClient(
+                self.server,
+                api_key=api_key,
+                ca=self.ca or None,
+                cert=self.cert or None,
+                cert_key=self.cert_key or None,
+                **options,
+            )
+        except ValueError as error:
+            raise ConfigError(f"rewards: {error}") from error
+
+    def api_key(self) -> str | None:
+        """The key in `api_key_file`, or None without one. Raises ConfigError if it cannot be read."""
+        try:
+            return read_api_key(Path(self.api_key_file)) if self.api_key_file else None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"rewards.api_key_file: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalConfig:
+    """How the rewards' own noise is measured, and what happens if rewards within groups differ by less than it."""
+
+    noise_share: float = 0.05  # share of a buffer's groups that are scored again with other query points; 0: none
+    min_to_noise: float = 1.0  # rewards are weak if signal over noise, both within groups, is below this
+    on_weak: Literal["warn", "stop", "refresh"] = "warn"  # `refresh` refreshes and scores the buffer again, once
+
+    def __post_init__(self) -> None:
+        _at_least(self, "signal", {"min_to_noise": 0})
+        if not 0 <= self.noise_share <= 1:
+            raise ConfigError(f"signal.noise_share is {self.noise_share:g}; give a share from 0 (off) to 1")
+        if self.on_weak != "warn" and not self.noise_share:
+            raise ConfigError(
+                f"signal.on_weak is {self.on_weak}, but signal.noise_share is 0, so the noise is not known; set "
+                "signal.noise_share above 0, or signal.on_weak=warn"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshConfig:
@@ -106,10 +153,13 @@ class RefreshConfig:
     lr: float = RefreshRequest.learning_rate
     ema: float = RefreshRequest.ema  # decay of the averaged weights that score
     clips_per_step: int = RefreshRequest.clips_per_step  # of each origin
-    max_real: int = RefreshRequest.max_real  # train on this many of the newest real clips on the server; 0: all
+    max_passes: float = RefreshRequest.max_passes  # fewer steps, so that no clip is used more often; 0: no limit
+    keep_optimizer: bool = RefreshRequest.keep_optimizer  # carry the optimizer's state from refresh to refresh
+    max_real: int = RefreshRequest.max_real  # train on this many real clips of those on the server; 0: all
     max_rollouts: int = RefreshRequest.max_rollouts
-    recompute: bool = False  # first measure the buffer's motion again from other query points, and train on that
-    timeout_s: float = 0.0  # 0: the server's own limit, MOTION_REWARD_REFRESH_TIMEOUT_S
+    recompute: bool = False  # measure the buffer's motion from other query points at its end, and train on that
+    on_gate: Literal["keep", "stop"] = "keep"  # if the server's gate refuses a version: keep the one before, or stop
+    timeout_s: float = 0.0  # 0: the server's own limit, MOTION_REWARD_REFRESH_TIMEOUT_S and _STEP_S
 
     def __post_init__(self) -> None:
         _at_least(self, "refresh", {"steps_per_step": 0, "timeout_s": 0})
@@ -129,6 +179,8 @@ class RefreshConfig:
             seed=seed,
             max_real=self.max_real,
             max_rollouts=self.max_rollouts,
+            max_passes=self.max_passes,
+            keep_optimizer=self.keep_optimizer,
         )
 
 
@@ -150,6 +202,8 @@ class LogConfig:
     every_steps: int = 10
     samples_every_buffers: int = 1  # buffers between saved sample clips with their tracks drawn on; 0: none
     num_samples: int = 4  # rollouts among the sample clips
+    tensorboard_clips: bool = True  # also show the sample clips in TensorBoard, as gifs
+    report: bool = True  # write run.html at the end of the run
     wandb: bool = False  # also log to Weights & Biases, under the run's id
 
     def __post_init__(self) -> None:
@@ -184,6 +238,7 @@ class Config:
     objective: Objective = field(default_factory=Objective)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logs: LogConfig = field(default_factory=LogConfig)
@@ -202,6 +257,17 @@ class Config:
                 "objective.weighting=uniform, no advantage has an effect; set rewards.min_dynamics=0"
             )
 
+        if self.objective.per_discriminator and self.rewards.weights is None:
+            raise ConfigError(
+                "objective.per_discriminator is true, but rewards.weights, by which advantages are joined, is not set; "
+                "set it, for instance rewards.weights={instantaneous: 1, long_term: 1}"
+            )
+        if self.signal.on_weak == "refresh" and not self.refresh.enabled:
+            raise ConfigError(
+                "signal.on_weak is refresh, but refresh.enabled is false; set refresh.enabled=true, or "
+                "signal.on_weak=warn"
+            )
+
     def steps_per_pass(self, num_processes: int) -> int:
         """Optimizer steps in one pass over a buffer. Raises ConfigError if the buffer does not divide evenly."""
         per_step = num_processes * self.loop.batch_clips
@@ -216,9 +282,20 @@ class Config:
 def load(source: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a preset or YAML file with overrides `section.key=value`. Raises ConfigError.
 
-    `source` is a preset's name or a file's path; None starts from the defaults. Values are parsed as YAML.
+    `source` is a preset's name or a file's path; None starts from the defaults. Values are parsed as YAML. A preset's
+    lambda_aw gives way to an aw_dose that the file or an override sets.
     """
-    return from_dict(overridden(read(source, PRESETS) if source else {}, overrides))
+    data = overridden(read(source, PRESETS) if source else {}, overrides)
+    own = overridden(read_own(source, PRESETS) if source else {}, overrides)
+    if _has(own, "aw_dose") and not _has(own, "lambda_aw"):
+        data["objective"] = {key: value for key, value in data["objective"].items() if key != "lambda_aw"}
+    return from_dict(data)
+
+
+def _has(data: Mapping[str, Any], key: str) -> bool:
+    """Whether the objective has a value for `key` that turns it on."""
+    objective = data.get("objective")
+    return isinstance(objective, Mapping) and bool(objective.get(key))
 
 
 def from_dict(data: Mapping[str, Any]) -> Config:
@@ -230,6 +307,8 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     check_keys(Config, {key: value for key, value in data.items() if key != "policy"}, "")
     check_keys(MODELS[model], policy, "policy.")
     rest = {**data, "policy": built(MODELS[model], policy, "policy.")}
+    if _has(data, "aw_dose") and "lambda_aw" not in data["objective"]:
+        rest["objective"] = {**data["objective"], "lambda_aw": 0.0}  # the dose takes its place
     config: Config = built(Config, rest, "")
     return config
 

@@ -28,6 +28,19 @@ def read(source: str, presets: Path) -> dict[str, Any]:
     A file may start from a preset with `preset: NAME`; its own values take precedence. Raises ConfigError if `source`
     is neither of the two, is not YAML or does not hold keys and values.
     """
+    data = _read_file(source, presets)
+    base = data.pop("preset", None)
+    return merged(read(base, presets), data) if base else data
+
+
+def read_own(source: str, presets: Path) -> dict[str, Any]:
+    """The values that a YAML file has besides those of its preset. None for a preset itself. Raises like `read`."""
+    if (presets / f"{source}.yaml").is_file():
+        return {}
+    return {key: value for key, value in _read_file(source, presets).items() if key != "preset"}
+
+
+def _read_file(source: str, presets: Path) -> dict[str, Any]:
     path = presets / f"{source}.yaml"
     if not path.is_file():
         path = Path(source)
@@ -37,8 +50,7 @@ def read(source: str, presets: Path) -> dict[str, Any]:
     data = _yaml(path.read_text(), str(path)) or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level, got {type(data).__name__}")
-    base = data.pop("preset", None)
-    return merged(read(base, presets), data) if base else data
+    return data
 
 
 def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ import numpy as np
 from protos.reader.files import clip_files
 from protos.reader.sequences import is_pattern, sequence_folders
 from protos.reader.sniff import SUFFIXES
-from protos.types import Clip
+from protos.reader.told import log_warnings
+from protos.types import Clip, ClipWarning
 from trainer.errors import ConfigError, DataError
 from trainer.video import SPEED_TOLERANCE, ClipForm, read_clip
 
@@ -144,6 +146,7 @@ class Clips:
         self._sources, self._form, self._seed, self._data = sources, form, seed, data or DataConfig()
         self._order: tuple[int, list[int]] = (-1, [])
         self._last: tuple[int, RealClip] | None = None
+        self._told: set[Path] = set()  # files whose warnings are logged
         self.bad: dict[Source, str] = {}  # sources that could not be used at least once, and why
 
     def __len__(self) -> int:
@@ -182,8 +185,15 @@ class Clips:
             last=source.last,
             fps=source.fps,
             speed_tolerance=self._data.speed_tolerance,
+            warn=None if source.path in self._told else partial(self._tell, source.path),
         )
         return RealClip(clip=clip, caption=source.caption, path=source.path)
+
+    def _tell(self, path: Path, warnings: Sequence[ClipWarning]) -> None:
+        """Log the reader's warnings about a file, once: other parts of it would repeat them."""
+        if warnings:
+            self._told.add(path)
+            log_warnings(log, path, warnings)
 
     def _index(self, slot: int, attempt: int) -> int:
         if attempt:

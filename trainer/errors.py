@@ -5,7 +5,10 @@
     ├─ DataError            no clips, or too many clips that cannot be read
     ├─ MixedVersions        rewards to be compared come from different discriminator versions
     ├─ MissingRewards       more clips than allowed ended without a reward
-    ├─ VersionLost          the server no longer has the discriminators that score this run
+    ├─ WeakSignal           rewards within groups differ by less than their own noise, and signal.on_weak is stop
+    ├─ VersionLost          the server no longer has the discriminators that score this run, nor has the run
+    ├─ ClipsLost            the server no longer has the clips that a refresh trains on
+    ├─ GateFailed           a refresh failed the server's gate, and refresh.on_gate is stop
     ├─ RewardsSilent        the reward server gave no outcome within the allowed time
     ├─ Diverged             a gradient is not finite
     ├─ CheckpointError      a checkpoint is incomplete or belongs to another run
@@ -37,7 +40,19 @@ class MissingRewards(TrainerError):
     pass
 
 
+class WeakSignal(TrainerError):
+    pass
+
+
 class VersionLost(TrainerError):
+    pass
+
+
+class ClipsLost(TrainerError):
+    pass
+
+
+class GateFailed(TrainerError):
     pass
 
 

@@ -34,7 +34,8 @@ from trainer.measures.comparison import KINDS, motion_distances, summarise
 from trainer.measures.dynamics import DynamicDegree, dynamic_degree
 from trainer.measures.tracks import TrackMotion, track_motion
 from trainer.policies.protocol import Policy
-from trainer.run import form_of, open_accelerator, open_policy
+from trainer.report.evaluation import write_evaluation
+from trainer.run import form_of, open_accelerator, open_policy, warn_of_pixels
 from trainer.seeds import derived_seed
 from trainer.video import side_by_side, write_clip
 
@@ -83,12 +84,14 @@ def write_rollouts(
     """Write evaluate.per_clip rollouts of each of evaluate.num_clips first frames, and rollouts.jsonl.
 
     Rollout `at` of first frame n is `to`/at/n. Its real clip, if `real_to` is given, is `real_to`/n, in the policy's
-    size, length and frame rate. Because names and forms match, `motion-reward pretrain` can pair them, and learns
-    motion instead of sizes, lengths and codecs. Returns the number of rollouts. Raises CheckpointError if `checkpoint`
-    was trained on another base.
+    size, length and frame rate, and passed through its VAE unless rewards.real_as is pixels. Because names and forms
+    match, `motion-reward pretrain` can pair them, and learns motion instead of sizes, lengths and codecs. Returns the
+    number of rollouts. Raises CheckpointError if `checkpoint` was trained on another base.
     """
     if checkpoint:
         check_trained_on(config, checkpoint)
+    if real_to:
+        warn_of_pixels(config)
     policy = open_policy(config, open_accelerator(config))
     if checkpoint:
         load_trainable(policy.module, checkpoint)
@@ -96,9 +99,10 @@ def write_rollouts(
     entries = []
     for number, real in _first_frames(config, policy, split):
         name = f"{number:05d}{suffix}"
-        if real_to:
-            write_clip(real_to / name, real.clip)
         (example,) = policy.encode([real.clip], [real.caption])
+        if real_to:
+            decoded = config.rewards.real_as == "decoded"
+            write_clip(real_to / name, policy.decode([example.latents])[0] if decoded else real.clip)
         seeds = _seeds(config, number)
         for at, (seed, clip) in enumerate(zip(seeds, policy.decode(policy.sample(example, seeds)), strict=True)):
             path = Path(f"{at:02d}", name)
@@ -111,10 +115,10 @@ def write_rollouts(
 def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) -> str:
     """Compare `checkpoint` (None: the latest of the run) with its base. Returns the summary as one line of JSON.
 
-    Writes evaluation.json, evaluation.csv and, for each first frame, the real clip, the base's sample and the
-    checkpoint's sample side by side, as mp4 and gif. Raises CheckpointError if there is no checkpoint or it was trained
-    on another base, RewardsSilent if outcomes do not arrive within rewards.max_outage_s, and RewardClientError if the
-    server refuses.
+    Writes evaluation.json, evaluation.csv, evaluation.html and, for each first frame, the real clip, the base's sample
+    and the checkpoint's sample side by side, as mp4 and gif. Raises CheckpointError if there is no checkpoint or it was
+    trained on another base, RewardsSilent if outcomes do not arrive within rewards.max_outage_s, and RewardClientError
+    if the server refuses.
     """
     checkpoint = checkpoint or Checkpoints(config.out / "checkpoints", keep=1).latest()
     if checkpoint is None:
@@ -122,7 +126,7 @@ def evaluate_checkpoint(config: Config, to: Path, *, checkpoint: Path | None) ->
     check_trained_on(config, checkpoint)
     policy = open_policy(config, open_accelerator(config))
     to.mkdir(parents=True, exist_ok=True)
-    with RewardClient(config.rewards.server) as client:
+    with config.rewards.client() as client:
         client.model()  # fails early if the server is not there
         samples, outcomes = _judged(
             _samples(config, policy, checkpoint, client, to), client, config.rewards.max_outage_s
@@ -147,6 +151,7 @@ def _write(to: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         writer.writeheader()
         writer.writerows(rows)
     (to / "evaluation.json").write_text(json.dumps({**summary, "samples": list(rows)}, indent=1, allow_nan=False))
+    write_evaluation(to, summary, rows)
 
 
 def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tuple[int, RealClip]]:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from protos.types import Dynamics
+from protos.types import DISCRIMINATORS, Dynamics
 from trainer.errors import ConfigError, MixedVersions
 
 STD_FLOOR = 1e-6
@@ -30,7 +30,8 @@ class Objective:
 
     lambda_sft: float = 1.0  # weight of the real clips' loss
     lambda_aw: float = 0.001  # weight of the rollouts' advantage-weighted loss
-    lambda_aw_ramp_steps: int = 0  # optimizer steps over which lambda_aw rises linearly from 0; 0: no ramp
+    aw_dose: float = 0.0  # in place of lambda_aw: ratio of the gradients' norms, advantage-weighted over supervised
+    lambda_aw_ramp_steps: int = 0  # optimizer steps over which either rises linearly from 0; 0: no ramp
     weighting: Literal["linear", "exp", "uniform"] = "linear"  # w(A): A, exp(A / beta) or 1 (plain replay)
     beta: float = 1.0  # temperature of `exp`
     pos_adv_lambda: float = 1.0  # factor in 0..1 on positive advantages; `linear` only
@@ -39,26 +40,68 @@ class Objective:
     adv_clip: float = 10.0  # rollouts' advantages are clipped to [-adv_clip, adv_clip], real clips' to [0, adv_clip]
     centre: Literal["group", "batch"] = "group"  # the mean reward to subtract: the group's or the batch's rollouts
     normalise_std: bool = False  # divide by the standard deviation of the same rollouts; for ablations
+    per_discriminator: bool = False  # centre, normalise and clip each discriminator's advantages, then join them
     matched_noise: bool = True  # within a step, a real clip and its rollouts share sigma, noise and dropout
 
     def __post_init__(self) -> None:
-        for name in ("lambda_sft", "lambda_aw", "lambda_aw_ramp_steps"):
+        for name in ("lambda_sft", "lambda_aw", "aw_dose", "lambda_aw_ramp_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("beta", "adv_clip"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("pos_adv_lambda", "neg_adv_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in 0..1")
 
+        if self.aw_dose and self.lambda_aw:
+            raise ConfigError(
+                f"objective.aw_dose is {self.aw_dose:g} and objective.lambda_aw is {self.lambda_aw:g}, but both set "
+                "how much rollouts count; leave one of them out, or set it to 0"
+            )
+        if self.aw_dose and not self.lambda_sft:
+            raise ConfigError(
+                f"objective.aw_dose is {self.aw_dose:g} times the supervised gradient, but objective.lambda_sft is 0, "
+                "so there is none; set objective.lambda_aw instead"
+            )
+
     def lambda_aw_at(self, step: int) -> float:
         """lambda_aw at optimizer step `step`, counted from 0."""
-        if self.lambda_aw_ramp_steps == 0:
-            return self.lambda_aw
-        return self.lambda_aw * min(1.0, step / self.lambda_aw_ramp_steps)
+        return self.lambda_aw * self._ramp(step)
+
+    def aw_dose_at(self, step: int) -> float:
+        """aw_dose at optimizer step `step`, counted from 0."""
+        return self.aw_dose * self._ramp(step)
+
+    def _ramp(self, step: int) -> float:
+        return min(1.0, step / self.lambda_aw_ramp_steps) if self.lambda_aw_ramp_steps else 1.0
 
 
 def _require(holds: bool, name: str, value: float, limit: str) -> None:
     if not holds:
         raise ConfigError(f"objective.{name} is {value}; give {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeights:
+    """Weights of the discriminators in the combined reward, which is their weighted mean."""
+
+    instantaneous: float = 1.0
+    long_term: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in self._by_name.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"rewards.weights.{name} is {weight}; give 0 or more")
+        if not any(self._by_name.values()):
+            raise ConfigError("both rewards.weights are 0; give at least one of them more than 0")
+
+    def mean(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weighted mean of the discriminators' tensors of one shape. A weight of 0 leaves one out, NaN included."""
+        counted = {name: weight for name, weight in self._by_name.items() if weight}
+        terms = torch.stack([weight * values[name] for name, weight in counted.items()])
+        return terms.sum(dim=0) / sum(counted.values())
+
+    @property
+    def _by_name(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in DISCRIMINATORS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +219,19 @@ def advantages(rewards: Tensor, objective: Objective) -> Advantages:
     )
 
 
+def joined(by_discriminator: Mapping[str, Advantages], weights: RewardWeights) -> Advantages:
+    """The weighted mean of the discriminators' advantages, each already centred and clipped.
+
+    `num_clipped` is the mean of theirs, rounded up.
+    """
+    clipped = [found.num_clipped for found in by_discriminator.values()]
+    return Advantages(
+        real=weights.mean({name: found.real for name, found in by_discriminator.items()}),
+        rollouts=weights.mean({name: found.rollouts for name, found in by_discriminator.items()}),
+        num_clipped=math.ceil(sum(clipped) / len(clipped)),
+    )
+
+
 def rollout_weights(advantages_: Tensor, objective: Objective) -> Tensor:
     """w(A~) of advantages of any shape: 0 where NaN. `uniform` needs no reward and gives 1 everywhere."""
     if objective.weighting == "uniform":
@@ -200,16 +256,15 @@ def real_weights(advantages_: Tensor, objective: Objective) -> Tensor:
 
 
 def coefficients(
-    real: Tensor, rollouts: Tensor, objective: Objective, *, step: int, num_real: float, num_known: float
+    real: Tensor, rollouts: Tensor, objective: Objective, *, lambda_aw: float, num_real: float, num_known: float
 ) -> Coefficients:
     """Coefficients of a step's losses, from advantages [B] of real clips and [B,P] of rollouts.
 
-    `step` is the optimizer step, counted from 0. `num_real` and `num_known` divide the two sums: the number of real
-    clips and of weighted rollouts (`num_weighted`) in the step. With several processes, give the mean of each count
-    over the processes. Gradients are averaged over processes, so the result then equals that of one process with all
-    the samples.
+    `lambda_aw` is the step's weight of the rollouts' term. `num_real` and `num_known` divide the two sums: the number
+    of real clips and of weighted rollouts (`num_weighted`) in the step. With several processes, give the mean of each
+    count over the processes. Gradients are averaged over processes, so the result then equals that of one process with
+    all the samples.
     """
-    lambda_aw = objective.lambda_aw_at(step)
     return Coefficients(
         real=real_weights(real, objective) / num_real,
         rollouts=lambda_aw * rollout_weights(rollouts, objective) / max(num_known, 1e-12),

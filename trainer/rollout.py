@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,19 +89,25 @@ class Buffer:
         num_rollouts: int,
         seed: int,
         decode_real: bool,
+        num_twice: int = 0,
+        rescored: bool = False,
+        recompute: bool = False,
         agreed: Callable[[bool], bool] = bool,
     ) -> None:
         """`slots` are this process's; `version` is the discriminator version that scores the buffer.
 
-        With `decode_real`, real clips are scored after a pass through the policy's VAE, not as they were read. `agreed`
-        tells whether a fact holds in every process that must sample when this one does.
+        With `decode_real`, real clips are scored after a pass through the policy's VAE, not as they were read. The
+        first `num_twice` groups are scored a second time with other query points. `rescored` says that an earlier
+        version scored this buffer already. With `recompute`, a refresh trains only on what `see_again` submits.
+        `agreed` tells whether a fact holds in every process that must sample when this one does.
         """
         self.number, self.version = number, version
         self.groups: list[Group] = []
         self._slots, self._folder = slots, folder / f"{number:06d}"
         self._policy, self._clips, self._rewards = policy, clips, rewards
         self._num_rollouts, self._seed, self._decode_real = num_rollouts, seed, decode_real
-        self._agreed = agreed
+        self._num_twice, self._rescored, self._agreed = num_twice, rescored, agreed
+        self._trains = not (rescored or recompute)  # an earlier version's clips are on the server already
 
     def __len__(self) -> int:
         """How many groups the buffer holds once it is full."""
@@ -116,8 +122,11 @@ class Buffer:
         for slot in self._slots[len(self.groups) : num]:
             group = self._group(slot, policy_step)
             self.groups.append(group)
-            if self._num_rollouts and not self._rewards.knows(group.key, 1 + self._num_rollouts):
-                self._rewards.submit(self._clip_group(group))
+            if self._num_rollouts:
+                keys = {self._key(group): self._trains}
+                if len(self.groups) <= self._num_twice:
+                    keys[self._noise_key(group)] = False
+                self._submit(group, keys)
 
     def rewards(self) -> Collected:
         """Wait for the rewards of the groups filled so far. Without rollouts it returns at once.
@@ -127,25 +136,31 @@ class Buffer:
         if not self._num_rollouts:
             alone = GroupRewards(real=None, rollouts=())
             return Collected(groups=(alone,) * len(self.groups), latencies_s=(), errors={})
-        return self._rewards.collect([group.key for group in self.groups], 1 + self._num_rollouts)
+        return self._collect([self._key(group) for group in self.groups])
+
+    def rewards_again(self) -> Collected:
+        """Wait for the second rewards of the first `num_twice` groups, from other query points.
+
+        A group's key determines its query points, so its clips have a second key.
+        """
+        return self._collect([self._noise_key(group) for group in self.groups[: self._num_twice]])
 
     def forget_missing(self) -> None:
         """Have the next process request the missing rewards again."""
-        self._rewards.forget_missing([group.key for group in self.groups], 1 + self._num_rollouts)
+        keys = [self._key(group) for group in self.groups]
+        keys += [self._noise_key(group) for group in self.groups[: self._num_twice]]
+        self._rewards.forget_missing(keys, 1 + self._num_rollouts)
 
-    def see_again(self) -> None:
+    def see_again(self, name: str = "again") -> None:
         """Have the server's frozen networks process all clips again, with other query points, and wait for them.
 
-        A group's key determines its query points, so the groups are submitted under new keys. The new rewards are not
-        used: the advantages are already computed.
+        The groups are submitted under new keys, and the new rewards are not used: the advantages are already computed.
+        `name` tells several times apart.
         """
-        keys = []
-        for group in self.groups:
-            again = f"{group.key}-again"
-            keys.append(again)
-            if not self._rewards.knows(again, 1 + self._num_rollouts):
-                self._rewards.submit(replace(self._clip_group(group), key=again))
-        self._rewards.collect(keys, 1 + self._num_rollouts)
+        keys = [f"{self._key(group)}-{name}" for group in self.groups]
+        for group, key in zip(self.groups, keys, strict=True):
+            self._submit(group, {key: True})
+        self._collect(keys)
 
     def delete(self) -> None:
         """Delete the buffer from disk, once no checkpoint needs it."""
@@ -162,6 +177,25 @@ class Buffer:
         group = Group(slot=slot, path=str(real.path), example=example, rollouts=rollouts, policy_step=policy_step)
         group.save(path)
         return group
+
+    def _key(self, group: Group) -> str:
+        return f"{group.key}-rescored" if self._rescored else group.key
+
+    def _noise_key(self, group: Group) -> str:
+        return f"{self._key(group)}-noise"
+
+    def _submit(self, group: Group, keys: Mapping[str, bool]) -> None:
+        """Submit a group under those keys whose outcomes are not known, each with whether a refresh may train on it."""
+        missing = [key for key in keys if not self._rewards.knows(key, 1 + self._num_rollouts)]
+        if missing:
+            clips = self._clip_group(group)
+            for key in missing:
+                self._rewards.submit(replace(clips, key=key, trains=keys[key]))
+
+    def _collect(self, keys: Sequence[str]) -> Collected:
+        if not keys:
+            return Collected(groups=(), latencies_s=(), errors={})
+        return self._rewards.collect(keys, 1 + self._num_rollouts)
 
     def _clip_group(self, group: Group) -> ClipGroup:
         if self._decode_real:

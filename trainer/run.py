@@ -27,9 +27,10 @@ from accelerate.utils import (
     is_wandb_available,
 )
 
+from protos.types import REFRESH_STEP_S, REFRESH_TIMEOUT_S
 from trainer.board import Board
 from trainer.checkpoint import Checkpoints, trainable
-from trainer.config import Config, RefreshConfig, to_yaml
+from trainer.config import Config, to_yaml
 from trainer.data import Clips, find_sources
 from trainer.errors import ConfigError
 from trainer.policies.base import PolicyConfig
@@ -123,7 +124,9 @@ def open_accelerator(config: Config) -> Accelerator:
     fsdp = _fsdp() if _engine("FSDP") else None
     zero = zero_plugin(config) if _engine("DEEPSPEED") else None
     # While one process waits for the reward server, the others wait for that process.
-    longest_wait_s = config.rewards.max_outage_s + config.refresh.timeout_s
+    steps = config.loop.passes * config.loop.buffer_clips * config.refresh.steps_per_step  # at most
+    refresh_s = config.refresh.timeout_s or REFRESH_TIMEOUT_S + steps * REFRESH_STEP_S
+    longest_wait_s = config.rewards.max_outage_s + refresh_s
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         fsdp_plugin=fsdp,
@@ -135,6 +138,11 @@ def open_accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=600 + longest_wait_s)),
         ],
     )
+    if zero and config.objective.aw_dose:
+        raise ConfigError(
+            f"objective.aw_dose is {config.objective.aw_dose:g}, but DeepSpeed does not give the whole gradients that "
+            "it is measured on; use FSDP, or set objective.lambda_aw instead"
+        )
     if (fsdp and not accelerator.is_fsdp2) or (zero and not uses_zero(accelerator)):
         raise ConfigError(
             f"accelerate is configured for {'FSDP' if fsdp else 'DeepSpeed'}, but does not shard with distributed type "
@@ -196,22 +204,19 @@ def open_rewards(config: Config, accelerator: Accelerator, run_id: str) -> Rewar
     if config.loop.num_rollouts == 0:
         return NoRewards()
     rank = accelerator.process_index
-    refresh = newest_only(config) if config.refresh.recompute else config.refresh
-    return RemoteRewards(config.rewards, refresh, run_id=run_id, folder=config.out / "rewards", rank=rank)
+    if rank == 0:
+        warn_of_pixels(config)
+    return RemoteRewards(config.rewards, config.refresh, run_id=run_id, folder=config.out / "rewards", rank=rank)
 
 
-def newest_only(config: Config) -> RefreshConfig:
-    """The refresh settings of a run with `refresh.recompute`: train on the newest buffer's worth of clips at most.
-
-    The server still keeps the earlier motion of recomputed clips. Without this limit it would train on it as if it were
-    other clips.
-    """
-    num_real, num_rollouts = config.loop.buffer_clips, config.loop.buffer_clips * config.loop.num_rollouts
-    return replace(
-        config.refresh,
-        max_real=min(config.refresh.max_real or num_real, num_real),
-        max_rollouts=min(config.refresh.max_rollouts or num_rollouts, num_rollouts),
-    )
+def warn_of_pixels(config: Config) -> None:
+    """Warn if real clips stay as they were read, while rollouts come out of the policy's VAE."""
+    if config.rewards.real_as == "pixels":
+        log.warning(
+            "rewards.real_as is pixels: real clips are not passed through the policy's VAE, as rollouts are, so "
+            "discriminators can tell the two apart by the VAE's traces instead of their motion; set "
+            "rewards.real_as=decoded unless this is meant"
+        )
 
 
 def form_of(policy: Policy) -> ClipForm:

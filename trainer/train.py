@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from protos.error_codes import ErrorCode
-from protos.types import DISCRIMINATORS, DYNAMICS
-from trainer.checkpoint import Progress, read_about
+from trainer.checkpoint import VERSIONS, Progress, read_about
 from trainer.config import Config, differences, to_dict
-from trainer.errors import CheckpointError, MissingRewards, VersionLost
-from trainer.measures.dynamics_floor import dynamics_table, floored
-from trainer.objective import Advantages, advantages, num_weighted, reward_table
-from trainer.processes import from_main, gathered, true_in_all
+from trainer.errors import CheckpointError, ClipsLost, DataError, GateFailed
+from trainer.objective import Advantages
+from trainer.processes import from_main, true_in_all
+from trainer.report.page import NAME, write_report
 from trainer.rollout import Buffer
 from trainer.run import Run, open_run
+from trainer.scoring import buffer_advantages
 from trainer.seeds import derived_seed, generator
 from trainer.step import every, train_step
 
@@ -45,11 +42,14 @@ MAY_CHANGE = (
     "policy.gradient_checkpointing",
     "policy.decode_chunk",
     "rewards.server",
+    "rewards.ca",
+    "rewards.cert",
     "rewards.redis_url",
     "rewards.on_missing",
     "rewards.max_",
     "rewards.patience_s",
     "refresh.",
+    "signal.",
     "checkpoint.",
     "logs.",
     "evaluate.",
@@ -60,7 +60,19 @@ MAY_CHANGE = (
 def run_training(config: Config) -> Progress:
     """Open the run and train it: the command `python -m trainer train`."""
     with open_run(config) as run:
-        return train(run)
+        progress = train(run)
+        main = run.accelerator.is_main_process
+    if main and config.logs.report:
+        tell(config)
+    return progress
+
+
+def tell(config: Config) -> None:
+    """Write the run's report. A run that ended well does not fail if it cannot be written."""
+    try:
+        write_report(config.out)
+    except (OSError, DataError) as error:
+        log.warning("%s is not written: %s", NAME, error)
 
 
 def train(run: Run) -> Progress:
@@ -69,23 +81,29 @@ def train(run: Run) -> Progress:
     progress = resume(run)
     steps = loop.passes * run.config.steps_per_pass(run.accelerator.num_processes)
     run.board.start(progress, loop.num_buffers * steps)
-    buffer = new_buffer(run, progress.buffer, progress.buffer_version)
+    buffer = new_buffer(run, progress.buffer, progress.buffer_version, rescored=progress.rescored)
     while progress.buffer < loop.num_buffers:
         buffer.fill(policy_step=progress.step)  # 1 real clips, 2 rollouts; each is submitted as soon as it is ready
-        gained = buffer_advantages(run, buffer, progress)  # 3 rewards, 4 advantages
+        buffer, progress, gained = scored(run, buffer, progress)  # 3 rewards, 4 advantages
         following = new_buffer(run, progress.buffer + 1, progress.version)
         sample_ahead(
             run, following, progress, progress.position - 1
         )  # after a resume: what was begun keeps its version
         for rows in batches(run, buffer, progress.position):  # 5 K passes
             sample_ahead(run, following, progress, progress.position)
-            train_step(run, [buffer.groups[row] for row in rows], gained.real[rows], gained.rollouts[rows], progress)
-            progress = replace(progress, step=progress.step + 1, position=progress.position + 1)
+            groups = [buffer.groups[row] for row in rows]
+            progress = train_step(run, groups, gained.real[rows], gained.rollouts[rows], progress)
+            run.rewards.sign_of_life()
             if every(run.config.checkpoint.every_steps, progress.step):
                 save(run, progress)
-        version = refresh(run, buffer, progress)  # 6
+        version = refresh(run, buffer, progress, num_steps=progress.position)  # 6
         progress = replace(
-            progress, buffer=following.number, position=0, buffer_version=following.version, version=version
+            progress,
+            buffer=following.number,
+            position=0,
+            buffer_version=following.version,
+            version=version,
+            rescored=False,
         )
         if not following.groups:  # nothing of it was submitted yet, so the new discriminators can score it
             progress = replace(progress, buffer_version=version)
@@ -121,24 +139,29 @@ def resume(run: Run) -> Progress:
             "buffer began"
         )
     log.info("resuming from %s", latest)
+    if run.accelerator.is_main_process:
+        run.rewards.adopt(latest / VERSIONS)
+    run.accelerator.wait_for_everyone()
     return run.checkpoints.load(latest, policy=run.policy, optimizer=run.optimizer, accelerator=run.accelerator)
 
 
 def save(run: Run, progress: Progress) -> None:
     """Write a checkpoint. Call it in every process."""
+    main = run.accelerator.is_main_process
     run.checkpoints.save(
         progress,
         policy=run.policy,
         optimizer=run.optimizer,
         accelerator=run.accelerator,
         config=to_dict(run.config),
+        versions=run.rewards.own_versions({progress.version, progress.buffer_version}) if main else (),
     )
 
 
 # --- a buffer -----------------------------------------------------------------------------------
 
 
-def new_buffer(run: Run, number: int, version: str) -> Buffer:
+def new_buffer(run: Run, number: int, version: str, *, rescored: bool = False) -> Buffer:
     """This process's share of a buffer: every `num_processes`-th of its consecutive slots."""
     config, rank, num_processes = run.config, run.accelerator.process_index, run.accelerator.num_processes
     first = number * config.loop.buffer_clips
@@ -153,55 +176,27 @@ def new_buffer(run: Run, number: int, version: str) -> Buffer:
         num_rollouts=config.loop.num_rollouts,
         seed=config.seed,
         decode_real=config.rewards.real_as == "decoded",
+        num_twice=math.ceil(config.signal.noise_share * config.loop.buffer_clips / num_processes),
+        rescored=rescored,
+        recompute=config.refresh.enabled and config.refresh.recompute,
         # A sharded denoiser needs all processes to call it. What one process lost in a kill, all sample again.
         agreed=partial(true_in_all, run.accelerator) if run.accelerator.is_fsdp2 else bool,
     )
 
 
-def buffer_advantages(run: Run, buffer: Buffer, progress: Progress) -> Advantages:
-    """Advantages of this process's groups. Comparisons within the batch use the whole buffer of all processes.
-
-    Raises VersionLost if the server lost the buffer's discriminators, MissingRewards if no rollout has a reward.
-    """
-    started = time.monotonic()
-    collected = buffer.rewards()
-    waited_s = time.monotonic() - started
-    if ErrorCode.VERSION_NOT_SERVED in collected.errors:
-        # Masking these clips would train on the rest of the buffer without its rewards.
-        buffer.forget_missing()
-        raise VersionLost(
-            f"the server no longer has discriminator version '{progress.buffer_version}', which buffer {buffer.number} "
-            "needs; restore the server's Redis and start the run again, or start a new run from this one's LoRA "
-            "(policy.sft_lora)"
-        )
-    objective, rank, num = run.config.objective, run.accelerator.process_index, len(buffer)
-    tables: dict[str | None, Tensor] = {
-        discriminator: gathered(
-            run.accelerator, reward_table(collected.groups, centre=objective.centre, discriminator=discriminator)
-        )
-        for discriminator in (None, *DISCRIMINATORS)
-    }
-    found = {discriminator: advantages(table, objective) for discriminator, table in tables.items()}
-    whole = found[None]
-    if run.config.loop.num_rollouts and num_weighted(whole.rollouts, objective) == 0:
-        buffer.forget_missing()
-        raise MissingRewards(
-            f"no rollout of buffer {buffer.number} has a reward ({collected.errors}). Training without rewards would "
-            "be plain fine-tuning: fix the cause and start the run again to request them again, or set "
-            "loop.num_rollouts=0"
-        )
-    motion = gathered(run.accelerator, dynamics_table(collected.groups))
-    floor = None
-    if run.config.rewards.min_dynamics:
-        floor = floored(whole, motion[..., DYNAMICS.index("total_motion")], run.config.rewards.min_dynamics)
-        found[None] = whole = floor.advantages
-    if progress.position == 0:
-        lags = [progress.step - group.policy_step for group in buffer.groups]
-        run.board.buffer(progress, buffer, collected, waited_s=waited_s, lags=lags)
-        run.board.rewards(progress.step, tables, found)
-        run.board.dynamics(progress.step, motion, floor)
-    mine = slice(rank * num, (rank + 1) * num)
-    return replace(whole, real=whole.real[mine], rollouts=whole.rollouts[mine])
+def scored(run: Run, buffer: Buffer, progress: Progress) -> tuple[Buffer, Progress, Advantages]:
+    """The buffer with its advantages. If its rewards are weak, they come from refreshed discriminators if so set."""
+    gained = buffer_advantages(run, buffer, progress)
+    if gained.weak and run.config.signal.on_weak == "refresh" and not progress.rescored:
+        steps = run.config.loop.passes * run.config.steps_per_pass(run.accelerator.num_processes)
+        version = refresh(run, buffer, progress, num_steps=steps, name="early")
+        if version != progress.version:
+            progress = replace(progress, buffer_version=version, version=version, rescored=True)
+            buffer = new_buffer(run, buffer.number, version, rescored=True)
+            buffer.fill(policy_step=progress.step)
+            save(run, progress)  # a resumed run must not go back to the earlier version
+            gained = buffer_advantages(run, buffer, progress)
+    return buffer, progress, gained.advantages
 
 
 def batches(run: Run, buffer: Buffer, position: int) -> Iterator[list[int]]:
@@ -238,20 +233,50 @@ def due(run: Run, num_groups: int, position: int) -> int:
     return math.ceil(num_groups * begun / window) if window and begun > 0 else 0
 
 
-def refresh(run: Run, buffer: Buffer, progress: Progress) -> str:
+def refresh(run: Run, buffer: Buffer, progress: Progress, *, num_steps: int, name: str = "") -> str:
     """Refresh the discriminators and return the version that scores from now on.
 
-    They train as many steps as the policy did on this buffer, times the D:G ratio. The last buffer is followed by a
-    refresh too: more buffers may follow, or an evaluation with the run's last version.
+    They train `num_steps`, the policy's steps on this buffer, times the D:G ratio. The last buffer is followed by a
+    refresh too: more buffers may follow, or an evaluation with the run's last version. `name` tells several refreshes
+    of one buffer apart.
     """
-    config = run.config.refresh
-    steps = round(config.steps_per_step * progress.position)
+    config, parts = run.config.refresh, (progress.buffer, *([name] if name else []))
+    steps = round(config.steps_per_step * num_steps)
     if not config.enabled or steps == 0 or run.config.loop.num_rollouts == 0:
         return progress.version
     if config.recompute:
         buffer.see_again()
-    seed = derived_seed(run.config.seed, "refresh", progress.buffer)
-    key = f"{run.board.run_id}/refresh/{progress.buffer}"
-    run.accelerator.wait_for_everyone()  # until all clips of the buffer are on the server
-    order = partial(run.rewards.refresh, steps, seed=seed, key=key)
+    seed = derived_seed(run.config.seed, "refresh", *parts)
+    key = f"{run.board.run_id}/refresh/{'-'.join(map(str, parts))}"
+    order = partial(ordered, run, progress.version, steps, seed=seed, key=key)
+    version = _in_main(run, order)
+    if not version:  # Redis was emptied, or the clips have expired
+        buffer.see_again("lost")
+        version = _in_main(run, partial(order, insist=True))
+    return version
+
+
+def _in_main(run: Run, order: Callable[[], str]) -> str:
+    """What the main process gets, once all clips of the buffer are on the server."""
+    run.accelerator.wait_for_everyone()
     return from_main(run.accelerator, order if run.accelerator.is_main_process else None)
+
+
+def ordered(run: Run, version: str, steps: int, *, seed: int, key: str, insist: bool = False) -> str:
+    """The refreshed version: the same as before if the gate refused the new one, "" if the server lost the clips.
+
+    `insist` raises ClipsLost instead. Raises GateFailed with `refresh.on_gate=stop`.
+    """
+    run.rewards.restore(version)
+    try:
+        return run.rewards.refresh(steps, seed=seed, key=key)
+    except ClipsLost as error:
+        if insist:
+            raise
+        log.warning("%s. The whole buffer is measured again for its refresh", error)
+        return ""
+    except GateFailed as error:
+        if run.config.refresh.on_gate == "stop":
+            raise
+        log.warning("THE REFRESH WAS REFUSED, and %s scores on: %s", version, error)
+        return version

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -23,10 +23,12 @@ from PIL import Image
 
 from protos.codec import clip_to_tensor
 from protos.reader import Picture, ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader.evenness import uneven_share, uneven_times
+from protos.reader.scenes import Scenes
 from protos.reader.sniff import TENSOR_SUFFIX
 from protos.reader.source import as_displayed
-from protos.reader.times import is_even, nearest_frames
-from protos.types import Clip
+from protos.reader.times import frame_interval, is_even, nearest_frames
+from protos.types import Clip, ClipWarning
 from trainer.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -61,14 +63,16 @@ def read_clip(
     speed_tolerance: float = SPEED_TOLERANCE,
     track: int | None = None,
     fps: float | None = None,
+    warn: Callable[[Sequence[ClipWarning]], None] | None = None,
 ) -> Clip:
     """Read `form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
     Only the frames `first`..`last` (exclusive) are used. `start` (0..1) chooses where the clip begins among the
     possible places, from first to last. Every n-th frame is used if that changes the speed by at most
     `speed_tolerance` (a share); otherwise the frames nearest in time are used. `track` chooses a video track, and
-    `fps` is the frame rate of an image sequence. Raises DataError with the reason if the file is unreadable, too
-    short or too slow.
+    `fps` is the frame rate of an image sequence. `warn` gets the reader's warnings about the file;
+    without it they are not looked for. Raises DataError
+    with the reason if the file is unreadable, too short or too slow.
     """
 
     def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
@@ -76,11 +80,14 @@ def read_clip(
 
     def read(source: Source) -> list[NDArray[np.uint8]]:
         picked = _picked_within(source, source.within(first, last), form, start, speed_tolerance).tolist()
-        fitted = dict(source.frames(picked, fitted_frame, to_the_end=False))
+        scenes = Scenes()
+        fitted = dict(source.frames(picked, fitted_frame, watch=scenes.watch if warn else None, to_the_end=False))
         if missing := len(picked) - len({id(frame) for frame in fitted.values()}):
             raise DataError(
                 f"{missing} of {len(picked)} frames cannot be decoded: the file is damaged; leave it out or repair it"
             )
+        if warn:
+            warn((*source.warnings, *uneven_times(_uneven(source.times_s[picked])), *scenes.warnings()))
         return [fitted[index] for index in picked]
 
     try:
@@ -125,13 +132,19 @@ def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, toleranc
     needed = 1 + stride * (form.num_frames - 1)
     first = round(start * max(0, times_s.size - needed))
     window_s = times_s[first : first + needed]
-    interval_s = (window_s[-1] - window_s[0]) / (window_s.size - 1)  # unlike the median, not affected by rounded times
+    interval_s = frame_interval(window_s)  # unlike the mean, not affected by a missing frame
     change = form.fps * interval_s * stride - 1  # change of speed, if these frames are shown at the form's rate
     if abs(change) > tolerance + ROUNDING or not is_even(window_s, interval_s):
         return _nearest(times_s, form, start, tolerance)
     if window_s.size < needed:
         raise DataError(f"has {times_s.size} frames, {needed} are needed" + f" to take 1 in {stride}" * (stride > 1))
     return first + stride * np.arange(form.num_frames)
+
+
+def _uneven(times_s: NDArray[np.float64]) -> float:
+    """The share of picked frames that are far from their places at a constant rate."""
+    wanted_s = np.linspace(times_s[0], times_s[-1], times_s.size)
+    return uneven_share(times_s, wanted_s.tolist(), float(wanted_s[1] - wanted_s[0])) if times_s.size > 1 else 0.0
 
 
 def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
@@ -200,10 +213,10 @@ def mp4_bytes(clip: Clip, *, crf: int = 18) -> bytes:
     return buffer.getvalue()
 
 
-def gif_bytes(clip: Clip) -> bytes:
-    """Encode a clip as gif: 256 colours per frame, at most GIF_WIDTH_PX wide, durations in whole 1/100 s."""
+def gif_bytes(clip: Clip, *, width_px: int = GIF_WIDTH_PX) -> bytes:
+    """Encode a clip as gif: 256 colours per frame, at most `width_px` wide, durations in whole 1/100 s."""
     _, _, height, width = clip.frames.shape
-    shrink = min(1.0, GIF_WIDTH_PX / width)
+    shrink = min(1.0, width_px / width)
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
     images = [Image.fromarray(np.ascontiguousarray(fit(frame, *size))) for frame in clip.frames.transpose(0, 2, 3, 1)]
     buffer = io.BytesIO()

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from trainer.errors import ConfigError, MixedVersions
 from trainer.objective import (
+    Advantages,
     ClipReward,
     Coefficients,
     GroupRewards,
     Objective,
+    RewardWeights,
     advantages,
     backward_by_chunk,
     coefficients,
+    joined,
     num_weighted,
     real_weights,
     reward_table,
@@ -109,6 +112,49 @@ def test_a_table_can_be_of_one_discriminator() -> None:
     same(reward_table([GroupRewards(real=scored, rollouts=(None,))], discriminator="long_term"), [[5, NAN]])
 
 
+# --- the two discriminators ---------------------------------------------------------------------
+
+
+def heads(instantaneous: list[float], long_term: list[float]) -> dict[str, Tensor]:
+    rows = {"instantaneous": instantaneous, "long_term": long_term}
+    return {name: torch.tensor([row], dtype=torch.float64) for name, row in rows.items()}
+
+
+def test_the_combined_reward_is_the_weighted_mean() -> None:
+    tables = heads([4, 1, 3], [0, 5, NAN])
+    same(RewardWeights(instantaneous=3, long_term=1).mean(tables), [[3, 2, NAN]])
+    same(RewardWeights(instantaneous=2, long_term=0).mean(tables), [[4, 1, 3]])
+
+
+@pytest.mark.parametrize(("weights", "message"), [({"long_term": -1.0}, "long_term is -1.0"), ({}, "both .* are 0")])
+def test_weights_that_say_nothing_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RewardWeights(**{"instantaneous": 0.0, "long_term": 0.0, **weights})
+
+
+def test_joined_advantages_are_those_of_the_combined_reward_unless_something_is_clipped() -> None:
+    """The mean is linear. Clipped to 10, the first discriminator can no longer outvote the second."""
+    weights = RewardWeights(instantaneous=1, long_term=3)
+
+    def both(tables: dict[str, Tensor], objective: Objective) -> tuple[Advantages, Advantages]:
+        found = {name: advantages(table, objective) for name, table in tables.items()}
+        return joined(found, weights), advantages(weights.mean(tables), objective)
+
+    ours, theirs = both(heads([4, 1, 3], [9, 5, 2]), Objective())
+    torch.testing.assert_close(ours.rollouts, theirs.rollouts)
+    torch.testing.assert_close(ours.real, theirs.real)
+    ours, theirs = both(heads([0, 100, 0], [0, 0, 8]), Objective(adv_clip=10))
+    same(ours.rollouts, [[(10 - 3 * 4) / 4, (-10 + 3 * 4) / 4]])
+    same(theirs.rollouts, [[9.5, -9.5]])
+    assert ours.num_clipped == 1  # two of one discriminator, none of the other
+
+
+def test_normalised_discriminators_count_alike_whatever_their_scales() -> None:
+    tables, objective = heads([0, 0.01, 0.03], [0, 70, 10]), Objective(normalise_std=True)
+    found = joined({name: advantages(table, objective) for name, table in tables.items()}, RewardWeights())
+    same(found.rollouts, [[0, 0]], 1e-12)
+
+
 rewards = st.lists(st.floats(-5, 5), min_size=2, max_size=6)
 
 
@@ -158,8 +204,8 @@ def test_means_are_over_real_clips_and_rewarded_rollouts() -> None:
     found = coefficients(
         torch.tensor([0.0, 0.0]),
         torch.tensor([[2.0, NAN], [-2.0, 4.0]]),
-        Objective(lambda_sft=3.0, lambda_aw=0.1),
-        step=0,
+        Objective(lambda_sft=3.0),
+        lambda_aw=0.1,
         num_real=2,
         num_known=3,
     )
@@ -186,7 +232,12 @@ def problem() -> tuple[Tensor, Tensor, Coefficients]:
     theta = torch.randn(D, generator=generator, dtype=torch.float64)
     samples = torch.randn(B, 1 + P, D, generator=generator, dtype=torch.float64)
     found = advantages(reward_table([group(4, 1, 6), group(None, 2, None), group(9, -30, 3)]), OBJECTIVE)
-    return theta, samples, coefficients(found.real, found.rollouts, OBJECTIVE, step=7, num_real=B, num_known=5)
+    lambda_aw = OBJECTIVE.lambda_aw_at(7)
+    return (
+        theta,
+        samples,
+        coefficients(found.real, found.rollouts, OBJECTIVE, lambda_aw=lambda_aw, num_real=B, num_known=5),
+    )
 
 
 OBJECTIVE = Objective(lambda_aw=0.3, asymmetric=True, lambda_aw_ramp_steps=10)
@@ -251,9 +302,9 @@ def test_a_negative_advantage_pushes_away_from_its_rollout() -> None:
 def test_two_processes_weigh_like_one_with_all_samples() -> None:
     rollouts = torch.tensor([[1.0, NAN], [2.0, -1.0], [NAN, NAN], [3.0, 1.0]])
     real = torch.zeros(4)
-    whole = coefficients(real, rollouts, OBJECTIVE, step=3, num_real=4, num_known=5)
+    whole = coefficients(real, rollouts, OBJECTIVE, lambda_aw=0.1, num_real=4, num_known=5)
     halves = [
-        coefficients(real[half], rollouts[half], OBJECTIVE, step=3, num_real=2, num_known=2.5)
+        coefficients(real[half], rollouts[half], OBJECTIVE, lambda_aw=0.1, num_real=2, num_known=2.5)
         for half in (slice(0, 2), slice(2, 4))
     ]
     for name in ("real", "rollouts"):
@@ -263,7 +314,7 @@ def test_two_processes_weigh_like_one_with_all_samples() -> None:
 
 def test_without_rollouts_only_the_supervised_term_is_left() -> None:
     theta = torch.tensor([1.0, 2.0], requires_grad=True)
-    found = coefficients(torch.zeros(2), torch.zeros(2, 0), Objective(), step=0, num_real=2, num_known=0)
+    found = coefficients(torch.zeros(2), torch.zeros(2, 0), Objective(), lambda_aw=1.0, num_real=2, num_known=0)
     result = backward_by_chunk([lambda: theta**2], found, lambda loss: loss.backward())
     assert float(result.total) == 2.5
     assert result.rollouts.shape == (2, 0)

@@ -27,11 +27,6 @@ NAMES = ["svd", "wan"]
 PLAN = BasePlan(autoencoder_steps=3, autoencoder_batch=1, denoiser_steps=3, denoiser_batch=1, ema=0.5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def clips_for(policy: AnyPolicy, num: int = 3) -> list[Clip]:
     return [moving_square(policy, seed) for seed in range(num)]
 

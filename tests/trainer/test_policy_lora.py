@@ -24,11 +24,6 @@ NAMES = ["svd", "wan"]
 FILE = "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def losses_of(policy: AnyPolicy) -> Tensor:
     batch = stack(policy.encode([moving_square(policy)], ["a ball"]))
     with torch.no_grad():

@@ -16,11 +16,6 @@ from trainer.policies.protocol import Batch, Draw, stack
 NAMES = ["svd", "wan"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def policy(request: pytest.FixtureRequest) -> AnyPolicy:
     return make_tiny(request.param)

@@ -259,6 +259,18 @@ def test_bad_files_are_counted_and_their_slots_filled(sources: list[Source]) -> 
     assert names(Clips(sources, FORM, seed=0), range(6, 10)) == found[6:]  # whether or not the bad file was met before
 
 
+def test_the_reader_s_warnings_are_logged_once_for_each_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_clip(tmp_path / "held.mp4", gray_clip([100] * 12))
+    write_clip(tmp_path / "cut.mkv.safetensors", gray_clip([0, 0, 0, 0, 200, 200, 200, 200]))
+    write_clip(tmp_path / "fine.safetensors", gray_clip(ramp(4)))
+    clips = Clips(find_sources([str(tmp_path)], "train"), FORM, seed=0)
+    names(clips, range(30))
+    told = sorted(record.getMessage().removeprefix(f"{tmp_path}/") for record in caplog.records)
+    assert [line.split(": ")[0] for line in told] == ["cut.mkv.safetensors", "held.mp4"]
+    assert "repeated_frames: 100% of the" in told[1]
+    assert "still_share: nothing moves in 100%" in told[1]
+
+
 def test_the_good_parts_of_a_damaged_file_are_used(sources: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run gets the same clips as the original run, although it has not met the bad parts."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.golden_losses import BASES, PATH, losses
 
@@ -15,14 +13,6 @@ TOLERANCE = 2e-3
 kernels to SSE4 changed the figures by at most 3e-4: AdamW divides tiny gradients by themselves, which enlarges rounding
 errors, and later steps depend on them.
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from protos.client import RewardClient
 from protos.error_codes import ErrorCode
-from protos.types import DYNAMICS, Clip, Dynamics
+from protos.types import DYNAMICS, REWARDS, Clip, Dynamics
 from reward_server.serving.private_redis import PrivateRedis
 from tests.pixel_scorer import pixel_dynamics
 from tests.reward_stack import RewardStack, calm_logits
@@ -29,7 +30,15 @@ from tests.trainer_runs import ROOT, SVD, WAN, figures, launch, metrics, tiny_co
 from trainer import checkpoint
 from trainer.checkpoint import read_about, trainable
 from trainer.config import Config
-from trainer.errors import CheckpointError, ConfigError, Diverged, MissingRewards, RewardsSilent, VersionLost
+from trainer.errors import (
+    CheckpointError,
+    ConfigError,
+    Diverged,
+    GateFailed,
+    MissingRewards,
+    RewardsSilent,
+    VersionLost,
+)
 from trainer.objective import ClipReward, GroupRewards
 from trainer.policies.lora import LoraSize
 from trainer.policies.tiny import tiny_wan
@@ -39,15 +48,6 @@ from trainer.train import batches, due, run_training, train
 
 QUIET = ("logs.samples_every_buffers=0",)
 WITHOUT_SERVER = ("rewards.server=''", "objective.weighting=uniform", *QUIET)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums then have one order, and other jobs share the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,14 @@ def test_a_run_goes_through_every_stage(
     tags = events.Tags()
     assert "loss/total" in tags["scalars"]
     assert "advantage_rollouts/long_term/histogram" in tags["histograms"]
+    assert tags["images"] == ["samples/0"] and len(figures(tmp_path, "advantage_spread/combined")) == 2
+    assert events.Images("samples/0")[0].encoded_image_string.startswith(b"GIF89a")
+    assert all(0 <= share <= 1 for share in figures(tmp_path, "buffer/waited_share"))
+    assert {f"reward_rollouts/{name}" for name in REWARDS} <= set(tags["scalars"])
+    assert len(figures(tmp_path, "reward_rollouts/long_term")) == 2
+    assert "dynamic/share" in tags["scalars"]
+    assert set(figures(tmp_path, "dynamic/share")) <= {0.0, 1.0} and len(figures(tmp_path, "dynamic/share")) == 2
+    assert (tmp_path / "run.html").read_text().count("<video") == 2
     for whose in ("dynamics_real", "dynamics_rollouts"):
         assert {f"{whose}/{name}" for name in DYNAMICS} <= set(tags["scalars"])
         assert len(figures(tmp_path, f"{whose}/total_motion")) == 2
@@ -342,8 +350,8 @@ def test_only_some_settings_may_change_on_resume(svd: Path, clips: Path, tmp_pat
     spared = ("policy.group_size=1", "policy.decode_chunk=2", "policy.gradient_checkpointing=true", "refresh.lr=0.5")
     longer = tiny_config(tmp_path, svd, clips, *options, "loop.num_buffers=2", *spared, "rewards.max_retries=9")
     assert run_training(longer).step == 4
-    with pytest.raises(CheckpointError, match=r"rewards\.real_as: 'decoded', was 'pixels'"):
-        run_training(tiny_config(tmp_path, svd, clips, *options, "rewards.real_as=decoded"))
+    with pytest.raises(CheckpointError, match=r"rewards\.real_as: 'pixels', was 'decoded'"):
+        run_training(tiny_config(tmp_path, svd, clips, *options, "rewards.real_as=pixels"))
 
 
 def test_a_refresh_without_a_server_is_refused_before_sampling(svd: Path, clips: Path, tmp_path: Path) -> None:
@@ -470,6 +478,29 @@ def test_a_refresh_changes_the_version_of_the_next_buffer(svd: Path, clips: Path
     assert versions == ["calm-1", "calm-1", "calm-after-0", "calm-after-0", "calm-after-1", "calm-after-1"]
 
 
+@pytest.mark.parametrize("on_gate", ["keep", "stop"])
+def test_a_refused_refresh_keeps_the_version_or_ends_the_run(
+    svd: Path, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, on_gate: str
+) -> None:
+    class Gated(InstantRewards):
+        def refresh(self, steps: int, *, seed: int, key: str) -> str:
+            if key.endswith("/0"):
+                raise GateFailed("the AUC fell")
+            return super().refresh(steps, seed=seed, key=key)
+
+    options = ("loop.passes=1", "refresh.enabled=true", f"refresh.on_gate={on_gate}", *QUIET)
+    rewards = Gated()
+    with open_run(tiny_config(tmp_path, svd, clips, *options), rewards=rewards) as run:
+        if on_gate == "stop":
+            with pytest.raises(GateFailed, match="the AUC fell"):
+                train(run)
+            return
+        progress = train(run)
+    assert {group.real.version for group in rewards.groups.values() if group.real} == {"calm-1"}
+    assert progress.version == "calm-after-1"
+    assert "THE REFRESH WAS REFUSED, and calm-1 scores on: the AUC fell" in caplog.text
+
+
 def test_recomputed_clips_are_submitted_under_another_key(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.passes=1", "refresh.enabled=true", "refresh.recompute=true", *QUIET)
     rewards = InstantRewards()
@@ -567,6 +598,7 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
     summary = json.loads(evaluate_checkpoint(config, tmp_path / "out", checkpoint=None))
     assert summary["num_first_frames"] == 3
     assert summary["num_without_reward"] == 0
+    assert (tmp_path / "out" / "evaluation.html").read_text().count("<video") == 3
     assert summary["discriminator_versions"] == ["pixels-1"]
     assert summary["checkpoint_folder"] == str(tmp_path / "run" / "checkpoints" / "step-00000002")
     for discriminator in ("combined", "instantaneous", "long_term"):
@@ -610,3 +642,26 @@ def test_written_rollouts_can_be_read_and_scored(
     if lossless:
         with RewardClient(stack.url) as client:
             assert all(outcome.reward for outcome in client.score([submission(source.path) for source in sources]))
+
+
+@pytest.mark.parametrize("real_as", ["decoded", "pixels"])
+def test_written_real_clips_pass_through_the_vae_unless_pixels_are_chosen(
+    svd: Path, clips: Path, tmp_path: Path, real_as: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer.evaluate import write_rollouts  # noqa: PLC0415
+    from trainer.run import form_of, open_accelerator, open_policy  # noqa: PLC0415
+    from trainer.video import read_clip  # noqa: PLC0415
+
+    options = ("evaluate.num_clips=1", "evaluate.per_clip=1", "data.start=first")
+    config = tiny_config(tmp_path / "run", svd, clips, *options, f"rewards.real_as={real_as}")
+    real_to = tmp_path / "real"
+    write_rollouts(config, tmp_path / "to", real_to=real_to, checkpoint=None, lossless=True, split="train")
+    policy = open_policy(config, open_accelerator(config))
+    source = json.loads((tmp_path / "to" / "rollouts.jsonl").read_text().splitlines()[0])["first_frame_of"]
+    read = read_clip(Path(source), form_of(policy), start=0.0)
+    (example,) = policy.encode([read], [""])
+    (decoded,) = policy.decode([example.latents])
+    written = read_clip(real_to / "00000.safetensors", form_of(policy), start=0.0)
+    assert not np.array_equal(read.frames, decoded.frames)
+    assert np.array_equal(written.frames, (decoded if real_as == "decoded" else read).frames)
+    assert ("rewards.real_as is pixels" in caplog.text) == (real_as == "pixels")

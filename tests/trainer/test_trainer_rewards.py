@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +16,17 @@ import numpy as np
 import pytest
 import redis
 
-from protos.client import RewardClient
+from protos.client import RequestRefused, RewardClient
 from protos.error_codes import ErrorCode
 from protos.results import results_key
-from protos.types import Clip, RefreshRequest
+from protos.types import Clip, RefreshRequest, RefreshResponse
 from reward_server.serving.private_redis import PrivateRedis
+from reward_server.settings import Settings
 from tests.pixel_scorer import pixel_dynamics
+from tests.reward_server.test_refresh import RESPONSE
 from tests.reward_stack import RewardStack, calm_logits
 from trainer.config import RefreshConfig, RewardsConfig
-from trainer.errors import ConfigError, MissingRewards, RewardsSilent
+from trainer.errors import ClipsLost, ConfigError, GateFailed, MissingRewards, RewardsSilent
 from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import OUTAGE_PAUSE_S, AwaitedOutcomes, Entry, StreamOutcomes
@@ -306,6 +309,34 @@ def test_a_redis_that_loses_everything_costs_only_time(redis_server: PrivateRedi
     assert collected.groups == (expected(group("g")),)
 
 
+@pytest.mark.slow
+def test_an_outage_of_server_and_redis_together_costs_only_time(tmp_path: Path) -> None:
+    """It is longer than patience_s and shorter than max_outage_s. Clips are sent before it and during it."""
+    with PrivateRedis(Settings(data_dir=tmp_path / "redis")) as store, RewardStack(store.url) as stack:
+        config = RewardsConfig(
+            server=stack.url, redis_url=store.url, patience_s=1.0, max_outage_s=120.0, max_in_flight=6
+        )
+        rewards = RemoteRewards(config, RefreshConfig(), run_id=f"{RUN}-outage", folder=tmp_path / "rewards")
+        groups = [group(f"g{index}", 10 * index, policy_version="slow:0.2") for index in range(3)]
+        rewards.submit(groups[0])
+        stack.kill()
+        store.stop()
+
+        def come_back() -> None:
+            store.start()
+            stack.start()
+
+        back = threading.Timer(3.0, come_back)
+        back.start()
+        assert rewards.pin() == "pixels-1"  # waits
+        for one in groups[1:]:
+            rewards.submit(one)
+        collected = rewards.collect([one.key for one in groups], 3)
+        back.join()
+        rewards.close()
+    assert collected.groups == tuple(expected(one) for one in groups)
+
+
 def test_entries_that_expired_while_pending_are_acknowledged(store: redis.Redis, stack: RewardStack) -> None:
     key = results_key(PROFILE, "expired")
     outcomes = StreamOutcomes(stack.redis_url, key, group="trainer-0")
@@ -330,7 +361,7 @@ def test_other_refresh_settings_are_another_request(open_rewards: Open, monkeypa
             orders.append((request.idempotency_key, takes_s))
             raise RewardsSilent
 
-        return call(SimpleNamespace(refresh=refresh, refresh_timeout_s=lambda: 3630.0))
+        return call(SimpleNamespace(refresh=refresh, refresh_timeout_s=lambda steps: 3630.0))
 
     rewards = open_rewards()
     monkeypatch.setattr(rewards._server, "ask", ask)
@@ -345,23 +376,52 @@ def test_other_refresh_settings_are_another_request(open_rewards: Open, monkeypa
     assert (first_s, patient_s) == (3630.0, 9.0)
 
 
-def test_a_refresh_on_fewer_clips_than_were_scored_warns(
+@dataclass
+class Refusing:
+    """A server that answers a refresh with a response or a refusal."""
+
+    answer: RefreshResponse | RequestRefused
+
+    def __call__(self, call: Callable[[object], object], *, takes_s: float = 0.0) -> object:
+        if isinstance(self.answer, RequestRefused):
+            raise self.answer
+        return self.answer
+
+
+def test_the_log_tells_how_many_of_the_scored_clips_a_refresh_trained_on(
     open_rewards: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """There is a warning if some groups had no rollout among them."""
     rewards = open_rewards()
-    rewards.submit(group("g"))
-    rewards.collect(["g"], 3)
-    auc = SimpleNamespace(before=SimpleNamespace(auc=0.5), after=SimpleNamespace(auc=0.6))
-    answer = SimpleNamespace(discriminator_version="v", steps=1, num_real=1, num_held_out=0, seconds=1.0)
-    answer.instantaneous = answer.long_term = auc
-    monkeypatch.setattr(rewards._server, "ask", lambda *_, **__: answer)
+    answer = replace(
+        RESPONSE, steps=4, num_real=6, older_real=1, num_rollouts=7, older_rollouts=2, scored_real=5, scored_rollouts=40
+    )
+    server = Refusing(answer)
+    monkeypatch.setattr(rewards._server, "ask", server)
+    monkeypatch.setattr(rewards._versions, "fetch", lambda version: None)
     rewards._refresh = RefreshConfig(timeout_s=60.0)
-    for answer.num_rollouts in (2, 1):
-        assert rewards.refresh(1, seed=0, key="k") == "v"
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    (told,) = (message for message in warned if "the refresh" in message)  # a slow server gives other warnings
-    assert "used 1 rollouts, but this process had 2 scored" in told
-    assert "MOTION_REWARD_FEATURE_MAX_BYTES" in told
+    with caplog.at_level(logging.INFO, "trainer.rewards.remote"):
+        for server.answer in (answer, replace(answer, num_rollouts=6)):
+            rewards.refresh(9, seed=0, key="k")
+    told, _, warned = (record.getMessage() for record in caplog.records if "refresh" in record.getMessage())
+    assert "4 steps (of 9, by refresh.max_passes) on 5 of 5 real clips and 5 of 40 rollouts" in told
+    assert "and 3 clips of earlier buffers" in told
+    assert "4 of 40 rollouts, fewer than one for each of 5 real clips" in warned
+    assert "MOTION_REWARD_FEATURE_MAX_BYTES" in warned
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("unknown_run", ClipsLost), ("too_few_clips", ClipsLost), ("gate_failed", GateFailed), ("x", RequestRefused)],
+)
+def test_a_refused_refresh_says_what_can_be_done(
+    open_rewards: Open, monkeypatch: pytest.MonkeyPatch, code: str, kind: type[Exception]
+) -> None:
+    rewards = open_rewards()
+    monkeypatch.setattr(rewards._server, "ask", Refusing(RequestRefused(code, "because")))
+    rewards._refresh = RefreshConfig(timeout_s=60.0)
+    with pytest.raises(kind, match="because"):
+        rewards.refresh(1, seed=0, key="k")
 
 
 # --- the journal --------------------------------------------------------------------------------

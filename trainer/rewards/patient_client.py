@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,8 +19,9 @@ R = TypeVar("R")
 class PatientClient:
     """A client that retries. It may be used from several threads, and stops retrying once it is closed."""
 
-    def __init__(self, server: str, *, max_outage_s: float) -> None:
-        self.client = RewardClient(server, attempts=1)
+    def __init__(self, client: RewardClient, *, max_outage_s: float) -> None:
+        """`client` makes one attempt for each call. It is closed with this one."""
+        self.client = client
         self._max_outage_s = max_outage_s
         self._closing = False
 
@@ -37,11 +39,15 @@ class PatientClient:
         raise AssertionError("stamina raises the last error")
 
     def _waits(self, error: Exception) -> bool | float:
-        """Whether to retry; seconds until then, if the server gave them."""
+        """Whether to retry; seconds until then, if the server gave them.
+
+        Up to half of that is added at random, so that the processes of a run do not all come back at the same time.
+        """
         if self._closing or not isinstance(error, (ServerBusy, ServerSilent)):
             return False
         log.warning("retrying the reward server, for %.0f s at most: %s", self._max_outage_s, error)
-        return getattr(error, "retry_after_s", None) or True
+        after_s = getattr(error, "retry_after_s", None)
+        return after_s * random.uniform(1.0, 1.5) if after_s else True
 
     def stop(self) -> None:
         """Let running calls fail without another retry."""

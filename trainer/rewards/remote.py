@@ -13,27 +13,38 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from protos.client import RequestRefused
+from protos.client import RequestRefused, RewardClientError
+from protos.client.api_key import api_key_of
 from protos.error_codes import ErrorCode
-from protos.results import results_key
+from protos.results import owned_run, results_key
 from protos.types import Outcome, OutcomeKind, RefreshResponse
 from trainer.config import RefreshConfig, RewardsConfig
-from trainer.errors import MissingRewards, RewardsSilent
+from trainer.errors import ClipsLost, GateFailed, MissingRewards, RewardsSilent, TrainerError
 from trainer.measures.dynamics_floor import require_dynamics
 from trainer.objective import ClipReward, GroupRewards
 from trainer.rewards.journal import ClipResult, Journal
 from trainer.rewards.outcomes import AwaitedOutcomes, Entry, Outcomes, StreamOutcomes
+from trainer.rewards.own_versions import OwnVersions
 from trainer.rewards.patient_client import PatientClient
 from trainer.rewards.source import ClipGroup, Collected
-from trainer.rewards.uploads import Uploads
+from trainer.rewards.uploads import Uploads, Waiting
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+ALIVE_EVERY_S = 60.0
+MAX_RESTORED = 8  # times that a clip is sent again because the server lost the version that it is pinned to
+REFUSALS: dict[str, type[TrainerError]] = {  # of a refresh
+    ErrorCode.UNKNOWN_RUN: ClipsLost,
+    ErrorCode.TOO_FEW_CLIPS: ClipsLost,
+    ErrorCode.GATE_FAILED: GateFailed,
+}
 PASSING = {OutcomeKind.TIMEOUT, OutcomeKind.FAILED}  # a retry may succeed
 
 
@@ -44,18 +55,21 @@ class RemoteRewards:
         self, config: RewardsConfig, refresh: RefreshConfig, *, run_id: str, folder: Path, rank: int = 0
     ) -> None:
         self._config, self._refresh, self._run_id = config, refresh, run_id
-        self._server = PatientClient(config.server, max_outage_s=config.max_outage_s)
+        self._server = PatientClient(config.client(attempts=1), max_outage_s=config.max_outage_s)
         self._journal = Journal(folder / f"rewards-{rank}.jsonl")
         self._uploads = Uploads(self._server, run_id)
+        self._versions = OwnVersions(self._server, run_id, folder / "versions")
         self._heard_s = self._asked_s = time.monotonic()
-        self._num_scored = 0  # rollouts with a reward in the last collected groups
+        self._alive_s = -math.inf  # when the server was last given a sign of life
+        self._alive = ThreadPoolExecutor(1, thread_name_prefix="alive")
         self._outcomes = self._open_outcomes(rank)
 
     def _open_outcomes(self, rank: int) -> Outcomes:
         if not self._config.redis_url:
             return AwaitedOutcomes(self._server.client)
         profile = self._server.ask(lambda client: client.model()).profile
-        key = results_key(profile, self._run_id)
+        api_key = api_key_of(self._config.api_key())
+        key = results_key(profile, owned_run(self._run_id, api_key.id if api_key else ""))
         return StreamOutcomes(self._config.redis_url, key, group=f"trainer-{rank}")
 
     def pin(self) -> str:
@@ -86,30 +100,63 @@ class RemoteRewards:
             errors=dict(Counter(error for clip_id in wanted if (error := self._journal[clip_id].error))),
         )
         self._check_missing(collected, wanted)
-        self._num_scored = sum(scored is not None for group in collected.groups for scored in group.rollouts)
         return collected
 
     def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
         self._journal.forget(clip_id for key in keys for clip_id in _clip_ids(key, num_clips))
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s())
+        timeout_s = self._refresh.timeout_s or self._server.ask(lambda client: client.refresh_timeout_s(steps))
         request = self._refresh.request(run_id=self._run_id, steps=steps, seed=seed)
         asked = hashlib.sha256(repr(request).encode()).hexdigest()[:8]  # other settings after a resume: another request
         request = replace(request, idempotency_key=f"{key}-{asked}", deadline_s=timeout_s)
-        response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
-        log.info("%s", _told(response))
-        if response.num_rollouts < min(self._num_scored, self._refresh.max_rollouts or math.inf):
-            log.warning(
-                "the refresh used %d rollouts, but this process had %d scored: the server keeps the motion of the "
-                "newest clips only; raise its MOTION_REWARD_FEATURE_MAX_BYTES, or lower MOTION_REWARD_FEATURE_TRACKS",
-                response.num_rollouts,
-                self._num_scored,
-            )
+        try:
+            response = self._server.ask(lambda client: client.refresh(request, timeout_s), takes_s=timeout_s)
+        except RequestRefused as error:
+            if error.code in REFUSALS:
+                raise REFUSALS[error.code](str(error)) from error
+            raise
+        log.info("%s", _told(response, steps))
+        self._warn_of_few(response)
+        self._versions.fetch(response.discriminator_version)
         return response.discriminator_version
+
+    def _warn_of_few(self, response: RefreshResponse) -> None:
+        """Warn if some groups had no rollout in the refresh, although the server could have taken all of them."""
+        used, scored = response.num_rollouts - response.older_rollouts, response.scored_rollouts
+        groups = min(response.scored_real, scored, self._refresh.max_rollouts or math.inf)
+        if used < groups:
+            log.warning(
+                "the refresh used %d of %d rollouts, fewer than one for each of %d real clips: the server has no room "
+                "for more motion; raise its MOTION_REWARD_FEATURE_MAX_BYTES and MOTION_REWARD_FEATURE_MAX_CLIPS, or "
+                "lower MOTION_REWARD_FEATURE_MIN_TRACKS",
+                used,
+                scored,
+                response.scored_real,
+            )
+
+    def restore(self, version: str) -> None:
+        self._versions.restore(version)
+
+    def own_versions(self, versions: Collection[str]) -> list[Path]:
+        return self._versions.kept(versions)
+
+    def adopt(self, folder: Path) -> None:
+        self._versions.adopt(folder)
+
+    def sign_of_life(self) -> None:
+        if time.monotonic() - self._alive_s > ALIVE_EVERY_S:
+            self._alive_s = time.monotonic()
+            self._alive.submit(self._show_life)
+
+    def _show_life(self) -> None:
+        """Ask for the run's model, which makes its clips and versions live on. The next time will do too."""
+        with suppress(RewardClientError):
+            self._server.client.model(self._run_id)
 
     def close(self) -> None:
         """Close without waiting for outcomes. The next process asks for them again."""
+        self._alive.shutdown(wait=False, cancel_futures=True)
         self._server.stop()
         self._uploads.close()
         self._outcomes.close()
@@ -155,11 +202,19 @@ class RemoteRewards:
         if not outcome.context.idempotency_key:  # the server lost the job, so this does not count as a retry
             self._uploads.repeat(clip_id)
             return None
+        if outcome.error.code == ErrorCode.VERSION_NOT_SERVED and self._restored(waiting):
+            self._uploads.retry(clip_id)
+            return None
         retries = self._config.max_retries if self._config.on_missing == "retry" else 0
         if outcome.kind in PASSING and waiting.attempt < retries:
             self._uploads.retry(clip_id)
             return None
         return ClipResult(scored=None, error=outcome.error.code, latency_s=latency_s)
+
+    def _restored(self, waiting: Waiting) -> bool:
+        """Whether the server has the version again that a clip is pinned to."""
+        version = waiting.submission.context.discriminator_version
+        return waiting.attempt < MAX_RESTORED and self._versions.restore(version)
 
     # --- silence and lost jobs ------------------------------------------------------------------
 
@@ -227,14 +282,23 @@ def _scored(outcome: Outcome) -> ClipReward:
     )
 
 
-def _told(response: RefreshResponse) -> str:
+def _told(response: RefreshResponse, asked: int) -> str:
     """A refresh as one line of the log."""
     auc = (
         f"{name} {discriminator.before.auc:.2f} -> {discriminator.after.auc:.2f}"
         for name, discriminator in (("instantaneous", response.instantaneous), ("long-term", response.long_term))
     )
+    older = response.older_real + response.older_rollouts
+    real, rollouts = response.num_real - response.older_real, response.num_rollouts - response.older_rollouts
     return (
-        f"discriminators refreshed to {response.discriminator_version}: {response.steps} steps on {response.num_real} "
-        f"real clips and {response.num_rollouts} rollouts in {response.seconds:.1f} s; AUC on {response.num_held_out} "
-        f"held out: {', '.join(auc)}"
+        f"discriminators refreshed to {response.discriminator_version}: {response.steps} steps"
+        f"{'' if response.steps == asked else f' (of {asked}, by refresh.max_passes)'} on {real} of "
+        f"{response.scored_real} real clips and {rollouts} of {response.scored_rollouts} rollouts"
+        f"{f', and {older} clips of earlier buffers,' if older else ''} in {response.seconds:.1f} s; AUC on "
+        f"{response.num_held_out} held out: {', '.join(auc)}{_missed(response)}"
     )
+
+
+def _missed(response: RefreshResponse) -> str:
+    missing = (*response.missing_real, *response.missing_rollouts)
+    return f"; {len(missing)} clips were scored but not kept for it: {', '.join(missing[:4])}..." if missing else ""

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from protos.types import Clip
@@ -23,6 +24,7 @@ class ClipGroup:
     rollouts: tuple[Clip, ...]
     policy_version: str
     discriminator_version: str
+    trains: bool = True  # whether a refresh may train on these clips
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -63,7 +65,27 @@ class RewardSource(Protocol):
         ...
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        """Train the discriminators on the run's clips and return the new version. Each `key` trains once."""
+        """Train the discriminators on the run's clips and return the new version. Each `key` trains once.
+
+        Raises GateFailed if the server refused the new version because of its figures, and ClipsLost if it no longer
+        has the run's clips.
+        """
+        ...
+
+    def restore(self, version: str) -> None:
+        """Upload a version of the run again if the server has lost it and its files are here."""
+        ...
+
+    def own_versions(self, versions: Collection[str]) -> list[Path]:
+        """Folders with the files of those of these versions that are the run's own. Others are not needed any more."""
+        ...
+
+    def adopt(self, folder: Path) -> None:
+        """Take the files of versions from a checkpoint."""
+        ...
+
+    def sign_of_life(self) -> None:
+        """Have the server keep the run's clips and versions. Call it often; it returns at once."""
         ...
 
     def close(self) -> None: ...
@@ -90,6 +112,18 @@ class NoRewards:
 
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         raise ConfigError("there are no discriminators to refresh without a reward server; set refresh.enabled=false")
+
+    def restore(self, version: str) -> None:
+        pass
+
+    def own_versions(self, versions: Collection[str]) -> list[Path]:
+        return []
+
+    def adopt(self, folder: Path) -> None:
+        pass
+
+    def sign_of_life(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

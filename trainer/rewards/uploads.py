@@ -56,10 +56,11 @@ class Uploads:
         `forgotten` is how often a missing reward of the clip was forgotten. Each time makes it another job.
         """
         key = f"{self._run_id}/{clip_id}" + (f"/again-{forgotten}" if forgotten else "")
+        origin = Origin.ROLLOUT if at else Origin.REAL
         context = Context(
             group_id=group.key,
             run_id=self._run_id,
-            origin=Origin.ROLLOUT if at else Origin.REAL,
+            origin=origin if group.trains else None,  # without one, the server does not keep the clip's motion
             idempotency_key=key,
             policy_version=group.policy_version,
             discriminator_version=group.discriminator_version,

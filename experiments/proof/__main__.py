@@ -1,6 +1,6 @@
-"""Runs the proof: `python -m experiments.proof mechanism | rewards | motion | seeds`.
+"""Runs the proof: `python -m experiments.proof mechanism | rewards | motion | seeds | restore`.
 
-The first three commands are the levels of plan.md; `seeds` combines Level 3 over data seeds.
+The first three commands are the levels of plan.md; `seeds` combines Level 3 over data seeds. `restore` is plan3.md.
 A run can be resumed: results that are already in `--out` are kept.
 """
 
@@ -8,50 +8,46 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 import typer
 
-from experiments.proof.arms import Arm, Task, arms, run_arm
-from experiments.proof.base import policy_config, trained_base
+from experiments.proof.arms import Task, arms
+from experiments.proof.base import policy_config
 from experiments.proof.discriminators import Negatives, named, reward_server
 from experiments.proof.learned import direction, groups_of, score_groups
 from experiments.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from experiments.proof.report import write_report
-from experiments.proof.scenes import SceneMix, draw_scenes
-from experiments.proof.size import SIZES, ProofSize
+from experiments.proof.restored import read_runs, write_restored
+from experiments.proof.restoring import PARTS, PartName, run_part
+from experiments.proof.running import arm_records, chosen_arms, prepare
+from experiments.proof.scenes import draw_scenes
+from experiments.proof.size import SIZES
 from experiments.proof.together import read_seed, write_together
 from experiments.proof.verdicts import Interval
 from protos.client import RewardClient, RewardClientError
 from reward_server.errors import RewardServerError
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import TrainerError
 from trainer.policies.loading import make_policy
 from trainer.seeds import derived_seed
-from trainer.video import write_clip
-
-log = logging.getLogger("experiments.proof")
-
 
 app = typer.Typer(help="Test SHIFT on a toy base; experiments/proof/plan.md has the claims.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="Folder for base, arms and report; the same folder resumes.")]
 Seed = Annotated[int, typer.Option(help="Seed of the base, the data and the held-out first frames.")]
 Size = Annotated[
-    Literal["full", "long", "short", "pilot", "smoke"],
+    Literal["full", "long", "third", "short", "pilot", "smoke"],
     typer.Option(
         help="full: the size of plan.md. long: its second plan, with twice the steps and a third of the lambdas. "
+        "third: the size of plan3.md. "
         "short: the base trains a third as long. pilot: a weak base and one stream. "
         "smoke: a quick test, whose verdicts mean nothing."
     ),
@@ -93,14 +89,6 @@ def mechanism(
     summary = write_report(records, folder / "report", about)
     typer.echo((folder / "report" / "report.txt").read_text())
     typer.echo(json.dumps({**summary, "seconds": round(time.monotonic() - started)}, allow_nan=False))
-
-
-def chosen_arms(all_arms: list[Arm], only: list[str] | None) -> list[Arm]:
-    """The arms named in `only`, or all. Raises ConfigError for an unknown name."""
-    names = [arm.name for arm in all_arms]
-    if unknown := set(only or ()) - set(names):
-        raise ConfigError(f"there is no arm {sorted(unknown)}; give some of {names}")
-    return [arm for arm in all_arms if not only or arm.name in only]
 
 
 @app.command()
@@ -191,38 +179,28 @@ def seeds(
     typer.echo(json.dumps({**about, "sets": found}, allow_nan=False))
 
 
-def prepare(folder: Path, size: ProofSize, *, seed: int) -> None:
-    """Train the base and write the files of the fine-tuning set, unless they exist."""
-    torch.set_num_threads(1)  # two are no faster for a toy, and hundreds of times slower once they wait for a core
-    mix = SceneMix(glow_share=0.5)
-    scenes = draw_scenes(size.base.num_scenes, seed=derived_seed(seed, "base"), mix=mix)
-    trained_base(folder, [scene.clip() for scene in scenes], size.base, seed=seed)
-    for number, scene in enumerate(draw_scenes(size.num_train, seed=derived_seed(seed, "train"))):
-        path = folder / "train" / f"{number:05d}.safetensors"
-        if not path.exists():
-            write_clip(path, scene.clip())
-
-
-def arm_records(chosen: list[Arm], num_streams: int, jobs: int, task: Callable[..., Task]) -> list[dict[str, Any]]:
-    """Records of every arm in every stream, stream by stream. `task` makes a Task from an arm and a stream."""
-    tasks = [task(arm=arm, stream=stream) for stream in range(num_streams) for arm in chosen]
-    return [json.loads(path.read_text()) for path in run_arms(tasks, jobs)]
-
-
-def run_arms(tasks: list[Task], jobs: int) -> list[Path]:
-    """Run the tasks in up to `jobs` processes. Returns their result files in the order of the tasks."""
-    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    results = []
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        try:
-            for number, path in enumerate(pool.map(run_arm, tasks), 1):
-                log.info("%d of %d arms: %s", number, len(tasks), path.stem)
-                results.append(path)
-        except SystemExit:  # do not wait for running arms: a resumed run starts them again
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-    return results
+@app.command()
+def restore(
+    *,
+    seed: Annotated[list[int], typer.Option(help="A data seed of plan3.md; repeat it for each.")],
+    out: Out = OUT,
+    size: Size = "third",
+    jobs: Jobs = TWO_CORES,
+    on: Annotated[Literal["damped", "static", "both"], typer.Option(help="Which part of plan3.md.")] = "both",
+    only: Only = None,
+    streams: Streams = None,
+) -> None:
+    """Run the third plan on each seed, and report its verdicts over them. Seeds that have run are only reported."""
+    counts, places = SIZES[size], [out / f"{size}-{one}" for one in seed]
+    parts: tuple[PartName, ...] = PARTS if on == "both" else (on,)
+    found = {}
+    for part in parts:
+        for one, place in zip(seed, places, strict=True):
+            run_part(part, place / part, counts, seed=one, jobs=jobs, only=only, streams=streams)
+        folder = out / f"{size}-restored" / "-".join(map(str, seed)) / part
+        found[part] = write_restored(part, read_runs(part, places, seed), folder)
+        typer.echo(f"{part}\n{(folder / 'report.txt').read_text()}")
+    typer.echo(json.dumps({"proof": "third-plan", "seeds": seed, "size": size, "parts": found}, allow_nan=False))
 
 
 def end_on_sigterm() -> None:

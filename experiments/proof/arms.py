@@ -17,6 +17,7 @@ import torch
 
 from experiments.proof.base import policy_config
 from experiments.proof.known_rewards import NAMES, measures, speed_reward
+from experiments.proof.reference import ReferenceRewards
 from experiments.proof.scenes import SceneMix, draw_scenes
 from experiments.proof.size import ProofSize
 from experiments.proof.sources import CueDiscriminator, DiscriminatorRewards, KnownRewards, cues, train_discriminator
@@ -30,6 +31,7 @@ from trainer.config import (
     OptimizerConfig,
     RefreshConfig,
     RewardsConfig,
+    SignalConfig,
 )
 from trainer.data import DataConfig
 from trainer.measures.dynamics import dynamic_degree
@@ -57,6 +59,8 @@ class Arm:
     objective: dict[str, Any] = field(default_factory=dict)
     refreshed: bool = False
     trained: bool = True
+    heads: str = ""  # recipe of the learned rewards' discriminators (heads.py); empty: the seed's only ones
+    referenced: bool = False  # the discriminators' positives are the moving reference set, not the fine-tuning data
 
 
 def arms(size: ProofSize) -> list[Arm]:
@@ -134,12 +138,22 @@ def _write(path: Path, text: str) -> None:
 def _fine_tune(task: Task, policy: Policy, folder: Path) -> tuple[float, list[dict[str, float]]]:
     """Seconds that the loop took, and what the advantages of each buffer favoured."""
     with open_run(run_config(task, folder), rewards=rewards_of(task, policy), policy=policy) as run:
-        watched = WatchedRewards(run.rewards)
+        watched = WatchedRewards(_referenced(task, policy, run.rewards) if task.arm.referenced else run.rewards)
         started = time.monotonic()
         train(replace(run, rewards=watched))
         seconds = time.monotonic() - started
     policy.module = run.accelerator.unwrap_model(policy.module)
     return seconds, watched.favours
+
+
+def _referenced(task: Task, policy: Policy, rewards: RewardSource) -> RewardSource:
+    examples = policy.encode(reference_clips(task.size, task.seed), [""] * task.size.num_train)
+    return ReferenceRewards(rewards, policy.decode([example.latents for example in examples]))
+
+
+def reference_clips(size: ProofSize, seed: int) -> list[Clip]:
+    """The moving reference set: as many scenes as the fine-tuning set has, and none of them in it."""
+    return [scene.clip() for scene in draw_scenes(size.num_train, seed=derived_seed(seed, "reference"))]
 
 
 def run_config(task: Task, folder: Path) -> Config:
@@ -164,6 +178,7 @@ def run_config(task: Task, folder: Path) -> Config:
         optimizer=OptimizerConfig(lr=size.lr, warmup_steps=min(10, size.num_steps // 4), weight_decay=0.0),
         # decoded: rollouts must not be recognisable by the autoencoder's blur
         rewards=RewardsConfig(server=task.server, real_as="decoded"),
+        signal=SignalConfig(noise_share=0.0),
         refresh=RefreshConfig(
             enabled=arm.refreshed,
             steps_per_step=size.discriminators.refresh_steps_per_step if learned else size.refresh_steps_per_step,

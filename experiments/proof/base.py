@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.proof.base_training import BasePlan, train_base
-from experiments.proof.scenes import FPS, NUM_FRAMES, SIDE_PX
+from experiments.proof.scenes import FPS, NUM_FRAMES, SIDE_PX, SceneMix
 from protos.types import Clip
 from trainer.policies.lora import LoraSize
 from trainer.policies.svd import SvdConfig
@@ -28,6 +28,7 @@ class BaseSize:
     """The size of a base and how long it trains."""
 
     num_scenes: int = 512
+    mix: SceneMix = field(default_factory=lambda: SceneMix(glow_share=0.5))
     channels: tuple[int, ...] = (32, 64)
     vae_channels: tuple[int, ...] = (32, 32, 32)
     sampler_steps: int = 8

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -52,9 +52,15 @@ def pretrained_discriminators(
     places = {"--real": work / "real", "--work": work, "--out": discriminators}
     if num_rollouts:
         places["--generated"] = work / "generated"
-    options = [str(part) for option in places.items() for part in option]
-    subprocess.run([sys.executable, "-m", "reward_server", "pretrain", *options, *about], check=True)
+        about += ["--stop-auc", "0"]  # the published runs had no such rule
+    run_pretraining(places, *about)
     return discriminators
+
+
+def run_pretraining(places: Mapping[str, Path], *options: str) -> None:
+    """Run `motion-reward pretrain` in a process of its own. Raises CalledProcessError if it fails."""
+    flat = [str(part) for option in places.items() for part in option]
+    subprocess.run([sys.executable, "-m", "reward_server", "pretrain", *flat, *options], check=True)
 
 
 def pretraining_clips(groups: Sequence[Sequence[Clip]], folder: Path) -> None:

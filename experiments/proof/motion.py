@@ -82,7 +82,7 @@ def fine_tuning_data(name: SetName, folder: Path, policy: Policy, size: ProofSiz
         for number, clip in enumerate(train):
             write_clip(folder / "train" / f"{number:05d}.safetensors", clip)
         unseen = _clips(size.num_held_out * size.per_clip, seed, "unseen", mix)
-        path.write_text(json.dumps([_measured(policy, clips, size) for clips in (train, unseen)]))
+        path.write_text(json.dumps([measured_clips(policy, clips, size) for clips in (train, unseen)]))
     return read_data(folder)
 
 
@@ -96,7 +96,8 @@ def _clips(num: int, seed: int, what: str, mix: SceneMix) -> list[Clip]:
     return [scene.clip() for scene in draw_scenes(num, seed=derived_seed(seed, what), mix=mix)]
 
 
-def _measured(policy: Policy, clips: Sequence[Clip], size: ProofSize) -> dict[str, list[float]]:
+def measured_clips(policy: Policy, clips: Sequence[Clip], size: ProofSize) -> dict[str, list[float]]:
+    """The MEASURES of clips after a pass through the policy's autoencoder."""
     examples = policy.encode(clips, [""] * len(clips))
     found = [measured(clip, size) for clip in policy.decode([example.latents for example in examples])]
     return {name: [one[name] for one in found] for name in MEASURES}

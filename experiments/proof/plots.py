@@ -27,6 +27,8 @@ COLOURS = {
     "refreshed": "#4292c6",
     "regression": "#54a24b",
     "shift-fixed": "#c0504d",
+    "shift-refreshed": "#4292c6",
+    "known": "#54a24b",
 }
 
 
@@ -112,6 +114,46 @@ def plot_seeds(
         panel.set_yticks(range(len(rows)), rows)
         panel.set_xlabel(title)
         panel.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    _save(figure, path)
+
+
+def plot_histograms(
+    samples: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]],
+    data_px: Sequence[NDArray[np.float64]],
+    arms: Sequence[str],
+    bins: NDArray[np.float64],
+    path: Path,
+) -> None:
+    """Third plan: a histogram of speeds for each arm, all seeds together, over that of the speeds to reach."""
+    figure, panels = plt.subplots(1, len(arms), figsize=(2.6 * len(arms), 3), sharey=True, squeeze=False)
+    reach = np.concatenate(list(data_px))
+    for panel, arm in zip(panels[0], arms, strict=True):
+        speeds = np.concatenate([of[arm]["speed_px"].ravel() for of in samples])
+        for values, style in ((reach, {"color": "lightgrey"}), (speeds, {"histtype": "step", "linewidth": 1.8})):
+            weights = np.full(len(values), 100 / len(values))
+            colour = {} if "color" in style else {"color": COLOURS.get(arm, "#4292c6")}
+            panel.hist(values.clip(bins[0], bins[-1]), bins=bins.tolist(), weights=weights, **style, **colour)
+        panel.set(title=arm, xlabel="speed, px per frame")
+    panels[0][0].set_ylabel("% (grey: to reach)")
+    _save(figure, path)
+
+
+def plot_gains(rows: Mapping[str, Mapping[str, Sequence[float]]], seeds: Sequence[int], path: Path) -> None:
+    """Third plan: speed, distance of the speeds and look error by arm, one mark for each seed."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 0.4 * len(rows) + 1.6), sharey=True)
+    names = (
+        ("speed_px", "speed, px per frame"),
+        ("distance_px", "distance of speeds, px"),
+        ("look_error", "look error"),
+    )
+    for panel, (measure, title) in zip(axes, names, strict=True):
+        for at, seed in enumerate(seeds):
+            panel.plot([of[measure][at] for of in rows.values()], range(len(rows)), "o", label=f"seed {seed}")
+        panel.set_yticks(range(len(rows)), list(rows))
+        panel.set_xlabel(title)
+        panel.grid(alpha=0.3)
     axes[0].invert_yaxis()
     axes[0].legend()
     _save(figure, path)

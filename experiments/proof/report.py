@@ -93,10 +93,14 @@ def _ablation_lines(table: Table) -> list[str]:
     return ["reward minus shift-mid's:"] + [f"  {name:14} {value}" for name, value in ablations(table).items()]
 
 
-def write_clips(names: Sequence[str], folder: Path) -> None:
-    """Write an mp4, a gif and a png of three moments: a row per held-out first frame, a column per arm."""
+def write_clips(names: Sequence[str], folder: Path, arms: Path | None = None) -> None:
+    """Write an mp4, a gif and a png of three moments: a row per held-out first frame, a column per arm.
+
+    `arms` holds the arms' results; by default it stands beside `folder`.
+    """
+    arms = arms or folder.parent / "arms"
     form = ClipForm(num_frames=NUM_FRAMES, fps=FPS, height_px=SIDE_PX, width_px=SIDE_PX)
-    columns = [find_sources([str(folder.parent / "arms" / f"{name}-0" / "clips")], "train") for name in names]
+    columns = [find_sources([str(arms / f"{name}-0" / "clips")], "train") for name in names]
     rows = [
         side_by_side([read_clip(source.path, form) for source in sources]).frames
         for sources in zip(*columns, strict=True)

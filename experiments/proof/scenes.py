@@ -33,6 +33,7 @@ class SceneMix:
     static_share: float = 0.0  # share of scenes whose body rests
     glow_share: float = 0.0  # share of scenes whose wall grows brighter
     glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of the wall's rise from first to last frame
+    pace: float = 1.0  # how fast time runs: at 0.5 the same bodies take the same paths at half the speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Scene:
     angle: float  # of the texture in the first frame, radians
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # RGB of the body's two halves, 0..255
     glow: float = 0.0  # grey levels by which the wall brightens over the clip
+    pace: float = 1.0
 
     @property
     def moves(self) -> bool:
@@ -58,8 +60,8 @@ class Scene:
         path = [position.copy()]
         for _ in range((NUM_FRAMES - 1) * SUBSTEPS):
             if self.kind == "fall" and self.moves:
-                velocity[1] += GRAVITY / SUBSTEPS
-            position = position + velocity / SUBSTEPS
+                velocity[1] += GRAVITY * self.pace / SUBSTEPS
+            position = position + velocity * self.pace / SUBSTEPS
             for axis in (0, 1):
                 if (position[axis] < low and velocity[axis] < 0) or (position[axis] > high and velocity[axis] > 0):
                     damped = self.kind == "fall" and axis == 1
@@ -117,6 +119,7 @@ def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
         angle=float(rng.uniform(0, 2 * np.pi)),
         colours=(_colour(hue, 255), _colour((hue + 20) % 180, 200)),
         glow=float(rng.uniform(*mix.glow_levels)) * glows,
+        pace=mix.pace,
     )
 
 

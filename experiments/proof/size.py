@@ -1,4 +1,4 @@
-"""Defines the sizes of a proof: full, long, short and pilot for less time, and a smoke run of the same code."""
+"""Defines the sizes of a proof: full, long, third, short and pilot for less time, and a smoke run of the same code."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class ProofSize:
     logit_lambdas: tuple[float, float, float] = (0.3, 1.0, 3.0)  # of Level 3
     logit_beta: float = 1.0  # of exp weights, in logits
     static_share: float = 0.4  # of Level 3's second fine-tuning set
+    dose: float = 0.5  # of the third plan: objective.aw_dose of every arm that trains on rollouts
 
     @property
     def num_steps(self) -> int:
@@ -66,6 +67,13 @@ SHORT = ProofSize(
     ),
     streams=2,
     discriminators=DiscriminatorsSize(num_scenes=48, steps=200, num_held_out=24, per_clip=4),
+)
+THIRD = replace(
+    FULL,
+    base=BaseSize(plan=BasePlan(autoencoder_steps=1000, autoencoder_batch=4, denoiser_steps=3000, denoiser_batch=8)),
+    num_buffers=4,
+    static_share=0.45,
+    discriminators=DiscriminatorsSize(steps=600),
 )
 PILOT = ProofSize(
     base=BaseSize(
@@ -100,4 +108,4 @@ SMOKE = ProofSize(
     ),
 )
 
-SIZES = {"full": FULL, "long": LONG, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}
+SIZES = {"full": FULL, "long": LONG, "third": THIRD, "short": SHORT, "pilot": PILOT, "smoke": SMOKE}

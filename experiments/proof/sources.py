@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from experiments.proof.known_rewards import Measures, Reward, measures
 from protos.types import Clip
 from trainer.objective import ClipReward, GroupRewards
-from trainer.rewards.source import ClipGroup, Collected
+from trainer.rewards.source import ClipGroup, Collected, NoRewards
 
 REWARD_CLIP = 10.0
 CUES = ("speed_px", "acceleration_px", "size_drift", "glow", "flicker")
 
 
-class KnownRewards:
+class KnownRewards(NoRewards):
     """Rewards from a function of the clip, available at once."""
 
     def __init__(self, reward: Reward) -> None:
@@ -44,14 +44,8 @@ class KnownRewards:
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
         return Collected(groups=tuple(self._groups[key] for key in keys), latencies_s=(), errors={})
 
-    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
-        pass
-
     def refresh(self, steps: int, *, seed: int, key: str) -> str:
         raise TypeError("a known reward has nothing to refresh; set refresh.enabled=false")
-
-    def close(self) -> None:
-        pass
 
 
 class CueDiscriminator(nn.Module):

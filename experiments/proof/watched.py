@@ -1,7 +1,7 @@
 """Records what the advantages of each buffer favour, for any source of rewards.
 
-It stands between the loop and the source (trainer/rewards/source.py), passes everything on unchanged, and measures
-the clips. An advantage that rises with stillness or with a bad look explains the result of an arm.
+It passes everything on unchanged, and measures the clips. An advantage that rises with stillness or with a bad look
+explains the result of an arm.
 """
 
 from __future__ import annotations
@@ -12,41 +12,27 @@ import numpy as np
 
 from experiments.proof.known_rewards import Measures, measures
 from experiments.proof.learned import FAVOURS, advantage_correlation
+from experiments.proof.wrapped import WrappedRewards
 from trainer.objective import GroupRewards
 from trainer.rewards.source import ClipGroup, Collected, RewardSource
 
 
-class WatchedRewards:
+class WatchedRewards(WrappedRewards):
     """`favours` holds, for each buffer, the rank correlation of the rollouts' advantages with each of FAVOURS."""
 
     def __init__(self, source: RewardSource) -> None:
-        self._source = source
+        super().__init__(source)
         self._measures: dict[str, list[Measures]] = {}
         self.favours: list[dict[str, float]] = []
 
-    def pin(self) -> str:
-        return self._source.pin()
-
-    def knows(self, key: str, num_clips: int) -> bool:
-        return self._source.knows(key, num_clips)
-
     def submit(self, group: ClipGroup) -> None:
         self._measures[group.key] = [measures(clip) for clip in group.clips]
-        self._source.submit(group)
+        super().submit(group)
 
     def collect(self, keys: Sequence[str], num_clips: int) -> Collected:
-        collected = self._source.collect(keys, num_clips)
+        collected = super().collect(keys, num_clips)
         self.favours.append(self._favoured(keys, collected.groups))
         return collected
-
-    def forget_missing(self, keys: Sequence[str], num_clips: int) -> None:
-        self._source.forget_missing(keys, num_clips)
-
-    def refresh(self, steps: int, *, seed: int, key: str) -> str:
-        return self._source.refresh(steps, seed=seed, key=key)
-
-    def close(self) -> None:
-        self._source.close()
 
     def _favoured(self, keys: Sequence[str], groups: Sequence[GroupRewards]) -> dict[str, float]:
         """Correlations over the groups in which every clip has a reward. Empty if there is no such group."""

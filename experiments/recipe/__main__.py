@@ -1,6 +1,6 @@
-"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | scenes`.
+"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | generated | scenes`.
 
-`probe` checks the training clips made from them for shortcuts.
+`probe` checks the training clips made from them for shortcuts, and `gate` the trained discriminators.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from experiments.recipe.generated import generated_clips
 from experiments.recipe.packages import fetch_clips
 from experiments.recipe.render import render_all, scene_jobs
 from reward_server.errors import RewardServerError
@@ -42,6 +43,14 @@ def clips(out: Out) -> None:
     with _told():
         entries = fetch_clips(out)
         typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+
+
+@app.command()
+def generated(out: Out) -> None:
+    """Fetch the packages' generated clips, check them, and write their manifest."""
+    with _told():
+        entries = fetch_clips(out, generated_clips())
+        typer.echo(f"{len(entries)} clips of {len({entry.source for entry in entries})} generators in {out}")
 
 
 @app.command()
@@ -85,6 +94,29 @@ def probe(
     typer.echo(json.dumps({"clips": len(probed), "limit": LIMIT, "auc": figures}))
     if figures["all"] > LIMIT:
         typer.echo(f"error: the data have a shortcut: AUC {figures['all']:.3f}, at most {LIMIT} is allowed", err=True)
+        raise typer.Exit(1)
+
+
+Report = Annotated[Path | None, typer.Option(help="Its report (--json), of the same discriminators.")]
+
+
+@app.command()
+def gate(*, sanity: Report = None, attack: Report = None, labelled: Report = None) -> None:
+    """Check that new discriminators may be published, from the reports of `motion-reward sanity`, `attack` and
+    `evaluate --labelled`. A figure that is not measured does not pass."""
+    from experiments.recipe.gate import judged, read_report  # noqa: PLC0415
+
+    with _told():
+        rows = judged(read_report(sanity), read_report(attack), read_report(labelled))
+    table = Table("figure", "value", "limit", "passed", title="May these discriminators be published?")
+    for row in rows:
+        limit = f"{'at least ' if row.at_least else 'within +-'}{row.limit:g}"
+        value = "not measured" if row.value is None else f"{row.value:.3f}"
+        table.add_row(row.name, value, limit, "yes" if row.passed else "NO")
+    Console().print(table)
+    typer.echo(json.dumps({"gate": [row.as_json() for row in rows]}))
+    if failed := [row.name for row in rows if not row.passed]:
+        typer.echo(f"error: not to be published; these figures miss: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 

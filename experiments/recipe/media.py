@@ -28,7 +28,8 @@ class Media:
     """A file inside an unpacked package, or an image sequence given by a glob.
 
     `sha256` is the digest of the content: unzipped if it is gzipped, all frames in order if it is a sequence. `shots`
-    are (first, last) frames, with last excluded. A photograph has none.
+    are (first, last) frames, with last excluded. A photograph has none. `generator` names the model that made a
+    generated clip.
     """
 
     source: str
@@ -37,7 +38,15 @@ class Media:
     split: Split
     sha256: str
     shots: Shots = ()
+    generator: str = ""
 
     @property
     def is_sequence(self) -> bool:
         return "*" in self.member
+
+    @property
+    def folder(self) -> str:
+        """The folder that it is written to."""
+        if self.generator:
+            return "generated"
+        return "camera" if self.shots else "photos"

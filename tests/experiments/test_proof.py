@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.proof.__main__ import prepare
 from experiments.proof.arms import Arm, Task, arms, run_arm, run_config
 from experiments.proof.base_training import BasePlan
 from experiments.proof.known_rewards import measures, speed_reward, track
 from experiments.proof.report import write_report
+from experiments.proof.running import prepare
 from experiments.proof.scenes import NUM_FRAMES, SIDE_PX, Scene, SceneMix, draw_scenes
 from experiments.proof.size import FULL, SMOKE
 from experiments.proof.sources import CueDiscriminator, DiscriminatorRewards, KnownRewards, cues, train_discriminator

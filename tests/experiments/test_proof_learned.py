@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -18,8 +17,6 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.proof import __main__ as command
-from experiments.proof.arms import run_arm
-from experiments.proof.base_training import BasePlan
 from experiments.proof.discriminators import pretraining_clips
 from experiments.proof.learned import (
     FAVOURS,
@@ -32,7 +29,7 @@ from experiments.proof.learned import (
     score_groups,
 )
 from experiments.proof.scenes import draw_scenes
-from experiments.proof.size import SMOKE
+from experiments.proof.size import ProofSize
 from protos.client import RewardClient
 from protos.types import REWARDS, Outcome
 from reward_server.serving.private_redis import PrivateRedis
@@ -134,7 +131,7 @@ import sys, time
 from pathlib import Path
 from experiments.proof.__main__ import end_on_sigterm
 from experiments.proof.discriminators import served
-from experiments.proof.size import SMOKE
+from experiments.proof.size import ProofSize
 end_on_sigterm()
 with served(Path(sys.argv[1]), SMOKE.discriminators) as url:
     print(url, flush=True)
@@ -155,12 +152,7 @@ def test_a_terminated_proof_stops_its_server(discriminators_file: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = BasePlan(autoencoder_steps=2, autoencoder_batch=2, denoiser_steps=2, denoiser_batch=2)
-    base = replace(SMOKE.base, num_scenes=4, sampler_steps=2, plan=plan)
-    toy = replace(SMOKE, base=base, num_train=4, num_held_out=2, num_rollouts=2)
-    monkeypatch.setitem(command.SIZES, "smoke", toy)
-    monkeypatch.setattr(command, "run_arms", lambda tasks, jobs: [run_arm(task) for task in tasks])
+def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, smallest: ProofSize) -> None:
     place = ["--size", "smoke", "--out", str(tmp_path), "--seed", "0", "--jobs", "1"]
     run = CliRunner().invoke(command.app, ["rewards", *place])
     assert run.exit_code == 0, run.output
@@ -189,7 +181,7 @@ def test_the_commands_pretrain_serve_and_fine_tune(tmp_path: Path, monkeypatch: 
     assert set(found["arms"]) == {"base", "sft", "shift-mid"}
     assert set(found["verdicts"]) == {"sft slower than base", "sft slower than data", "shift faster than sft"}
     record = json.loads((tmp_path / "smoke-0" / "motion-static" / "arms" / "shift-mid-0.json").read_text())
-    assert len(record["history"]["reward_rollouts/combined"]) == len(record["favours"]) == toy.num_buffers
+    assert len(record["history"]["reward_rollouts/combined"]) == len(record["favours"]) == smallest.num_buffers
     journal = tmp_path / "smoke-0" / "motion-static" / "arms" / "shift-mid-0" / "rewards" / "rewards-0.jsonl"
     versions = {json.loads(line)["scored"]["version"] for line in journal.read_text().splitlines()}
-    assert len(versions) == toy.num_buffers, "each buffer has its own version"
+    assert len(versions) == smallest.num_buffers, "each buffer has its own version"

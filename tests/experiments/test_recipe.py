@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from experiments.recipe.__main__ import app
 from experiments.recipe.catalogue import CAMERA, PHOTOS
+from experiments.recipe.generated import generated_clips
 from experiments.recipe.media import Media, Package
 from experiments.recipe.packages import PackageUnavailable, WrongDigest, fetch_clips, unpacked
 from experiments.recipe.render import PhotographMissing, scene_jobs
@@ -54,6 +55,17 @@ def test_sources_and_digests_are_unique_and_whole() -> None:
     assert len({item.source for item in everything}) == len(everything)
     assert len({item.sha256 for item in everything}) == len(everything)
     assert all(re.fullmatch(r"[0-9a-f]{64}", item.sha256) for item in everything)
+
+
+def test_generated_clips_are_whole_and_of_many_generators(tmp_path: Path) -> None:
+    clips = generated_clips()
+    assert len({item.source for item in clips}) == len({item.sha256 for item in clips}) == len(clips)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", item.sha256) and item.package.licence for item in clips)
+    assert len({item.generator for item in clips}) >= 30
+    clip = replace(media(b"made", "made/a.webp"), source="a", generator="Model 1")
+    put(tmp_path, "made/a.webp", b"made")
+    (entry,) = fetch_clips(tmp_path, [clip])
+    assert (entry.source, entry.kind, entry.path) == ("Model 1", "generated", tmp_path / "generated" / "a.webp")
 
 
 @pytest.mark.parametrize(("table", "most"), [(CAMERA, 0.65), (PHOTOS, 0.35)], ids=["camera", "photos"])

@@ -1,0 +1,105 @@
+"""Judges new discriminators by the reports about them, before they are published: the recipe's last step, `gate`.
+
+The reports are the JSON files of `motion-reward sanity`, `attack` and `evaluate --labelled`. A figure that a report
+does not hold has not been shown to be good, so it fails like one that misses its limit. Two figures are left out on
+purpose, because stillness raises them: the plain correlation with people's ratings, and all judged pairs together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reward_server.errors import BadRequest
+from reward_server.faults import STRENGTHS
+
+COMBINED = "combined"
+STRONGEST = str(STRENGTHS[-1])
+HELD, GLIDES = ("static", "frozen", "stutter", "damped"), ("zoom", "pan")
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One figure of the reports beside its limit. `value` is None if no report holds the figure."""
+
+    name: str
+    value: float | None
+    limit: float
+    at_least: bool = True  # else the value's size may be at most the limit
+
+    @property
+    def passed(self) -> bool:
+        if self.value is None:
+            return False
+        return self.value >= self.limit if self.at_least else abs(self.value) <= self.limit
+
+    def as_json(self) -> dict[str, object]:
+        bound = "at_least" if self.at_least else "size_at_most"
+        return {"figure": self.name, "value": self.value, bound: self.limit, "passed": self.passed}
+
+
+def read_report(path: Path | None) -> Document:
+    """A report's JSON document, empty without a path. Raises BadRequest for a file that holds none."""
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path} is not a report: {error}; write it with --json") from error
+    if not isinstance(document, dict) or "model" not in document:
+        raise BadRequest(f"{path} is not a report of discriminators: it names no model; write it with --json")
+    return document
+
+
+def judged(sanity: Document, attack: Document, labelled: Document) -> list[Judgement]:
+    """Every figure of the gate. Raises BadRequest if the reports are of different discriminators."""
+    _check_same(sanity, attack, labelled)
+    return [*_faults(sanity), *_stillness(attack), *_amounts(labelled), *_people(labelled)]
+
+
+def _check_same(*documents: Document) -> None:
+    versions = {document["model"]["discriminator_version"] for document in documents if document}
+    if len(versions) > 1:
+        raise BadRequest(f"the reports are of different discriminators, {sorted(versions)}; make them of one file")
+
+
+def _faults(sanity: Document) -> Iterator[Judgement]:
+    """The share of clips above their own copies with faults at full strength, retimed ones left out."""
+    row = _row(sanity.get("figures", ()), reward=COMBINED, name="all but retimed")
+    share = row["by_strength"][STRONGEST]["fraction"] if row else None
+    yield Judgement(name="real above strong faults", value=share, limit=0.95)
+
+
+def _stillness(attack: Document) -> Iterator[Judgement]:
+    """The share of clips above copies that hold the picture, or glide over it, under every disguise together."""
+    rows = [row for row in attack.get("figures", ()) if row.get("value") == COMBINED]
+    for name, kinds in (("real above held copies", HELD), ("real above glides", GLIDES)):
+        shares = [row["plain"] for row in rows if row["kind"] in kinds]
+        pairs = sum(share["pairs"] for share in shares)
+        right = sum(share["right"] for share in shares)
+        yield Judgement(name=name, value=right / pairs if pairs else None, limit=0.9)
+
+
+def _amounts(labelled: Document) -> Iterator[Judgement]:
+    for label in ("real", "generated"):
+        row = _row(labelled.get("amount", ()), value=COMBINED, label=label)
+        rho = row["rho"] if row else None
+        yield Judgement(name=f"correlation with amount, {label}", value=rho, limit=0.3, at_least=False)
+
+
+def _people(labelled: Document) -> Iterator[Judgement]:
+    human = _row(labelled.get("human", ()), value=COMBINED, label="generated")
+    given = human["given_amount"] if human else None
+    yield Judgement(name="people's ratings, given amount", value=given, limit=0.4)
+    alike = _row(labelled.get("pairs", ()), value=COMBINED, moves="alike")
+    yield Judgement(name="judged pairs that move alike", value=alike["fraction"] if alike else None, limit=0.52)
+
+
+def _row(rows: Sequence[Document], **wanted: str) -> Document | None:
+    """The first row with these values."""
+    return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)

@@ -1,0 +1,121 @@
+"""Tests the recipe's gate: which figures it reads from the reports, and that nothing passes by being absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments.recipe.__main__ import app
+from experiments.recipe.gate import GLIDES, HELD, Judgement, judged, read_report
+from reward_server.errors import BadRequest
+from reward_server.evaluation.degenerates import KINDS
+
+MODEL = {"discriminator_version": "embedded-9"}
+
+
+def share(right: int, pairs: int = 100) -> dict[str, Any]:
+    return {"right": right, "pairs": pairs, "fraction": right / pairs}
+
+
+def sanity(strong: int) -> dict[str, Any]:
+    rows = [
+        {"reward": "long_term", "name": "all but retimed", "by_strength": {"1.0": share(1)}},
+        {"reward": "combined", "name": "all", "by_strength": {"1.0": share(2)}},
+        {"reward": "combined", "name": "all but retimed", "by_strength": {"0.25": share(3), "1.0": share(strong)}},
+    ]
+    return {"model": MODEL, "figures": rows}
+
+
+def attack(*, held: int, glides: int) -> dict[str, Any]:
+    kinds = {"real": 0, "static": held, "frozen": held, "stutter": held, "damped": held, "zoom": glides, "pan": glides}
+    rows = [
+        {"value": value, "kind": kind, "disguise": disguise, "plain": share(right if value == "combined" else 0)}
+        for value in ("long_term", "combined")
+        for kind, right in kinds.items()
+        for disguise in ("none", "noise 1")
+    ]
+    return {"model": MODEL, "figures": rows}
+
+
+def labelled(*, rho: float, given: float | None, alike: int) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "amount": [{"value": "combined", "label": label, "rho": rho} for label in ("real", "generated")],
+        "human": [{"value": "combined", "label": "generated", "plain": 0.9, "given_amount": given}],
+        "pairs": [
+            {"value": "combined", "moves": "all", **share(99)},
+            {"value": "combined", "moves": "alike", **share(alike)},
+        ],
+    }
+
+
+def test_every_kind_of_degenerate_is_judged() -> None:
+    assert {*HELD, *GLIDES} == KINDS.keys()
+
+
+def test_a_report_of_another_command_holds_no_figure() -> None:
+    assert not any(row.passed for row in judged(attack(held=100, glides=100), sanity(100), {}))
+
+
+def test_good_reports_pass() -> None:
+    rows = judged(sanity(96), attack(held=91, glides=90), labelled(rho=-0.3, given=0.4, alike=53))
+    assert [row.name for row in rows if not row.passed] == []
+    assert [row.value for row in rows] == [0.96, 0.91, 0.90, -0.3, -0.3, 0.4, 0.53]
+
+
+@pytest.mark.parametrize(
+    ("documents", "missed"),
+    [
+        ((sanity(94), attack(held=91, glides=90)), "real above strong faults"),
+        ((sanity(96), attack(held=89, glides=90)), "real above held copies"),
+        ((sanity(96), attack(held=91, glides=89)), "real above glides"),
+        ((sanity(96), attack(held=91, glides=90), labelled(rho=-0.31, given=0.4, alike=53)), "amount, generated"),
+        ((sanity(96), attack(held=91, glides=90), labelled(rho=0.31, given=0.4, alike=53)), "amount, real"),
+        ((sanity(96), attack(held=91, glides=90), labelled(rho=0, given=None, alike=53)), "people's ratings"),
+        ((sanity(96), attack(held=91, glides=90), labelled(rho=0, given=0.4, alike=51)), "pairs that move alike"),
+    ],
+)  # fmt: skip
+def test_each_figure_can_miss(documents: tuple[dict[str, Any], ...], missed: str) -> None:
+    rows = judged(*documents, *[{}] * (3 - len(documents)))
+    assert any(missed in row.name for row in rows if not row.passed)
+
+
+def test_what_is_not_measured_does_not_pass() -> None:
+    rows = judged({}, {}, {})
+    assert len(rows) == 7
+    assert not any(row.passed for row in rows)
+    assert not Judgement(name="x", value=float("nan"), limit=0.3, at_least=False).passed
+
+
+def test_reports_of_different_discriminators_are_refused(tmp_path: Path) -> None:
+    other = {**sanity(96), "model": {"discriminator_version": "embedded-8"}}
+    with pytest.raises(BadRequest, match=r"embedded-8.*embedded-9"):
+        judged(other, attack(held=91, glides=90), {})
+    (tmp_path / "a.json").write_text("no json")
+    with pytest.raises(BadRequest, match=r"a.json is not a report"):
+        read_report(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(BadRequest, match=r"names no model"):
+        read_report(tmp_path / "a.json")
+
+
+def test_the_command_tells_and_fails(tmp_path: Path) -> None:
+    files = []
+    for name, document in (
+        ("sanity", sanity(96)),
+        ("attack", attack(held=91, glides=90)),
+        ("labelled", labelled(rho=0.1, given=0.3, alike=53)),
+    ):
+        (tmp_path / name).write_text(json.dumps(document))
+        files += [f"--{name}", str(tmp_path / name)]
+    done = CliRunner().invoke(app, ["gate", *files])
+    assert done.exit_code == 1
+    line = json.loads(done.stdout.strip().splitlines()[-1])
+    assert [row["figure"] for row in line["gate"] if not row["passed"]] == ["people's ratings, given amount"]
+    assert "not to be published" in done.stderr
+    (tmp_path / "labelled").write_text(json.dumps(labelled(rho=0.1, given=0.4, alike=53)))
+    assert CliRunner().invoke(app, ["gate", *files]).exit_code == 0

@@ -2,9 +2,10 @@
 
     python -m benchmarks.reading_memory [--folder /tmp/reading_memory]
 
-The files are within the server's default limits: 4K frames in gif, animated webp and mp4, and tensors of about 250 MiB.
-Each reading runs in its own process. Its peak is what it needs on top of what the process and the file's bytes take
-before: the server gets a clip as bytes in memory, the other users read a path. The users are:
+The files are within the server's default limits: 4K frames in gif, animated webp and mp4, a webp of 1440p without loss
+and tensors, both of about 250 MiB. Each reading runs in its own process. Its peak is what it needs on top of what the
+process and the file's bytes take before: the server gets a clip as bytes in memory, the other users read a path. The
+users are:
 
 - "server" decodes the windows of the `embedded` profile.
 - "pretrain" reads all random views of the file.
@@ -44,6 +45,7 @@ from trainer.video import ClipForm, read_clip
 
 TARGET_MIB = 300
 HEIGHT, WIDTH, FPS = 2160, 3840, 24  # the largest frame within the default limits
+LARGE_HEIGHT, LARGE_WIDTH = 1440, 2560
 TENSOR_HEIGHT, TENSOR_WIDTH = 720, 1280
 TENSOR_BYTES = 250 * MIB
 TENSORS = {"uint8": ("U8", np.uint8), "float16": ("F16", np.float16), "float32": ("F32", np.float32)}
@@ -130,6 +132,15 @@ def _webp(path: Path) -> None:
     first.save(path, save_all=True, append_images=others, duration=1000 // FPS, quality=60, method=0)
 
 
+def _large_webp(path: Path) -> None:
+    """22 frames of noise, which cannot be compressed without loss: 233 MiB."""
+    rng = np.random.default_rng(0)
+    size = (LARGE_HEIGHT, LARGE_WIDTH, 3)
+    first, *others = (Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(22))
+    lasts_ms = 1000 // FPS
+    first.save(path, save_all=True, append_images=others, duration=lasts_ms, lossless=True, quality=0, method=0)
+
+
 def _tensor(path: Path) -> None:
     name, dtype = TENSORS[path.stem]
     num = TENSOR_BYTES // (3 * TENSOR_HEIGHT * TENSOR_WIDTH * np.dtype(dtype).itemsize)
@@ -142,6 +153,7 @@ def _tensor(path: Path) -> None:
 FILES: dict[str, Callable[[Path], None]] = {
     "4k.gif": partial(_video, "gif", "rgb8", 36),
     "4k.webp": _webp,
+    "large.webp": _large_webp,
     "4k.mp4": partial(_video, "libx264", "yuv420p", 72),
     **{f"{name}.safetensors": _tensor for name in TENSORS},
 }

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from experiments.recipe.scenes import render_scene
 from protos.types import Clip
-from reward_server.__main__ import CsvFile, JsonFile, ModelsFolder, settings_of
+from reward_server.commands.options import CsvFile, JsonFile, ModelsFolder, settings_of
 from reward_server.estimators.classical import ClassicalEstimators
 from reward_server.evaluation import report
 from reward_server.models.published import COTRACKER3

@@ -121,16 +121,18 @@ def build(stack: Stack, report: Report) -> None:
 
 
 def start(stack: Stack, report: Report) -> None:
-    """Start with one worker. All services are healthy, server and worker are not root, Redis persists its data."""
+    """Start with one worker. All are healthy, server and worker are no root and cannot write, Redis keeps its data."""
     stack.up(workers=1)
     for service in ("server", "worker"):
         user = stack.compose("exec", "-T", service, "id", "-u").strip()
         expect(user not in (b"", b"0"), f"{service} runs as {user!r}")
-    options = ("appendonly", "appendfsync", "maxmemory-policy")
-    kept = stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", *options).split()
+        touch = "touch /home/motion/x 2>/dev/null && echo written || true"
+        written = stack.compose("exec", "-T", service, "sh", "-c", touch)
+        expect(not written, f"{service} can write to its image")
+    told = stack.compose("exec", "-T", "redis", "redis-cli", "--user", "motion", "info").split()
     expect(
-        {b"yes", b"everysec", b"noeviction"} <= set(kept),
-        f"Redis is configured as {kept}; expected appendonly, everysec and noeviction",
+        {b"aof_enabled:1", b"maxmemory_policy:noeviction"} <= set(told) and b"maxmemory:0" not in told,
+        "Redis is not configured as expected: an append-only file, noeviction and a limit of memory",
     )
 
 

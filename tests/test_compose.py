@@ -12,9 +12,19 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 
+from protos.client import RewardClient, submission
+from protos.types import Context, Origin
+from reward_server.serving.local import free_port
+from reward_server.serving.private_redis import redis_binary
 from reward_server.settings import PREFIX, Settings
+from tests.reward_stack import RewardStack
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
@@ -41,13 +51,14 @@ def services() -> dict[str, Any]:
     return dict(stack()["services"])
 
 
-def test_only_the_doors_are_published_and_on_loopback(services: dict[str, Any]) -> None:
+def test_only_doors_and_boards_are_published_and_on_loopback(services: dict[str, Any]) -> None:
     published = {
         (name, port["host_ip"], port["target"])
         for name, service in services.items()
         for port in service.get("ports", ())
     }
-    assert published == {("server", "127.0.0.1", 8000), ("server", "127.0.0.1", 50051)}
+    targets = {("server", 8000), ("server", 50051), ("prometheus", 9090), ("grafana", 3000)}
+    assert published == {(name, "127.0.0.1", target) for name, target in targets}
 
 
 def test_the_doors_can_be_published_elsewhere() -> None:
@@ -71,19 +82,109 @@ def test_services_start_after_their_dependencies_are_healthy(services: dict[str,
         "server": {"redis": healthy},
         "worker": {"redis": healthy},
         "trainer": {"server": healthy, "worker": healthy},
+        "prometheus": {"server": "service_started"},
+        "grafana": {"prometheus": "service_started"},
     }
     assert {name for name, service in services.items() if "healthcheck" in service} == {"redis", "server", "worker"}
 
 
-def test_only_the_trainer_is_in_a_profile(services: dict[str, Any]) -> None:
+def test_the_trainer_and_the_boards_are_in_profiles(services: dict[str, Any]) -> None:
     assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == {
-        "trainer": ["train"]
+        "trainer": ["train"],
+        "prometheus": ["observe"],
+        "grafana": ["observe"],
     }
 
 
-def test_redis_persists_its_data(services: dict[str, Any]) -> None:
+def test_the_boards_find_their_files(services: dict[str, Any]) -> None:
+    for name in ("prometheus", "grafana"):
+        mounted = [volume for volume in services[name]["volumes"] if volume["type"] == "bind"]
+        assert mounted and all(Path(volume["source"]).is_file() and volume["read_only"] for volume in mounted)
+
+
+def redis_options(services: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """The values that each option of redis-server is given, one list for each time."""
+    _, *words = services["redis"]["command"]
+    given: dict[str, list[list[str]]] = {}
+    for word in words:
+        if word.startswith("--"):
+            given.setdefault(word, []).append(latest := [])
+        else:
+            latest.append(word)
+    return given
+
+
+def test_every_container_is_confined() -> None:
+    for name, service in stack()["services"].items():
+        assert service["read_only"] and service["cap_drop"] == ["ALL"] and "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
+        assert int(service["mem_limit"]) > 0 and service["pids_limit"] > 0
+        assert all(volume["type"] == "volume" or volume.get("read_only") for volume in service["volumes"])
+
+
+def test_what_a_server_writes_is_in_volumes(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in services["server"]["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings, targets = (
+        Settings(models_dir=Path("/models")),
+        [volume["target"] for volume in services["server"]["volumes"]],
+    )
+    for path in (settings.keys_path, settings.upload_folder, settings.models_folder):
+        assert any(path.is_relative_to(target) for target in targets), path
+
+
+def test_redis_lets_in_one_user_who_may_only_use_the_queue(tmp_path: Path) -> None:
+    """A real redis-server with the options of the stack: a whole run of the queue works, and nothing else does."""
+    services = stack(REDIS_PASSWORD="s3cret")["services"]
     _, *options = services["redis"]["command"]
-    given = dict(zip(options[::2], options[1::2], strict=True))
+    port = free_port()
+    url = services["server"]["environment"]["MOTION_REWARD_REDIS_URL"].replace("redis:6379", f"127.0.0.1:{port}")
+    command = [
+        str(redis_binary(Settings())),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(tmp_path),
+        *options,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            with Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 50)) as redis:
+                assert redis.ping()
+                assert redis.info()["maxmemory"] == 4 * 1024**3
+                for refused in (
+                    ["CONFIG", "GET", "*"],
+                    ["FLUSHALL"],
+                    ["KEYS", "*"],
+                    ["SHUTDOWN"],
+                    ["SET", "other", "1"],
+                ):
+                    with pytest.raises(NoPermissionError):
+                        redis.execute_command(*refused)
+            with Redis(port=port) as stranger, pytest.raises(AuthenticationError):
+                stranger.ping()
+            with RewardStack(url) as scoring, RewardClient(scoring.url, timeout_s=60) as client:
+                frames = np.zeros((12, 3, 32, 48), dtype=np.uint8)
+                context = Context(run_id="run", group_id="group", origin=Origin.REAL)
+                (outcome,) = client.score([submission(frames, fps=12, context=context)])
+                assert outcome.reward, outcome.error
+        finally:
+            server.kill()
+
+
+def test_base_images_can_be_given_by_digest() -> None:
+    digest = "redis@sha256:" + "0" * 64
+    assert stack(REDIS_IMAGE=digest)["services"]["redis"]["image"] == digest
+    assert (
+        stack(PYTHON_IMAGE="python@sha256:0")["services"]["server"]["build"]["args"]["PYTHON_IMAGE"]
+        == "python@sha256:0"
+    )
+
+
+def test_redis_persists_its_data(services: dict[str, Any]) -> None:
+    given = {name: values[-1][0] for name, values in redis_options(services).items()}
     assert given["--appendonly"] == "yes" and given["--appendfsync"] == "everysec"
     assert given["--maxmemory-policy"] == "noeviction"
     assert [(volume["type"], volume["target"]) for volume in services["redis"]["volumes"]] == [("volume", "/data")]
@@ -98,7 +199,8 @@ def test_every_setting_in_the_stack_exists_and_is_valid(
     settings = Settings()
     assert {PREFIX + field.upper() for field in settings.model_fields_set} == services[name]["environment"].keys()
     assert settings.profile == "embedded" and settings.device == "cpu"
-    assert settings.redis_url and settings.redis_url.get_secret_value() == "redis://redis:6379/0"
+    url = "redis://motion:motion-reward@redis:6379/0"
+    assert settings.redis_url and settings.redis_url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("name", REWARD)
@@ -114,7 +216,7 @@ def test_a_drain_is_shorter_than_the_stop_grace_period(services: dict[str, Any])
 
 
 def test_the_image_is_built_with_the_callers_arguments() -> None:
-    arguments = {"PIP_ARGS": "--quiet", "TORCH_INDEX": "https://example.org/cpu"}
+    arguments = {"PIP_ARGS": "--quiet", "TORCH_INDEX": "https://example.org/cpu", "PYTHON_IMAGE": "python:3.12"}
     resolved = stack(**arguments)["services"]
     built = {name: service["build"] for name, service in resolved.items() if "build" in service}
     assert {name: build["target"] for name, build in built.items()} == {"server": "server", "trainer": "trainer"}
@@ -157,7 +259,8 @@ def stages() -> dict[str, str]:
 
 def test_images_share_one_base_and_need_no_other_frontend() -> None:
     bases = {text.split()[1] for text in stages().values()}
-    assert bases - stages().keys() == {"python:3.11-slim-bookworm"}
+    assert bases - stages().keys() == {"${PYTHON_IMAGE}"}
+    assert "ARG PYTHON_IMAGE=python:3.11-slim-bookworm\n" in DOCKERFILE.read_text()
     assert not re.search(r"^# *(syntax|escape) *=", DOCKERFILE.read_text(), flags=re.M)
 
 

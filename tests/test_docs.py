@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +16,8 @@ import typer
 from reward_server.__main__ import app as server_app
 from reward_server.serving.local import local_server
 from reward_server.settings import PREFIX, Settings
-from tests.documents import ROOT, Block, Document, documents
+from tests import format_tables
+from tests.documents import ROOT, Block, Document, documents, script_of_tables
 from tests.media import texture, video
 from trainer.__main__ import app as trainer_app
 from trainer.config import MODELS, from_dict, load, to_dict
@@ -33,15 +33,6 @@ EXAMPLES = [
     if not block.marked
 ]
 EVERY = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-
-
-def tables() -> ModuleType:
-    """Load docs/tables.py, which is a script outside the packages."""
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- examples -----------------------------------------------------------------------------------
@@ -110,7 +101,7 @@ def check_training(words: list[str]) -> None:
 
 @EVERY
 def test_commands_in_the_prose_exist(document: Document) -> None:
-    for words in re.findall(r"`motion-reward ((?:models )?[a-z-]+)", document.current):
+    for words in re.findall(r"`motion-reward ((?:(?:models|keys) )?[a-z-]+)", document.current):
         check_options(server_app, words.split())
     assert set(re.findall(r"`make ([a-z-]+)", document.current)) <= make_targets()
     for module in re.findall(r"`python -m ([a-z_.]+)", document.current):
@@ -165,11 +156,15 @@ def test_lines_are_short(document: Document) -> None:
 
 def test_the_generated_tables_are_current() -> None:
     page = (ROOT / "docs" / "serving.md").read_text()
-    assert page == tables().generated(page), "run `make docs`"
+    assert page == script_of_tables().generated(page), "run `make docs`"
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    assert operations == script_of_tables().generated_operations(operations), "run `make docs`"
+    formats = format_tables.PAGE.read_text()
+    assert formats == format_tables.generated(formats), "run `make docs`"
 
 
 def test_every_error_is_explained_and_every_setting_listed() -> None:
-    made = tables()
+    made = script_of_tables()
     assert {str(error.code) for error in made.errors()} == made.MEANINGS.keys()
     listed = set(re.findall(rf"^\| `{PREFIX}(\w+)`", made.settings_table(), flags=re.M))
     left_out = {name for name, field in Settings.model_fields.items() if made.is_undocumented(field)}

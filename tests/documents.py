@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 FURNITURE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "reward_server/weights/MODEL_CARD.md")
@@ -79,3 +81,12 @@ def documents() -> list[Document]:
     """README, the other top-level documents and every page of docs/."""
     pages = sorted((ROOT / "docs").glob("*.md"))
     return [Document(path=path) for path in (*(ROOT / name for name in FURNITURE), *pages)]
+
+
+def script_of_tables() -> ModuleType:
+    """docs/tables.py, which is a script outside the packages."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -6,12 +6,14 @@ Each maker returns the bytes of one file. Frames are `media.texture`, so that ev
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
 from av.stream import Disposition
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests import media
@@ -89,10 +91,15 @@ def in_threes(frames: Frames) -> bytes:
 
 def dropped(frames: Frames, share: float, *, fps: float = 30.0, seed: int = 0) -> bytes:
     """Frames left out at random, the others at their right times."""
-    kept = np.random.default_rng(seed).random(len(frames)) >= share
-    kept[[0, -1]] = True
-    at = np.flatnonzero(kept)
+    at = kept(len(frames), share, seed)
     return media.video(frames[at], ticks=[round(1000 * index / fps) for index in at], **LOSSLESS)
+
+
+def kept(num: int, share: float, seed: int = 0) -> NDArray[np.int64]:
+    """The positions of the frames that `dropped` keeps."""
+    stays = np.random.default_rng(seed).random(num) >= share
+    stays[[0, -1]] = True
+    return np.flatnonzero(stays)
 
 
 def two_sizes(frames: Frames) -> bytes:
@@ -162,3 +169,87 @@ def see_through(frames: Frames) -> Frames:
     alpha = np.full((*frames.shape[:3], 1), 255, np.uint8)
     alpha[:, :, : frames.shape[2] // 2] = 0
     return np.concatenate([frames, alpha], axis=-1)
+
+
+def opaque(frames: Frames) -> Frames:
+    """With an alpha channel that hides nothing."""
+    return np.concatenate([frames, np.full((*frames.shape[:3], 1), 255, np.uint8)], axis=-1)
+
+
+def animated(frames: Frames, kind: str, **options: object) -> bytes:
+    """An animation by Pillow, "AVIF" or "PNG", of 80 ms a frame."""
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=80, **options)
+    return buffer.getvalue()
+
+
+def picture(frame: NDArray[np.uint8], kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def y4m(frames: Frames) -> bytes:
+    """Raw frames at 12 frames per second."""
+    height, width = frames.shape[1:3]
+    head = f"YUV4MPEG2 W{width} H{height} F12:1 Ip A1:1 C420jpeg\n".encode()
+    raw = [av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format="yuv420p").to_ndarray() for frame in frames]
+    return head + b"".join(b"FRAME\n" + frame.tobytes() for frame in raw)
+
+
+def m2ts(stream: bytes) -> bytes:
+    """A transport stream as camcorders write it: 4 bytes of time before each packet."""
+    return b"".join(bytes(4) + stream[at : at + 188] for at in range(0, len(stream), 188))
+
+
+def edited_mov(frames: Frames) -> bytes:
+    """The first eight frames are before time 0, so that an edit list cuts them off. 20 frames per second."""
+    ticks = list(range(-400, 50 * len(frames) - 400, 50))
+    return media.video(frames, ticks=ticks, container="mov", codec="qtrle", pix_fmt="rgb24")
+
+
+def cut(payload: bytes, share: float = 0.8) -> bytes:
+    """The first part of a file, ending within a packet of a transport stream."""
+    return payload[: int(len(payload) * share) // 188 * 188 + 100]
+
+
+def compressed_index(mp4: bytes) -> bytes:
+    """The mp4 with its index declared as compressed, as old QuickTime wrote it."""
+    at = mp4.index(b"mvhd")
+    return mp4[:at] + b"cmov" + mp4[at + 4 :]
+
+
+def spoiled(mjpeg: bytes, which: Sequence[int]) -> bytes:
+    """The file with some of its JPEG frames wiped out."""
+    data, starts = bytearray(mjpeg), []
+    while (at := mjpeg.find(b"\xff\xd8\xff", starts[-1] + 1 if starts else 0)) >= 0:
+        starts.append(at)
+    for index in which:
+        size = min(starts[index + 1] - starts[index], 500)
+        data[starts[index] : starts[index] + size - 40] = bytes(size - 40)  # keeps the next packet's header
+    return bytes(data)
+
+
+def damaged_webp(webp: bytes, at: int) -> bytes:
+    """The animated webp with noise in place of most of frame number `at`."""
+    starts = [place for place in range(len(webp)) if webp[place : place + 4] == b"ANMF"]
+    start, stop = starts[at] + 60, starts[at + 1]
+    return webp[:start] + b"\xff" * (stop - start) + webp[stop:]
+
+
+def claiming(samples: int, edits: int = 0, handler: bytes = b"vide") -> bytes:
+    """An mp4 of a few bytes whose index claims `samples` samples of one byte each."""
+
+    def box(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), name) + body
+
+    media_box = box(b"hdlr", bytes(8) + handler + bytes(13)) + box(
+        b"minf",
+        box(
+            b"stbl",
+            box(b"stts", struct.pack(">4I", 0, 1, samples, 2)) + box(b"stsz", struct.pack(">3I", 0, 1, samples)),
+        ),
+    )
+    listed = box(b"edts", box(b"elst", struct.pack(">2I", 0, edits))) if edits else b""
+    return box(b"ftyp", b"isom" + bytes(12)) + box(b"moov", box(b"trak", listed + box(b"mdia", media_box)))

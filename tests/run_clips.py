@@ -33,7 +33,7 @@ def motion(origin: Origin, seed: int, frames: int = FRAMES) -> Motion:
     )
 
 
-def packed(origin: Origin, seed: int, frames: int = FRAMES, group_id: str = "") -> bytes:
+def packed(origin: Origin, seed: int, frames: int = FRAMES, group_id: str = "") -> tuple[bytes, ...]:
     return pack_clip(motion(origin, seed, frames), num_pairs=4, group_id=group_id)
 
 
@@ -41,5 +41,6 @@ async def fill(store: RunStore, run_id: str, num: int = 4) -> None:
     """`num` clips of each origin, as a worker stores them after scoring."""
     for origin in Origin:
         for seed in range(num):
-            data = packed(origin, seed, group_id=f"group-{seed}")
-            await store.keep_clip(run_id, origin, f"{origin}-{seed}", data)
+            group_id = f"group-{seed}"
+            parts = packed(origin, seed, group_id=group_id)
+            await store.keep_clip(run_id, origin, f"{origin}-{seed}", parts, group_id=group_id)

@@ -24,6 +24,7 @@ from protos import reward_pb2_grpc as rpc
 from protos.client.http_transport import FIELDS
 from protos.json_codec import result_from_json
 from protos.types import Outcome, Submission, Timings
+from reward_server.doors.access import Access
 from reward_server.doors.grpc_api import GrpcDoor
 from reward_server.doors.http_server import HttpDoor
 from reward_server.doors.metrics import Metrics
@@ -57,12 +58,17 @@ async def open_doors(settings: Settings, http: str = "127.0.0.1:0", grpc: str = 
     queue = DoorQueue(connect(settings), settings)
     await queue.open()
     service = Service(queue, settings, Metrics())
-    http_door, grpc_door = HttpDoor(service, settings), GrpcDoor(service, settings)
+    access = Access(settings)
+    http_door, grpc_door = HttpDoor(service, settings, access), GrpcDoor(service, settings, access)
     addresses = http_door.bind(), grpc_door.bind()
     await asyncio.gather(http_door.start(), grpc_door.start())
     try:
+        secure = "s" if settings.tls_cert else ""
         yield Doors(
-            http_url=f"http://{addresses[0]}", grpc_url=f"grpc://{addresses[1]}", service=service, settings=settings
+            http_url=f"http{secure}://{addresses[0]}",
+            grpc_url=f"grpc{secure}://{addresses[1]}",
+            service=service,
+            settings=settings,
         )
     finally:
         await asyncio.gather(http_door.stop(1), grpc_door.stop(1))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -55,3 +58,15 @@ def test_the_wheel_holds_only_the_three_packages() -> None:
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(found) == folders
+
+
+def test_the_audit_skips_with_a_message_where_pypi_cannot_be_asked(tmp_path: Path) -> None:
+    """The workflow runs it. Here it may not use the network: a proxy that there is not stands in the way."""
+    sbom = tmp_path / "sbom.json"
+    nowhere = os.environ | {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run(
+        [ROOT / ".ci" / "audit", sbom], env=nowhere, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("skipped: https://pypi.org") and not sbom.exists()
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["audit"]["steps"]
+    assert ".ci/audit sbom.json" in [step.get("run") for step in steps]

@@ -24,17 +24,18 @@ MAY_IMPORT = {"protos": set(), "reward_server": {"protos"}, "trainer": {"protos"
 # From the bottom up: a room may import only the rooms before it.
 FLOORS = {
     "protos": """
-        reward_pb2 reward_pb2_grpc error_codes types codec json_codec results conversions reader submissions client
-        __init__
+        reward_pb2 reward_pb2_grpc addresses tracing error_codes explanation types spread codec json_codec
+        results conversions reader submissions client __init__
     """,
     "reward_server": """
-        errors settings log stats motion
+        errors settings log stats replacing motion weights_file
         faults decoding capture data networks discriminators estimators models profiles
-        scorer pipeline training queue worker doors serving evaluation __init__ __main__
+        explain scorer pipeline training queue worker page doors serving report evaluation
+        gate commands __init__ __main__
     """,
     "trainer": """
-        errors seeds processes objective measures video policies config_tree data config zero checkpoint
-        rewards rollout board run step train evaluate __init__ __main__
+        errors seeds processes objective measures video policies config_tree data config zero checkpoint dose
+        rewards rollout report board run scoring step train evaluate __init__ __main__
     """,
 }
 LOOSE_AT_MOST = 10  # modules at the top of reward_server, including `__init__` and `__main__`

@@ -131,7 +131,7 @@ import sys, time
 from pathlib import Path
 from experiments.proof.__main__ import end_on_sigterm
 from experiments.proof.discriminators import served
-from experiments.proof.size import ProofSize
+from experiments.proof.size import SMOKE
 end_on_sigterm()
 with served(Path(sys.argv[1]), SMOKE.discriminators) as url:
     print(url, flush=True)

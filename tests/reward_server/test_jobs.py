@@ -763,7 +763,7 @@ async def test_an_error_names_few_of_many_unknown_jobs(open_queue: OpenQueue) ->
     """Thousands of ids would not fit into the trailers of a gRPC call, and the caller would get no error message."""
     queue = await open_queue()
     with pytest.raises(UnknownJob, match=r"job-0, .* and 992 more") as refused:
-        [_ async for _ in queue.door.outcomes([f"job-{number}" for number in range(1000)], 1.0)]
+        [_ async for _ in queue.door.outcomes([f"job-{number}" for number in range(1000)], PATIENCE_S)]
     assert len(str(refused.value)) < 300
 
 

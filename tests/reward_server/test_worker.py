@@ -302,7 +302,7 @@ async def test_a_stuck_worker_ends_itself(open_queue: OpenQueue, make_settings: 
 
 async def test_sigterm_drains_a_worker_process(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
     queue, settings = (await open_queue()).door, make_settings()
-    [job_id] = await queue.admit([moving(1, policy_version="slow:0.5")])
+    [job_id] = await queue.admit([moving(1, policy_version="slow:5")])
     async with process(settings) as worker:
         await until_async(number_running(queue, [job_id], 1))
         worker.send_signal(signal.SIGTERM)

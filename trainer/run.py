@@ -36,6 +36,7 @@ from trainer.errors import ConfigError
 from trainer.policies.base import PolicyConfig
 from trainer.policies.loading import make_policy
 from trainer.policies.protocol import Policy
+from trainer.policies.shipped import toy_svd
 from trainer.policies.tiny import tiny_svd, tiny_wan
 from trainer.processes import from_main
 from trainer.rewards.remote import RemoteRewards
@@ -47,6 +48,7 @@ from trainer.zero import uses_zero, zero_plugin
 log = logging.getLogger(__name__)
 
 TINY: dict[str, Callable[[Path], Path]] = {"tiny-svd": tiny_svd, "tiny-wan": tiny_wan}
+TOY = "toy-svd"  # trained, and in the package; those of TINY have random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +171,19 @@ def _engine(name: str) -> bool:
 
 
 def open_policy(config: Config, accelerator: Accelerator) -> Policy:
-    """The policy on its configured base. A toy base is written into the run's folder first."""
+    """The policy on its configured base. A toy base with random weights is written into the run's folder first."""
     with accelerator.main_process_first():
         based = with_base(config.policy, config.out)
     return make_policy(based, accelerator.device)
 
 
 def with_base(policy: PolicyConfig, folder: Path) -> PolicyConfig:
-    """`policy` with its toy base (tiny-svd, tiny-wan) written below `folder`. Any other base is left as it is."""
+    """`policy` with the folder of its toy base: toy-svd of the package, tiny-svd and tiny-wan written below `folder`.
+
+    Any other base is left as it is.
+    """
+    if policy.base == TOY:
+        return replace(policy, base=str(toy_svd()))
     if policy.base not in TINY:
         return policy
     base = folder / policy.base

@@ -68,12 +68,12 @@ def trained_base(folder: Path, clips: Sequence[Clip], size: BaseSize, *, seed: i
     scheduler = untrained / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "sigma_max": SIGMA_MAX}))
     config = policy_config(untrained, size)
-    train_base(config, clips, [""] * len(clips), folder=partial, plan=size.plan, report=_Progress())
+    train_base(config, clips, [""] * len(clips), folder=partial, plan=size.plan, report=Progress())
     shutil.rmtree(untrained)
     return partial.rename(final)
 
 
-class _Progress:
+class Progress:
     """Logs the mean loss of every REPORT_STEPS steps."""
 
     def __init__(self) -> None:

@@ -34,6 +34,8 @@ class SceneMix:
     glow_share: float = 0.0  # share of scenes whose wall grows brighter
     glow_levels: tuple[float, float] = (10.0, 60.0)  # uniform range of the wall's rise from first to last frame
     pace: float = 1.0  # how fast time runs: at 0.5 the same bodies take the same paths at half the speed
+    room_px: tuple[float, float] = (SIDE_PX, SIDE_PX)  # width and height
+    radius_px: tuple[float, float] = (2.3, 3.2)  # uniform range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Scene:
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]  # RGB of the body's two halves, 0..255
     glow: float = 0.0  # grey levels by which the wall brightens over the clip
     pace: float = 1.0
+    room_px: tuple[float, float] = (SIDE_PX, SIDE_PX)  # width and height that the body stays in
 
     @property
     def moves(self) -> bool:
@@ -55,7 +58,7 @@ class Scene:
 
     def path(self) -> Floats:
         """Exact centres of the body, [T,2] (x, y)."""
-        low, high = self.radius_px, SIDE_PX - self.radius_px
+        low, high = self.radius_px, np.array(self.room_px) - self.radius_px
         position, velocity = np.array(self.start_px), np.array(self.velocity_px)
         path = [position.copy()]
         for _ in range((NUM_FRAMES - 1) * SUBSTEPS):
@@ -63,7 +66,8 @@ class Scene:
                 velocity[1] += GRAVITY * self.pace / SUBSTEPS
             position = position + velocity * self.pace / SUBSTEPS
             for axis in (0, 1):
-                if (position[axis] < low and velocity[axis] < 0) or (position[axis] > high and velocity[axis] > 0):
+                beyond = position[axis] > high[axis]
+                if (position[axis] < low and velocity[axis] < 0) or (beyond and velocity[axis] > 0):
                     damped = self.kind == "fall" and axis == 1
                     velocity[axis] *= -RESTITUTION if damped else -1.0
             path.append(position.clip(low, high))
@@ -75,22 +79,25 @@ class Scene:
 
     def clip(self) -> Clip:
         """Draw the scene's frames."""
+        walls = WALL + self.glow * np.arange(NUM_FRAMES) / (NUM_FRAMES - 1)
+        painted = self.paint(np.broadcast_to(walls[:, None, None, None], (NUM_FRAMES, 1, SIDE_PX, SIDE_PX)))
+        return Clip(frames=painted.round().clip(0, 255).astype(np.uint8), fps=FPS)
+
+    def paint(self, walls_TCHW: Floats) -> Floats:
+        """Paint the body over walls of one or three channels, [T,3,H,W], with edges softened over one pixel."""
         path = self.path()
         angles = self.angle + (path[:, 0] - path[0, 0]) / self.radius_px * (self.kind == "roll")
-        frames = [self._frame(t, centre, angle) for t, (centre, angle) in enumerate(zip(path, angles, strict=True))]
-        return Clip(frames=np.stack(frames), fps=FPS)
+        frames = zip(walls_TCHW, path, angles, strict=True)
+        return np.stack([self._painted(wall, centre, angle) for wall, centre, angle in frames])
 
-    def _frame(self, t: int, centre: Floats, angle: float) -> NDArray[np.uint8]:
-        """Draw a frame, uint8 [3,H,W], with edges softened over one pixel."""
-        y, x = np.mgrid[:SIDE_PX, :SIDE_PX] + 0.5
+    def _painted(self, wall: Floats, centre: Floats, angle: float) -> Floats:
+        y, x = np.mgrid[: wall.shape[1], : wall.shape[2]] + 0.5
         right, down = x - centre[0], y - centre[1]
         body = np.clip(self.radius_px - np.hypot(right, down) + 0.5, 0, 1)
         half = np.clip(right * np.cos(angle) + down * np.sin(angle) + 0.5, 0, 1)
         first, second = (np.array(colour)[:, None, None] for colour in self.colours)
-        wall = WALL + self.glow * t / (NUM_FRAMES - 1)
-        image = wall * (1 - body) + (first * half + second * (1 - half)) * body
-        painted: NDArray[np.uint8] = image.round().clip(0, 255).astype(np.uint8)
-        return painted
+        image: Floats = wall * (1 - body) + (first * half + second * (1 - half)) * body
+        return image
 
 
 def draw_scenes(num: int, *, seed: int, mix: SceneMix | None = None) -> list[Scene]:
@@ -100,11 +107,11 @@ def draw_scenes(num: int, *, seed: int, mix: SceneMix | None = None) -> list[Sce
 
 def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
     kind: Kind = rng.choice(["bounce", "bounce", "fall", "roll"])
-    radius = float(rng.uniform(2.3, 3.2))
-    start = rng.uniform(radius, SIDE_PX - radius, 2)
+    radius = float(rng.uniform(*mix.radius_px))
+    start = rng.uniform(radius, np.array(mix.room_px) - radius)
     speed, heading = rng.uniform(*mix.speed_px), rng.uniform(0, 2 * np.pi)
     if kind == "roll":
-        start[1], heading = SIDE_PX - radius, np.pi * rng.integers(2)
+        start[1], heading = mix.room_px[1] - radius, np.pi * rng.integers(2)
     still = rng.random() < mix.static_share
     velocity = np.zeros(2) if still else speed * np.array([np.cos(heading), np.sin(heading)])
     if kind == "roll":
@@ -120,6 +127,7 @@ def _draw(rng: np.random.Generator, mix: SceneMix) -> Scene:
         colours=(_colour(hue, 255), _colour((hue + 20) % 180, 200)),
         glow=float(rng.uniform(*mix.glow_levels)) * glows,
         pace=mix.pace,
+        room_px=mix.room_px,
     )
 
 

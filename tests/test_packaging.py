@@ -60,6 +60,14 @@ def test_the_wheel_holds_only_the_three_packages() -> None:
     assert set(found) == folders
 
 
+def test_the_wheel_holds_the_toy_base() -> None:
+    folder = ROOT / "trainer"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["trainer"]
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    weights = {path for path in (folder / "weights").rglob("*") if path.is_file()}
+    assert weights and weights <= packed
+
+
 def test_the_audit_skips_with_a_message_where_pypi_cannot_be_asked(tmp_path: Path) -> None:
     """The workflow runs it. Here it may not use the network: a proxy that there is not stands in the way."""
     sbom = tmp_path / "sbom.json"

@@ -59,7 +59,7 @@ class ToySize:
     vae_channels: tuple[int, ...] = (32, 32, 32)
     plan: BasePlan = field(
         default_factory=lambda: BasePlan(
-            autoencoder_steps=1000, autoencoder_batch=1, denoiser_steps=2200, denoiser_batch=4
+            autoencoder_steps=1000, autoencoder_batch=1, denoiser_steps=1600, denoiser_batch=4
         )
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.policies.protocol import PolicyError
 
 TOY_SVD = Path(__file__).parents[1] / "weights" / "toy-svd"
-DIGEST = ""
+DIGEST = "a118828a68884f3e738b9b1940569257b00130cbc95e599f14265873f7f095a0"
 """`digest_of` the published base."""
 
 

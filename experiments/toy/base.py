@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from experiments.proof.base import SIGMA_MAX, Progress
 from experiments.proof.base_training import (
@@ -35,15 +35,15 @@ SCALE_CLIPS = 128  # that the scale of latents is fitted on
 CARD = """\
 # Model card: toy-svd
 
-A toy image-to-video model in the layout of Stable Video Diffusion, for the preset `tiny`, `make demo` and tests. It
-animates a first frame of {width} x {height} pixels into {frames} frames: a ball with an orange and a blue half bounces,
-falls or rolls before a grey, cloudy wall.
+A toy image-to-video model in the layout of Stable Video Diffusion, for the preset `tiny`, `make demo` and tests. From
+a first frame it makes {frames} frames of {width} x {height} pixels: one or two balls, each half orange and half blue,
+bounce, fall or roll before a grey, cloudy wall.
 
 * **What it cannot do.** It knows nothing but these drawn scenes, in this size and length. From a frame of footage it
-  makes blurs. Nothing that is measured on it says anything about a real model.
+  makes blurs. Even its balls may split, or change their halves. What is measured on it says nothing about a real model.
 * **Data.** {num_scenes} scenes drawn by `experiments/toy/scenes.py`. No other data.
-* **Training.** `python -m experiments.toy base --out DIR --seed {seed}`, on one CPU thread: {autoencoder_steps} steps
-  of the autoencoder, {denoiser_steps} of the denoiser. The image encoder has random weights and was not trained.
+* **Training.** `python -m experiments.toy base --out DIR --seed {seed}`, on one CPU thread (about 12 minutes):
+  {autoencoder_steps} steps of the autoencoder, {denoiser_steps} of the denoiser. The image encoder has random weights.
 * **Size.** {parameters:.2f} million parameters, stored in half precision (safetensors).
 * **Digest.** `{digest}` (`trainer/policies/shipped.py`).
 * **Licence.** Apache-2.0, as the project.
@@ -132,7 +132,8 @@ def _halve(folder: Path) -> None:
     """Store all weights below `folder` in half precision."""
     for path in folder.rglob("*.safetensors"):
         weights = {name: value.to(torch.float16) for name, value in load_file(path).items()}
-        save_file(weights, path, metadata={"format": "pt"})
+        path.unlink()  # its mode lets only its owner read it
+        path.write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def _forget_where(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,11 +35,10 @@ def real() -> list[Clip]:
     return list(draw_clips(NUM, seed=1000))
 
 
-def samples(base: str, real: list[Clip], folder: Path) -> list[Clip]:
-    """A sample of the preset `tiny` on `base` for each first frame."""
+def samples(real: list[Clip], folder: Path, **changes: Any) -> list[Clip]:
+    """A sample of the preset `tiny` for each first frame. `changes` replace fields of its policy."""
     torch.set_num_threads(1)
-    config = replace(load("tiny").policy, base=base) if base else load("tiny").policy
-    policy = make_policy(with_base(config, folder))
+    policy = make_policy(with_base(replace(load("tiny").policy, **changes), folder))
     return [
         policy.decode(policy.sample(example, [seed]))[0]
         for seed, example in enumerate(policy.encode(real, [""] * len(real)))
@@ -61,26 +61,26 @@ def ball_paths(clips: list[Clip]) -> np.ndarray:
 def shown(real: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], list[Clip]]:
     """Samples of the shipped base and of the random one."""
     folder = tmp_path_factory.mktemp("bases")
-    return samples("", real, folder), samples("tiny-svd", real, folder)
+    return samples(real, folder), samples(real, folder, base="tiny-svd", num_steps=2)
 
 
 def test_the_samples_look_like_scenes_and_those_of_random_weights_do_not(
     real: list[Clip], shown: tuple[list[Clip], list[Clip]]
 ) -> None:
     trained, random = (np.abs(pixels(clips) - pixels(real)).mean() for clips in shown)
-    assert trained < 25 < random
+    assert trained < 20 < random
 
 
 def test_the_samples_move_as_much_as_scenes(real: list[Clip], shown: tuple[list[Clip], list[Clip]]) -> None:
     def path_px(clips: list[Clip]) -> float:
         return float(np.linalg.norm(np.diff(ball_paths(clips), axis=1), axis=-1).mean())
 
-    assert 0.3 * path_px(real) < path_px(shown[0]) < 2 * path_px(real)
+    assert 0.6 * path_px(real) < path_px(shown[0]) < 1.5 * path_px(real)
 
 
 def test_each_sample_begins_where_its_first_frame_is(real: list[Clip], shown: tuple[list[Clip], list[Clip]]) -> None:
     apart = np.linalg.norm(ball_paths(shown[0])[:, 0] - ball_paths(real)[:, 0], axis=-1)
-    assert apart.max() < 4
+    assert apart.max() < 2
 
 
 def test_the_published_base_is_what_the_code_pins() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
-FURNITURE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "reward_server/weights/MODEL_CARD.md")
+CARDS = ("reward_server/weights/MODEL_CARD.md", "trainer/weights/toy-svd/README.md")
+FURNITURE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *CARDS)
 NOT_RUN = "<!-- not run:"
 FENCE = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 

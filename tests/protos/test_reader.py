@@ -19,7 +19,7 @@ from PIL import Image
 from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
 from protos.reader.files import clip_files
 from protos.reader.guard import Guard
-from protos.reader.pixels import over_black
+from protos.reader.pixels import over_black, picture
 from protos.reader.tones import HLG, PQ, mapped
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
@@ -170,6 +170,15 @@ def with_frame_flags(webp: bytes, flags: int) -> bytes:
             data[at + 8 + 15] = flags
         at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
     return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["bgra", "rgba"])
+def test_packed_frames_are_read_as_conversion_gives_them(form: str) -> None:
+    """They are used without a copy. Rows of 95 pixels have bytes after their end."""
+    rgba = np.random.default_rng(0).integers(0, 256, (63, 95, 4), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=form)
+    assert np.array_equal(picture(frame, 1.0, (1, 0, 0, 1)).rgb(), over_black(rgba))
+    assert frame.planes[0].line_size > 4 * 95
 
 
 @pytest.mark.parametrize("flags", range(4))

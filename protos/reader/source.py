@@ -83,16 +83,15 @@ class Source:
         damage there. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow, and Recount for `with_true_times`.
         """
         fit = fit or as_displayed
-        pictures = self._watched(self._reel.pictures(wanted), watch)
-        numbered = ((time_s, (number, picture)) for number, (time_s, picture) in enumerate(pictures))
-        last = -1
+        found = nearest(
+            self._watched(self._reel.pictures(wanted), watch), [float(self.times_s[index]) for index in wanted]
+        )
+        last: list[Picture] | None = None
         frame: Frame | None = None
-        found = nearest(numbered, [float(self.times_s[index]) for index in wanted])
-        for (number, picture), index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
+        for held, index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
             self._guard.clock()
-            if number != last or frame is None:
-                frame, last = fit(picture), number
-            del picture  # a decoded 4K frame takes up to 33 MB, and the next is decoded before this one is replaced
+            if held is not last or frame is None:
+                frame, last = fit(held.pop()), held
             yield index, frame
             if index == wanted[-1] and self._reel.stoppable and not to_the_end:
                 return
@@ -104,7 +103,11 @@ class Source:
 
     def _watched(
         self, pictures: Iterator[tuple[float, Picture]], watch: Watch | None
-    ) -> Iterator[tuple[float, Picture]]:
+    ) -> Iterator[tuple[float, list[Picture]]]:
+        """Each picture in a list, out of which `frames` takes it once it is fitted.
+
+        So it is not held while the next one is decoded: at 4K, a decoded picture takes up to 66 MB.
+        """
         before = -1
         for time_s, picture in pictures:
             position = int(nearest_frames(self.times_s, [time_s])[0])
@@ -114,7 +117,9 @@ class Source:
             stretch = self.stretch_at(time_s)
             if (picture.height_px, picture.width_px) != (stretch.height_px, stretch.width_px) and self._reel.counted:
                 raise Recount
-            yield time_s, picture
+            held = [picture]
+            del picture
+            yield time_s, held
 
     def require_counted_times(self) -> None:
         """Raise Recount, for `with_true_times`, if times are not counted. Call it before a refusal for times."""

@@ -187,9 +187,9 @@ def test_a_webp_s_frames_are_put_together_as_pillow_does(flags: int, lossless: b
     """Small frames on a larger canvas, half transparent: the reader gives Pillow one frame at a time."""
     pictures = np.full((12, 48, 64, 4), 255, np.uint8)
     pictures[..., :3] = media.texture(1, 48, 64)[0]
-    for at, picture in enumerate(pictures):
-        picture[10:30, 3 * at : 3 * at + 20] = (200, 10 * at, 50, 128 + 8 * at)
-    images, buffer = [Image.fromarray(picture) for picture in pictures], io.BytesIO()
+    for at, canvas in enumerate(pictures):
+        canvas[10:30, 3 * at : 3 * at + 20] = (200, 10 * at, 50, 128 + 8 * at)
+    images, buffer = [Image.fromarray(canvas) for canvas in pictures], io.BytesIO()
     options = {"duration": 80, "lossless": lossless, "minimize_size": True, "exact": True, "quality": 80}
     images[0].save(buffer, "WEBP", save_all=True, append_images=images[1:], **options)
     payload = with_frame_flags(buffer.getvalue(), flags)

@@ -176,11 +176,11 @@ def opaque(frames: Frames) -> Frames:
     return np.concatenate([frames, np.full((*frames.shape[:3], 1), 255, np.uint8)], axis=-1)
 
 
-def animated(frames: Frames, kind: str, **options: object) -> bytes:
-    """An animation by Pillow, "AVIF" or "PNG", of 80 ms a frame."""
+def animated(frames: Frames, kind: str, delay_ms: int = 80, **options: object) -> bytes:
+    """An animation by Pillow, "AVIF" or "PNG"."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=80, **options)
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=delay_ms, **options)
     return buffer.getvalue()
 
 

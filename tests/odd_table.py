@@ -245,13 +245,24 @@ ODD: dict[str, Odd] = {
     ),
     "gif without a frame": refused(GIF, lambda: b"GIF89a;", "cannot be opened"),
     "webp": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 80)),
+    "webp of 10 ms a frame": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 10), fps=10.0, warnings=("quick_frames",)),
     "webp, half transparent": Odd(form=WEBP, make=lambda: media.webp(odd_files.see_through(FRAMES), 80), shown=HALF),
     "webp, cut": Odd(form=WEBP, make=lambda: odd_files.cut(media.webp(FRAMES, 80)), frames=19, warnings=("truncated",)),
     "webp, damaged in the middle": refused(
         WEBP, lambda: odd_files.damaged_webp(media.webp(FRAMES, 80), 6), "frame 6 of the webp's 24, at 0.48 s"
     ),
     "avif": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "AVIF", quality=95)),
+    "avif of 10 ms a frame": Odd(
+        form=ANIMATED,
+        make=lambda: odd_files.animated(FRAMES, "AVIF", 10, quality=95),
+        fps=10.0,
+        warnings=("quick_frames",),
+    ),
     "animated png": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG")),
+    "animated png of 10 ms a frame": Odd(
+        form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG", 10), fps=10.0, warnings=("quick_frames",)
+    ),
+    "animated png without delays": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG", 0), fps=10.0),
     "y4m": Odd(form=ANIMATED, make=lambda: odd_files.y4m(FRAMES), fps=12.0),
     "png without animation": refused(ANIMATED, lambda: odd_files.picture(FRAMES[0], "PNG"), "a PNG picture"),
     # --- tensors ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from protos.reader.source import resized
 from protos.reader.times import nearest_frames
 from protos.submissions import submission
 from protos.types import Outcome, Submission
-from reward_server.data.shots import Shot, SourceClip, find_files
+from reward_server.data.shots import Shot, SourceClip, find_clips, find_files, find_shots
 from reward_server.decoding.children import AVAILABLE, DecodePool
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import BadRequest, InvalidClip
@@ -303,3 +303,30 @@ def test_a_file_that_only_has_the_name_of_a_video_is_named_and_ends_nothing(tmp_
     assert good.ok
     assert bad.outcome.error is not None
     assert "text ('export const" in bad.outcome.error.message
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda folder: find_files([str(folder)]),
+        lambda folder: find_shots([str(folder)]),
+        lambda folder: find_clips(folder, real=True),
+        lambda folder: find_sources([str(folder)], "train"),
+    ],
+    ids=["score and check", "evaluate, sanity and attack", "pretrain", "trainer"],
+)
+def test_files_that_are_no_videos_are_counted_in_one_line(
+    find: Callable[[Path], Sequence[object]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "take").write_bytes(ODD["webm vp8"].make())
+    for name in ("d.bin", "a.bin", "part/b", "part/c.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half a download")
+    for name in ("index.json", "labels.csv", "take.jpg", "take.wav", "LICENSE", ".cache/entry", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"expected beside clips")
+    assert len(find(tmp_path)) == 1
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told == (
+        f"{tmp_path}: 4 file(s) are left out, since their bytes are those of no video: a.bin, d.bin, part/b and 1 more"
+    )

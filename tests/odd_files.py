@@ -39,6 +39,13 @@ def remuxed(files: Sequence[bytes], form: str, ticks: Sequence[int] | None = Non
     return buffer.getvalue()
 
 
+def woven(fields: Frames) -> Frames:
+    """Interlaced frames: the odd rows of each show the next moment."""
+    frames = fields[::2].copy()
+    frames[:, 1::2] = fields[1::2, 1::2]
+    return frames
+
+
 def b_frames_in_avi(frames: Frames) -> bytes:
     """AVI stores no presentation times: frames come in decoding order unless they are put in order."""
     return media.video(frames, fps=12, container="avi", codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from protos.reader import ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader.scenes import Scenes
 from protos.reader.source import resized
 from protos.reader.times import nearest_frames
 from protos.submissions import submission
@@ -61,13 +62,19 @@ class Taken:
 
 def read(path: Path) -> tuple[Source, Stretch, Frames]:
     """The file, its longest stretch, and all frames of that stretch."""
+    return read_and_watched(path)[:3]
+
+
+def read_and_watched(path: Path) -> tuple[Source, Stretch, Frames, tuple[str, ...]]:
+    """As `read`, and the warnings about what is seen in the frames."""
     with open_source(path) as opened:
         return with_true_times(opened, _longest)
 
 
-def _longest(source: Source) -> tuple[Source, Stretch, Frames]:
-    stretch = max(source.stretches, key=lambda one: one.last - one.first)
-    return source, stretch, np.stack([frame for _, frame in source.frames(range(stretch.first, stretch.last))])
+def _longest(source: Source) -> tuple[Source, Stretch, Frames, tuple[str, ...]]:
+    stretch, scenes = max(source.stretches, key=lambda one: one.last - one.first), Scenes()
+    frames = [frame for _, frame in source.frames(range(stretch.first, stretch.last), watch=scenes.watch)]
+    return source, stretch, np.stack(frames), tuple(one.code for one in scenes.warnings())
 
 
 @pytest.fixture(scope="module", params=ODD)
@@ -92,14 +99,16 @@ def test_an_odd_file_is_read_or_refused_as_the_table_says(file: File) -> None:
             read(file.path)
         assert refused.value.code == odd.code
         return
-    source, stretch, frames = read(file.path)
+    source, stretch, frames, seen = read_and_watched(file.path)
     assert (source.times_s.size, len(source.stretches)) == (odd.frames, odd.stretches)
     assert source.fps == pytest.approx(odd.fps, rel=0.01)
     assert (stretch.height_px, stretch.width_px) == odd.size == frames.shape[1:3]
     assert tuple(warning.code for warning in source.warnings) == odd.warnings
+    assert seen == odd.seen
     shown = (FRAMES if odd.shown is None else odd.shown)[: odd.frames]
     away = np.abs(frames[:, None].astype(np.int16) - shown[None]).mean(axis=(2, 3, 4))
     assert away.argmin(axis=1).tolist() == list(range(stretch.first, stretch.last))
+    assert away.min(axis=1).max() <= odd.within
 
 
 # --- the users ----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Tests that each odd file is read or refused as the table says, and alike by every user of the reader.
 
-The users are the server, in-process scoring, `evaluate`, `sanity`, pretraining and the trainer's data. VVC is read but
-not tested, because there is no VVC encoder here.
+The users are the server, in-process scoring, drawing, `evaluate`, `sanity`, pretraining and the trainer's data. The
+page sends its clips to the server, which decodes the copies that it makes of them as for scoring. VVC is read but not
+tested, because there is no VVC encoder here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from protos.reader.scenes import Scenes
 from protos.reader.source import resized
 from protos.reader.times import nearest_frames
 from protos.submissions import submission
-from protos.types import Outcome, Submission
+from protos.types import Outcome, Reward, Submission
 from reward_server.data.shots import Shot, SourceClip, find_clips, find_files, find_shots
 from reward_server.decoding.children import AVAILABLE, DecodePool
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
@@ -29,6 +32,8 @@ from reward_server.evaluation.evaluate import judge
 from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.score import run, score_files
 from reward_server.evaluation.scoring import RewardSource
+from reward_server.explain.annotate import annotate as draw
+from reward_server.explain.annotate import pictures_at
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.training.samples import CacheConfig, clip_samples
@@ -168,6 +173,24 @@ def score(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Take
     return of_outcome(scored.outcome, every)
 
 
+def annotate(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """`score --annotate` and the HTML reports read a clip that has a reward once more, and draw on its frames."""
+    scored = score(file, pool, monkeypatch)
+    if scored.frames is None:
+        return scored
+    drawn: list[tuple[float, Frames]] = []
+
+    def recorded(source: Source, reward: Reward, explanation: object, out: Path) -> None:
+        stretch = max(source.stretches, key=lambda one: one.last - one.first)
+        positions = range(stretch.first, stretch.last)
+        drawn[:] = pictures_at(source, positions, stretch.height_px, stretch.width_px)
+        out.touch()
+
+    monkeypatch.setattr("reward_server.explain.annotate._write_video", recorded)
+    draw(file.path, cast(Reward, SimpleNamespace(explanation=object())), file.path.with_suffix(".mp4"), "mp4")
+    return Taken(frames=np.stack([frame for _, frame in drawn]), times_s=np.array([time_s for time_s, _ in drawn]))
+
+
 def evaluate(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
     monkeypatch.setattr("reward_server.evaluation.evaluate.plain_statistics", lambda clip, seed: {})  # they are slow
     every = EveryFrame(sampling=sampling_of(file))
@@ -240,7 +263,7 @@ LOST = Odd(
 
 
 USERS: dict[str, Callable[[File, DecodePool, pytest.MonkeyPatch], Taken]] = {
-    user.__name__: user for user in (server, score, evaluate, evaluate_a_part, sanity, pretrain, trainer)
+    user.__name__: user for user in (server, score, annotate, evaluate, evaluate_a_part, sanity, pretrain, trainer)
 }
 
 

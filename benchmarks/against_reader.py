@@ -79,6 +79,8 @@ def main() -> None:
             rounds = np.array([_turn(readers, clips, round_) for round_ in range(-1, args.rounds)])[1:]
             ratios = rounds[:, 0] / rounds[:, 1]
             found[name] = {"ratio": float(np.median(ratios)), "least": float(ratios.min()), "most": float(ratios.max())}
+            ours, theirs = (1000 * np.median(rounds, axis=0) / CLIPS).tolist()
+            found[name] |= {"ms": ours, "ms_there": theirs}
             print(f"{name:16} " + "  ".join(f"{key} {value:.3f}" for key, value in found[name].items()))
     for reader in readers:
         reader.close()

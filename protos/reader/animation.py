@@ -73,7 +73,7 @@ def open_webp(payload: Payload, guard: Guard) -> Reel:
 
     num_quick = sum(part.shown_ms <= QUICKEST_MS for part in whole)
     warnings = (*quick_frames(num_quick, len(whole), "webp"), *((truncated(end_s, None),) if cut else ()))
-    return Reel(codec="webp", times_s=times_s, warnings=warnings, pictures=pictures)
+    return Reel(codec="webp", times_s=times_s, warnings=warnings, pictures=pictures, reads_all=lambda wanted: True)
 
 
 def _still_reel(payload: Payload, guard: Guard) -> Reel:

@@ -20,7 +20,7 @@ from protos.reader.boxes import has_fragments
 from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Promise
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
-from protos.reader.packets import add_packet, groups_of
+from protos.reader.packets import Group, add_packet, groups_of
 from protos.reader.payload import Payload
 from protos.reader.plausible import check_plausible
 from protos.reader.quick import animated_kind
@@ -112,6 +112,7 @@ class _File:
             tracks=scan.tracks,
             warnings=scan.warnings,
             pictures=lambda wanted: self._pictures(scan, wanted, exact=False),
+            reads_all=lambda wanted: self._groups(scan, wanted) == self._groups(scan, None),
             counted=lambda: self._counted(scan),
             stoppable=self._form != "avi",
         )
@@ -131,13 +132,19 @@ class _File:
             )
         counted = scan.counted([time_s for time_s, _ in seen])
         reel = replace(
-            self.reel(counted), pictures=lambda wanted: self._pictures(counted, wanted, exact=True), counted=None
+            self.reel(counted),
+            pictures=lambda wanted: self._pictures(counted, wanted, exact=True),
+            reads_all=lambda wanted: True,
+            counted=None,
         )
         return reel, [size for _, size in seen]
 
     def _pictures(self, scan: Scan, wanted: Sequence[int] | None, *, exact: bool) -> Iterator[tuple[float, Picture]]:
         with self._decoding(scan, wanted, exact=exact) as (_, pictures):
             yield from pictures
+
+    def _groups(self, scan: Scan, wanted: Sequence[int] | None) -> list[Group]:
+        return groups_of(scan.table, scan.line, wanted if self._form in GROUPED else None)
 
     @contextmanager
     def _decoding(
@@ -152,8 +159,7 @@ class _File:
             exact=exact,
             cut=scan.cut,
         )
-        skips = self._form in GROUPED and not exact  # after a count, packets are not frames: decode them all
-        groups = groups_of(scan.table, scan.line, wanted if skips else None)
+        groups = self._groups(scan, None if exact else wanted)  # after a count, packets are not frames: decode them all
         with self._open() as container:
             stream = moving(container)[next(one.index for one in scan.tracks if one.chosen)]
             decoding = Decoding(stream, promise, self._guard)

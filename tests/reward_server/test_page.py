@@ -326,7 +326,7 @@ def test_a_server_with_keys_wants_the_right_one_and_it_stays_in_the_tab(
 ) -> None:
     """The clip that was refused is sent again. Copies and comparison work with the key too."""
     url, key = keyed
-    page = open_page(at=url)
+    page = open_page(at=url, viewport={"width": 360, "height": 700})
     notice, field = page.locator("#notice"), page.get_by_label("API key", exact=True)
     add(page, clips / "fast.mp4")
     for wrong in ("", "mr_wrong", f"{key[:-1]}{'A' if key[-1] != 'A' else 'B'}"):
@@ -337,6 +337,7 @@ def test_a_server_with_keys_wants_the_right_one_and_it_stays_in_the_tab(
         error = httpx.get(f"{url}/v1/model", headers=headers).json()["error"]
         assert error["code"] == "unauthenticated"
         expect(notice).to_have_text(error["message"])
+        notice.click(trial=True)  # the field does not cover it
     field.fill(key)
     page.keyboard.press("Enter")
     expect(notice).to_be_hidden()

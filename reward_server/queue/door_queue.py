@@ -145,7 +145,8 @@ class DoorQueue:
     async def run_outcomes(self, run_id: str, after: str, timeout_s: float) -> AsyncGenerator[Outcome, None]:
         """Yield a run's outcomes after the cursor `after`, in the order the jobs ended.
 
-        Ends after `timeout_s` without a new one. Raises BadRequest for a malformed cursor.
+        Ends after `timeout_s` without a new one. An explanation is missing once the job's own result has expired.
+        Raises BadRequest for a malformed cursor.
         """
         if after and not CURSOR.fullmatch(after):
             raise BadRequest(
@@ -158,7 +159,8 @@ class DoorQueue:
                 while page := await self._page(run_id, cursor, timeout_s):
                     for entry in page:
                         cursor = entry.id
-                        yield replace(unpack_outcome(entry.fields[OUTCOME]), cursor=cursor)
+                        outcome = await self._explained(unpack_outcome(entry.fields[OUTCOME]), timeout_s)
+                        yield replace(outcome, cursor=cursor)
                 if not await watch.news(timeout_s):
                     return
 
@@ -169,6 +171,14 @@ class DoorQueue:
     async def _page(self, run_id: str, cursor: str, timeout_s: float) -> list[Entry]:
         with self._patience(timeout_s):
             return await self._link.page(self._keys.run(run_id), after=cursor, count=RUN_PAGE)
+
+    async def _explained(self, outcome: Outcome, timeout_s: float) -> Outcome:
+        """The outcome with its explanation, which is kept with the result alone. Without it if that has expired."""
+        if outcome.reward is None or not outcome.context.explain:
+            return outcome
+        with self._patience(timeout_s):
+            found = await stored_outcomes(self._link, self._keys, [outcome.job_id])
+        return found.get(outcome.job_id) or outcome
 
     async def _look(self, job_ids: list[str], *, refuse_unknown: bool) -> list[Outcome]:
         found = await stored_outcomes(self._link, self._keys, job_ids)

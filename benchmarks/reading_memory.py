@@ -118,7 +118,7 @@ def _moving(num_frames: int, height: int, width: int) -> Iterator[NDArray[np.uin
         yield np.ascontiguousarray(ground[4 * at : 4 * at + height, 8 * at : 8 * at + width])
 
 
-def _video(encoder: str, pix_fmt: str, num_frames: int, path: Path, **options: str) -> None:
+def _video(encoder: str, pix_fmt: str, num_frames: int, path: Path, /, **options: str) -> None:
     with av.open(str(path), "w") as output:
         stream = cast(av.VideoStream, output.add_stream(encoder, rate=Fraction(FPS), options=options))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt

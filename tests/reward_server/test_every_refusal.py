@@ -239,6 +239,11 @@ CASES: dict[str, Case] = {
         code="unreadable_clip",
         words=("frame 0 of the webp's 1, at 0.00 s",),
     ),
+    "a png chunk beyond the file": Case(
+        run=lambda: clip(bombs.claiming_apng(500_000_000)),
+        code="unreadable_clip",
+        words=("a chunk of the png claims 500000000 bytes", "only 0 are left"),
+    ),
     "a webp frame beside its canvas": Case(
         run=lambda: clip(with_first_frame(media.webp(FRAMES, 80), 0, b"\1")),
         code="unreadable_clip",

@@ -6,20 +6,31 @@ import dataclasses
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
+from protos.reader import (
+    ClipTooLarge,
+    Picture,
+    ReaderError,
+    Source,
+    UnreadableClip,
+    decoding,
+    open_source,
+    with_true_times,
+)
 from protos.reader.files import clip_files
 from protos.reader.guard import Guard
 from protos.reader.pixels import over_black, picture
+from protos.reader.scenes import SMALL, averaged
 from protos.reader.tones import HLG, PQ, mapped
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
@@ -271,6 +282,13 @@ def test_hdr_is_mapped_to_standard_dynamic_range(curve: str, expected: dict[int,
     assert frames.mean(axis=(1, 2, 3)) == pytest.approx(list(expected.values()), abs=4)
 
 
+@pytest.mark.parametrize("size", [(320, 576), (720, 1280), (426, 240), (63, 95), (576, 1024)])
+def test_frames_are_compared_by_the_mean_of_their_cells(size: tuple[int, int]) -> None:
+    luma = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), (0, 0), 3)
+    means = cv2.resize(luma.astype(np.float32), SMALL, interpolation=cv2.INTER_AREA)
+    assert np.abs(averaged(luma) - means).max() <= 1.5
+
+
 def test_interlaced_frames_show_no_combs() -> None:
     frames = np.full((24, 64, 96, 3), 40, np.uint8)
     for at in range(24):
@@ -342,6 +360,31 @@ def test_a_window_equals_the_same_frames_of_a_full_decode() -> None:
                     assert np.array_equal(frame, whole[index]), (options, index)
                 decoded += seen.pictures
         assert decoded < 96 + 48 or options.get("container") == "mpegts", options
+
+
+def test_a_short_file_is_decoded_once_and_no_frame_is_held_while_the_next_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: the first frames were decoded twice, and at 4K two frames of up to 66 MB were held."""
+    made: list[av.VideoFrame] = []
+    held: list[int] = []
+    picture, decoded = decoding.picture, decoding.Decoding._decoded
+
+    def recorded(frame: av.VideoFrame, *arguments: Any) -> Picture:
+        made.append(frame)
+        return picture(frame, *arguments)
+
+    def watched(self: decoding.Decoding, *arguments: Any) -> Iterator[av.VideoFrame]:
+        # Others than two lists, `one` and the argument. The first frame is held by its side data, which is read once.
+        held.append(sum(sys.getrefcount(one) > 4 for one in made[1:]))
+        yield from decoded(self, *arguments)
+
+    monkeypatch.setattr(decoding, "picture", recorded)
+    monkeypatch.setattr(decoding.Decoding, "_decoded", watched)
+    _, frames = read(upright())
+    assert which(frames, FRAMES) == list(range(24))
+    assert len(made) == 24
+    assert not any(held)
 
 
 def test_more_threads_give_the_same_frames() -> None:

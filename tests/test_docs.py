@@ -139,7 +139,7 @@ def test_settings_that_are_named_exist(document: Document) -> None:
 
 @EVERY
 def test_modules_that_are_named_exist(document: Document) -> None:
-    inner = ("reward_server", "trainer", "trainer/policies", "tests/protos", "tests/reward_server")
+    inner = ("reward_server", "trainer", "trainer/policies", "tests/protos", "tests/reward_server", "tests/trainer")
     roots = (ROOT, *(ROOT / name for name in inner))
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", document.prose):
         assert Path(name).name == "NAME.py" or any((root / name).exists() for root in roots), name

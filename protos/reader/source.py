@@ -94,8 +94,8 @@ class Source:
             if held is not last or frame is None:
                 frame, last = fit(held.pop()), held
             yield index, frame
-            if index == wanted[-1] and self._reel.stoppable and not to_the_end:
-                return
+            if index == wanted[-1] < self.times_s.size - 1 and self._reel.stoppable and not to_the_end:
+                return  # but not at the file's last frame: what is checked after it costs nothing
         if frame is None and len(wanted):
             raise UnreadableClip(
                 f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on can be decoded: the file is "

@@ -51,6 +51,15 @@ def b_frames_in_avi(frames: Frames) -> bytes:
     return media.video(frames, fps=12, container="avi", codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
 
 
+def bottom_up_avi(frames: Frames) -> bytes:
+    """Raw pixels with the last row first, as bitmaps of Windows have them: the height in the header is positive."""
+    data = media.video(frames[:, ::-1], fps=12.5, container="avi", codec="rawvideo", pix_fmt="bgra")
+    at = data.index(b"strf") + 16  # after the name, the size of the chunk and of the header, and the width
+    (height,) = struct.unpack("<i", data[at : at + 4])
+    assert height == -frames.shape[1]
+    return data[:at] + struct.pack("<i", -height) + data[at + 4 :]
+
+
 def hidden_vp9(frames: Frames) -> bytes:
     """References that are never shown, as packets of their own.
 

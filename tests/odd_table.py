@@ -173,6 +173,7 @@ ODD: dict[str, Odd] = {
         make=lambda: coded(frames=odd_files.woven(FIELDS), codec_options={**GOOD, "flags": "+ildct+ilme"}),
         shown=FIELDS[::2],
         seen=("interlaced",),
+        within=14.5,  # with the combs it would be 15.2
     ),
     **colours(),
     "mp4 hevc, HDR (PQ)": hdr("smpte2084", PQ),
@@ -262,6 +263,8 @@ ODD: dict[str, Odd] = {
         form=AVI, make=lambda: coded("avi", "mpeg4", codec_options={"bf": "2", "q": "2", "flags": "+qscale"})
     ),
     "avi h264, b-frames": Odd(form=AVI, make=lambda: odd_files.b_frames_in_avi(FRAMES), fps=12.0),
+    "avi rawvideo, 32 bit": Odd(form=AVI, make=lambda: coded("avi", "rawvideo", pix_fmt="bgra")),
+    "avi rawvideo, bottom-up": Odd(form=AVI, make=lambda: odd_files.bottom_up_avi(FRAMES)),
     "avi rawvideo": Odd(form=AVI, make=lambda: coded("avi", "rawvideo", pix_fmt="bgr24")),
     "avi mjpeg, cut": Odd(
         form=AVI,
@@ -292,6 +295,13 @@ ODD: dict[str, Odd] = {
     ),
     "gif without a frame": refused(GIF, lambda: b"GIF89a;", "cannot be opened"),
     "webp": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 80)),
+    "avif of 10 ms a frame, of another major brand": Odd(
+        form=ANIMATED,
+        make=lambda: odd_files.animated(FRAMES, "AVIF", 10).replace(b"ftypavis", b"ftypmsf1", 1),
+        fps=10.0,
+        warnings=("quick_frames",),
+    ),
+    "apng with more behind it": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG") + b"PK" + bytes(99)),
     "webp of 10 ms a frame": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 10), fps=10.0, warnings=("quick_frames",)),
     "webp, half transparent": Odd(form=WEBP, make=lambda: media.webp(odd_files.see_through(FRAMES), 80), shown=HALF),
     "webp, cut": Odd(form=WEBP, make=lambda: odd_files.cut(media.webp(FRAMES, 80)), frames=19, warnings=("truncated",)),

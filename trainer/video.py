@@ -38,7 +38,7 @@ __all__ = [
     "write_clip",
 ]
 
-MAX_TRIES = 4  # frames chosen anew can meet new cuts
+MAX_TRIES = 12  # frames chosen anew can meet new cuts
 GIF_WIDTH_PX = 960  # maximum width
 
 
@@ -57,11 +57,11 @@ def read_clip(
     """Read `form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
     Only the frames `first`..`last` (exclusive) are used. `start` (0..1) chooses where the clip begins among the
-    possible places, from first to last; a clip is placed where it crosses no cut, if there is room. Every n-th frame
-    is used if that changes the speed by at most `speed_tolerance` (a share); otherwise the frames nearest in time are
-    used. `track` chooses a video track, and `fps` is the frame rate of an image sequence. `warn` gets the reader's
-    warnings about the file. Raises DataError with the reason if the file is unreadable, too short or too slow, or
-    has lost too many frames.
+    possible places, from first to last. Up to MAX_TRIES places are tried until the clip crosses no cut. Every n-th
+    frame is used if that changes the speed by at most `speed_tolerance` (a share); otherwise the frames nearest in
+    time are used. `track` chooses a video track, and `fps` is the frame rate of an image sequence. `warn` gets the
+    reader's warnings about the file. Raises DataError with the reason if the file is unreadable, too short or too
+    slow, or has lost too many frames.
     """
 
     def fitted_frame(picture: Picture) -> NDArray[np.uint8]:

@@ -70,15 +70,19 @@ def check_apng(payload: Payload, guard: Guard) -> None:
         width, height = struct.unpack(">II", head)
         guard.size(height, width)
         _check_chunks(payload, guard, RAW_BYTES * height * width + SPARE_BYTES)
-        _check(guard, height, width, ((int(name == b"fcTL"), size * (name in DATA)) for name, size in _chunks(payload)))
+        _check(
+            guard, height, width, ((int(name == b"fcTL"), size * (name in DATA)) for name, size in png_chunks(payload))
+        )
 
 
-def _chunks(payload: Payload) -> Iterator[tuple[bytes, int]]:
-    """Name and claimed size of each chunk of a png."""
+def png_chunks(payload: Payload) -> Iterator[tuple[bytes, int]]:
+    """Name and claimed size of each chunk of a png, up to its end."""
     at = 8
     while at + 8 <= len(payload):
         size, name = struct.unpack(">I4s", payload[at : at + 8])
         yield name, size
+        if name == b"IEND":  # what follows is no png
+            return
         at += 12 + size
 
 
@@ -88,7 +92,7 @@ def _check_chunks(payload: Payload, guard: Guard, most_bytes: int) -> None:
     ffmpeg takes memory for a whole chunk before it reads it. The last chunk of a cut file is no larger than a frame.
     """
     left = len(payload) - 8
-    for _, size in _chunks(payload):
+    for _, size in png_chunks(payload):
         guard.clock()
         left -= 8
         if size > max(most_bytes, left):

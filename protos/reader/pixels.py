@@ -75,7 +75,9 @@ def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
 def _channels(frame: av.VideoFrame, pixel_bytes: int) -> NDArray[np.uint8]:
     """The only plane of a packed format, a view [H,W,pixel_bytes]. A copy would take up to 50 MB at 4K."""
     plane = frame.planes[0]
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, abs(plane.line_size))
+    if plane.line_size < 0:  # the last row comes first, as in bitmaps of Windows
+        rows = rows[::-1]
     return rows[:, : pixel_bytes * plane.width].reshape(plane.height, plane.width, pixel_bytes)
 
 

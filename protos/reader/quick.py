@@ -12,12 +12,20 @@ from protos.reader.timeline import PacketTable, Ticks
 from protos.types import ClipWarning
 
 QUICKEST_MS, SLOW_MS = 10, 100
+MAX_FTYP_BYTES = 256  # as many of the first box are looked at; files have a handful of brands of 4 bytes
 ANIMATED = {"gif": "gif", "apng": "png"}  # forms, and what the warning calls them
 
 
 def animated_kind(payload: Payload, form: str) -> str:
     """What kind of animated picture a container is; empty for a video. An avif is a mov with a brand of its own."""
-    return "avif" if form == "mov" and payload[4:12] == b"ftypavis" else ANIMATED.get(form, "")
+    return "avif" if form == "mov" and b"avis" in _brands(payload) else ANIMATED.get(form, "")
+
+
+def _brands(payload: Payload) -> set[bytes]:
+    """The brands of an mp4 or mov: its first box names one, and others that it is compatible with."""
+    head = payload[:MAX_FTYP_BYTES]
+    end = min(len(head), int.from_bytes(head[:4], "big")) if head[4:8] == b"ftyp" else 0
+    return {bytes(head[at : at + 4]) for at in (8, *range(16, end, 4)) if end}
 
 
 def slowed(table: PacketTable, unit_s: float) -> tuple[Ticks, int]:

@@ -150,6 +150,13 @@ def test_a_clip_crosses_a_cut_only_if_no_part_is_long_enough(tmp_path: Path, sta
     assert told == ["cuts"]
 
 
+def test_a_clip_is_placed_behind_several_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "clip.safetensors"
+    short = [level + step for level in (0, 60, 120, 0, 60, 120) for step in range(3)]
+    write_clip(path, gray_clip([*short, *range(200, 208)]))
+    assert min(levels_of(read_clip(path, FORM))) >= 200
+
+
 def test_a_file_that_lost_many_frames_is_refused_by_the_rule_of_all_users(tmp_path: Path) -> None:
     """At the clip's rate: a file that is fast enough in spite of its lost frames is used."""
     path = tmp_path / "lost.mkv"

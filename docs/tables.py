@@ -26,8 +26,8 @@ from reward_server.errors import (
     door,
     outcome_kind,
 )
-from reward_server.queue.admission import QueueDepth
 from reward_server.queue.door_queue import Vitals
+from reward_server.queue.quota import QueueDepth
 from reward_server.settings import MIB, PREFIX, Settings
 
 SERVING = Path(__file__).parent / "serving.md"

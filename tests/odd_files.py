@@ -39,9 +39,25 @@ def remuxed(files: Sequence[bytes], form: str, ticks: Sequence[int] | None = Non
     return buffer.getvalue()
 
 
+def woven(fields: Frames) -> Frames:
+    """Interlaced frames: the odd rows of each show the next moment."""
+    frames = fields[::2].copy()
+    frames[:, 1::2] = fields[1::2, 1::2]
+    return frames
+
+
 def b_frames_in_avi(frames: Frames) -> bytes:
     """AVI stores no presentation times: frames come in decoding order unless they are put in order."""
     return media.video(frames, fps=12, container="avi", codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
+
+
+def bottom_up_avi(frames: Frames) -> bytes:
+    """Raw pixels with the last row first, as bitmaps of Windows have them: the height in the header is positive."""
+    data = media.video(frames[:, ::-1], fps=12.5, container="avi", codec="rawvideo", pix_fmt="bgra")
+    at = data.index(b"strf") + 16  # after the name, the size of the chunk and of the header, and the width
+    (height,) = struct.unpack("<i", data[at : at + 4])
+    assert height == -frames.shape[1]
+    return data[:at] + struct.pack("<i", -height) + data[at + 4 :]
 
 
 def hidden_vp9(frames: Frames) -> bytes:
@@ -176,11 +192,11 @@ def opaque(frames: Frames) -> Frames:
     return np.concatenate([frames, np.full((*frames.shape[:3], 1), 255, np.uint8)], axis=-1)
 
 
-def animated(frames: Frames, kind: str, **options: object) -> bytes:
-    """An animation by Pillow, "AVIF" or "PNG", of 80 ms a frame."""
+def animated(frames: Frames, kind: str, delay_ms: int = 80, **options: object) -> bytes:
+    """An animation by Pillow, "AVIF" or "PNG"."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=80, **options)
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=delay_ms, **options)
     return buffer.getvalue()
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
 from protos.reader.source import resized
+from protos.reader.tones import HLG, PQ, mapped
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
 from tests.paff import field_coded
@@ -22,6 +24,8 @@ LUMA = np.repeat(np.repeat(np.arange(24, dtype=np.uint8)[:, None, None] * 8 + 20
 GREY = np.repeat(np.rint((LUMA[..., None] - 16.0) * 255 / 219), 3, axis=3).astype(np.uint8)  # of limited range
 WIDE = np.stack([resized(frame, 64, 144) for frame in FRAMES])
 HALF = np.concatenate([np.zeros_like(FRAMES[:, :, :48]), FRAMES[:, :, 48:]], axis=2)
+FIELDS = media.texture(48, step=2)
+CUT = np.concatenate([FRAMES[:20] // 4, 255 - media.texture(24, step=4, seed=5)[20:] // 4])
 THREES = media.texture(72, step=4)
 FAST_START = {"movflags": "faststart"}
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -43,7 +47,8 @@ class Odd:
     """An odd file of a form. `make` gives its bytes.
 
     If it is read, it has `frames` frames at `fps`, of `size` (height, width) in its first stretch, and the reader
-    gives `warnings`. Its frames look like `shown` [T,H,W,3], or FRAMES. Otherwise it has no frames, and is refused
+    gives `warnings` of the file and of what is `seen` in its frames. Its frames look like `shown` [T,H,W,3], or FRAMES,
+    and differ by at most `within` grey levels on average. Otherwise it has no frames, and is refused
     with `code` and a message that holds the pattern `words`. A file with frames and a code is read, but has too few
     frames for the users.
     """
@@ -55,6 +60,8 @@ class Odd:
     size: tuple[int, int] = (64, 96)
     stretches: int = 1
     warnings: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    within: float = 20.0
     shown: media.Frames | None = None
     code: str = ""
     words: str = ""
@@ -126,6 +133,30 @@ def refused(form: str, make: Callable[[], bytes], words: str, code: str = "unrea
     return Odd(form=form, make=make, frames=0, code=code, words=words)
 
 
+def colours() -> dict[str, Odd]:
+    """A file of each matrix and range that is read. Read by another one, its frames would be further away."""
+    matrices, ranges = {"BT.601": 5, "BT.709": 1, "BT.2020": 9}, {"limited": 1, "full": 2}
+    return {
+        f"mp4 h264, {name}, {span} range": Odd(
+            form=MP4, make=partial(coded, pix_fmt="yuv444p", colour=told), within=2.0
+        )
+        for name, matrix in matrices.items()
+        for span, code in ranges.items()
+        for told in [(matrix, code)]
+    }
+
+
+def hdr(curve: str, number: int) -> Odd:
+    told = f"keyint=12:colorprim=bt2020:transfer={curve}:colormatrix=bt2020nc:range=limited"
+    return Odd(
+        form=MP4,
+        make=lambda: x265(told, pix_fmt="yuv444p10le", colour=(9, 1)),
+        shown=mapped(FRAMES.astype(np.uint16) * 257, number),
+        seen=("hdr_mapped",),
+        within=4.0,
+    )
+
+
 ODD: dict[str, Odd] = {
     # --- mp4, mov ---
     "mp4 h264": Odd(form=MP4, make=coded),
@@ -133,8 +164,20 @@ ODD: dict[str, Odd] = {
     "mp4 h264, open groups": Odd(form=MP4, make=lambda: coded(codec_options=OPEN_GROUP)),
     "mp4 h264, 4:4:4": Odd(form=MP4, make=lambda: coded(pix_fmt="yuv444p")),
     "mp4 h264, 10 bit": Odd(form=MP4, make=lambda: coded(pix_fmt="yuv420p10le")),
-    "mp4 h264, grey": Odd(form=MP4, make=lambda: coded(pix_fmt="gray")),
-    "mp4 h264, two fields a frame": Odd(form=MP4, make=lambda: field_coded(LUMA, "mp4"), fps=30.0, shown=GREY),
+    "mp4 h264, grey": Odd(form=MP4, make=lambda: coded(pix_fmt="gray"), within=60.0),
+    "mp4 h264, two fields a frame": Odd(
+        form=MP4, make=lambda: field_coded(LUMA, "mp4"), fps=30.0, shown=GREY, seen=("interlaced",)
+    ),
+    "mp4 h264, interlaced": Odd(
+        form=MP4,
+        make=lambda: coded(frames=odd_files.woven(FIELDS), codec_options={**GOOD, "flags": "+ildct+ilme"}),
+        shown=FIELDS[::2],
+        seen=("interlaced",),
+        within=14.5,  # with the combs it would be 15.2
+    ),
+    **colours(),
+    "mp4 hevc, HDR (PQ)": hdr("smpte2084", PQ),
+    "mp4 hevc, HDR (HLG)": hdr("arib-std-b67", HLG),
     "mp4 hevc": Odd(form=MP4, make=lambda: x265("keyint=12")),
     "mp4 hevc, open groups": Odd(form=MP4, make=lambda: x265("keyint=4:open-gop=1:bframes=2")),
     "mp4 hevc, 12 bit": Odd(form=MP4, make=lambda: x265("keyint=12", pix_fmt="yuv420p12le")),
@@ -172,7 +215,9 @@ ODD: dict[str, Odd] = {
     "mp4 with sound and a cover": refused(MP4, lambda: media.sound(with_cover=True), "only audio, video"),
     # --- mkv, webm ---
     "mkv h264, live": Odd(form=MKV, make=lambda: coded("matroska", options={"live": "1"})),
-    "mkv h264, two fields a frame": Odd(form=MKV, make=lambda: field_coded(LUMA, "matroska"), fps=30.0, shown=GREY),
+    "mkv h264, two fields a frame": Odd(
+        form=MKV, make=lambda: field_coded(LUMA, "matroska"), fps=30.0, shown=GREY, seen=("interlaced",)
+    ),
     "webm vp8": Odd(form=MKV, make=lambda: coded("webm", "libvpx", codec_options={"crf": "4", "b": "4M"})),
     "webm vp9": Odd(form=MKV, make=lambda: coded("webm", "libvpx-vp9")),
     "webm vp9, hidden frames": Odd(form=MKV, make=lambda: odd_files.hidden_vp9(FRAMES), fps=12.0),
@@ -196,6 +241,7 @@ ODD: dict[str, Odd] = {
     "mkv mjpeg, three frames with each time": Odd(
         form=MKV, make=lambda: odd_files.in_threes(THREES), fps=12.0, shown=THREES[::3], warnings=("repeated_times",)
     ),
+    "mkv ffv1, a cut": Odd(form=MKV, make=lambda: lossless(CUT), fps=12.0, shown=CUT, seen=("cuts",)),
     "mkv ffv1, a still track first": Odd(
         form=MKV,
         make=lambda: odd_files.two_tracks(np.repeat(FRAMES[:1], 24, axis=0), FRAMES),
@@ -217,6 +263,8 @@ ODD: dict[str, Odd] = {
         form=AVI, make=lambda: coded("avi", "mpeg4", codec_options={"bf": "2", "q": "2", "flags": "+qscale"})
     ),
     "avi h264, b-frames": Odd(form=AVI, make=lambda: odd_files.b_frames_in_avi(FRAMES), fps=12.0),
+    "avi rawvideo, 32 bit": Odd(form=AVI, make=lambda: coded("avi", "rawvideo", pix_fmt="bgra")),
+    "avi rawvideo, bottom-up": Odd(form=AVI, make=lambda: odd_files.bottom_up_avi(FRAMES)),
     "avi rawvideo": Odd(form=AVI, make=lambda: coded("avi", "rawvideo", pix_fmt="bgr24")),
     "avi mjpeg, cut": Odd(
         form=AVI,
@@ -228,7 +276,9 @@ ODD: dict[str, Odd] = {
     "ts h264": Odd(form=TS, make=lambda: coded("mpegts")),
     "m2ts h264": Odd(form=TS, make=lambda: odd_files.m2ts(coded("mpegts"))),
     "ts h264, beginning within a packet": Odd(form=TS, make=lambda: bytes(range(100)) + coded("mpegts")),
-    "ts h264, two fields a frame": Odd(form=TS, make=lambda: field_coded(LUMA, "mpegts"), fps=30.0, shown=GREY),
+    "ts h264, two fields a frame": Odd(
+        form=TS, make=lambda: field_coded(LUMA, "mpegts"), fps=30.0, shown=GREY, seen=("interlaced",)
+    ),
     "ts h264, two recordings": Odd(form=TS, make=lambda: odd_files.concatenated_ts(FRAMES), fps=12.0, stretches=2),
     "ts h264, cut": Odd(form=TS, make=lambda: odd_files.cut(coded("mpegts")), frames=16, warnings=("truncated",)),
     "mpg mpeg2": Odd(form=MPG, make=lambda: coded("mpeg", "mpeg2video", fps=24), fps=24.0),
@@ -245,13 +295,31 @@ ODD: dict[str, Odd] = {
     ),
     "gif without a frame": refused(GIF, lambda: b"GIF89a;", "cannot be opened"),
     "webp": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 80)),
+    "avif of 10 ms a frame, of another major brand": Odd(
+        form=ANIMATED,
+        make=lambda: odd_files.animated(FRAMES, "AVIF", 10).replace(b"ftypavis", b"ftypmsf1", 1),
+        fps=10.0,
+        warnings=("quick_frames",),
+    ),
+    "apng with more behind it": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG") + b"PK" + bytes(99)),
+    "webp of 10 ms a frame": Odd(form=WEBP, make=lambda: media.webp(FRAMES, 10), fps=10.0, warnings=("quick_frames",)),
     "webp, half transparent": Odd(form=WEBP, make=lambda: media.webp(odd_files.see_through(FRAMES), 80), shown=HALF),
     "webp, cut": Odd(form=WEBP, make=lambda: odd_files.cut(media.webp(FRAMES, 80)), frames=19, warnings=("truncated",)),
     "webp, damaged in the middle": refused(
         WEBP, lambda: odd_files.damaged_webp(media.webp(FRAMES, 80), 6), "frame 6 of the webp's 24, at 0.48 s"
     ),
     "avif": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "AVIF", quality=95)),
+    "avif of 10 ms a frame": Odd(
+        form=ANIMATED,
+        make=lambda: odd_files.animated(FRAMES, "AVIF", 10, quality=95),
+        fps=10.0,
+        warnings=("quick_frames",),
+    ),
     "animated png": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG")),
+    "animated png of 10 ms a frame": Odd(
+        form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG", 10), fps=10.0, warnings=("quick_frames",)
+    ),
+    "animated png without delays": Odd(form=ANIMATED, make=lambda: odd_files.animated(FRAMES, "PNG", 0), fps=10.0),
     "y4m": Odd(form=ANIMATED, make=lambda: odd_files.y4m(FRAMES), fps=12.0),
     "png without animation": refused(ANIMATED, lambda: odd_files.picture(FRAMES[0], "PNG"), "a PNG picture"),
     # --- tensors ---

@@ -25,7 +25,7 @@ from trainer.config_tree import flat
 
 DOCUMENTS = documents()
 NARROW = [document for document in DOCUMENTS if document.name == "README.md" or document.name.startswith("docs/")]
-OTHER_PROGRAMS = {".", "curl", "docker", "redis-server", "pre-commit", "torchrun", "accelerate"}
+OTHER_PROGRAMS = {".", "curl", "docker", "pre-commit", "torchrun", "accelerate"}
 EXAMPLES = [
     pytest.param(block, id=f"{document.name}-{number}")
     for document in DOCUMENTS
@@ -76,6 +76,14 @@ def test_commands_in_shell_blocks_exist_with_their_options(document: Document) -
                 check_training(rest[rest.index("trainer") + 1 :])
             case name, _:
                 assert name in OTHER_PROGRAMS, f"{document.name} runs {words}, which no test knows"
+
+
+@EVERY
+def test_shell_blocks_have_no_bare_patterns(document: Document) -> None:
+    """zsh, the shell of macOS, refuses a word such as data.train=[clips] without quotes if no file has such a name."""
+    for block in document.blocks("sh"):
+        bare = re.sub(r"""'[^']*'|"[^"]*"|#.*""", "", block.text)
+        assert not re.search(r"[\[*?]", bare), f"{document.name}: quote the patterns in {block.text}"
 
 
 def check_options(app: typer.Typer, words: list[str]) -> None:
@@ -139,7 +147,7 @@ def test_settings_that_are_named_exist(document: Document) -> None:
 
 @EVERY
 def test_modules_that_are_named_exist(document: Document) -> None:
-    inner = ("reward_server", "trainer", "trainer/policies", "tests/protos", "tests/reward_server")
+    inner = ("reward_server", "trainer", "trainer/policies", "tests/protos", "tests/reward_server", "tests/trainer")
     roots = (ROOT, *(ROOT / name for name in inner))
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", document.prose):
         assert Path(name).name == "NAME.py" or any((root / name).exists() for root in roots), name

@@ -34,7 +34,7 @@ FLOORS = {
         gate commands __init__ __main__
     """,
     "trainer": """
-        errors seeds processes objective measures video policies config_tree data config zero checkpoint dose
+        errors seeds processes objective measures picking video policies config_tree data config zero checkpoint dose
         rewards rollout report board run scoring step train evaluate __init__ __main__
     """,
 }

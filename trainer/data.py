@@ -47,11 +47,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.fps is not None and not self.fps > 0:
-            raise ConfigError(f"data.fps={self.fps} must be positive: the frame rate of the image sequences")
+            raise ConfigError(f"data.fps={self.fps} must be positive; give the frame rate of the image sequences")
         if not 0 <= self.speed_tolerance < 1:
             raise ConfigError(
                 f"data.speed_tolerance={self.speed_tolerance} must be from 0 (only files at multiples of the policy's "
-                "frame rate are thinned evenly) to below 1; 0.17 is usual"
+                "frame rate are thinned evenly) to below 1; use 0.17 unless you know better"
             )
 
 
@@ -119,7 +119,7 @@ def _records(manifest: Path) -> list[Mapping[str, Any]]:
     except json.JSONDecodeError as error:
         raise DataError(f"{manifest} is not valid JSON: {error}; correct it") from error
     if not isinstance(records, list):
-        raise DataError(f"{manifest} must be a list of entries with a path, got {type(records).__name__}")
+        raise DataError(f"{manifest} must be a list of entries with a path, got {type(records).__name__}; correct it")
     return records
 
 
@@ -135,7 +135,7 @@ def _entry(manifest: Path, number: int, record: Mapping[str, Any], caption: str,
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{manifest}, entry {number}: needs a path, whole numbers for first and last, and a number for fps, "
-            f"got {error!r}"
+            f"got {error!r}; correct it"
         ) from error
 
 

@@ -1,18 +1,14 @@
 """Reads video files as clips in a policy's form, and writes clips as mp4, gif or lossless files.
 
-Every n-th frame of a file is used if that changes the speed by at most a tolerance, because unevenly picked frames
-judder, which training should reduce. Otherwise the frames nearest in time are used. A file too slow for that is
-refused, because repeated frames would teach stuttering.
+picking.py chooses the frames. If decoding finds a cut among them, others are chosen, as long as the file has a part
+without a cut that is long enough.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
 import av
@@ -22,35 +18,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protos.codec import clip_to_tensor
-from protos.reader import Picture, ReaderError, Source, Stretch, open_source, with_true_times
-from protos.reader.evenness import uneven_share, uneven_times
-from protos.reader.scenes import Scenes
+from protos.reader import Picture, ReaderError, Source, open_source, with_true_times
+from protos.reader.evenness import uneven_times
+from protos.reader.scenes import Scenes, crosses
 from protos.reader.sniff import TENSOR_SUFFIX
 from protos.reader.source import as_displayed
-from protos.reader.times import frame_interval, is_even, nearest_frames
 from protos.types import Clip, ClipWarning
 from trainer.errors import DataError
+from trainer.picking import SPEED_TOLERANCE, ClipForm, picked_frames, unevenness
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "SPEED_TOLERANCE",
+    "ClipForm",
+    "fit",
+    "gif_bytes",
+    "mp4_bytes",
+    "read_clip",
+    "side_by_side",
+    "write_clip",
+]
 
-SPEED_TOLERANCE = 0.17  # so that every 2nd frame of a 24 fps file can be used at 14 fps, 17 % faster than recorded
-ROUNDING = 1e-3  # share of a frame rate, so that 23.976 counts as 24
+MAX_TRIES = 12  # frames chosen anew can meet new cuts
 GIF_WIDTH_PX = 960  # maximum width
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipForm:
-    """The form of the clips that a policy needs: frames, rate and size."""
-
-    num_frames: int
-    fps: float
-    height_px: int
-    width_px: int
-
-    @property
-    def span_s(self) -> float:
-        """Seconds from the first frame to the last."""
-        return (self.num_frames - 1) / self.fps
 
 
 def read_clip(
@@ -68,27 +57,35 @@ def read_clip(
     """Read `form.num_frames` frames of a file, scaled to cover the form's size and cropped at the centre.
 
     Only the frames `first`..`last` (exclusive) are used. `start` (0..1) chooses where the clip begins among the
-    possible places, from first to last. Every n-th frame is used if that changes the speed by at most
-    `speed_tolerance` (a share); otherwise the frames nearest in time are used. `track` chooses a video track, and
-    `fps` is the frame rate of an image sequence. `warn` gets the reader's warnings about the file;
-    without it they are not looked for. Raises DataError
-    with the reason if the file is unreadable, too short or too slow.
+    possible places, from first to last. Up to MAX_TRIES places are tried until the clip crosses no cut. Every n-th
+    frame is used if that changes the speed by at most `speed_tolerance` (a share); otherwise the frames nearest in
+    time are used. `track` chooses a video track, and `fps` is the frame rate of an image sequence. `warn` gets the
+    reader's warnings about the file. Raises DataError with the reason if the file is unreadable, too short or too
+    slow, or has lost too many frames.
     """
 
     def fitted_frame(picture: Picture) -> NDArray[np.uint8]:
         return fit(as_displayed(picture), form.height_px, form.width_px)
 
     def read(source: Source) -> list[NDArray[np.uint8]]:
-        picked = _picked_within(source, source.within(first, last), form, start, speed_tolerance).tolist()
-        scenes = Scenes()
-        fitted = dict(source.frames(picked, fitted_frame, watch=scenes.watch if warn else None, to_the_end=False))
-        if missing := len(picked) - len({id(frame) for frame in fitted.values()}):
+        cuts_s: list[float] = []
+        for _ in range(MAX_TRIES):
+            picked = picked_frames(
+                source, source.within(first, last), form, start=start, tolerance=speed_tolerance, cuts_s=cuts_s
+            )
+            scenes = Scenes()
+            fitted = dict(source.frames(picked.tolist(), fitted_frame, watch=scenes.watch, to_the_end=False))
+            new_cuts_s = sorted({*scenes.cuts_s()} - {*cuts_s})
+            cuts_s += new_cuts_s
+            if not crosses(new_cuts_s, float(source.times_s[picked[0]]), float(source.times_s[picked[-1]])):
+                break
+        if missing := picked.size - len({id(frame) for frame in fitted.values()}):
             raise DataError(
-                f"{missing} of {len(picked)} frames cannot be decoded: the file is damaged; leave it out or repair it"
+                f"{missing} of {picked.size} frames cannot be decoded: the file is damaged; leave it out or repair it"
             )
         if warn:
-            warn((*source.warnings, *uneven_times(_uneven(source.times_s[picked])), *scenes.warnings()))
-        return [fitted[index] for index in picked]
+            warn((*source.warnings, *uneven_times(unevenness(source.times_s[picked])), *scenes.warnings(cuts_s)))
+        return [fitted[index] for index in picked.tolist()]
 
     try:
         with open_source(path, track=track, fps=fps) as source:
@@ -98,78 +95,6 @@ def read_clip(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=form.fps)
-
-
-def _picked_within(
-    source: Source, stretches: Sequence[Stretch], form: ClipForm, start: float, tolerance: float
-) -> NDArray[np.int64]:
-    """Positions in the file, all in one stretch: the one at `start`, or else the longest. Raises DataError."""
-    if not stretches:
-        raise DataError(f"has 0 frames, {form.num_frames} are needed")
-    lengths = np.array([stretch.last - stretch.first for stretch in stretches], np.float64)
-    ends = np.cumsum(lengths) / lengths.sum()
-    at = min(int(np.searchsorted(ends, start, side="right")), len(stretches) - 1)
-    within = float(np.clip((start - (ends[at] - lengths[at] / lengths.sum())) / (lengths[at] / lengths.sum()), 0, 1))
-    longest = stretches[int(lengths.argmax())]
-    for stretch, place in ((stretches[at], within), (longest, start)):
-        try:
-            times_s = source.times_s[stretch.first : stretch.last]
-            return stretch.first + _picked(times_s, form, place, tolerance)
-        except DataError:
-            if stretch is longest:
-                raise
-    raise AssertionError("the longest stretch is tried last")
-
-
-def _picked(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
-    """Positions in `times_s` (rising): every n-th frame if that is within tolerance, else the nearest in time.
-
-    Raises DataError.
-    """
-    if times_s.size < 2:
-        raise DataError(f"has {times_s.size} frames, {form.num_frames} are needed")
-    stride = max(1, round(1 / (form.fps * float(np.median(np.diff(times_s))))))
-    needed = 1 + stride * (form.num_frames - 1)
-    first = round(start * max(0, times_s.size - needed))
-    window_s = times_s[first : first + needed]
-    interval_s = frame_interval(window_s)  # unlike the mean, not affected by a missing frame
-    change = form.fps * interval_s * stride - 1  # change of speed, if these frames are shown at the form's rate
-    if abs(change) > tolerance + ROUNDING or not is_even(window_s, interval_s):
-        return _nearest(times_s, form, start, tolerance)
-    if window_s.size < needed:
-        raise DataError(f"has {times_s.size} frames, {needed} are needed" + f" to take 1 in {stride}" * (stride > 1))
-    return first + stride * np.arange(form.num_frames)
-
-
-def _uneven(times_s: NDArray[np.float64]) -> float:
-    """The share of picked frames that are far from their places at a constant rate."""
-    wanted_s = np.linspace(times_s[0], times_s[-1], times_s.size)
-    return uneven_share(times_s, wanted_s.tolist(), float(wanted_s[1] - wanted_s[0])) if times_s.size > 1 else 0.0
-
-
-def _nearest(times_s: NDArray[np.float64], form: ClipForm, start: float, tolerance: float) -> NDArray[np.int64]:
-    lasts_s = times_s[-1] - times_s[0]
-    slack_s = lasts_s - form.span_s
-    if slack_s < -0.5 / form.fps:
-        raise DataError(f"lasts {lasts_s:.2f} s, the policy needs {form.span_s:.2f} s")
-    wanted = times_s[0] + start * max(0.0, slack_s) + np.arange(form.num_frames) / form.fps
-    picked = nearest_frames(times_s, wanted.tolist())
-    fps = (times_s.size - 1) / lasts_s
-    if (np.diff(picked) == 0).any():
-        raise DataError(f"has {fps:.2f} frames per second, the policy needs {form.fps:g}; frames would repeat")
-    _say_uneven(f"{fps:.2f}", f"{form.fps:g}", tolerance)
-    return picked
-
-
-@cache  # once a frame rate
-def _say_uneven(fps: str, wanted_fps: str, tolerance: float) -> None:
-    log.warning(
-        "files of %s frames per second are thinned to %s unevenly: taking every n-th frame would change their speed by "
-        "more than data.speed_tolerance=%g, or their frame times are uneven",
-        fps,
-        wanted_fps,
-        tolerance,
-    )
 
 
 def fit(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:

@@ -11,7 +11,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-OPTIONS = {"libx264": {"crf": "10", "preset": "veryfast"}, "ffv1": {}}
+from reward_server.decoding.encode import EXACT
+
+OPTIONS = {"libx264": {"crf": "10", "preset": "veryfast", **EXACT["libx264"]}, "ffv1": {}}
 
 
 def write_video(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
@@ -22,8 +23,8 @@ def draw(evaluation: Path, out: Path, num: int) -> Path:
         raise FileNotFoundError(f"{evaluation} has no side-by-side clips; run `python -m trainer evaluate --to` first")
     rows = [(kind, clip) for path in paths for kind, clip in zip(KINDS, _parts(path), strict=True)]
     num_frames = len(rows[0][1])
-    figure = Figure(figsize=(1.25 * num_frames, 0.88 * len(rows)), dpi=90, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure = Figure(figsize=(1.25 * num_frames, 0.88 * len(rows)), dpi=90, layout=layout)
     for panels, (kind, clip) in zip(figure.subplots(len(rows), num_frames, squeeze=False), rows, strict=True):
         for panel, image in zip(panels, clip, strict=True):
             panel.imshow(image, interpolation="nearest")

@@ -21,13 +21,12 @@ from protos.reader.guard import Guard
 from protos.reader.payload import Payload
 from protos.reader.pixels import over_black
 from protos.reader.plausible import check_plausible
+from protos.reader.quick import QUICKEST_MS, SLOW_MS, quick_frames
 from protos.reader.reel import Frame, Picture, Reel
 from protos.reader.riff import chunks
 from protos.reader.truncation import bytes_are_missing, truncated
 
 PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError)
-QUICKEST_MS = 10  # browsers show frames with this duration or less for SLOW_MS, and authors rely on it
-SLOW_MS = 100
 FRAME_HEAD = 16  # bytes of a frame's chunk before its picture: place, size, duration, flags
 CLEARED, REPLACING, HAS_ALPHA = 0x01, 0x02, 0x10  # flags of a frame and of a file
 
@@ -72,8 +71,9 @@ def open_webp(payload: Payload, guard: Guard) -> Reel:
         for index, frame in enumerate(_frames(payload, size, whole, times_s, guard)):
             yield float(times_s[index]), _picture(frame)
 
-    warnings = (truncated(end_s, None),) if cut else ()
-    return Reel(codec="webp", times_s=times_s, warnings=warnings, pictures=pictures)
+    num_quick = sum(part.shown_ms <= QUICKEST_MS for part in whole)
+    warnings = (*quick_frames(num_quick, len(whole), "webp"), *((truncated(end_s, None),) if cut else ()))
+    return Reel(codec="webp", times_s=times_s, warnings=warnings, pictures=pictures, reads_all=lambda wanted: True)
 
 
 def _still_reel(payload: Payload, guard: Guard) -> Reel:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
 from protos.reader.payload import Payload
 from protos.reader.riff import chunks
 
 Shown = Iterator[tuple[int, int]]  # frames that begin here, 0 or 1, and bytes of picture data
+RAW_BYTES = 8  # a png's pixel before compression: four channels of 16 bits
+SPARE_BYTES = 1024**2  # what compression can add at most, and the other chunks of a png
+DATA = (b"IDAT", b"fdAT")  # its chunks of pixels
 
 
 def check_gif(payload: Payload, guard: Guard) -> None:
@@ -64,15 +68,39 @@ def check_apng(payload: Payload, guard: Guard) -> None:
     head = payload[16:24]
     if len(head) == 8:
         width, height = struct.unpack(">II", head)
-        _check(guard, height, width, _apng_frames(payload))
+        guard.size(height, width)
+        _check_chunks(payload, guard, RAW_BYTES * height * width + SPARE_BYTES)
+        _check(
+            guard, height, width, ((int(name == b"fcTL"), size * (name in DATA)) for name, size in png_chunks(payload))
+        )
 
 
-def _apng_frames(payload: Payload) -> Shown:
+def png_chunks(payload: Payload) -> Iterator[tuple[bytes, int]]:
+    """Name and claimed size of each chunk of a png, up to its end."""
     at = 8
     while at + 8 <= len(payload):
         size, name = struct.unpack(">I4s", payload[at : at + 8])
-        yield int(name == b"fcTL"), size if name in (b"IDAT", b"fdAT") else 0
+        yield name, size
+        if name == b"IEND":  # what follows is no png
+            return
         at += 12 + size
+
+
+def _check_chunks(payload: Payload, guard: Guard, most_bytes: int) -> None:
+    """Raise UnreadableClip for a chunk that goes beyond the file and is larger than any frame.
+
+    ffmpeg takes memory for a whole chunk before it reads it. The last chunk of a cut file is no larger than a frame.
+    """
+    left = len(payload) - 8
+    for _, size in png_chunks(payload):
+        guard.clock()
+        left -= 8
+        if size > max(most_bytes, left):
+            raise UnreadableClip(
+                f"a chunk of the png claims {size} bytes, but only {left} are left: the file is damaged; upload it "
+                "again or re-encode it"
+            )
+        left -= 4 + size
 
 
 def _check(guard: Guard, height_px: int, width_px: int, shown: Shown) -> None:

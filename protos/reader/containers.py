@@ -20,9 +20,10 @@ from protos.reader.boxes import has_fragments
 from protos.reader.decoding import FFMPEG_ERRORS, Decoding, Promise
 from protos.reader.errors import UnreadableClip
 from protos.reader.guard import Guard
-from protos.reader.packets import add_packet, groups_of
+from protos.reader.packets import Group, add_packet, groups_of
 from protos.reader.payload import Payload
 from protos.reader.plausible import check_plausible
+from protos.reader.quick import animated_kind
 from protos.reader.reel import Picture, Reel
 from protos.reader.scan import Scan, codec_of, lined, moving, tracks_of
 from protos.reader.timeline import PacketTable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # generic in its stub only
 # A title in the wrong text encoding must not cause a refusal. PyAV 19 and later need no option for this.
 LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 FIELD_CODECS = ("h264", "mpeg2video", "vc1")  # a frame can be two packets, one for each field
+DELAYS = {"apng": {"default_fps": "10"}}  # for frames with a delay of 0; a gif's are shown for 100 ms too
 GROUPED = ("mov", "matroska")  # containers with reliable key frames, so that unwanted groups can be skipped
 
 
@@ -69,13 +71,15 @@ class _File:
                 )
             self._guard.size(stream.codec_context.height, stream.codec_context.width)
             indexed = len(stream.index_entries) if self._form == "mov" else 0
+            kind, unit_s = animated_kind(self._payload, self._form), float(stream.time_base or 1)
             scan = Scan(
                 form=self._form,
+                kind=kind,
                 codec=stream.codec_context.codec.canonical_name,
-                unit_s=float(stream.time_base or 1),
+                unit_s=unit_s,
                 tracks=tracks_of(streams, tables, at),
                 declared_s=self._declared_s(container, stream),
-                **lined(table, self._form, float(stream.time_base or 1)),
+                **lined(table, kind, unit_s),
             )
         if bytes_are_missing(self._payload, self._form) or indexed > len(table) or scan.ends_early:
             scan = scan.cut_after(len(table) - 1)
@@ -108,6 +112,7 @@ class _File:
             tracks=scan.tracks,
             warnings=scan.warnings,
             pictures=lambda wanted: self._pictures(scan, wanted, exact=False),
+            reads_all=lambda wanted: self._groups(scan, wanted) == self._groups(scan, None),
             counted=lambda: self._counted(scan),
             stoppable=self._form != "avi",
         )
@@ -127,13 +132,19 @@ class _File:
             )
         counted = scan.counted([time_s for time_s, _ in seen])
         reel = replace(
-            self.reel(counted), pictures=lambda wanted: self._pictures(counted, wanted, exact=True), counted=None
+            self.reel(counted),
+            pictures=lambda wanted: self._pictures(counted, wanted, exact=True),
+            reads_all=lambda wanted: True,
+            counted=None,
         )
         return reel, [size for _, size in seen]
 
     def _pictures(self, scan: Scan, wanted: Sequence[int] | None, *, exact: bool) -> Iterator[tuple[float, Picture]]:
         with self._decoding(scan, wanted, exact=exact) as (_, pictures):
             yield from pictures
+
+    def _groups(self, scan: Scan, wanted: Sequence[int] | None) -> list[Group]:
+        return groups_of(scan.table, scan.line, wanted if self._form in GROUPED else None)
 
     @contextmanager
     def _decoding(
@@ -148,8 +159,7 @@ class _File:
             exact=exact,
             cut=scan.cut,
         )
-        skips = self._form in GROUPED and not exact  # after a count, packets are not frames: decode them all
-        groups = groups_of(scan.table, scan.line, wanted if skips else None)
+        groups = self._groups(scan, None if exact else wanted)  # after a count, packets are not frames: decode them all
         with self._open() as container:
             stream = moving(container)[next(one.index for one in scan.tracks if one.chosen)]
             decoding = Decoding(stream, promise, self._guard)
@@ -163,7 +173,7 @@ class _File:
                 self._payload.reader(self._guard),
                 mode="r",
                 format=self._form,
-                container_options={"codec_whitelist": "none"},
+                container_options={"codec_whitelist": "none", **DELAYS.get(self._form, {})},
                 io_open=_refuse_to_open,
                 **LENIENT,
             )

@@ -87,6 +87,7 @@ class Decoding:
                 self._as_promised(time_s, len(given_s), promised_s)
                 given_s.append(time_s)
                 yield time_s, picture(frame, self._pixel_aspect(), self._display_matrix(frame))
+            del frame  # otherwise it is held while the next one is decoded
         self._check(np.array(given_s), promised_s, whole=whole)
 
     def _display_matrix(self, frame: av.VideoFrame) -> Matrix:

@@ -1,8 +1,8 @@
-"""The rule for clips whose frames are missing or uneven in time, for scoring, evaluation and pretraining.
+"""The rule for clips whose frames are missing or uneven in time, for all users of the reader.
 
 Where no frame is near a wanted time, the nearest one is used, and motion seems to stutter. Few such times are told,
 many are refused: repeated frames look like a fault of motion, and would teach a discriminator that real clips stutter.
-The trainer (trainer/video.py) takes no frame twice, and tells what is uneven at its own rate.
+The trainer (trainer/picking.py) also takes no frame twice.
 """
 
 from __future__ import annotations

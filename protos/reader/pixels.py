@@ -21,7 +21,7 @@ from protos.reader.tones import HLG, PQ, mapped, without_combs
 
 # Without ACCURATE_RND and FULL_CHR_H_INT, swscale's approximations darken a picture by up to two levels.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-
+PACKED = {"bgra": cv2.COLOR_BGRA2RGB, "rgba": cv2.COLOR_RGBA2RGB}  # gif, png: their channels need no conversion
 
 Matrix = tuple[float, float, float, float]  # a, b, c, d of x' = ax + cy, y' = bx + dy, with y down
 
@@ -60,22 +60,35 @@ def display_matrix(frame: av.VideoFrame) -> Matrix:
 
 
 def _rgb(frame: av.VideoFrame, matrix: Matrix) -> NDArray[np.uint8]:
-    has_alpha = any(component.is_alpha for component in frame.format.components)
     curve = int(frame.color_trc)
-    form = "rgb48le" if curve in (PQ, HLG) else "rgba" if has_alpha else "rgb24"
+    if curve in (PQ, HLG):
+        pixels = mapped(_channels(_converted(frame, "rgb48le"), 6).view("<u2"), curve)
+    elif frame.format.name in PACKED:
+        pixels = over_black(_channels(frame, 4), PACKED[frame.format.name])
+    elif any(component.is_alpha for component in frame.format.components):
+        pixels = over_black(_channels(_converted(frame, "rgba"), 4))
+    else:
+        pixels = _channels(_converted(frame, "rgb24"), 3)
+    return _upright(without_combs(pixels) if frame.interlaced_frame else pixels, matrix)
+
+
+def _channels(frame: av.VideoFrame, pixel_bytes: int) -> NDArray[np.uint8]:
+    """The only plane of a packed format, a view [H,W,pixel_bytes]. A copy would take up to 50 MB at 4K."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, abs(plane.line_size))
+    if plane.line_size < 0:  # the last row comes first, as in bitmaps of Windows
+        rows = rows[::-1]
+    return rows[:, : pixel_bytes * plane.width].reshape(plane.height, plane.width, pixel_bytes)
+
+
+def _converted(frame: av.VideoFrame, form: str) -> av.VideoFrame:
     try:
-        converted = np.asarray(frame.reformat(format=form, interpolation=EXACT, threads=1).to_ndarray())
+        return frame.reformat(format=form, interpolation=EXACT, threads=1)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableClip(
             f"{frame.format.name} frames of colour matrix {frame.colorspace} cannot be converted to RGB, first at "
             f"{frame.time or 0:.2f} s ({error}); re-encode the clip as yuv420p, BT.709"
         ) from error
-    if curve in (PQ, HLG):
-        pixels = mapped(converted.astype(np.uint16), curve)
-    else:
-        eight_bit = np.asarray(converted, dtype=np.uint8)
-        pixels = over_black(eight_bit) if has_alpha else eight_bit
-    return _upright(without_combs(pixels) if frame.interlaced_frame else pixels, matrix)
 
 
 def _luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -103,9 +116,9 @@ def _upright(pixels: NDArray[np.uint8], matrix: tuple[float, float, float, float
     return pixels[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1]
 
 
-def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend uint8 [H,W,4] with straight alpha over black -> uint8 [H,W,3]."""
-    rgb, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.extractChannel(rgba, 3)
+def over_black(rgba: NDArray[np.uint8], to_rgb: int = cv2.COLOR_RGBA2RGB) -> NDArray[np.uint8]:
+    """Blend uint8 [H,W,4] with straight alpha over black -> uint8 [H,W,3]. `to_rgb` is OpenCV's conversion."""
+    rgb, alpha = cv2.cvtColor(rgba, to_rgb), cv2.extractChannel(rgba, 3)
     if alpha.min() < 255:
         cv2.multiply(rgb, cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB), rgb, 1 / 255)
     return np.asarray(rgb, dtype=np.uint8)

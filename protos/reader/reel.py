@@ -57,6 +57,8 @@ class Reel:
     the frames at the positions `wanted`, or all for None. It raises ClipTooLarge, DecodeTooSlow or UnreadableClip;
     missing frames are reported at the end. It raises Recount if decoding gives other times than the file does.
 
+    `reads_all(wanted)` says whether `pictures(wanted)` is the same as `pictures(None)`.
+
     `counted()` decodes everything. It gives a Reel with the true times, and each frame's displayed (height, width).
     """
 
@@ -66,6 +68,7 @@ class Reel:
     breaks: tuple[int, ...] = ()
     tracks: tuple[Track, ...] = ()
     warnings: tuple[ClipWarning, ...] = ()
+    reads_all: Callable[[Sequence[int]], bool] = lambda wanted: False
     stoppable: bool = True  # frame times are checked one by one, so decoding can stop early
     counted: Callable[[], tuple[Reel, list[tuple[int, int]]]] | None = None
 

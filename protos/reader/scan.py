@@ -15,12 +15,12 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from protos.reader.errors import UnreadableClip
+from protos.reader.quick import quick_frames, slowed
 from protos.reader.reel import Times, Track
-from protos.reader.timeline import PacketTable, Timeline, slowed, timeline
+from protos.reader.timeline import PacketTable, Timeline, timeline
 from protos.reader.truncation import ends_early, truncated, until_hole, without_last
 from protos.types import ClipWarning
 
-QUICKEST_CS, SLOW_CS = 1, 10  # gif frames with a delay of at most QUICKEST_CS (1/100 s) are shown for SLOW_CS
 HALVES = ("mpeg", "mpegts")  # forms without an index, in which two packets can be the two fields of one frame
 UNTIMED = ("avi",)  # forms that store no display times
 
@@ -35,11 +35,13 @@ class Lined(TypedDict):
 class Scan:
     """The chosen track: its packets and the times of its frames, in ticks of `unit_s` seconds.
 
-    `declared_s` is the duration that the file declares for it. `quick` counts gif frames with a delay too short for
-    browsers. `cut`: the file ends or is damaged after the last packet of the table.
+    `kind` is empty or that of an animated picture, as quick.py says; `quick` counts its frames that browsers show for
+    longer. `declared_s` is the duration that the file declares. `cut`: the file ends or is damaged after the last
+    packet of the table.
     """
 
     form: str
+    kind: str
     codec: str
     table: PacketTable
     line: Timeline
@@ -82,7 +84,7 @@ class Scan:
                 f"the {self.form} file is cut or damaged within its first frame, so nothing can be shown; upload "
                 "the whole file"
             )
-        found = lined(self.table.first_packets(num_packets), self.form, self.unit_s)
+        found = lined(self.table.first_packets(num_packets), self.kind, self.unit_s)
         line = without_last(found["line"]) if self.form in UNTIMED else until_hole(found["line"])
         return replace(self, table=found["table"], line=line, quick=found["quick"], cut=True)
 
@@ -121,18 +123,15 @@ class Scan:
             share = self.line.repeated / (self.line.repeated + self.line.ticks.size)
             message = f"{share:.0%} of the frames have the same time as an earlier one; only the first of each is used"
             told.append(ClipWarning(code="repeated_times", message=message, share=share))
-        if self.quick:
-            share = self.quick / len(self.table)
-            message = f"{share:.0%} of the gif's frames have a delay under 20 ms; they last 100 ms, as in browsers"
-            told.append(ClipWarning(code="quick_frames", message=message, share=share))
+        told += quick_frames(self.quick, len(self.table), self.kind)
         if self.cut:
             told.append(truncated(self.end_s, self.declared_s))
         return tuple(told)
 
 
-def lined(table: PacketTable, form: str, unit_s: float) -> Lined:
-    """The table, the times of its frames, and the number of gif frames that are shown longer than they ask."""
-    shift, quick = slowed(table, QUICKEST_CS, SLOW_CS) if form == "gif" else (None, 0)
+def lined(table: PacketTable, kind: str, unit_s: float) -> Lined:
+    """The table, the times of its frames and, of an animated picture, how many are shown for longer than they ask."""
+    shift, quick = slowed(table, unit_s) if kind else (None, 0)
     return Lined(table=table, line=timeline(table, unit_s, shift), quick=quick)
 
 

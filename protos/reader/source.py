@@ -6,6 +6,7 @@ Frames are requested by their positions in `times_s`; `times.nearest_frames` fin
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +27,11 @@ from protos.reader.reel import Frame, Picture, Recount, Reel, Times, Track
 from protos.reader.sequences import is_sequence, open_sequence
 from protos.reader.sniff import sniff
 from protos.reader.tensors import is_tensor, open_tensor
-from protos.reader.times import frame_interval, nearest, nearest_frames
+from protos.reader.times import frame_interval, nearest
 from protos.types import ClipWarning, Limits, Media
 
 R = TypeVar("R")
+Pictures = Iterator[tuple[float, Picture]]
 Watch = Callable[[float, Picture, bool], None]  # time in seconds, picture, whether the frame before was decoded too
 
 
@@ -59,6 +61,7 @@ class Source:
     tracks: tuple[Track, ...] = ()
     warnings: tuple[ClipWarning, ...] = ()
     _reel: Reel = field(repr=False)
+    _begun: list[Pictures] = field(repr=False, default_factory=list)  # the pass that gave the first picture, or nothing
     _guard: Guard = field(repr=False)
 
     @property
@@ -83,38 +86,44 @@ class Source:
         damage there. Raises UnreadableClip, ClipTooLarge, DecodeTooSlow, and Recount for `with_true_times`.
         """
         fit = fit or as_displayed
-        pictures = self._watched(self._reel.pictures(wanted), watch)
-        numbered = ((time_s, (number, picture)) for number, (time_s, picture) in enumerate(pictures))
-        last = -1
+        found = nearest(self._watched(self._pictures(wanted), watch), [float(self.times_s[index]) for index in wanted])
+        last: list[Picture] | None = None
         frame: Frame | None = None
-        found = nearest(numbered, [float(self.times_s[index]) for index in wanted])
-        for (number, picture), index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
+        for held, index in zip(found, wanted, strict=False):  # `found` comes first: zip exhausts it
             self._guard.clock()
-            if number != last or frame is None:
-                frame, last = fit(picture), number
-            del picture  # a decoded 4K frame takes up to 33 MB, and the next is decoded before this one is replaced
+            if held is not last or frame is None:
+                frame, last = fit(held.pop()), held
             yield index, frame
-            if index == wanted[-1] and self._reel.stoppable and not to_the_end:
-                return
+            if index == wanted[-1] < self.times_s.size - 1 and self._reel.stoppable and not to_the_end:
+                return  # but not at the file's last frame: what is checked after it costs nothing
         if frame is None and len(wanted):
             raise UnreadableClip(
                 f"none of the {len(wanted)} frames from {self.times_s[wanted[0]]:.2f} s on can be decoded: the file is "
                 "damaged; upload the whole file or re-encode it"
             )
 
-    def _watched(
-        self, pictures: Iterator[tuple[float, Picture]], watch: Watch | None
-    ) -> Iterator[tuple[float, Picture]]:
-        before = -1
+    def _pictures(self, wanted: Sequence[int]) -> Pictures:
+        """The pass that gave the first picture goes on, if it decodes what is wanted and nothing else."""
+        begun = self._begun.pop() if self._begun else None
+        return begun if begun is not None and self._reel.reads_all(wanted) else self._reel.pictures(wanted)
+
+    def _watched(self, pictures: Pictures, watch: Watch | None) -> Iterator[tuple[float, list[Picture]]]:
+        """Each picture in a list, out of which `frames` takes it once it is fitted.
+
+        So it is not held while the next one is decoded: at 4K, a decoded picture takes up to 66 MB.
+        """
+        before, times_s = -1, self.times_s.tolist()
         for time_s, picture in pictures:
-            position = int(nearest_frames(self.times_s, [time_s])[0])
+            position = _nearest_to(times_s, time_s)
             if watch:
                 watch(time_s, picture, position == before + 1)
             before = position
             stretch = self.stretch_at(time_s)
             if (picture.height_px, picture.width_px) != (stretch.height_px, stretch.width_px) and self._reel.counted:
                 raise Recount
-            yield time_s, picture
+            held = [picture]
+            del picture
+            yield time_s, held
 
     def require_counted_times(self) -> None:
         """Raise Recount, for `with_true_times`, if times are not counted. Call it before a refusal for times."""
@@ -129,6 +138,8 @@ class Source:
 
     def stretch_at(self, time_s: float) -> Stretch:
         """The stretch that contains a time; the first stretch for an earlier time."""
+        if len(self.stretches) == 1:
+            return self.stretches[0]
         before = [stretch for stretch in self.stretches if self.times_s[stretch.first] <= time_s]
         return before[-1] if before else self.stretches[0]
 
@@ -158,7 +169,11 @@ def open_source(
         return
     with open_payload(data) as payload:
         guard.payload(len(payload))
-        yield _source(_reel(payload, guard, media, track), guard)
+        source = _source(_reel(payload, guard, media, track), guard)
+        try:
+            yield source
+        finally:
+            source._begun.clear()
 
 
 def with_true_times(source: Source, use: Callable[[Source], R]) -> R:
@@ -170,6 +185,12 @@ def with_true_times(source: Source, use: Callable[[Source], R]) -> R:
         return use(source)
     except Recount:
         return use(_counted(source._reel, source._guard))
+
+
+def _nearest_to(times_s: Sequence[float], time_s: float) -> int:
+    """As times.nearest_frames, for one time; it is called for every decoded frame."""
+    right = min(max(bisect.bisect_left(times_s, time_s), 1), len(times_s) - 1)
+    return right - (len(times_s) > 1 and time_s - times_s[right - 1] <= times_s[right] - time_s)
 
 
 def as_displayed(picture: Picture) -> Frame:
@@ -210,7 +231,7 @@ def _reel(payload: Payload, guard: Guard, media: Media | None, track: int | None
 
 def _source(reel: Reel, guard: Guard) -> Source:
     try:
-        first = _first_picture(reel)
+        first, begun = _first_picture(reel)
     except Recount:
         return _counted(reel, guard)
     memory.prepare_for(first.height_px, first.width_px)
@@ -224,25 +245,34 @@ def _source(reel: Reel, guard: Guard) -> Source:
         tracks=reel.tracks,
         warnings=reel.warnings,
         _reel=reel,
+        _begun=[begun],
         _guard=guard,
         **size,
     )
 
 
-def _first_picture(reel: Reel) -> Picture:
+def _first_picture(reel: Reel) -> tuple[Picture, Pictures]:
+    """The first picture, and the pass that gave it, from the beginning."""
     if not reel.times_s.size:
         track = next((one.index for one in reel.tracks if one.chosen), 0)
         raise UnreadableClip(
             f"video track {track} has no frame to show: its edit list hides all, or it has no key frame; re-encode the "
             "clip"
         )
+    pictures = reel.pictures(None)
     try:
-        return next(iter(reel.pictures(None)))[1]
+        time_s, first = next(pictures)
+        return first, _resumed([(time_s, first)], pictures)
     except StopIteration:
         raise UnreadableClip(
             f"none of the file's {reel.times_s.size} {reel.codec} frames can be decoded; upload the whole file or "
             "re-encode it"
         ) from None
+
+
+def _resumed(first: list[tuple[float, Picture]], pictures: Pictures) -> Pictures:
+    yield first.pop()  # it is not held here
+    yield from pictures
 
 
 def _counted(reel: Reel, guard: Guard) -> Source:

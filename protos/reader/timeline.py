@@ -60,16 +60,6 @@ class Timeline:
         return replace(self, ticks=self.ticks[:num], breaks=tuple(edge for edge in self.breaks if edge < num))
 
 
-def slowed(table: PacketTable, quickest: int, slow: int) -> tuple[Ticks, int]:
-    """(ticks to add to each packet, number of short packets): a duration of at most `quickest` becomes `slow`.
-
-    Browsers show animated pictures like this, and authors rely on it.
-    """
-    asked = np.array(table.durations, np.int64)
-    more = np.where(asked <= quickest, slow - asked, 0)
-    return np.concatenate(([0], np.cumsum(more)[:-1])), int((asked <= quickest).sum())
-
-
 def timeline(table: PacketTable, unit_s: float, shift: Ticks | None = None) -> Timeline:
     """The times of the frames to show, with `shift` added to each packet's ticks.
 

@@ -39,7 +39,8 @@ def nearest(frames: Iterable[tuple[float, F]], wanted_s: Sequence[float]) -> Ite
     """Yield the nearest frame for each wanted time (rising); a tie goes to the earlier frame.
 
     `frames` are (time in seconds, frame) with rising times. They are consumed to the end, one at a time, and at most
-    two are held. The same frame is given more than once if it is nearest to several times.
+    two are held, one where a frame is as late as a wanted time. The same frame is given more than once if it is
+    nearest to several times.
     """
     pending = iter(wanted_s)
     wanted = next(pending, None)
@@ -49,6 +50,9 @@ def nearest(frames: Iterable[tuple[float, F]], wanted_s: Sequence[float]) -> Ite
             yield before[1]
             wanted = next(pending, None)
         before = after
+        while wanted is not None and wanted <= after[0]:  # no later frame is nearer, so do not wait for one
+            yield after[1]
+            wanted = next(pending, None)
     if before is not None and wanted is not None:
         for _ in itertools.chain((wanted,), pending):
             yield before[1]

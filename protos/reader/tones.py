@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import functools
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 PQ, HLG = 16, 18  # transfer curves in ffmpeg's numbers (ITU-T H.273)
 PAPER_WHITE, PEAK = 203.0, 1000.0  # cd/m2
 SCREEN_GAMMA = 2.2
+BAND_ROWS = 64  # looking a whole 4K frame up in a table would take 200 MB, eight bytes for each value
 COMB_LEVELS = 12  # a pixel this much brighter or darker than both its vertical neighbours is part of a comb
 
 
 def mapped(deep: NDArray[np.uint16], curve: int) -> NDArray[np.uint8]:
     """uint16 [H,W,3] on an HDR curve -> uint8 [H,W,3] in standard dynamic range."""
-    return _table(curve)[deep]
+    table, frame = _table(curve), np.empty(deep.shape, np.uint8)
+    for top in range(0, len(deep), BAND_ROWS):
+        frame[top : top + BAND_ROWS] = table[deep[top : top + BAND_ROWS]]
+    return frame
 
 
 @functools.cache
@@ -52,10 +57,8 @@ def without_combs(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     if frame.shape[0] < 3:
         return frame
-    odd = frame[1:-1:2].astype(np.int16)
-    above, below = frame[0:-2:2].astype(np.int16), frame[2::2].astype(np.int16)
-    up, down = odd - above, odd - below
-    combed = (np.minimum(up, down) > COMB_LEVELS) | (np.maximum(up, down) < -COMB_LEVELS)
+    odd, above, below = frame[1:-1:2], frame[0:-2:2], frame[2::2]
+    more, less = cv2.subtract(odd, cv2.max(above, below)), cv2.subtract(cv2.min(above, below), odd)  # or 0
     whole = frame.copy()
-    whole[1:-1:2] = np.where(combed, (above + below) // 2, odd)
+    np.copyto(whole[1:-1:2], (above & below) + ((above ^ below) >> 1), where=cv2.max(more, less) > COMB_LEVELS)
     return whole

@@ -11,6 +11,7 @@ import struct
 import numpy as np
 
 from protos.reader.boxes import has_fragments
+from protos.reader.canvas import png_chunks
 from protos.reader.ebml import segment
 from protos.reader.payload import Payload
 from protos.reader.sniff import MOV_BOXES, TS_PACKETS
@@ -34,7 +35,7 @@ def bytes_are_missing(data: Payload, form: str) -> bool:
     if form == "gif":
         return data[max(0, len(data) - 4096) :].rstrip(b"\0\r\n")[-1:] != b";"
     if form == "apng":
-        return b"IEND" not in data[max(0, len(data) - 64) :]
+        return all(name != b"IEND" for name, _ in png_chunks(data))
     if form == "mpegts":
         return _ends_within_packet(data)
     if form == "mpeg":

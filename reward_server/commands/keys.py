@@ -31,7 +31,7 @@ def create_key(
 ) -> None:
     """Create an API key and print it. It is shown only now: the file keeps its hash."""
     from reward_server.doors.key_file import KeyFile, Scope  # noqa: PLC0415
-    from reward_server.queue.admission import Quota  # noqa: PLC0415
+    from reward_server.queue.quota import Quota  # noqa: PLC0415
 
     given = scope or [Scope.SCORE, Scope.REFRESH]
     if unknown := set(given) - set(Scope):

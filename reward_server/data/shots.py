@@ -98,7 +98,7 @@ class Shot:
         most = max(1, int(SHOT_BYTES / (frame_bytes * source.height_px * source.width_px)))
         if self.last is None and positions.size > most and (self.track is not None or is_sequence(self.path)):
             raise ClipTooLarge(
-                f"the sequence or track has {positions.size} frames, and {most} of this size fit into "
+                f"the sequence or track of {self.path} has {positions.size} frames, and {most} of this size fit into "
                 f"the {SHOT_BYTES // MIB} MiB that are sent; split it or make a video of it"
             )
         frames = _read(source, positions[:most], max_side_px)

@@ -17,7 +17,7 @@ import structlog
 from protos.addresses import is_loopback
 from reward_server.doors.key_file import Key, KeyFile, Scope, parted
 from reward_server.errors import BadRequest, Forbidden, RewardServerError, Unauthenticated
-from reward_server.queue.admission import NO_QUOTA, Quota
+from reward_server.queue.quota import NO_QUOTA, Quota
 from reward_server.settings import Settings
 
 KNOWN = 4096  # keys that were verified lately, and need no scrypt

@@ -7,43 +7,36 @@ An error ends a call with the status from errors.DOORS. Its stable code is in th
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos import codec
 from protos import reward_pb2 as pb
 from protos import reward_pb2_grpc as rpc
-from protos.types import Context, ContractError, Media, Submission
+from protos.types import ContractError, Submission
 from reward_server.doors.access import Access
 from reward_server.doors.certificates import certificates_of
 from reward_server.doors.gate import Pace
 from reward_server.doors.grpc_guard import MessageGuard
-from reward_server.doors.intake import Intake, check_request, checked_run, door_error, request_id, with_timeouts
+from reward_server.doors.grpc_parts import Assembly, version_chunks
+from reward_server.doors.grpc_scope import Call, CallScope, log
+from reward_server.doors.intake import check_request, checked_run, with_timeouts
 from reward_server.doors.key_file import Scope
 from reward_server.doors.ownership import OwnService
 from reward_server.doors.service import Service
 from reward_server.doors.traffic import GrpcMeter
 from reward_server.doors.uploads import Spool
-from reward_server.errors import BadRequest, NotReady, Overloaded, RewardServerError, Unauthenticated, door
+from reward_server.errors import BadRequest, RewardServerError, Unauthenticated
 from reward_server.queue.redis_link import end_task
-from reward_server.queue.version_transfer import File
 from reward_server.settings import Settings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["MotionReward"].full_name
 HEALTH_PERIOD_S = 1.0
-TOLD_CHARACTERS = 2000  # longest error message; over 8 KiB of trailers a client gets nothing
 ANSWER_MARGIN_S = 0.25  # part of a call's deadline that is kept for sending the answer
-
-log = structlog.get_logger("grpc")
-Call: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class GrpcDoor:
@@ -126,7 +119,7 @@ class RewardServicer(rpc.MotionRewardServicer):
         self._service, self._settings, self._access = service, settings, access
 
     async def Score(self, request: pb.ScoreRequest, context: Call) -> pb.ScoreResponse:
-        async with _Scope(context, "Score"):
+        async with CallScope(context, "Score"):
             own = await self._own(context, Scope.SCORE)
             patience_s = self._patience_s(context, self._settings.score_timeout_s)
             with await own.uploads.hold(sum(len(clip.payload) for clip in request.clips)) as turn:
@@ -136,7 +129,7 @@ class RewardServicer(rpc.MotionRewardServicer):
             return pb.ScoreResponse(outcomes=[codec.outcome_to_message(outcome) for outcome in outcomes])
 
     async def Submit(self, request_iterator: AsyncIterator[pb.SubmitRequest], context: Call) -> pb.SubmitResponse:
-        async with _Scope(context, "Submit"):
+        async with CallScope(context, "Submit"):
             own = await self._own(context, Scope.SCORE)
             with own.uploads.spool() as spool:
                 assembly = await self._received(request_iterator, spool)
@@ -144,7 +137,7 @@ class RewardServicer(rpc.MotionRewardServicer):
                     return pb.SubmitResponse(job_ids=await own.submit(await assembly.submissions()))
 
     async def Await(self, request: pb.AwaitRequest, context: Call) -> AsyncIterator[pb.Outcome]:
-        async with _Scope(context, "Await"):
+        async with CallScope(context, "Await"):
             own = await self._own(context, Scope.SCORE)
             if bool(request.job_ids) == bool(request.run_id):
                 raise BadRequest("set either job_ids or run_id, exactly one of them")
@@ -161,20 +154,20 @@ class RewardServicer(rpc.MotionRewardServicer):
                 yield codec.outcome_to_message(outcome)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Call) -> pb.Model:
-        async with _Scope(context, "GetModel"):
+        async with CallScope(context, "GetModel"):
             own = await self._own(context, Scope.SCORE)
             model = with_timeouts(await own.model(checked_run(request.run_id)), self._settings)
             return codec.model_to_message(model)
 
     async def Refresh(self, request: pb.RefreshRequest, context: Call) -> pb.RefreshResponse:
-        async with _Scope(context, "Refresh"):
+        async with CallScope(context, "Refresh"):
             own = await self._own(context, Scope.REFRESH)
             patience_s = self._patience_s(context, self._settings.refresh_life_s(request.steps))
             response = await own.refresh(codec.refresh_from_message(request), timeout_s=patience_s)
             return codec.refreshed_to_message(response)
 
     async def FetchVersion(self, request: pb.FetchVersionRequest, context: Call) -> AsyncIterator[pb.VersionPart]:
-        async with _Scope(context, "FetchVersion"):
+        async with CallScope(context, "FetchVersion"):
             own = await self._own(context, Scope.REFRESH)
             header = await own.version(checked_run(request.run_id), request.version)
             yield pb.VersionPart(header=codec.version_to_message(header))
@@ -189,14 +182,14 @@ class RewardServicer(rpc.MotionRewardServicer):
     async def RestoreVersion(
         self, request_iterator: AsyncIterator[pb.VersionPart], context: Call
     ) -> pb.RestoreVersionResponse:
-        async with _Scope(context, "RestoreVersion"):
+        async with CallScope(context, "RestoreVersion"):
             own = await self._own(context, Scope.REFRESH)
             first = await anext(aiter(request_iterator), None)
             if first is None or first.WhichOneof("part") != "header":
                 raise BadRequest("the first part of the stream must be the version's header")
             header = codec.version_from_message(first.header)
             checked_run(header.run_id)
-            return pb.RestoreVersionResponse(restored=await own.restore(header, _chunks(request_iterator)))
+            return pb.RestoreVersionResponse(restored=await own.restore(header, version_chunks(request_iterator)))
 
     async def _own(self, context: Call, scope: Scope) -> OwnService:
         """The service for who calls. Raises Unauthenticated, and Forbidden without the scope."""
@@ -245,129 +238,3 @@ class RewardServicer(rpc.MotionRewardServicer):
             raise refusal
         assembly.end()
         return assembly
-
-
-async def _chunks(parts: AsyncIterator[pb.VersionPart]) -> AsyncIterator[tuple[File, bytes]]:
-    async for part in parts:
-        match part.WhichOneof("part"):
-            case "scoring":
-                yield "scoring", part.scoring
-            case "training":
-                yield "training", part.training
-            case _:
-                raise BadRequest("after the header, a part of the stream holds a chunk: `scoring` or `training`")
-
-
-@dataclass
-class _Arriving:
-    media: Media
-    context: Context
-    size_bytes: int
-    num_bytes: int = 0
-
-
-class Assembly:
-    """Builds submissions from a stream of headers and chunks. Refuses the first part that is wrong or too large."""
-
-    def __init__(self, settings: Settings, spool: Spool) -> None:
-        self._intake, self._spool = Intake(settings), spool
-        self._arriving: _Arriving | None = None
-        self._done: list[_Arriving] = []
-        self._num_clips = 0  # declared by the first header; 0: unknown
-
-    async def add(self, part: pb.SubmitRequest) -> None:
-        """Add the next part.
-
-        Raises BadRequest, RequestTooLarge, Overloaded, NotReady, or ContractError for a malformed context or media.
-        """
-        match part.WhichOneof("part"):
-            case "header":
-                self._finish_clip()
-                self._open_clip(part.header)
-            case "chunk":
-                self._count_chunk(part.chunk)
-                await self._spool.add(part.chunk)
-            case _:
-                raise BadRequest("a part of the stream is empty; set `header` or `chunk`")
-
-    async def submissions(self) -> list[Submission]:
-        """The clips, once the stream has ended."""
-        payloads = await self._spool.clips([clip.num_bytes for clip in self._done])
-        return [
-            Submission(payload=payload, media=clip.media, context=clip.context)
-            for payload, clip in zip(payloads, self._done, strict=True)
-        ]
-
-    def end(self) -> None:
-        """Check that the stream is whole. Raises BadRequest."""
-        self._finish_clip()
-        if not self._done:
-            raise BadRequest("no clip in the stream; send a header and its chunks")
-        if self._num_clips and len(self._done) != self._num_clips:  # the client may have cancelled between two clips
-            raise BadRequest(
-                f"the stream has {len(self._done)} clips, but its first header declares {self._num_clips}; "
-                "send the whole stream again"
-            )
-
-    def _open_clip(self, header: pb.SubmitRequest.Header) -> None:
-        self._num_clips = self._num_clips or header.num_clips
-        self._intake.count_clip()
-        self._intake.count_bytes(header.size_bytes)
-        media = codec.media_from_message(header.media)
-        context = codec.context_from_message(header.context)
-        self._arriving = _Arriving(media=media, context=context, size_bytes=header.size_bytes)
-
-    def _count_chunk(self, chunk: bytes) -> None:
-        clip = self._arriving
-        if clip is None:
-            raise BadRequest("a chunk came before any header; send the clip's header first")
-        clip.num_bytes += len(chunk)
-        if clip.num_bytes > clip.size_bytes:
-            raise BadRequest(
-                f"clip {len(self._done)} has more than the {clip.size_bytes} bytes that its header declares; "
-                "declare the size of the whole payload"
-            )
-
-    def _finish_clip(self) -> None:
-        clip, self._arriving = self._arriving, None
-        if clip is None:
-            return
-        if clip.num_bytes != clip.size_bytes:
-            raise BadRequest(
-                f"clip {len(self._done)} has {clip.num_bytes} bytes, but its header declares {clip.size_bytes}; "
-                "check whether its file was still being written, and send it again"
-            )
-        self._done.append(clip)
-
-
-class _Scope:
-    """Wraps a call: adds its request id to the logs and the answer, and ends it with the right status on an error."""
-
-    def __init__(self, context: Call, name: str) -> None:
-        self._context, self._name = context, name
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        self._request_id = request_id(given if isinstance(given, str) else None)
-        self._bound = structlog.contextvars.bound_contextvars(request_id=self._request_id)
-
-    async def __aenter__(self) -> None:
-        self._bound.__enter__()
-        self._started = time.perf_counter()
-        await self._context.send_initial_metadata((("x-request-id", self._request_id),))
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        took_ms = round((time.perf_counter() - self._started) * 1000, 1)
-        try:
-            if isinstance(error, Exception):
-                told = door_error(error)
-                log.info("call", name=self._name, code=told.code, took_ms=took_ms)
-                await _end(self._context, told)
-            log.info("call", name=self._name, code="ok" if error is None else "cancelled", took_ms=took_ms)
-        finally:
-            self._bound.__exit__(None, None, None)
-
-
-async def _end(context: Call, error: RewardServerError) -> NoReturn:
-    trailing = [("error-code", error.code.value)]
-    if isinstance(error, (Overloaded, NotReady)):
-        trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))
-    await context.abort(grpc.StatusCode[door(error).grpc], str(error)[:TOLD_CHARACTERS], tuple(trailing))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.errors import BadRequest
-from reward_server.queue.admission import NO_QUOTA, Quota
+from reward_server.queue.quota import NO_QUOTA, Quota
 
 MARK = "mrk"
 MAX_NAME = 80

@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from protos.types import DISCRIMINATORS, OutcomeKind, RefreshResponse
 from reward_server.doors.traffic import OTHER
 from reward_server.errors import RefreshFailed
-from reward_server.queue.admission import QueueDepth
 from reward_server.queue.door_queue import Vitals
+from reward_server.queue.quota import QueueDepth
 from reward_server.queue.refreshes import PASSED_ON
 
 FAILURES = tuple(str(kind.code) for kind in (*PASSED_ON, RefreshFailed))  # the codes with which a worker ends a refresh

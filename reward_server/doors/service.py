@@ -24,10 +24,11 @@ from reward_server.errors import (
     RewardServerError,
     error_outcome,
 )
-from reward_server.queue.admission import NO_QUOTA, NO_REFUSALS, Quota
+from reward_server.queue.admission import NO_REFUSALS
 from reward_server.queue.dead_letters import DeadLetter, DeadLetters, Replayed
 from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.queue.patience import LOOK_S, patience
+from reward_server.queue.quota import NO_QUOTA, Quota
 from reward_server.queue.version_history import VersionHistory
 from reward_server.queue.version_transfer import File
 from reward_server.settings import Settings

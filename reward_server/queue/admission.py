@@ -6,103 +6,30 @@ go with it; larger ones are stored before.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
-from protos.codec import tensor_header
 from protos.tracing import traceparent
-from protos.types import Context, ContractError, Media, Submission
+from protos.types import Submission
 from reward_server.errors import (
-    BadRequest,
-    IdempotencyConflict,
     NotReady,
     Overloaded,
     RewardServerError,
     VersionConflict,
-    error_outcome,
 )
 from reward_server.queue import scripts
 from reward_server.queue.keys import Keys
-from reward_server.queue.records import pack_context, pack_outcome
-from reward_server.queue.redis_link import AWAY, Argument, RedisLink
+from reward_server.queue.quota import NO_QUOTA, QueueDepth, Quota, check_fits, check_quota, over_quota, retry_after_s
+from reward_server.queue.redis_link import AWAY, RedisLink
+from reward_server.queue.requests import Request, conflict, estimated_cost, group_of, requests_of
 from reward_server.settings import Settings
 
-PIXELS_PER_BYTE = 32  # estimate for compressed video; the exact number is known only after decoding
-RETRY_S = (1.0, 60.0)
-RETRY_UNKNOWN_S = 5.0
 STAGE_S = 120
 SENT_BYTES = 512 * 1024  # payloads of a request that go with its admission; a full queue then gets them in vain
 Mode = Literal["dry", "staged", "sent"]  # lua/admit.lua
 NO_REFUSALS: Mapping[int, RewardServerError] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueueDepth:
-    """Unfinished jobs, their estimated pixels and their payload bytes."""
-
-    jobs: int = 0
-    cost: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quota:
-    """The unfinished jobs that one API key may have, their payload bytes and their estimated pixels. 0: no limit."""
-
-    jobs: int = 0
-    bytes: int = 0
-    cost: float = 0
-
-    def __str__(self) -> str:
-        limits = {"jobs": self.jobs, "bytes": self.bytes, "pixels": self.cost}
-        return ", ".join(f"{limit:.12g} {name}" for name, limit in limits.items() if limit) or "no limits"
-
-    def limits(self) -> dict[str, float]:
-        """The limits for lua/admit.lua."""
-        return {"jobs": self.jobs or 1e15, "bytes": self.bytes or 1e15, "cost": self.cost or 1e18}
-
-
-NO_QUOTA = Quota()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A submission on its way into the queue, with the id of its job."""
-
-    id: str
-    submission: Submission
-    name: str  # the idempotency key within its owner and run; empty without one
-    group: str  # the group within its run; without a run, within its owner
-    fingerprint: str  # hash of all that its outcome depends on; empty without an idempotency key
-    refusal: RewardServerError | None  # if set, the job is already done and only its outcome is stored
-
-    def fields(self, cost: int, *, sent: bool) -> list[Argument]:
-        """The arguments of lua/admit.lua for this job, with its payload if that is `sent` along."""
-        context = self.submission.context
-        refused = error_outcome(self.id, self.refusal, context) if self.refusal else None
-        return [
-            self.id,
-            self.submission.media.value,
-            len(self.submission.payload),
-            cost,
-            pack_context(context),
-            context.run_id,
-            self.name,
-            self.fingerprint,
-            "" if context.deadline_s is None else int(min(context.deadline_s, 1e9) * 1000),
-            refused.kind.value if refused else "",
-            pack_outcome(refused) if refused else b"",
-            self.group,
-            context.discriminator_version,
-            self.submission.payload if sent and not self.refusal else b"",
-            traceparent() if sent and not self.refusal else "",
-        ]
 
 
 class Admission:
@@ -132,7 +59,7 @@ class Admission:
 
     async def admit_as(self, job_id: str, submission: Submission) -> str:
         """Admit one submission under this id, which is returned. A job that has this id already stays as it is."""
-        group = _group(submission.context, job_id.rpartition("-")[0])
+        group = group_of(submission.context, job_id.rpartition("-")[0])
         request = Request(id=job_id, name="", group=group, submission=submission, fingerprint="", refusal=None)
         [admitted] = await self._admit([request], job_id.rpartition("-")[0], NO_QUOTA)
         return admitted
@@ -216,32 +143,6 @@ class Admission:
         return len(recent) / max(0.001, await self._link.now_s() - oldest_s)
 
 
-async def requests_of(
-    submissions: Sequence[Submission], refusals: Mapping[int, RewardServerError], owner: str = ""
-) -> tuple[list[Request], list[int]]:
-    """The distinct requests, and for each submission the position of its request.
-
-    Submissions of a run with the same idempotency key become one request. Raises IdempotencyConflict if they differ.
-    """
-    distinct: dict[str, Request] = {}
-    names = []
-    for position, submission in enumerate(submissions):
-        request = await _request(submission, refusals.get(position), owner)
-        name = request.name or f"\0{request.id}"
-        if distinct.setdefault(name, request).fingerprint != request.fingerprint:
-            raise conflict(submission.context.idempotency_key, distinct[name].id)
-        names.append(name)
-    positions = {name: position for position, name in enumerate(distinct)}
-    return list(distinct.values()), [positions[name] for name in names]
-
-
-def conflict(idempotency_key: str, job_id: str) -> IdempotencyConflict:
-    return IdempotencyConflict(
-        f"idempotency key '{idempotency_key}' was used for another submission (job {job_id}): other bytes, group, "
-        "origin, seed or pinned version, or with another `explain`; use a new key for a new submission"
-    )
-
-
 def _unjudged(verdict: bytes, group_id: str, *versions: str) -> RewardServerError:
     """Why a group is judged by no version, or not by the wanted one."""
     if verdict == b"unbound":
@@ -265,87 +166,3 @@ def unserved(group_id: str, bound: str) -> VersionConflict:
         f"group '{group_id}' is scored with discriminator version '{bound}', which no live worker has loaded; give the "
         "clips a new group_id, or start a worker with its checkpoint"
     )
-
-
-def estimated_cost(submission: Submission, settings: Settings) -> int:
-    """The cost of a clip in pixels: frames x height x width of a tensor clip, or an estimate from a video's bytes."""
-    most = settings.max_frames * settings.max_frame_pixels
-    if submission.media is Media.TENSOR:
-        try:
-            header = tensor_header(submission.payload)
-            return min(most, header.frames * header.height_px * header.width_px)
-        except ContractError:
-            return 0  # the worker refuses it without decoding
-    return min(most, len(submission.payload) * PIXELS_PER_BYTE)
-
-
-def check_fits(requests: Sequence[Request], settings: Settings) -> None:
-    """Raises BadRequest for a request that does not even fit an empty queue, because a retry would not help."""
-    sizes = [len(request.submission.payload) for request in requests if request.refusal is None]
-    if len(sizes) > settings.queue_max_jobs or sum(sizes) > settings.queue_max_bytes:
-        raise BadRequest(
-            f"a request of {len(sizes)} clips and {sum(sizes)} bytes never fits a queue of "
-            f"{settings.queue_max_jobs} jobs and {settings.queue_max_bytes} bytes; send fewer clips at once"
-        )
-
-
-def check_quota(requests: Sequence[Request], owner: str, quota: Quota) -> None:
-    """Raises BadRequest for a request that does not even fit the quota of a key without jobs."""
-    sizes = [len(request.submission.payload) for request in requests if request.refusal is None]
-    if len(sizes) > (quota.jobs or len(sizes)) or sum(sizes) > (quota.bytes or sum(sizes)):
-        raise BadRequest(
-            f"a request of {len(sizes)} clips and {sum(sizes)} bytes never fits the quota of key '{owner}' ({quota}); "
-            "send fewer clips at once"
-        )
-
-
-def over_quota(owner: str, quota: Quota, held: QueueDepth) -> Overloaded:
-    return Overloaded(
-        f"key '{owner}' has {held.jobs} unfinished jobs with {held.bytes} bytes and {held.cost:.3g} pixels, and its "
-        f"quota is {quota}; wait for their outcomes and retry in {RETRY_UNKNOWN_S:.0f} s, or ask for a larger quota",
-        retry_after_s=RETRY_UNKNOWN_S,
-    )
-
-
-def retry_after_s(depth: QueueDepth, jobs_per_s: float) -> float:
-    """Seconds until about a quarter of the queue has drained at the recent rate, limited to RETRY_S."""
-    if jobs_per_s <= 0:
-        return RETRY_UNKNOWN_S
-    return min(max(depth.jobs / 4 / jobs_per_s, RETRY_S[0]), RETRY_S[1])
-
-
-async def _request(submission: Submission, refusal: RewardServerError | None, owner: str) -> Request:
-    context, fingerprint, name = submission.context, "", ""
-    if context.idempotency_key:
-        name = f"{owner}:{len(context.run_id)}:{context.run_id}:{context.idempotency_key}"
-        fingerprint = await asyncio.to_thread(_fingerprint, submission)
-    job_id = f"{owner}-{uuid.uuid4().hex}" if owner else uuid.uuid4().hex
-    return Request(
-        id=job_id,
-        submission=submission,
-        name=name,
-        group=_group(context, owner),
-        fingerprint=fingerprint,
-        refusal=refusal,
-    )
-
-
-def _group(context: Context, owner: str) -> str:
-    """What the queue calls the group. A run's name holds its owner already."""
-    return f"{owner}:{context.group_id}" if owner and context.group_id and not context.run_id else context.group_id
-
-
-def _fingerprint(submission: Submission) -> str:
-    """A hash of all fields that decide a submission's outcome and where it is delivered."""
-    context = submission.context
-    asked = [
-        submission.media.value,
-        context.group_id,
-        context.discriminator_version,
-        context.query_seed,
-        context.origin.value if context.origin else None,
-        *(["explain"] if context.explain else []),
-    ]
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    digest.update(submission.payload)
-    return digest.hexdigest()

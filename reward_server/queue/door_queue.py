@@ -17,13 +17,14 @@ from protos.results import OUTCOME
 from protos.types import Context, Model, Outcome, RefreshResponse, Submission
 from reward_server.errors import BadRequest, NotReady, RewardServerError, ScoringFailed, UnknownJob, error_outcome
 from reward_server.queue import scripts
-from reward_server.queue.admission import NO_QUOTA, NO_REFUSALS, Admission, QueueDepth, Quota
+from reward_server.queue.admission import NO_REFUSALS, Admission
 from reward_server.queue.dead_letters import DeadLetters
 from reward_server.queue.endings import Endings, Sweep
 from reward_server.queue.finished import Finished, FinishedReader, stored_outcomes
 from reward_server.queue.keys import Keys
 from reward_server.queue.lease import tick_s
 from reward_server.queue.patience import LOOK_S, patience
+from reward_server.queue.quota import NO_QUOTA, QueueDepth, Quota
 from reward_server.queue.records import unpack_model, unpack_outcome, unpack_refreshed
 from reward_server.queue.redis_link import Entry, RedisLink
 from reward_server.queue.refreshes import RefreshRequests
@@ -144,7 +145,8 @@ class DoorQueue:
     async def run_outcomes(self, run_id: str, after: str, timeout_s: float) -> AsyncGenerator[Outcome, None]:
         """Yield a run's outcomes after the cursor `after`, in the order the jobs ended.
 
-        Ends after `timeout_s` without a new one. Raises BadRequest for a malformed cursor.
+        Ends after `timeout_s` without a new one. An explanation is missing once the job's own result has expired.
+        Raises BadRequest for a malformed cursor.
         """
         if after and not CURSOR.fullmatch(after):
             raise BadRequest(
@@ -157,7 +159,8 @@ class DoorQueue:
                 while page := await self._page(run_id, cursor, timeout_s):
                     for entry in page:
                         cursor = entry.id
-                        yield replace(unpack_outcome(entry.fields[OUTCOME]), cursor=cursor)
+                        outcome = await self._explained(unpack_outcome(entry.fields[OUTCOME]), timeout_s)
+                        yield replace(outcome, cursor=cursor)
                 if not await watch.news(timeout_s):
                     return
 
@@ -168,6 +171,14 @@ class DoorQueue:
     async def _page(self, run_id: str, cursor: str, timeout_s: float) -> list[Entry]:
         with self._patience(timeout_s):
             return await self._link.page(self._keys.run(run_id), after=cursor, count=RUN_PAGE)
+
+    async def _explained(self, outcome: Outcome, timeout_s: float) -> Outcome:
+        """The outcome with its explanation, which is kept with the result alone. Without it if that has expired."""
+        if outcome.reward is None or not outcome.context.explain:
+            return outcome
+        with self._patience(timeout_s):
+            found = await stored_outcomes(self._link, self._keys, [outcome.job_id])
+        return found.get(outcome.job_id) or outcome
 
     async def _look(self, job_ids: list[str], *, refuse_unknown: bool) -> list[Outcome]:
         found = await stored_outcomes(self._link, self._keys, job_ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -53,7 +53,7 @@ class Endings:
 
         `batch` is the number of clips that were scored together.
         """
-        fields = (job_id, outcome.kind.value, pack_outcome(outcome), batch)
+        fields = (job_id, outcome.kind.value, pack_outcome(outcome), _brief(outcome), batch)
         ending = _Ending(fields=fields, settled=asyncio.get_running_loop().create_future())
         self._ready.append(ending)
         if self._sending is None or self._sending.done():
@@ -127,6 +127,16 @@ class Sweep:
             except Exception:
                 log.exception("the sweep of overdue jobs failed; it goes on")
             await asyncio.sleep(self._tick_s)
+
+
+def _brief(outcome: Outcome) -> bytes:
+    """What the stream of the job's run gets instead of the outcome, or nothing if it gets the outcome itself.
+
+    An explanation is large, and entries of a stream can outlive the result, so it stays with the result alone.
+    """
+    if outcome.reward is None or outcome.reward.explanation is None:
+        return b""
+    return pack_outcome(replace(outcome, reward=replace(outcome.reward, explanation=None)))
 
 
 def late_outcome(job_id: str, context: Context, settings: Settings) -> Outcome:

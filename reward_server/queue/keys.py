@@ -27,8 +27,8 @@ Jobs:
                        number of characters of <run>. Lives as long as its job
     finished           stream of {job, number, ...} that wakes waiters: the last 16384 entries. Lives result_ttl_s
                        after the latest entry
-    run:<run_id>       stream of {job, outcome} in the order the jobs ended (protos/results.py). Entries live
-                       result_ttl_s
+    run:<run_id>       stream of {job, outcome} in the order the jobs ended (protos/results.py), without explanations.
+                       Entries live at least result_ttl_s, and at most twice as long
     group:<n>:<run>:<group>  the discriminator version that scores the group; n is the number of bytes of <run>,
                        which may be empty. Lives job_ttl_s and result_ttl_s after the group's latest admission
     base               the version that workers have loaded, by the latest heartbeat

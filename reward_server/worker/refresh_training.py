@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reward_server.profiles.reference import ReferenceTable
-    from reward_server.training.adversarial import Buffers, Candidate, Weights
+    from reward_server.training.adversarial import Candidate, Weights
+    from reward_server.training.buffers import Buffers
 
 REPORT_EVERY_S = 10.0
 
@@ -108,7 +109,7 @@ class RefreshTraining:
 
     def _buffers(self, start: Start) -> Buffers:
         from reward_server.profiles.run_clips import read_clip  # noqa: PLC0415 - torch
-        from reward_server.training.adversarial import Buffers  # noqa: PLC0415 - torch
+        from reward_server.training.buffers import Buffers  # noqa: PLC0415 - torch
 
         real, rollouts = (
             [read_clip(clip.parts, name=clip.name, older=clip.older) for clip in clips]
@@ -119,7 +120,7 @@ class RefreshTraining:
     def _anchor(self, start: Start) -> Buffers | None:
         """The run's anchor set, if it has one."""
         from reward_server.profiles.run_clips import read_clip  # noqa: PLC0415 - torch
-        from reward_server.training.adversarial import Buffers  # noqa: PLC0415 - torch
+        from reward_server.training.buffers import Buffers  # noqa: PLC0415 - torch
 
         real, rollouts = ([read_clip([data]) for data in clips] for clips in (start.anchor_real, start.anchor_rollouts))
         return Buffers(real=real, rollouts=rollouts) if real and rollouts else None

@@ -144,6 +144,13 @@ def test_a_canvas_over_the_limit_is_refused(name: str) -> None:
         check(ANIMATIONS[name](3, 300, 400), replace(SERVED, max_frame_pixels=300 * 399))
 
 
+def test_a_png_chunk_that_claims_more_than_any_frame_is_refused() -> None:
+    """Regression: ffmpeg takes memory for what the chunk claims, up to 2 GiB, before it reads it."""
+    with pytest.raises(UnreadableClip, match="claims 500000000 bytes, but only 0 are left"):
+        check(bombs.claiming_apng(500_000_000))
+    check(bombs.claiming_apng(8 * 48 * 64))  # a frame that was cut
+
+
 @pytest.mark.parametrize("name", ANIMATIONS)
 def test_these_animations_are_otherwise_whole(name: str) -> None:
     """So that it is their cost alone that is refused."""

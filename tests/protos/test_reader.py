@@ -6,20 +6,31 @@ import dataclasses
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from protos.reader import ClipTooLarge, Picture, ReaderError, Source, UnreadableClip, open_source, with_true_times
+from protos.reader import (
+    ClipTooLarge,
+    Picture,
+    ReaderError,
+    Source,
+    UnreadableClip,
+    decoding,
+    open_source,
+    with_true_times,
+)
 from protos.reader.files import clip_files
 from protos.reader.guard import Guard
-from protos.reader.pixels import over_black
+from protos.reader.pixels import over_black, picture
+from protos.reader.scenes import SMALL, averaged
 from protos.reader.tones import HLG, PQ, mapped
 from tests import media, odd_files
 from tests.odd_files import GOOD, LOSSLESS
@@ -172,15 +183,24 @@ def with_frame_flags(webp: bytes, flags: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("form", ["bgra", "rgba"])
+def test_packed_frames_are_read_as_conversion_gives_them(form: str) -> None:
+    """They are used without a copy. Rows of 95 pixels have bytes after their end."""
+    rgba = np.random.default_rng(0).integers(0, 256, (63, 95, 4), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=form)
+    assert np.array_equal(picture(frame, 1.0, (1, 0, 0, 1)).rgb(), over_black(rgba))
+    assert frame.planes[0].line_size > 4 * 95
+
+
 @pytest.mark.parametrize("flags", range(4))
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_webp_s_frames_are_put_together_as_pillow_does(flags: int, lossless: bool) -> None:
     """Small frames on a larger canvas, half transparent: the reader gives Pillow one frame at a time."""
     pictures = np.full((12, 48, 64, 4), 255, np.uint8)
     pictures[..., :3] = media.texture(1, 48, 64)[0]
-    for at, picture in enumerate(pictures):
-        picture[10:30, 3 * at : 3 * at + 20] = (200, 10 * at, 50, 128 + 8 * at)
-    images, buffer = [Image.fromarray(picture) for picture in pictures], io.BytesIO()
+    for at, canvas in enumerate(pictures):
+        canvas[10:30, 3 * at : 3 * at + 20] = (200, 10 * at, 50, 128 + 8 * at)
+    images, buffer = [Image.fromarray(canvas) for canvas in pictures], io.BytesIO()
     options = {"duration": 80, "lossless": lossless, "minimize_size": True, "exact": True, "quality": 80}
     images[0].save(buffer, "WEBP", save_all=True, append_images=images[1:], **options)
     payload = with_frame_flags(buffer.getvalue(), flags)
@@ -262,6 +282,13 @@ def test_hdr_is_mapped_to_standard_dynamic_range(curve: str, expected: dict[int,
     assert frames.mean(axis=(1, 2, 3)) == pytest.approx(list(expected.values()), abs=4)
 
 
+@pytest.mark.parametrize("size", [(320, 576), (720, 1280), (426, 240), (63, 95), (576, 1024)])
+def test_frames_are_compared_by_the_mean_of_their_cells(size: tuple[int, int]) -> None:
+    luma = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), (0, 0), 3)
+    means = cv2.resize(luma.astype(np.float32), SMALL, interpolation=cv2.INTER_AREA)
+    assert np.abs(averaged(luma) - means).max() <= 1.5
+
+
 def test_interlaced_frames_show_no_combs() -> None:
     frames = np.full((24, 64, 96, 3), 40, np.uint8)
     for at in range(24):
@@ -335,6 +362,31 @@ def test_a_window_equals_the_same_frames_of_a_full_decode() -> None:
         assert decoded < 96 + 48 or options.get("container") == "mpegts", options
 
 
+def test_a_short_file_is_decoded_once_and_no_frame_is_held_while_the_next_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: the first frames were decoded twice, and at 4K two frames of up to 66 MB were held."""
+    made: list[av.VideoFrame] = []
+    held: list[int] = []
+    picture, decoded = decoding.picture, decoding.Decoding._decoded
+
+    def recorded(frame: av.VideoFrame, *arguments: Any) -> Picture:
+        made.append(frame)
+        return picture(frame, *arguments)
+
+    def watched(self: decoding.Decoding, *arguments: Any) -> Iterator[av.VideoFrame]:
+        # Others than two lists, `one` and the argument. The first frame is held by its side data, which is read once.
+        held.append(sum(sys.getrefcount(one) > 4 for one in made[1:]))
+        yield from decoded(self, *arguments)
+
+    monkeypatch.setattr(decoding, "picture", recorded)
+    monkeypatch.setattr(decoding.Decoding, "_decoded", watched)
+    _, frames = read(upright())
+    assert which(frames, FRAMES) == list(range(24))
+    assert len(made) == 24
+    assert not any(held)
+
+
 def test_more_threads_give_the_same_frames() -> None:
     for payload in (upright(), odd_files.b_frames_in_avi(FRAMES), odd_files.concatenated_ts(FRAMES)):
         assert np.array_equal(read(payload, threads=4)[1], read(payload)[1])
@@ -357,10 +409,10 @@ def test_the_number_of_threads_comes_from_the_environment_unless_it_is_given(mon
 
 
 def test_a_path_and_its_bytes_give_the_same_frames(tmp_path) -> None:
-    path = tmp_path / "clip.txt"
-    path.write_bytes(upright())
+    path, payload = tmp_path / "clip.txt", upright()  # made once: an encoder's threads can change a few pixels
+    path.write_bytes(payload)
     with open_source(path) as source:
-        assert np.array_equal(np.stack([frame for _, frame in source.frames(range(24))]), read(upright())[1])
+        assert np.array_equal(np.stack([frame for _, frame in source.frames(range(24))]), read(payload)[1])
 
 
 def test_limits_hold_before_anything_is_decoded() -> None:

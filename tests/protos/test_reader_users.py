@@ -1,26 +1,30 @@
 """Tests that each odd file is read or refused as the table says, and alike by every user of the reader.
 
-The users are the server, in-process scoring, `evaluate`, `sanity`, pretraining and the trainer's data. VVC is read but
-not tested, because there is no VVC encoder here.
+The users are the server, in-process scoring, drawing, `evaluate`, `sanity`, pretraining and the trainer's data. The
+page sends its clips to the server, which decodes the copies that it makes of them as for scoring. VVC is read but not
+tested, because there is no VVC encoder here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from protos.reader import ReaderError, Source, Stretch, open_source, with_true_times
+from protos.reader.scenes import Scenes
 from protos.reader.source import resized
 from protos.reader.times import nearest_frames
 from protos.submissions import submission
-from protos.types import Outcome, Submission
-from reward_server.data.shots import Shot, SourceClip, find_files
+from protos.types import Outcome, Reward, Submission
+from reward_server.data.shots import Shot, SourceClip, find_clips, find_files, find_shots
 from reward_server.decoding.children import AVAILABLE, DecodePool
 from reward_server.decoding.decode import DecodedClip, Sampling, decode
 from reward_server.errors import BadRequest, InvalidClip
@@ -28,6 +32,8 @@ from reward_server.evaluation.evaluate import judge
 from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.score import run, score_files
 from reward_server.evaluation.scoring import RewardSource
+from reward_server.explain.annotate import annotate as draw
+from reward_server.explain.annotate import pictures_at
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.training.samples import CacheConfig, clip_samples
@@ -61,13 +67,19 @@ class Taken:
 
 def read(path: Path) -> tuple[Source, Stretch, Frames]:
     """The file, its longest stretch, and all frames of that stretch."""
+    return read_and_watched(path)[:3]
+
+
+def read_and_watched(path: Path) -> tuple[Source, Stretch, Frames, tuple[str, ...]]:
+    """As `read`, and the warnings about what is seen in the frames."""
     with open_source(path) as opened:
         return with_true_times(opened, _longest)
 
 
-def _longest(source: Source) -> tuple[Source, Stretch, Frames]:
-    stretch = max(source.stretches, key=lambda one: one.last - one.first)
-    return source, stretch, np.stack([frame for _, frame in source.frames(range(stretch.first, stretch.last))])
+def _longest(source: Source) -> tuple[Source, Stretch, Frames, tuple[str, ...]]:
+    stretch, scenes = max(source.stretches, key=lambda one: one.last - one.first), Scenes()
+    frames = [frame for _, frame in source.frames(range(stretch.first, stretch.last), watch=scenes.watch)]
+    return source, stretch, np.stack(frames), tuple(one.code for one in scenes.warnings())
 
 
 @pytest.fixture(scope="module", params=ODD)
@@ -92,14 +104,16 @@ def test_an_odd_file_is_read_or_refused_as_the_table_says(file: File) -> None:
             read(file.path)
         assert refused.value.code == odd.code
         return
-    source, stretch, frames = read(file.path)
+    source, stretch, frames, seen = read_and_watched(file.path)
     assert (source.times_s.size, len(source.stretches)) == (odd.frames, odd.stretches)
     assert source.fps == pytest.approx(odd.fps, rel=0.01)
     assert (stretch.height_px, stretch.width_px) == odd.size == frames.shape[1:3]
     assert tuple(warning.code for warning in source.warnings) == odd.warnings
+    assert seen == odd.seen
     shown = (FRAMES if odd.shown is None else odd.shown)[: odd.frames]
     away = np.abs(frames[:, None].astype(np.int16) - shown[None]).mean(axis=(2, 3, 4))
     assert away.argmin(axis=1).tolist() == list(range(stretch.first, stretch.last))
+    assert away.min(axis=1).max() <= odd.within
 
 
 # --- the users ----------------------------------------------------------------------------------
@@ -157,6 +171,24 @@ def score(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Take
     every = EveryFrame(sampling=sampling_of(file))
     (scored,) = score_files([file.path], every.scorer)
     return of_outcome(scored.outcome, every)
+
+
+def annotate(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """`score --annotate` and the HTML reports read a clip that has a reward once more, and draw on its frames."""
+    scored = score(file, pool, monkeypatch)
+    if scored.frames is None:
+        return scored
+    drawn: list[tuple[float, Frames]] = []
+
+    def recorded(source: Source, reward: Reward, explanation: object, out: Path) -> None:
+        stretch = max(source.stretches, key=lambda one: one.last - one.first)
+        positions = range(stretch.first, stretch.last)
+        drawn[:] = pictures_at(source, positions, stretch.height_px, stretch.width_px)
+        out.touch()
+
+    monkeypatch.setattr("reward_server.explain.annotate._write_video", recorded)
+    draw(file.path, cast(Reward, SimpleNamespace(explanation=object())), file.path.with_suffix(".mp4"), "mp4")
+    return Taken(frames=np.stack([frame for _, frame in drawn]), times_s=np.array([time_s for time_s, _ in drawn]))
 
 
 def evaluate(file: File, pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> Taken:
@@ -231,7 +263,7 @@ LOST = Odd(
 
 
 USERS: dict[str, Callable[[File, DecodePool, pytest.MonkeyPatch], Taken]] = {
-    user.__name__: user for user in (server, score, evaluate, evaluate_a_part, sanity, pretrain, trainer)
+    user.__name__: user for user in (server, score, annotate, evaluate, evaluate_a_part, sanity, pretrain, trainer)
 }
 
 
@@ -303,3 +335,30 @@ def test_a_file_that_only_has_the_name_of_a_video_is_named_and_ends_nothing(tmp_
     assert good.ok
     assert bad.outcome.error is not None
     assert "text ('export const" in bad.outcome.error.message
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda folder: find_files([str(folder)]),
+        lambda folder: find_shots([str(folder)]),
+        lambda folder: find_clips(folder, real=True),
+        lambda folder: find_sources([str(folder)], "train"),
+    ],
+    ids=["score and check", "evaluate, sanity and attack", "pretrain", "trainer"],
+)
+def test_files_that_are_no_videos_are_counted_in_one_line(
+    find: Callable[[Path], Sequence[object]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "take").write_bytes(ODD["webm vp8"].make())
+    for name in ("d.bin", "a.bin", "part/b", "part/c.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half a download")
+    for name in ("index.json", "labels.csv", "take.jpg", "take.wav", "LICENSE", ".cache/entry", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"expected beside clips")
+    assert len(find(tmp_path)) == 1
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told == (
+        f"{tmp_path}: 4 file(s) are left out, since their bytes are those of no video: a.bin, d.bin, part/b and 1 more"
+    )

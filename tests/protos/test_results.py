@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from protos.explanation import Explanation
 from protos.results import outcome_of, results_key
 from protos.types import ContractError, Outcome, OutcomeKind
 from reward_server.errors import ClipTooShort, error_outcome
 from tests.conftest import OpenQueue, Queue
-from tests.reward_server.test_jobs import claim_one, ok, submission
+from tests.reward_server.test_jobs import KEYS, claim_one, collect, ok, submission
 
 KEY = results_key("embedded", "run-1")
 
@@ -43,6 +45,21 @@ async def test_a_run_s_stream_holds_every_outcome_as_it_is_awaited(open_queue: O
     outcomes = [outcome_of(fields) for _, fields in entries]
     assert outcomes == [await queue.door.outcome(good.job_id), await queue.door.outcome(bad_id)]
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK, OutcomeKind.INVALID]
+
+
+async def test_an_explanation_lives_no_longer_than_the_result(open_queue: OpenQueue, redis: Redis) -> None:
+    queue = await open_queue()
+    [job_id] = await queue.door.admit([submission(run_id="run-1", explain=True)])
+    job = await claim_one(queue.worker)
+    reward = replace(ok(job).reward, explanation=Explanation(windows=(), reduced="much"))  # type: ignore[type-var]
+    await queue.worker.finish(job, replace(ok(job), reward=reward))
+    [(_, entry)] = await redis.xrange(KEY)
+    assert outcome_of(entry) == ok(job)
+    [told] = await collect(queue.door.run_outcomes("run-1", "", 0))
+    assert told.reward == (await queue.door.outcome(job_id)).reward == reward  # type: ignore[union-attr]
+    await redis.delete(KEYS.job(job_id))  # as if the result had expired
+    [told] = await collect(queue.door.run_outcomes("run-1", "", 0))
+    assert told.reward == ok(job).reward
 
 
 async def test_a_late_group_gets_old_and_unacknowledged_entries(open_queue: OpenQueue, redis: Redis) -> None:

@@ -18,7 +18,8 @@ from reward_server.errors import RefreshRejected, TooFewClips
 from reward_server.pipeline import Pipeline
 from reward_server.profiles.run_clips import RunClip, read_clip
 from reward_server.training import adversarial
-from reward_server.training.adversarial import Buffers, Candidate, refresh_discriminators
+from reward_server.training.adversarial import Candidate, refresh_discriminators
+from reward_server.training.buffers import Buffers
 from reward_server.worker.refresh_training import check_candidate
 from tests.run_clips import packed
 

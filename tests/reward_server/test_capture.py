@@ -12,6 +12,7 @@ from reward_server.capture.chain import Capture
 from reward_server.capture.codec import CODECS, Codec, available
 from reward_server.capture.display import barred, soft_flicker, tiny_warps
 from reward_server.capture.sensor import Flicker, Noise
+from reward_server.decoding import encode
 from reward_server.faults import with_fault
 from tests.media import texture
 
@@ -75,6 +76,14 @@ def test_a_codec_returns_every_frame_a_little_changed(name: str) -> None:
     assert decoded.shape == frames.shape
     error = np.abs(decoded.astype(float) - frames).mean()
     assert 0.2 < error < 12
+
+
+def test_h264_does_not_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = clip_of().frames.transpose(0, 2, 3, 1)
+    codec = Codec(name="libx264", quality=22, gop=12)
+    ours = codec.apply(frames, 12)
+    monkeypatch.setitem(encode.EXACT, "libx264", {"x264-params": "asm=0"})  # no code for any one processor
+    assert np.array_equal(codec.apply(frames, 12), ours)
 
 
 def test_the_same_draw_gives_the_same_clip_and_draws_differ() -> None:

@@ -29,7 +29,7 @@ async def test_outcomes_of_a_batch_are_stored_in_one_transaction(
 
     async def noted(link: RedisLink, script: Any, *args: Any) -> Any:
         if script is scripts.FINISH:
-            sent.append((len(args) - 1) // 4)
+            sent.append((len(args) - 1) // 5)
         return await run(link, script, *args)
 
     monkeypatch.setattr(RedisLink, "run", noted)

@@ -26,19 +26,12 @@ from reward_server.data.shots import Shot, find_shots
 from reward_server.decoding.decode import Sampling, decode
 from reward_server.errors import ClipTooShort, InvalidClip
 from reward_server.evaluation import evaluate
-from reward_server.evaluation.evaluate import (
-    GENERATED,
-    REAL,
-    Case,
-    judge,
-    separations,
-    side_averages,
-    side_dynamics,
-)
+from reward_server.evaluation.evaluate import judge
 from reward_server.evaluation.floors import CUES, FLOORS, plain_cues, plain_statistics
 from reward_server.evaluation.matched import Protocol, matched_submission
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.scoring import failed_outcome
+from reward_server.evaluation.sets import GENERATED, REAL, Case, separations, side_averages, side_dynamics
 from reward_server.settings import Settings
 from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
 from tests.media import texture, video

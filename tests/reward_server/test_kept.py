@@ -146,3 +146,13 @@ def test_the_queue_lies_in_the_state_folder_unless_told_otherwise(
     assert Settings().queue_folder == default_queue_dir() == tmp_path / "motion-reward" / "queue"
     assert Settings(data_dir=tmp_path / "data").queue_folder == tmp_path / "data" / "queue"
     assert Settings(data_dir=tmp_path / "data", queue_dir=tmp_path / "q").queue_folder == tmp_path / "q"
+
+
+def test_a_queue_of_another_program_is_named_with_the_next_step(tmp_path: Path) -> None:
+    redis = PrivateRedis(Settings(data_dir=tmp_path))
+    with redis:
+        pass
+    [base] = tmp_path.rglob("*.base.rdb")
+    base.write_bytes(b"REDIS0099" + base.read_bytes()[9:])  # a version that no program has
+    with pytest.raises(NotReady, match=r"cannot read the queue in .*set MOTION_REWARD_REDIS_BINARY to that one"):
+        redis.start()

@@ -24,8 +24,9 @@ from reward_server.doors.key_file import KeyFile, Scope
 from reward_server.doors.uploads import Turns, UploadRoom
 from reward_server.errors import BadRequest, NotReady, Overloaded
 from reward_server.queue import admission
-from reward_server.queue.admission import NO_REFUSALS, Quota
+from reward_server.queue.admission import NO_REFUSALS
 from reward_server.queue.keys import Keys
+from reward_server.queue.quota import Quota
 from reward_server.settings import Settings
 from tests import media
 from tests.conftest import MakeSettings, OpenQueue

@@ -9,9 +9,11 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from reward_server.doors.key_file import KeyFile, Scope
 from reward_server.faults import NAMES
-from reward_server.serving.local import local_server
-from reward_server.settings import Settings
+from reward_server.serving.local import READY, local_server, ready_line, started
+from reward_server.settings import PREFIX, Settings
 from tests.media import texture, video
 
 CHROMIUM = shutil.which("chromium")
@@ -46,6 +49,17 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of a server that requires keys, and a key of it."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("keyed"))
+    key = KeyFile(settings.keys_path).create("page", (Scope.SCORE,))
+    given = {"DATA_DIR": str(settings.data_dir), "HTTP": "127.0.0.1:0", "GRPC": "127.0.0.1:0", "LOG_LEVEL": "warning"}
+    environment = os.environ | {PREFIX + name: value for name, value in given.items()}
+    with started([sys.executable, "-m", "reward_server", "serve"], environment, stdout=subprocess.PIPE) as child:
+        yield next(word for word in ready_line(child, READY).split() if word.startswith("http://")), key
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
@@ -58,22 +72,24 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser, server: str) -> Iterator[Open]:
     """Opens the page in a new context. In the end, it must have asked no other server and met no error."""
     opened: list[Page] = []
-    asked, errors = list[str](), list[str]()
+    asked, errors, servers = list[str](), list[str](), set[str]()
 
-    def open_one(address: str = "", **context: Any) -> Page:
+    def open_one(address: str = "", at: str = server, **context: Any) -> Page:
+        servers.add(at)
         page = browser.new_context(**context).new_page()
         opened.append(page)
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{server}/{address}")
+        page.goto(f"{at}/{address}")
         return page
 
     yield open_one
     for page in opened:
         page.context.close()
     assert asked
-    assert [url for url in asked if not url.startswith((f"{server}/", "blob:", "data:"))] == []
+    own = tuple(f"{at}/" for at in servers)
+    assert [url for url in asked if not url.startswith((*own, "blob:", "data:"))] == []
     assert errors == []
 
 
@@ -145,10 +161,11 @@ def opacity(canvas: Locator, x_share: float, y_share: float) -> int:
 
 
 def test_a_clip_is_scored_and_its_rewards_are_those_of_the_server(open_page: Open, server: str, clips: Path) -> None:
-    page = open_page()
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
     add(page, clips / "slow.mp4")
     expect(page.locator(".card")).to_have_count(3)
-    reward = result_of(server, opened_job(page))["reward"]
+    result = result_of(server, opened_job(page))
+    reward = result["reward"]
     for name in ("combined", "instantaneous", "long_term"):
         card = page.locator(f'.card[data-reward="{name}"]')
         expect(card.locator(".value")).to_contain_text(f"{reward[name]:+.2f}".replace("-", "−"))
@@ -156,6 +173,13 @@ def test_a_clip_is_scored_and_its_rewards_are_those_of_the_server(open_page: Ope
     expect(page.locator(".remarks")).to_contain_text(reward["standing"]["nearest"])
     expect(page.locator(".plot")).to_have_count(3)
     expect(page.locator("pre")).to_contain_text(f"{server}/v1/score")
+    page.get_by_role("button", name="Copy JSON").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert json.loads(page.evaluate("navigator.clipboard.readText()"))["result"] == result
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download JSON").click()
+    assert download.value.suggested_filename == "slow.json"
+    assert json.loads(download.value.path().read_text())["result"] == result
 
 
 def test_tracks_are_drawn_where_they_are_and_can_be_hidden(open_page: Open, server: str, clips: Path) -> None:
@@ -257,44 +281,83 @@ def test_the_command_that_is_shown_scores_the_clip_again(
     assert again["combined"] == pytest.approx(shown["combined"], abs=1e-6)
 
 
-def test_progress_is_shown_phase_by_phase_and_can_be_cancelled(open_page: Open, clips: Path) -> None:
-    page, states, held = open_page(), ["queued", "running"], list[Route]()
+def test_progress_is_shown_phase_by_phase_and_each_can_be_cancelled(open_page: Open, clips: Path) -> None:
+    page, states, held = open_page(), ["queued"], list[Route]()
+    asked, failed = list[str](), list[str]()
 
     def hold(route: Route) -> None:  # the browser's library takes no method of a list
         held.append(route)
 
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(json={"id": "j", "state": states[-1], "result": None})
+
     page.route("**/v1/jobs", hold)
-    page.route("**/v1/jobs/*", lambda route: route.fulfill(json={"id": "j", "state": states[0], "result": None}))
+    page.route("**/v1/jobs/*", answer)
+    page.on("requestfailed", lambda request: failed.append(request.method))
+    now, view = page.locator('[aria-current="step"]'), page.locator("#view")
+    cancel = page.get_by_role("button", name="Cancel", exact=True)
+
     add(page, clips / "fast.mp4")
-    now = page.locator('[aria-current="step"]')
     expect(now).to_have_text("Upload")
-    held[0].fulfill(status=202, json={"jobs": [{"id": "j"}]})
-    expect(now).to_have_text("Queue")
-    states.pop(0)
-    expect(now).to_have_text("Scoring")
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.locator("#view")).to_contain_text("Cancelled.")
+    cancel.click()
+    expect(view).to_contain_text("Cancelled.")
+    assert failed == ["POST"]  # nothing more of it is sent
+
+    for name, phase in (("slow.mp4", "Queue"), ("upright.mp4", "Scoring")):
+        add(page, clips / name)
+        page.get_by_role("link", name=name).click()
+        expect(now).to_have_text("Upload")
+        held[-1].fulfill(status=202, json={"jobs": [{"id": name}]})
+        expect(now).to_have_text("Queue")
+        if phase == "Scoring":
+            states.append("running")
+            expect(now).to_have_text(phase)
+        cancel.click()
+        expect(view).to_contain_text("Cancelled. The server may still score it.")
+        num = len(asked)
+        page.wait_for_timeout(600)  # three times REST_MS of clips.js
+        assert len(asked) == num
+    expect(page.locator("tr.cancelled")).to_have_count(3)
 
 
-def test_the_key_is_sent_and_stays_in_the_tab(open_page: Open, server: str) -> None:
-    page, sent = open_page(), list[str | None]()
-
-    def refuse(route: Route) -> None:
-        sent.append(route.request.headers.get("authorization"))
-        route.fulfill(status=401, json={"error": {"code": "unauthenticated", "message": "no key; send one"}})
-
-    page.route("**/v1/model", refuse)
-    page.reload()
-    expect(page.locator("#notice")).to_have_text("no key; send one")
-    page.get_by_label("API key", exact=True).fill("mr_secret")
+def test_a_server_with_keys_wants_the_right_one_and_it_stays_in_the_tab(
+    open_page: Open, keyed: tuple[str, str], clips: Path
+) -> None:
+    """The clip that was refused is sent again. Copies and comparison work with the key too."""
+    url, key = keyed
+    page = open_page(at=url, viewport={"width": 360, "height": 700})
+    notice, field = page.locator("#notice"), page.get_by_label("API key", exact=True)
+    add(page, clips / "fast.mp4")
+    for wrong in ("", "mr_wrong", f"{key[:-1]}{'A' if key[-1] != 'A' else 'B'}"):
+        headers = {"authorization": f"Bearer {wrong}"} if wrong else {}
+        if wrong:
+            field.fill(wrong)
+            page.keyboard.press("Enter")
+        error = httpx.get(f"{url}/v1/model", headers=headers).json()["error"]
+        assert error["code"] == "unauthenticated"
+        expect(notice).to_have_text(error["message"])
+        notice.click(trial=True)  # the field does not cover it
+    field.fill(key)
     page.keyboard.press("Enter")
-    with page.expect_request("**/v1/model") as again:
-        page.reload()
-    assert again.value.headers["authorization"] == "Bearer mr_secret"
-    assert sent[0] is None
+    expect(notice).to_be_hidden()
+    expect(page.locator(".card")).to_have_count(3)
+    expect(page.locator("pre")).to_contain_text('-H "Authorization: Bearer $MOTION_REWARD_API_KEY"')
+    page.get_by_role("button", name="Make a faulty twin").click()
+    expect(page.locator("tr[data-reward]")).to_have_count(3)
+    page.reload()
+    expect(page.locator("tr[data-reward]")).to_have_count(3)
+
     stored = page.evaluate("[sessionStorage.getItem('motion-reward-key'), localStorage.length, document.cookie]")
-    assert stored == ["mr_secret", 0, ""]
-    assert "mr_secret" not in page.url
+    assert stored == [key, 0, ""]
+    assert key not in page.url and key not in page.content()
+    other = page.context.new_page()  # another tab of the same browser
+    other.goto(page.url)
+    expect(other.locator("#notice")).to_be_visible()
+    expect(other.get_by_label("API key", exact=True)).to_have_value("")
+    page.get_by_text("API key").first.click()
+    page.get_by_role("button", name="Forget").click()
+    assert page.evaluate("sessionStorage.getItem('motion-reward-key')") is None
 
 
 # --- two clips ----------------------------------------------------------------------------------
@@ -332,6 +395,51 @@ def test_two_clips_are_compared_in_step(open_page: Open, clips: Path) -> None:
     assert min(first, last) == pytest.approx(second, abs=0.1 / FPS)
     expect(page.locator("tr[data-reward]")).to_have_count(3)
     expect(page.locator(".plot")).to_have_count(3)
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212")
+
+
+def test_differences_are_those_of_the_answers_and_a_clipped_reward_is_marked(
+    open_page: Open, server: str, jobs: list[str]
+) -> None:
+    """The first answer is changed on its way to the browser: it is clipped. Both get standard errors."""
+    page, rewards = open_page(), dict[str, dict[str, Any]]()
+
+    def changed(route: Route) -> None:
+        job = route.fetch().json()
+        if reward := job["result"] and job["result"]["reward"]:
+            reward["clipped"] = job["id"] == jobs[0]
+            reward["standard_error"] = {"combined": 1e-4, "instantaneous": 99.0, "long_term": 1e-4}
+            rewards[job["id"]] = reward
+        route.fulfill(json=job)
+
+    page.route("**/v1/jobs/*", changed)
+    page.goto(f"{server}/#jobs={','.join(jobs)}&compare={jobs[0]},{jobs[1]}")
+    rows = page.locator("tr[data-reward]")
+    expect(rows).to_have_count(3)
+    a, b = (rewards[job_id] for job_id in jobs[:2])
+    for name in ("combined", "instantaneous", "long_term"):
+        difference = b[name] - a[name]
+        verdict = "not different" if name == "instantaneous" else f"{'B' if difference > 0 else 'A'} is higher"
+        cells = page.locator(f'tr[data-reward="{name}"] td')
+        shown = [signed(value) for value in (a[name], b[name], difference)]
+        expect(cells).to_have_text([*shown, "140.01" if name == "instantaneous" else "0.00", verdict])
+    first, other = (reward["windows"][0]["logits"] for reward in (a, b))
+    told = [
+        signed(value) for h in ("instantaneous", "long_term") for value in (first[h], other[h], other[h] - first[h])
+    ]
+    page.set_viewport_size({"width": 360, "height": 700})
+    cut = "one => one.scrollWidth > one.clientWidth"
+    assert not page.get_by_role("region", name="Rewards").evaluate(cut)  # the verdict is the last column
+    window = page.get_by_role("region", name="Windows").locator("tbody tr").first
+    expect(window.locator("td")).to_have_text(told)
+
+    expect(page.locator("tr .flag")).to_have_text(["clipped"])
+    page.locator("#list tbody a").first.click()
+    expect(page.locator(".remarks .flag").first).to_have_text("Clipped: a logit is outside -10 to 10.")
+    expect(page.locator("pre")).to_contain_text("video=@CLIP ")  # of a job from an address, no name is known
 
 
 def test_a_faulty_twin_is_made_and_compared(open_page: Open, clips: Path) -> None:

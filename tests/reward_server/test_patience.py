@@ -64,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def redis_process(redis: PrivateRedis) -> psutil.Process:
     assert redis._process is not None
     found: psutil.Process
-    [found] = [child for child in psutil.Process(redis._process.pid).children() if "redis-server" in child.name()]
+    [found] = [child for child in psutil.Process(redis._process.pid).children() if child.name().endswith("-server")]
     return found
 
 

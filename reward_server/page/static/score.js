@@ -12,6 +12,8 @@ import { Player } from "./player.js";
 import { stateOf } from "./table.js";
 import { Timeline } from "./timeline.js";
 
+const UNKNOWN = "CLIP";
+
 export const shown = { tracks: true, heat: false }; // kept while the page is open
 
 /** `actions`: cancel(clip), compare(a, b), twin(clip, fault, strength). Returns {element, update(clip), close}. */
@@ -207,6 +209,7 @@ function reproduce(clip, result) {
     {},
     h("h3", {}, "The same from a shell"),
     h("pre", {}, h("code", {}, command)),
+    clip.nameless && h("p", { class: "quiet" }, `${UNKNOWN} stands for the file: this tab does not know its name.`),
     h(
       "div",
       { class: "row" },
@@ -223,7 +226,8 @@ export function curlOf(clip, context) {
   const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
   const fields = ["explain=true", context.group_id && `group_id=${context.group_id}`, context.run_id && `run_id=${context.run_id}`];
   const plain = (text) => /^[\w=@.-]+$/.test(text);
-  const name = plain(clip.name) ? clip.name : `"${clip.name.replace(/[\\"]/g, (character) => `\\${character}`)}"`;
+  const file = clip.nameless ? UNKNOWN : clip.name;
+  const name = plain(file) ? file : `"${file.replace(/[\\"]/g, (character) => `\\${character}`)}"`;
   const form = [`${isTensor(clip.name) ? "tensor" : "video"}=@${name}`, ...fields.filter(Boolean)];
   const key = apiKey() ? ['-H "Authorization: Bearer $MOTION_REWARD_API_KEY"'] : [];
   return ["curl -s", ...key, ...form.map((field) => `-F ${plain(field) ? field : quoted(field)}`), `${location.origin}/v1/score`].join(" ");

@@ -1,8 +1,10 @@
 -- Ends jobs with their outcomes.
--- ARGV: keep_s, then job id, kind, outcome and batch size of each. Returns 1 for each whose outcome was the first, else 0.
+-- ARGV: keep_s, then job id, kind, outcome, brief outcome and batch size of each. Returns 1 for each whose outcome was the
+-- first, else 0.
 
 local asked = {}
-for at = 2, #ARGV, 4 do
-  table.insert(asked, {id = ARGV[at], kind = ARGV[at + 1], outcome = ARGV[at + 2], batch = ARGV[at + 3]})
+for at = 2, #ARGV, 5 do
+  table.insert(asked, {id = ARGV[at], kind = ARGV[at + 1], outcome = ARGV[at + 2], brief = ARGV[at + 3],
+    batch = ARGV[at + 4]})
 end
 return settle(asked, ARGV[1])

@@ -6,7 +6,7 @@ local id, kind, outcome, keep_s, letter, life_s, max_bytes = unpack(ARGV)
 local run, attempts, media, context = unpack(redis.call('HMGET', key('job', id), 'run', 'attempts', 'media', 'context'))
 relieve()
 if redis.call('EXISTS', key('payload', id)) == 1 then redis.call('RENAME', key('payload', id), key('dead-payload', id)) end
-if settle({{id = id, kind = kind, outcome = outcome, batch = 0}}, keep_s)[1] == 0 then return 0 end
+if settle({{id = id, kind = kind, outcome = outcome, brief = '', batch = 0}}, keep_s)[1] == 0 then return 0 end
 redis.call('XADD', key('dead'), 'MAXLEN', 1024, '*', 'job', id, 'run', run, 'attempts', attempts, 'letter', letter,
   'media', media, 'context', context)
 redis.call('XTRIM', key('dead'), 'MINID', now - life_s * 1000)

@@ -20,7 +20,7 @@ local FIELDS = {'state', 'entry', 'cost', 'bytes', 'run', 'idempotency', 'admitt
 local function unfinished(asked)
   local rows, firsts, seen = {}, {}, {}
   for at, one in ipairs(asked) do
-    local row, found = {id = one.id, kind = one.kind, outcome = one.outcome, batch = one.batch},
+    local row, found = {id = one.id, kind = one.kind, outcome = one.outcome, brief = one.brief, batch = one.batch},
       redis.call('HMGET', key('job', one.id), unpack(FIELDS))
     for number, name in ipairs(FIELDS) do row[name] = found[number] end
     firsts[at] = row.state and row.state ~= 'done' and not seen[one.id] and 1 or 0
@@ -84,7 +84,8 @@ local function tell_ends(rows, keep_s)
     redis.call('XADD', key('finished'), 'MAXLEN', '~', 16384, '*', 'job', row.id, 'run', row.run,
       'number', before + at, 'queue_ms', row.queue_ms or now - row.admitted_ms, 'batch', row.batch)
     if row.run ~= '' then
-      redis.call('XADD', key('run', row.run), '*', 'job', row.id, 'outcome', row.outcome)  -- protos/results.py
+      local told = row.brief ~= '' and row.brief or row.outcome  -- protos/results.py
+      redis.call('XADD', key('run', row.run), '*', 'job', row.id, 'outcome', told)
       runs[row.run] = true
     end
   end
@@ -95,7 +96,8 @@ local function tell_ends(rows, keep_s)
   end
 end
 
--- Ends jobs, each with `id`, `kind`, `outcome` and `batch`. Returns 1 for each whose outcome was the first, else 0.
+-- Ends jobs, each with `id`, `kind`, `outcome`, `brief` and `batch`. The stream of its run gets `brief`, or the outcome
+-- if that is empty. Returns 1 for each whose outcome was the first, else 0.
 local function settle(asked, keep_s)
   local rows, firsts = unfinished(asked)
   if #rows > 0 then

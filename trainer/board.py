@@ -7,6 +7,7 @@ main process writes.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from torch import Tensor
 from protos.types import DYNAMICS, Clip
 from trainer.checkpoint import Progress as Position
 from trainer.config import Config, to_dict
+from trainer.dose import faintness
 from trainer.measures.dynamics import dynamic_degree
 from trainer.measures.dynamics_floor import Floored
 from trainer.measures.signal import SignalQuality
@@ -41,7 +43,10 @@ from trainer.rewards.source import Collected
 from trainer.rollout import Buffer
 from trainer.video import gif_bytes, side_by_side, write_clip
 
+log = logging.getLogger(__name__)
+
 PROJECT = "shift"
+RATIO = "gradient/aw_over_sft"
 BOARD_WIDTH_PX = 480  # of clips in TensorBoard, whose files keep every one
 SIGNAL_FIGURES = ("gap", "spread", "noise", "to_noise", "auc")  # of RewardSignal
 
@@ -58,6 +63,7 @@ class Board:
         self._bar: Progress | None = None
         self._since_s = time.monotonic()  # when the last buffer was logged, or the run began
         self._task = TaskID(0)
+        self._ratios: list[float] = []  # gradient/aw_over_sft of the logged steps since `passes` was called
         if self._main:
             config.out.mkdir(parents=True, exist_ok=True)
             self._lines = (config.out / "metrics.jsonl").open("a")
@@ -90,6 +96,15 @@ class Board:
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log scalars at an optimizer step."""
         self._log(step, scalars)
+        if RATIO in scalars:
+            self._ratios.append(scalars[RATIO])
+
+    def passes(self, number: int) -> None:
+        """The passes over a buffer have ended: warn if its rollouts hardly counted, unless that is asked for."""
+        asked = self._config.objective
+        if self._main and asked.lambda_aw and not asked.aw_dose and (told := faintness(self._ratios)):
+            log.warning("buffer %d: %s", number, told)
+        self._ratios.clear()
 
     def buffer(
         self, position: Position, buffer: Buffer, collected: Collected, *, waited_s: float, lags: Sequence[int]

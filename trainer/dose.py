@@ -9,7 +9,8 @@ hardly differ keeps its small weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from trainer.checkpoint import trainable
 from trainer.processes import whole
 
+FAINT = 0.01  # rollouts whose gradient is less than this share of the supervised one hardly train
 DECAY = 0.95  # of the smoothed norms, per step: about the last 20 steps count
 MOST = 2.0  # the ratio of a single step is at most this many times the dose
 
@@ -42,6 +44,17 @@ class Norms:
         if not (self.aw and aw > 0):
             return 0.0
         return min(dose * self.sft / self.aw, MOST * dose * sft / aw)
+
+
+def faintness(ratios: Sequence[float]) -> str:
+    """A warning if the rollouts' gradient is FAINT in most steps (ratios of the norms, over supervised), or ""."""
+    if not ratios or (middle := statistics.median(ratios)) >= FAINT:
+        return ""
+    return (
+        f"the gradient of the rollouts is {middle:.1g} of the supervised one (gradient/aw_over_sft): these steps "
+        "were nearly supervised fine-tuning, whatever the rewards said; set objective.aw_dose, for instance to 0.33, "
+        "with objective.lambda_aw=0, or raise objective.lambda_aw"
+    )
 
 
 class SplitGradients:

@@ -96,6 +96,7 @@ def train(run: Run) -> Progress:
             run.rewards.sign_of_life()
             if every(run.config.checkpoint.every_steps, progress.step):
                 save(run, progress)
+        run.board.passes(buffer.number)
         version = refresh(run, buffer, progress, num_steps=progress.position)  # 6
         progress = replace(
             progress,

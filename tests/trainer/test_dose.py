@@ -174,6 +174,17 @@ def test_a_run_with_a_dose_resumes_exactly(svd: Path, clips: Path, tmp_path: Pat
     assert trained_with(cut, 1.0) == expected
 
 
+def test_rollouts_that_hardly_count_are_warned_of_after_each_buffer(
+    svd: Path, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for scale, lambda_aw, buffers in ((1e-4, 0.01, [0, 1]), (100.0, 1.0, []), (1e-4, 0.0, [])):
+        caplog.clear()
+        given = f"objective.lambda_aw={lambda_aw}"
+        trained_with(tiny_config(tmp_path / f"{scale}-{lambda_aw}", svd, clips, given, *QUIET), scale)
+        lines = [line for line in caplog.messages if "objective.aw_dose, for instance to 0.33" in line]
+        assert [line.split(":")[0] for line in lines] == [f"buffer {number}" for number in buffers]
+
+
 @pytest.mark.slow
 def test_two_processes_measure_the_dose_like_one_with_twice_the_batch(svd: Path, clips: Path, tmp_path: Path) -> None:
     common = ("loop.buffer_clips=4", "loop.passes=1", "loop.num_rollouts=2", *WITHOUT_SERVER, *DOSE)

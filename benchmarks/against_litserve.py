@@ -26,6 +26,7 @@ from typing import IO, Any
 import httpx
 import litserve
 import psutil
+from fastapi import Request
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +49,8 @@ class RewardApi(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self._pipeline = Pipeline.load(Settings())
 
-    def decode_request(self, request: Any, **kwargs: Any) -> Submission:
+    def decode_request(self, request: Request, **kwargs: Any) -> Submission:
+        """The annotation tells LitServe to take any request. What comes here is its form."""
         return Submission(payload=request["video"].file.read(), media=Media.CONTAINER)
 
     def batch(self, inputs: list[Submission]) -> list[Submission]:

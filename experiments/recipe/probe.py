@@ -27,7 +27,7 @@ from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import InvalidClip
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.training.jobs import one_thread
+from reward_server.training.jobs import as_helper
 from reward_server.training.samples import CacheConfig, clip_samples
 
 Floats = NDArray[np.float64]
@@ -88,7 +88,7 @@ def probed_clips(folders: Sequence[Path], *, num_views: int, seed: int, processe
     clips = [clip for folder in folders for clip in find_clips(folder, real=True)]
     config = CacheConfig(frames_per_view=1, most_views=max(1, round(num_views / len(clips))), seed=seed)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=as_helper) as pool:
         tasks = [pool.submit(_probed, clip, config) for clip in clips]
         return [one for task in track(as_completed(tasks), "probe", total=len(tasks)) for one in task.result()]
 

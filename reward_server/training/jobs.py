@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import queue
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -62,7 +64,7 @@ def train_discriminators(
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=as_helper) as pool,
         Progress() as progress,
     ):
         reports = manager.Queue()
@@ -87,7 +89,16 @@ def _train_discriminator(
     return trainer.train(views, held_out, lambda step, line: reports.put((str(job.folder), step, line)))
 
 
-def one_thread() -> None:
-    """Let this process use one thread: its siblings use the other cores."""
+def as_helper() -> None:
+    """Let this process use one thread, because its siblings use the other cores, and end with its parent."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its helpers. They would train on, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -37,7 +37,7 @@ from reward_server.training.discriminator_trainer import TrainingConfig
 from reward_server.training.examples import View, split_by_source
 from reward_server.training.feature_cache import GENERATED, FeatureCache, Sample
 from reward_server.training.generated import GeneratedClips, weighed
-from reward_server.training.jobs import DiscriminatorJob, ProfileSource, one_thread, opened, train_discriminators
+from reward_server.training.jobs import DiscriminatorJob, ProfileSource, as_helper, opened, train_discriminators
 from reward_server.training.reference_table import reference_table
 from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_samples, seed_of
 
@@ -217,7 +217,7 @@ def build_cache(
     """
     waiting = {clip.part: clip for clip in clips if not cache.has_part(clip.part)}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=as_helper) as pool:
         tasks = [pool.submit(_cache_clip, cache.folder, clip, config, source) for clip in waiting.values()]
         done = [task.result() for task in track(as_completed(tasks), "motion features", total=len(tasks))]
     for one in done:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -422,3 +425,21 @@ def test_tensor_clips_of_a_folder_are_read_like_videos(tmp_path: Path) -> None:
 def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"\.mp4"):
         find_clips(tmp_path, real=True)
+
+
+HOLDS_A_HELPER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from reward_server.training.jobs import as_helper
+pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=as_helper)
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_helpers_end_when_the_command_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS_A_HELPER], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        helper = psutil.Process(int(command.stdout.readline()))
+        command.kill()
+    assert not psutil.wait_procs([helper], timeout=30)[1]

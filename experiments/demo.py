@@ -47,6 +47,7 @@ SHOWN = (
 NUM_SCENES, NUM_SHOWN = 8, 3  # to train on, and held out
 PACE = 2.0  # of the scenes; the toy has only seen slower ones
 LONGER = ("policy.lora=null", "loop.passes=8")  # 64 steps on all parameters
+DOSE = "objective.aw_dose=0.33"  # with the preset's lambda_aw the rewards would count for nothing
 REFRESH = ("refresh.enabled=true", "refresh.clips_per_step=2", "refresh.steps_per_step=0.5")
 
 
@@ -110,7 +111,7 @@ def train(console: Console, grpc: str, folder: Path, picture: Path) -> None:
         split = "train" if number < NUM_SCENES else "held_out"
         write_clip(folder / split / f"{number:05d}.safetensors", clip)
     data = [f"data.{split}=[{folder / split}]" for split in ("train", "held_out")]
-    settings = ["--config", "tiny", f"out={folder / 'run'}", *data, f"rewards.server={grpc}", *LONGER, *REFRESH]
+    settings = ["--config", "tiny", f"out={folder / 'run'}", *data, f"rewards.server={grpc}", DOSE, *LONGER, *REFRESH]
     _trainer("train", *settings)
     _trainer("evaluate", "--to", str(folder / "evaluation"), *settings)
     draw_samples(folder / "evaluation", picture, NUM_SHOWN)

@@ -53,7 +53,7 @@ def faintness(ratios: Sequence[float]) -> str:
     return (
         f"the gradient of the rollouts is {middle:.1g} of the supervised one (gradient/aw_over_sft): these steps "
         "were nearly supervised fine-tuning, whatever the rewards said; set objective.aw_dose, for instance to 0.33, "
-        "with objective.lambda_aw=0, or raise objective.lambda_aw"
+        "in place of objective.lambda_aw, or raise that"
     )
 
 

@@ -35,14 +35,14 @@ def packed(text: str) -> bytes:
 FINDS: dict[str, tuple[Media, bytes, set[str]]] = {
     # Its header begins with zeros, so json took it for UTF-32, and Python could not load that in a child without files.
     "a tensor whose header is zeros": (Media.TENSOR, struct.pack("<Q", 136) + bytes(200), {"bad_tensor"}),
-    # Both take more than 512 MiB, and the child is ended there.
+    # Both took more than 512 MiB, and the child was ended there. The gif is read in less now; the apng is refused.
     "a 4K gif with a frame of 40 pixels in a wrong place": (
         Media.CONTAINER,
         packed(
             "c-nLKbhEHbWZ*C0Xk<VEia%KxIDoVch@%073>?l3j2to^8x|aF<`CA3Ik92k;dTLKuQ?tY7ai@EFwVMjV&mfD{R+-qGM<~3o"
             "Sdu?yej78rlqH+8zi5a<GFd++1VDHY%Cyi895jj5#~1jN3wOq+X2-3e>AK{?HILV)Q%x&N8xB#4I(?N0h+m`A^"
         ),
-        {"decode_memory", "unreadable_clip", "clip_too_large"},
+        {"ok"},
     ),
     "a 4K apng with a damaged chunk": (
         Media.CONTAINER,
@@ -52,7 +52,7 @@ FINDS: dict[str, tuple[Media, bytes, set[str]]] = {
             "00006Rsq2R#WBq!xc(`#k^v0001xccD`-(okSEsJOHP00000fZTg*Tpp)C1b*+w2JHX<0002s0G$1OU!`flNBmX{=m!7**v|"
             "%6@X`4"
         ),
-        {"decode_memory", "unreadable_clip", "clip_too_large"},
+        {"unreadable_clip", "clip_too_large"},
     ),
 }
 
@@ -65,8 +65,14 @@ def pool() -> Iterator[DecodePool]:
 
 
 @pytest.mark.parametrize("name", FINDS)
-def test_what_fuzzing_found_is_refused_as_the_clips_own_fault(pool: DecodePool, name: str) -> None:
+def test_what_fuzzing_found_is_read_or_refused_as_the_clips_own_fault(pool: DecodePool, name: str) -> None:
     media, payload, codes = FINDS[name]
-    with pytest.raises(InvalidClip) as refused:
-        pool.decode(Submission(payload=payload, media=media), Sampling(), LIMITS, 60.0)
-    assert refused.value.code in codes
+    assert _end(pool, Submission(payload=payload, media=media)) in codes
+
+
+def _end(pool: DecodePool, clip: Submission) -> str:
+    try:
+        pool.decode(clip, Sampling(), LIMITS, 60.0)
+    except InvalidClip as error:
+        return error.code
+    return "ok"

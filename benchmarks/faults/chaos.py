@@ -24,6 +24,7 @@ BETWEEN_S = (0.2, 0.6)
 BEHIND = 160  # clips; a machine that is slower than the harm would do all work after it
 PACE_S = 20.0  # the harm waits at most so long for them
 FULL_S = 2.0
+FULL = "overloaded"  # what clients are told then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +149,13 @@ class Chaos:
             self.traffic.cut_upload(number)
 
     def _fill_redis(self) -> None:
-        """Leave Redis no memory for a while."""
+        """Leave Redis no memory for a while, and until a client has felt it: they may all wait for a killed door."""
+        refused, until_s = self.traffic.num_refused(FULL), time.monotonic() + PACE_S
         with suppress(RedisError):
             self.stack.client.config_set("maxmemory", 1_000_000)
             time.sleep(FULL_S)
+            while self.traffic.num_refused(FULL) == refused and time.monotonic() < until_s:
+                time.sleep(0.1)
         for _ in range(3):
             with suppress(RedisError):
                 self.stack.client.config_set("maxmemory", 0)

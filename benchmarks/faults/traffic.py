@@ -136,6 +136,10 @@ class Traffic:
     def num_clips(self) -> int:
         return sum(len(batch) for batch in self._batches)
 
+    def num_refused(self, code: str) -> int:
+        """How often a client has been told this code so far."""
+        return self.refused.get(code, 0)
+
     def go(self, batches: int) -> None:
         for _ in range(batches):
             self._turn.release()

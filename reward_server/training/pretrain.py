@@ -17,10 +17,12 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from protos.reader import Source, open_source, with_true_times
 from protos.reader.told import log_warnings
@@ -148,36 +150,42 @@ def pretrain(
     beside = generated_share < 1
     if beside and not generated:
         raise BadRequest(f"a generated share of {generated_share:g} has no generated clips; name their folder")
+    clips = _clips(real, generated, fps)
+    if generated and not beside:
+        cache_config = replace(cache_config, faults=())
     processes = processes if device == "cpu" else min(processes, 2)  # they share one device
-    clips = [clip for folder in real for clip in find_clips(folder, real=True, fps=fps)]
-    if generated:
-        clips += find_clips(generated, real=False, fps=fps)
-        cache_config = cache_config if beside else replace(cache_config, faults=())
     cache = FeatureCache((features or work / "features") / _cache_name(profile, cache_config, source.compute))
     for reason in build_cache(cache, clips, cache_config, source, processes):
         print(f"skipped {reason}")
     samples = [sample for sample in cache.samples({clip.part for clip in clips}) if sample.fault not in left_out]
     views, held_out, crowd = _examples(samples, held_out_share, cache_config.seed, beside=beside)
     runs = work / "-".join(["without", *sorted(left_out)]) if left_out else work
+    share = generated_share if beside else 0.0
+    job = partial(DiscriminatorJob, profile=source, cache=cache.folder, generated=crowd)
     jobs = [
-        DiscriminatorJob(
-            name=name,
-            profile=source,
-            cache=cache.folder,
-            config=replace(training[name], generated_share=generated_share if beside else 0.0),
-            generated=crowd,
-            folder=runs / name,
-        )
+        job(name=name, config=replace(training[name], generated_share=share), folder=runs / name)
         for name in DISCRIMINATORS
     ]
     trained = train_discriminators(jobs, views, held_out, processes)
-    weights = {
-        job.name: torch.load(job.folder / "best.pt", map_location="cpu", weights_only=True)["average"] for job in jobs
-    }
-    save_discriminators(out, profile=profile, version=version or _version(profile, weights), **weights)
+    weights = {job.name: _best(job.folder) for job in jobs}
+    version = version or _version(profile, weights)
+    instantaneous, long_term = weights["instantaneous"], weights["long_term"]
+    save_discriminators(out, profile=profile, version=version, instantaneous=instantaneous, long_term=long_term)
     sources = {view.real.source for view in held_out}
     _add_reference(out, [clip for clip in clips if clip.real and clip.source in sources], source, processes)
     return trained
+
+
+def _clips(real: Sequence[Path], generated: Path | None, fps: float | None) -> list[SourceClip]:
+    """All clips, the real ones first. Raises BadRequest for a folder without clips."""
+    clips = [clip for folder in real for clip in find_clips(folder, real=True, fps=fps)]
+    return [*clips, *(find_clips(generated, real=False, fps=fps) if generated else ())]
+
+
+def _best(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights that a discriminator's training has kept."""
+    state = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+    return dict(state["average"])
 
 
 def _examples(

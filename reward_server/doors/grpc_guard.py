@@ -20,13 +20,13 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from reward_server.doors.gate import Gate, Pace
-from reward_server.errors import BadRequest, Overloaded, RewardServerError, door
+from reward_server.doors.grpc_scope import Call, end_call
+from reward_server.errors import BadRequest, RewardServerError
 from reward_server.settings import Settings
 
 READING = 64  # calls that read a single message at the same time
 FREE = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
-Call: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = Any  # grpc.RpcMethodHandler, which has type parameters only in the stubs
 
 
@@ -95,7 +95,7 @@ def _coroutine(behaviour: Any, read: Read, enter: Opened) -> Any:
             with enter(_address(context)):
                 return await behaviour(await read(parts), context)
         except RewardServerError as error:
-            await _refuse(error, context)
+            await end_call(context, error)
 
     return call
 
@@ -107,7 +107,7 @@ def _generator(behaviour: Any, read: Read, enter: Opened) -> Any:
                 async for answer in behaviour(await read(parts), context):
                     yield answer
         except RewardServerError as error:
-            await _refuse(error, context)
+            await end_call(context, error)
 
     return call
 
@@ -132,10 +132,3 @@ async def _stream(parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
             yield _checked(part)
 
     return messages()
-
-
-async def _refuse(error: RewardServerError, context: Call) -> None:
-    trailing = [("error-code", error.code.value)]
-    if isinstance(error, Overloaded):
-        trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))
-    await context.abort(grpc.StatusCode[door(error).grpc], str(error), tuple(trailing))

@@ -38,13 +38,14 @@ class CallScope:
             if isinstance(error, Exception):
                 told = door_error(error)
                 log.info("call", name=self._name, code=told.code, took_ms=took_ms)
-                await _end(self._context, told)
+                await end_call(self._context, told)
             log.info("call", name=self._name, code="ok" if error is None else "cancelled", took_ms=took_ms)
         finally:
             self._bound.__exit__(None, None, None)
 
 
-async def _end(context: Call, error: RewardServerError) -> NoReturn:
+async def end_call(context: Call, error: RewardServerError) -> NoReturn:
+    """End a call with the status of an error, its code, and the seconds to wait before a retry."""
     trailing = [("error-code", error.code.value)]
     if isinstance(error, (Overloaded, NotReady)):
         trailing.append(("retry-after-s", f"{error.retry_after_s:.3f}"))

@@ -1,8 +1,13 @@
-"""Tells which host names are this machine."""
+"""Tells which addresses and host names are this machine."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
+
+
+def host_of(address: str) -> str:
+    """The host of HOST:PORT, without the brackets of IPv6."""
+    return address.rpartition(":")[0].strip("[]")
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from protos.addresses import is_loopback
+from protos.addresses import host_of, is_loopback
 from reward_server.doors.key_file import Key, KeyFile, Scope, parted
 from reward_server.errors import BadRequest, Forbidden, RewardServerError, Unauthenticated
 from reward_server.queue.quota import NO_QUOTA, Quota
@@ -122,7 +122,7 @@ def check_exposure(settings: Settings) -> None:
     if settings.allow_anyone or not Access(settings).is_open:
         return
     for name, address in (("HTTP", settings.http), ("gRPC", settings.grpc)):
-        if not is_loopback(address.rpartition(":")[0].strip("[]")):
+        if not is_loopback(host_of(address)):
             raise BadRequest(
                 f"{name} on {address} could be used by anyone who reaches it, because there is no key in "
                 f"{settings.keys_path}; run `motion-reward keys create NAME`, or set MOTION_REWARD_ALLOW_ANYONE=true"

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from protos.addresses import is_loopback
+from protos.addresses import host_of, is_loopback
 from reward_server.errors import Forbidden
 from reward_server.settings import Settings, names
 
@@ -59,7 +59,7 @@ class PageGuard:
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...], http: str) -> None:
         self._app, self._hosts, self._origins = app, tuple(host.lower().strip("[]") for host in hosts), origins
-        self._loopback_only = not hosts and is_loopback(http.rpartition(":")[0].strip("[]"))
+        self._loopback_only = not hosts and is_loopback(host_of(http))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

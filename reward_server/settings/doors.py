@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from protos.addresses import is_loopback
+from protos.addresses import host_of, is_loopback
 from protos.types import SCORE_TIMEOUT_S
 from reward_server.settings.group import MIB, Group, names
 
@@ -121,7 +121,7 @@ class DoorSettings(Group):
 
     @property
     def serves_page(self) -> bool:
-        return is_loopback(self.http.rpartition(":")[0].strip("[]")) if self.page is None else self.page
+        return is_loopback(host_of(self.http)) if self.page is None else self.page
 
     @field_validator("http", "grpc")
     @classmethod

@@ -18,7 +18,7 @@ from reward_server.queue.keys import Keys
 from reward_server.queue.records import unpack_context
 from reward_server.queue.redis_link import Entry, RedisLink
 
-MAX_LETTERS = 1024  # as in lua/finish.lua
+MAX_LETTERS = 1024  # as in lua/give_up.lua
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@
 -- {'version', group, bound, pin}, {'unserved', group, bound}, {'full', jobs, cost, bytes}, {'quota', jobs, cost, bytes}
 -- of the owner, or {'lost'} if a staged payload is gone. A dry run that is not refused reserves the bytes for STAGE_MS.
 
-local GRACE_MS = 60000  -- a job that is due ends within this time, as long as any process is alive
 local STAGE_MS = 120000  -- admission.STAGE_S
 local options = cjson.decode(ARGV[1])
 local mode, max_jobs, max_cost, max_bytes, job_ttl_s, keep_s = options.mode, unpack(ARGV, 2, 6)

@@ -37,5 +37,4 @@ if before then redis.call('LINSERT', versions, 'BEFORE', before, version)
 else redis.call('RPUSH', versions, version) end
 keep_latest(versions, num_kept)
 renew_versions(run, life_s)
-redis.call('HINCRBY', key('counts'), 'restored', 1)
 return 'restored'

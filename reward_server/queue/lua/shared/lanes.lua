@@ -1,5 +1,6 @@
 -- Lanes of the versions that workers bring. Needs stream.lua.
 
+local GRACE_MS = 60000  -- a job that is due ends within this time, as long as any process is alive
 local LANE_MS = 86400000  -- life of a lane after the latest heartbeat of a worker that reads it
 
 -- Makes a version's lane live until `until_ms` at least.

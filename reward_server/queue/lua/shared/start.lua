@@ -20,7 +20,7 @@ end
 local function set_aside(job, id, run, base, due_ms)
   redis.call('HSET', job, 'state', 'queued', 'entry', 'waits@' .. base)
   redis.call('HDEL', job, 'token')
-  keep_lane(base, due_ms + 60000)
+  keep_lane(base, due_ms + GRACE_MS)
   wait(base, owner_of(id), run, {id})
   top_up(base)
 end

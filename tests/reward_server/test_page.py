@@ -412,6 +412,13 @@ def test_differences_are_those_of_the_answers_and_a_clipped_reward_is_marked(
         if reward := job["result"] and job["result"]["reward"]:
             reward["clipped"] = job["id"] == jobs[0]
             reward["standard_error"] = {"combined": 1e-4, "instantaneous": 99.0, "long_term": 1e-4}
+            if job["id"] == jobs[1]:  # a second window, which A has not; only its long-term logit differs more
+                first = reward["windows"][0]
+                logits = first["logits"] | {"long_term": first["logits"]["long_term"] - 99}
+                reward["windows"] = [first, first | {"start_s": first["start_s"] + 3, "logits": logits}]
+                [seen] = reward["explanation"]["windows"]
+                later = seen | {"times_s": [time_s + 3 for time_s in seen["times_s"]]}
+                reward["explanation"]["windows"] = [seen, later]
             rewards[job["id"]] = reward
         route.fulfill(json=job)
 
@@ -433,8 +440,11 @@ def test_differences_are_those_of_the_answers_and_a_clipped_reward_is_marked(
     page.set_viewport_size({"width": 360, "height": 700})
     cut = "one => one.scrollWidth > one.clientWidth"
     assert not page.get_by_role("region", name="Rewards").evaluate(cut)  # the verdict is the last column
-    window = page.get_by_role("region", name="Windows").locator("tbody tr").first
-    expect(window.locator("td")).to_have_text(told)
+    windows = page.get_by_role("region", name="Windows").locator("tbody tr")
+    expect(windows).to_have_count(2)
+    expect(windows.first.locator("td")).to_have_text(told)
+    expect(windows.nth(1).locator("td").last.locator("mark")).to_have_count(1)
+    expect(windows.first.locator("td").last.locator("mark")).to_have_count(0)
 
     expect(page.locator("tr .flag")).to_have_text(["clipped"])
     page.locator("#list tbody a").first.click()

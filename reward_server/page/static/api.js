@@ -28,7 +28,7 @@ function failure(status, text, retryAfter) {
     const { code, message } = JSON.parse(text).error;
     return new ServerError(status, code, message, Number(retryAfter) || null);
   } catch {
-    const told = status ? `The server answered with status ${status}.` : "The server does not answer.";
+    const told = status ? `The server answered with status ${status}.` : "The server does not answer: see whether it still runs, then reload this page.";
     return new ServerError(status, status ? `http_${status}` : "no_answer", told, Number(retryAfter) || null);
   }
 }

@@ -94,16 +94,17 @@ function differences(results) {
   return table("Rewards", ["", "A", "B", "B − A", "error", ""], rows, note);
 }
 
-/** Windows of A, each beside the window of B that begins nearest. */
+/** Windows of the clip that has more, each beside the window of the other that begins nearest. */
 function windows(results) {
   const [a, b] = results.map(({ reward }) => reward.windows);
-  const pairs = a.map((one) => [one, b.reduce((best, other) => (Math.abs(other.start_s - one.start_s) < Math.abs(best.start_s - one.start_s) ? other : best))]);
+  const nearest = (one, among) => among.reduce((best, other) => (Math.abs(other.start_s - one.start_s) < Math.abs(best.start_s - one.start_s) ? other : best));
+  const pairs = a.length >= b.length ? a.map((one) => [one, nearest(one, b)]) : b.map((one) => [nearest(one, a), one]);
   const gap = (head) => pairs.map(([one, other]) => other.logits[head] - one.logits[head]);
   const gaps = { instantaneous: gap("instantaneous"), long_term: gap("long_term") };
   const most = Object.fromEntries(Object.entries(gaps).map(([head, values]) => [head, Math.max(...values.map(Math.abs))]));
   const rows = pairs.map(([one, other], at) => {
     const cells = Object.entries(gaps).flatMap(([head, values]) => {
-      const marked = pairs.length > 1 && Math.abs(values[at]) === most[head];
+      const marked = pairs.length > 1 && most[head] > 0 && Math.abs(values[at]) === most[head];
       return [signed(one.logits[head]), signed(other.logits[head]), [signed(values[at]), marked]];
     });
     const drawn = cells.map((cell) => (Array.isArray(cell) ? h("td", { class: "number" }, cell[1] ? h("mark", {}, cell[0]) : cell[0]) : h("td", { class: "number" }, cell)));

@@ -82,6 +82,17 @@ async def test_a_job_goes_on_to_a_worker_that_can_judge_it(open_queue: OpenQueue
     assert await redis.xlen(lane) == 0 == (await redis.xpending(lane, GROUP))["pending"]
 
 
+async def test_a_worker_that_holds_a_job_of_its_lane_is_not_idle(open_queue: OpenQueue) -> None:
+    """Else jobs that wait behind a slow clip would be given to a worker that is busy too."""
+    queue = await open_queue()
+    await announce(queue, OLD, NEW)
+    [old] = await queue.door.admit([submission(discriminator_version=OLD.discriminator_version)])
+    assert await claims(queue, NEW) == []  # it passed the job on
+    assert await queue.worker.idle_workers("asks") == 2
+    assert await claims(queue, OLD) == [old]
+    assert await queue.worker.idle_workers("asks") == 1
+
+
 async def test_a_waiting_worker_is_woken_by_its_lane(open_queue: OpenQueue) -> None:
     """Redis gives a new job to the worker that has waited longest, here to the one that cannot judge it."""
     queue, other = await open_queue(), await open_queue()

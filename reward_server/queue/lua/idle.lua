@@ -12,8 +12,11 @@ for _, known in ipairs(redis.pcall('XINFO', 'GROUPS', stream)) do  -- an error: 
   if field(known, 'name') == group and redis.call('XRANGE', stream, unread, '+', 'COUNT', 1)[1] then return 0 end
 end
 local held = {}  -- a consumer that has read nothing yet may be unknown here
-for _, consumer in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
-  held[field(consumer, 'name')] = field(consumer, 'pending')
+for _, version in ipairs(all_lanes()) do
+  for _, consumer in ipairs(redis.pcall('XINFO', 'CONSUMERS', lane(version), group)) do
+    local name = field(consumer, 'name')
+    held[name] = (held[name] or 0) + field(consumer, 'pending')
+  end
 end
 local idle = 0
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), now, '+inf')) do

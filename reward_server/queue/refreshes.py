@@ -214,6 +214,7 @@ class RefreshWork:
             limits.result_ttl_s,
             cut_ms,
             version.training_digest,
+            version.number,
         )
         if published < 0:
             raise NotReady(f"Redis lost version '{version.name}' before it was published; it is staged again")

@@ -26,7 +26,7 @@ async def publish(queue: Queue, name: str, discriminators: bytes = b"discriminat
     """Publish a version of run-1 that nobody has trained."""
     refresh = await claimed(queue, QUICK)
     await queue.worker.store.stage(name, discriminators, b"training")
-    version = Version(name=name, digest="0", number=1)
+    version = Version(name=name, digest="0", number=await queue.worker.store.next_number("run-1"))
     assert await queue.worker.refreshes.publish(refresh, version, replace(RESPONSE, discriminator_version=name))
 
 

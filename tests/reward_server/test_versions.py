@@ -31,7 +31,8 @@ async def publish(queue: Queue, name: str, parent: str = "v1") -> None:
     """Publish a version of run-1 that nobody has trained, of the base version v1."""
     refresh = await claimed(queue, QUICK)
     await queue.worker.store.stage(name, b"discriminators", b"training")
-    version = Version(name=name, digest=f"digest of {name}", number=1, base="v1", preprocessing_digest="p")
+    number = await queue.worker.store.next_number("run-1")
+    version = Version(name=name, digest=f"digest of {name}", number=number, base="v1", preprocessing_digest="p")
     response = replace(RESPONSE, discriminator_version=name, previous_version=parent)
     assert await queue.worker.refreshes.publish(refresh, version, response)
 

@@ -131,7 +131,7 @@ def redis_mib(settings: Settings) -> float:
     assert settings.redis_url
     with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
         sizes: list[Any] = [redis.memory_usage(key, samples=0) for key in redis.scan_iter(match="*:kept-*")]
-    return round(sum(sizes) / MIB, 3)
+    return round(float(sum(sizes)) / MIB, 3)
 
 
 async def refreshed(requests: RefreshRequests, work: RefreshWork, store: RunStore) -> None:

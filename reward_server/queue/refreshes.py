@@ -94,7 +94,7 @@ class RefreshRequests:
                 "use a new key"
             )
         if verdict == b"few":
-            raise too_few(request.run_id, *details, limits)
+            raise too_few(request.run_id, limits, *details)
         return refresh_id
 
     def life_s(self, request: RefreshRequest, patience_s: float) -> float:
@@ -258,7 +258,7 @@ class SharedNews:
             await asyncio.sleep(LOOK_AGAIN_S)
 
 
-def too_few(run_id: str, real: int, rollouts: int, missing: int, limits: Settings) -> RefreshError:
+def too_few(run_id: str, limits: Settings, real: int, rollouts: int, missing: int) -> RefreshError:
     """The error for a run of which fewer clips are kept than a refresh needs."""
     also = f"; for {missing} more that were scored there was no room (warning `not_kept`), or their files are gone"
     also = also if missing else ""

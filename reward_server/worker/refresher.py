@@ -157,9 +157,9 @@ class Refresher:
 
     def _check_lost(self, run_id: str, start: Start) -> None:
         """Raises UnknownRun or TooFewClips if clips were lost after the refresh was admitted, and too few are left."""
-        counts = [len(start.real), len(start.rollouts)]
-        if min(counts) < self._settings.refresh_min_clips:
-            raise too_few(run_id, *counts, len(start.missing_real) + len(start.missing_rollouts), self._settings)
+        real, rollouts, missing = len(start.real), len(start.rollouts), [*start.missing_real, *start.missing_rollouts]
+        if min(real, rollouts) < self._settings.refresh_min_clips:
+            raise too_few(run_id, self._settings, real, rollouts, len(missing))
 
 
 def told_clips(response: RefreshResponse) -> str:

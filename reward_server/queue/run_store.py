@@ -155,7 +155,9 @@ class RunStore:
         await self._features.drop(removed)
         jobs = {job.decode() for job in lost}
         if jobs:
-            log.warning("clips are no longer kept, because their files are gone", run_id=run_id, jobs=sorted(jobs))
+            log.warning(
+                "clips are not kept any more: their files are gone or damaged", run_id=run_id, jobs=sorted(jobs)
+            )
         return jobs
 
     async def _members(self, age: str, run_id: str, origin: Origin) -> tuple[str, ...]:

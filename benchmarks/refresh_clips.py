@@ -1,10 +1,12 @@
 """Measures on how many of the scored clips a refresh trains, at the sizes of a real profile's motion, without networks.
 
     python -m benchmarks.refresh_clips [--profile shift] [--groups 640] [--rollouts 8] [--buffers 2] [--mib 256]
+                                       [--files]
 
 It stores packed motion of the profile's sizes, of which every value is 0, in the run store of a private Redis, buffer
-by buffer, as workers do. `newest` is what the same room held before: the newest clips, with all of their tracks. The
-last line of the output is one JSON document.
+by buffer, as workers do. With `--files` the motion is in files (feature_dir). `newest` is what the same room held
+before: the newest clips, with all of their tracks. `redis_mib` is what the run's kept clips take in Redis. The last
+line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 from pydantic import SecretStr
+from redis import Redis
 from safetensors.torch import save
 
 from protos.types import DiscriminatorRefresh, Origin, RefreshRequest, RefreshResponse, Separation
@@ -101,9 +104,10 @@ async def measured(plan: Plan, settings: Settings) -> dict[str, Any]:
     link: Any = Counting(connect(settings))
     keys = Keys(profile=settings.profile)
     store, parts = RunStore(link, keys, settings), parts_of(plan.profile, settings)
-    started, buffers = time.perf_counter(), []
+    started, buffers, in_redis = time.perf_counter(), [], []
     for buffer in range(plan.buffers):
         await fill(store, plan, parts, buffer)
+        in_redis.append(redis_mib(settings))
         buffers.append(await rows_of(store, plan, parts))
         await refreshed(RefreshRequests(link, keys, settings), RefreshWork(link, keys, settings), store)
     size = sum(map(len, parts))
@@ -115,10 +119,19 @@ async def measured(plan: Plan, settings: Settings) -> dict[str, Any]:
         "newest": newest,
         "newest_groups": -(-newest // plan.rollouts),
         "buffers": buffers,
+        "redis_mib": in_redis,
         "sent_mib": round(link.sent / MIB),
         "scored_mib": round(scored * size / MIB),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def redis_mib(settings: Settings) -> float:
+    """The mebibytes that the run's kept clips take in Redis."""
+    assert settings.redis_url
+    with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
+        sizes: list[Any] = [redis.memory_usage(key, samples=0) for key in redis.scan_iter(match="*:kept-*")]
+    return round(float(sum(sizes)) / MIB, 3)
 
 
 async def refreshed(requests: RefreshRequests, work: RefreshWork, store: RunStore) -> None:
@@ -167,14 +180,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rollouts", type=int, default=8, help="of each real clip")
     parser.add_argument("--buffers", type=int, default=2)
     parser.add_argument("--mib", type=int, default=256, help="room for each origin")
+    parser.add_argument("--files", action="store_true", help="keep the motion in files")
     args = parser.parse_args(argv)
     plan = Plan(profile=args.profile, groups=args.groups, rollouts=args.rollouts, buffers=args.buffers)
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(profile=args.profile, data_dir=Path(folder), feature_max_bytes=args.mib * MIB)
+        data_dir, feature_dir = Path(folder), Path(folder) / "features" if args.files else None
+        settings = Settings(
+            profile=args.profile, data_dir=data_dir, feature_max_bytes=args.mib * MIB, feature_dir=feature_dir
+        )
         with PrivateRedis(settings) as redis:
             result = asyncio.run(measured(plan, settings.model_copy(update={"redis_url": SecretStr(redis.url)})))
     print(f"a clip has {result['clip_mib']} MiB; the newest {result['newest']} of each origin fitted, so rollouts of")
-    print(f"{result['newest_groups']} first frames. Sent to Redis: {result['sent_mib']} of {result['scored_mib']} MiB.")
+    print(f"{result['newest_groups']} first frames. Sent to Redis: {result['sent_mib']} of {result['scored_mib']} MiB;")
+    print(f"kept there at the end of each buffer: {', '.join(map(str, result['redis_mib']))} MiB.")
     columns = ("origin", "scored", "trained_on", "groups", "older", "tracks", "pairs", "mib")
     print(" ".join(f"{name:>10}" for name in ("buffer", *columns)))
     for number, rows in enumerate(result["buffers"]):

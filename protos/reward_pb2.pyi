@@ -1366,7 +1366,7 @@ class RefreshResponse(_message.Message):
     @_builtins.property
     def missing_real(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs since the previous version whose clips were scored, but whose motion the server could not keep for this
-        refresh. Their rewards carry the warning "not_kept".
+        refresh. Their rewards carry the warning "not_kept". Also those whose motion was kept, but is gone or damaged.
         """
 
     @_builtins.property

@@ -97,7 +97,7 @@ def _counters(counts: Mapping[str, int]) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "motion_reward_clips_not_kept",
-        "Scored clips that no refresh can train on, because Redis was full or feature_max_bytes too low.",
+        "Scored clips that no refresh can train on: Redis or feature_max_bytes had no room, or their files failed.",
         counts.get("not_kept", 0),
     )
 

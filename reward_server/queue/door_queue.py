@@ -19,7 +19,7 @@ from reward_server.errors import BadRequest, NotReady, RewardServerError, Scorin
 from reward_server.queue import scripts
 from reward_server.queue.admission import NO_REFUSALS, Admission
 from reward_server.queue.dead_letters import DeadLetters
-from reward_server.queue.endings import Endings, Sweep
+from reward_server.queue.endings import Endings
 from reward_server.queue.finished import Finished, FinishedReader, stored_outcomes
 from reward_server.queue.keys import Keys
 from reward_server.queue.lease import tick_s
@@ -29,6 +29,7 @@ from reward_server.queue.records import unpack_model, unpack_outcome, unpack_ref
 from reward_server.queue.redis_link import Entry, RedisLink
 from reward_server.queue.refreshes import RefreshRequests
 from reward_server.queue.run_store import RunStore
+from reward_server.queue.sweep import Sweep
 from reward_server.queue.version_history import VersionHistory
 from reward_server.queue.version_transfer import VersionTransfer
 from reward_server.settings import Settings
@@ -67,7 +68,7 @@ class DoorQueue:
         self.dead_letters = DeadLetters(link, self._keys, self._admission)
         self._reader = FinishedReader(link, self._keys, tick_s=tick_s(settings))
         self._endings = Endings(link, settings)
-        self._sweep = Sweep(self._endings, settings)
+        self._sweep = Sweep("overdue jobs", self._endings.end_overdue, tick_s(settings))
         self.store = RunStore(link, self._keys, settings)
         self.refreshes = RefreshRequests(link, self._keys, settings)
         self.history = VersionHistory(link, self._keys)

@@ -1,7 +1,7 @@
-"""Ends jobs: `Endings.settle` gives a job its one outcome, and `Sweep` ends overdue jobs.
+"""Ends jobs: `Endings.settle` gives a job its one outcome, and `end_overdue` does so for overdue jobs.
 
 Outcomes that are ready while others are on their way to Redis go there together, in one transaction. Doors and workers
-both sweep, so overdue jobs get their outcome as long as any process is alive.
+both sweep for overdue jobs, so these get their outcome as long as any process is alive.
 """
 
 from __future__ import annotations
@@ -10,17 +10,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from protos.types import Context, Outcome
-from reward_server.errors import DeadlinePassed, RewardServerError, error_outcome
+from reward_server.errors import DeadlinePassed, error_outcome
 from reward_server.queue import scripts
-from reward_server.queue.lease import tick_s
 from reward_server.queue.records import pack_outcome, unpack_context
 from reward_server.queue.redis_link import Argument, RedisLink, end_task
 from reward_server.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 MOST = 16  # outcomes that go to Redis together
 
@@ -102,31 +97,6 @@ class Endings:
         while rows := await self._link.run(scripts.OVERDUE):
             late = [late_outcome(job_id.decode(), unpack_context(context), self._settings) for job_id, context in rows]
             await asyncio.gather(*(self.settle(outcome.job_id, outcome) for outcome in late))
-
-
-class Sweep:
-    """Ends overdue jobs every `tick_s`, from `start` to `stop`. It tries again while Redis does not answer."""
-
-    def __init__(self, endings: Endings, settings: Settings) -> None:
-        self._endings, self._tick_s = endings, tick_s(settings)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="sweep")
-
-    async def stop(self) -> None:
-        if self._task:
-            await end_task(self._task)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._endings.end_overdue()
-            except RewardServerError as error:
-                log.warning("cannot end overdue jobs, trying again", error=str(error), retry_s=self._tick_s)
-            except Exception:
-                log.exception("the sweep of overdue jobs failed; it goes on")
-            await asyncio.sleep(self._tick_s)
 
 
 def _brief(outcome: Outcome) -> bytes:

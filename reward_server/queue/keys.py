@@ -50,14 +50,17 @@ Clips and versions of a run, for its refreshes (run_store.py):
                                reservoir live feature_ttl_s after the run's latest clip of that origin, or its latest
                                sign of life
     kept-more:<origin>:<run>   the same for the other parts, by the part's digit and the job
+    kept-sizes:<origin>:<run>  hash from the part's digit and the job to the bytes of each part that is kept as a file:
+                               the two hashes above then hold only a reference to it (features.py)
     kept-newer:<origin>:<run>  sorted set of the parts of clips since the latest refresh, by what they are worth
     kept-older:<origin>:<run>  the same for earlier clips
     kept-bytes:<origin>:<run>  hash: the bytes of both
     kept-scored:<origin>:<run>  sorted set of the clips scored since the latest refresh, by the time: the last 131072
-    anchor:<origin>:<run>      hash from a clip's name to the first part of its motion: the run's anchor set, the clips
-                               that its first large enough refresh held out. Lives as long as the run's versions
-    missing:<origin>:<run>     sorted set of jobs that were scored, but whose motion found no room, by the time: the
-                               last 1024. Lives feature_ttl_s after the latest
+    anchor:<origin>:<run>      hash from a clip's name to the first part of its motion, or a reference to it: the run's
+                               anchor set, the clips that its first large enough refresh held out. Lives as long as
+                               the run's versions
+    missing:<origin>:<run>     sorted set of jobs that were scored, but whose motion found no room or was lost, by the
+                               time: the last 1024. Lives feature_ttl_s after the latest
     versions:<run>             list of the run's versions, at most versions_kept; the first scores new clips: the
                                latest, or another one that the run was rolled back to, also the base version
     version:<version>          hash: digest, number within its run, run, base version, preprocessing digest of the
@@ -147,6 +150,12 @@ class Keys:
     def kept(self, kind: str, origin: str, run_id: str) -> str:
         """A key of a run's reservoir."""
         return f"{self.prefix}:kept-{kind}:{origin}:{run_id}"
+
+    def part(self, member: str, origin: str, run_id: str) -> tuple[str, str]:
+        """The hash and the field of a part of a kept clip, as in lua/shared/reservoir.lua."""
+        if member[0] == "0":
+            return self.clips(origin, run_id), member[17:]
+        return self.kept("more", origin, run_id), member[0] + member[17:]
 
     def anchor(self, origin: str, run_id: str) -> str:
         return f"{self.prefix}:anchor:{origin}:{run_id}"

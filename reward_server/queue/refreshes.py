@@ -43,7 +43,7 @@ from reward_server.settings import Settings
 LOOK_EVERY_S = 2.0  # in case news is lost
 LOOK_AGAIN_S = 0.5  # while Redis does not answer
 # Errors that a worker passes on to the caller as they are. Any other error becomes RefreshFailed.
-PASSED_ON = (RefreshRejected, GateFailed, TooFewClips, NotReady, VersionNotServed)
+PASSED_ON = (RefreshRejected, GateFailed, UnknownRun, TooFewClips, NotReady, VersionNotServed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +94,12 @@ class RefreshRequests:
                 "use a new key"
             )
         if verdict == b"few":
-            raise self._too_few(request.run_id, *details)
+            raise too_few(request.run_id, limits, *details)
         return refresh_id
 
     def life_s(self, request: RefreshRequest, patience_s: float) -> float:
         """How long the refresh may take for a caller who waits `patience_s`: longer with more steps."""
         return min(patience_s, request.deadline_s or math.inf, self._settings.refresh_life_s(request.steps))
-
-    def _too_few(self, run_id: str, real: int, rollouts: int, missing: int) -> RefreshError:
-        limits = self._settings
-        also = f"; for {missing} more that were scored there was no room (warning `not_kept`)" if missing else ""
-        if real + rollouts == 0:
-            return UnknownRun(
-                f"no clips of run '{run_id}' are kept{also}: none were submitted with this run_id and their origin, or "
-                f"they have expired, {limits.feature_ttl_s} s (feature_ttl_s) after the run's last sign of life, or "
-                "Redis lost them; submit clips again (the trainer does with refresh.recompute=true), then refresh"
-            )
-        return TooFewClips(
-            f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs "
-            f"{limits.refresh_min_clips} of each (refresh_min_clips){also}; submit more clips with their origin first"
-        )
 
     async def response(self, refresh_id: str, timeout_s: float = math.inf) -> RefreshResponse:
         """Wait for the end of a refresh. While Redis does not answer, the wait goes on for at most `timeout_s`.
@@ -270,6 +256,22 @@ class SharedNews:
             self._cursor = await self._news.wait(self._cursor, LOOK_EVERY_S)
         except AWAY:
             await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def too_few(run_id: str, limits: Settings, real: int, rollouts: int, missing: int) -> RefreshError:
+    """The error for a run of which fewer clips are kept than a refresh needs."""
+    also = f"; for {missing} more that were scored there was no room (warning `not_kept`), or their files are gone"
+    also = also if missing else ""
+    if real + rollouts == 0:
+        return UnknownRun(
+            f"no clips of run '{run_id}' are kept{also}: none were submitted with this run_id and their origin, or "
+            f"they have expired, {limits.feature_ttl_s} s (feature_ttl_s) after the run's last sign of life, or "
+            "Redis lost them; submit clips again (the trainer does with refresh.recompute=true), then refresh"
+        )
+    return TooFewClips(
+        f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs "
+        f"{limits.refresh_min_clips} of each (refresh_min_clips){also}; submit more clips with their origin first"
+    )
 
 
 def _id(request: RefreshRequest) -> str:

@@ -14,13 +14,15 @@ from typing import Any
 from protos.types import Context, Media, Model, Outcome
 from reward_server.errors import AttemptsExhausted, ScoringFailed, error_outcome
 from reward_server.queue import scripts
-from reward_server.queue.endings import Endings, Sweep, late_outcome
+from reward_server.queue.endings import Endings, late_outcome
+from reward_server.queue.feature_sweep import feature_sweep
 from reward_server.queue.keys import Keys
-from reward_server.queue.lease import Claimed, expiry_s, lease_ms, new_token
+from reward_server.queue.lease import Claimed, expiry_s, lease_ms, new_token, tick_s
 from reward_server.queue.records import pack_model, unpack_context
 from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.refreshes import RefreshWork
 from reward_server.queue.run_store import RunStore
+from reward_server.queue.sweep import Sweep
 from reward_server.settings import Settings
 
 
@@ -45,17 +47,22 @@ class WorkerQueue:
         self._link, self._settings = link, settings
         self._keys = Keys(profile=settings.profile)
         self._endings = Endings(link, settings)
-        self._sweep = Sweep(self._endings, settings)
+        self._sweep = Sweep("overdue jobs", self._endings.end_overdue, tick_s(settings))
+        self._feature_sweep = feature_sweep(link, self._keys, settings)
         self.store = RunStore(link, self._keys, settings)
         self.refreshes = RefreshWork(link, self._keys, settings)
 
     async def open(self) -> None:
-        """Start to end overdue jobs. This does not wait for Redis, which may start later."""
+        """Start to end overdue jobs and to tidy up. This does not wait for Redis, which may start later."""
         self._sweep.start()
+        if self._feature_sweep:
+            self._feature_sweep.start()
 
     async def close(self) -> None:
-        """Stop ending overdue jobs, and close the connections to Redis."""
+        """Stop both, and close the connections to Redis."""
         await self._sweep.stop()
+        if self._feature_sweep:
+            await self._feature_sweep.stop()
         await self._endings.close()
         await self._link.close()
 

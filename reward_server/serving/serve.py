@@ -24,6 +24,7 @@ from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.errors import NotReady
 from reward_server.queue.door_queue import DoorQueue
+from reward_server.queue.features import check_folder
 from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scorer
 from reward_server.serving.private_redis import PrivateRedis
@@ -42,12 +43,14 @@ log = structlog.get_logger("serve")
 def run_server(settings: Settings, num_workers: int) -> None:
     """Serve until a signal comes.
 
-    Raises NotReady if the workers cannot start, OSError if an address is taken, and BadRequest if anyone could call a
-    door off loopback, or if the certificates cannot be used.
+    Raises NotReady if the workers cannot start or cannot write to their folder, OSError if an address is taken, and
+    BadRequest if anyone could call a door off loopback, or if the certificates cannot be used.
     """
     logs.configure(settings.log_level)
     check_exposure(settings)
     certificates_of(settings)  # refused before anything starts
+    if num_workers:
+        check_folder(settings)
     _allow_files(settings)
     start_tracing(settings, "motion-reward-server")
     asyncio.run(serve(settings, num_workers))
@@ -57,9 +60,10 @@ def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) 
     """Run workers until a signal comes. With `end_with_parent`, also until standard input ends.
 
     A single worker runs in this process, and NotReady is raised if it has no weights. More run in processes of their
-    own.
+    own. NotReady is also raised if motion features cannot be written to their folder.
     """
     logs.configure(settings.log_level)
+    check_folder(settings)
     if end_with_parent:
         end_with_stdin()
     start_tracing(settings, "motion-reward-worker")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from protos.types import REFRESH_STEP_S, REFRESH_TIMEOUT_S
@@ -22,6 +24,11 @@ class RefreshSettings(Group):
         ge=1,
         description="Maximum number of bytes of motion features kept per run and origin. Without room for all, clips "
         "keep fewer tracks and pairs first.",
+    )
+    feature_dir: Path | None = Field(
+        None,
+        description="Folder, shared by all workers, in which motion features are kept as files. Redis then holds only "
+        "references to them. Default: none, they are in Redis.",
     )
     feature_older_share: float = Field(
         0.25,

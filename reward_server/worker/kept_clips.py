@@ -1,7 +1,7 @@
 """Keeps the motion of scored clips for refreshes of their run, as durably as their outcomes.
 
-While Redis is unreachable, a write is tried again. If there is no room for the clip, its reward is given all the same:
-it carries a warning, and the next refresh names the job among those that it missed.
+While Redis is unreachable, a write is tried again. If there is no room for the clip, or its files cannot be written,
+its reward is given all the same: it carries a warning, and the next refresh names the job among those that it missed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from reward_server.settings import Settings
 
 FULL_PAUSES_S = (0.0, 0.2, 0.8, 3.0)  # before each try; other jobs that end meanwhile free memory
 FULL = "Redis is at its memory limit; give it more, or send fewer clips at once"
+UNWRITTEN = "no file can be written in the folder of feature_dir; make room there, or make it writable"
 
 log = structlog.get_logger("worker")
 
@@ -53,7 +54,7 @@ class KeptClips:
         for pause_s in FULL_PAUSES_S:
             await asyncio.sleep(pause_s)
             why = await patiently(lambda: self._tried(job, origin, features))
-            if why != FULL:
+            if why not in (FULL, UNWRITTEN):
                 break
         return why
 
@@ -64,6 +65,9 @@ class KeptClips:
             kept = await self._store.keep_clip(context.run_id, origin, job.id, features, **names)
         except Overloaded:
             return FULL
+        except OSError as error:
+            log.warning("cannot write motion features", job_id=job.id, error=str(error))
+            return UNWRITTEN
         limit = self._settings.feature_max_bytes
         return "" if kept else f"its motion takes {len(features[0])} bytes, the limit is {limit} (feature_max_bytes)"
 

@@ -20,7 +20,7 @@ import structlog
 from protos.types import Origin, RefreshResponse
 from reward_server.errors import RefreshFailed, RewardServerError
 from reward_server.queue.redis_link import AWAY, patiently
-from reward_server.queue.refreshes import Refresh, RefreshWork
+from reward_server.queue.refreshes import Refresh, RefreshWork, too_few
 from reward_server.queue.run_store import RunStore
 from reward_server.scorer import Scorer
 from reward_server.settings import Settings
@@ -128,12 +128,16 @@ class Refresher:
     async def _made(self, refresh: Refresh, halt: threading.Event) -> Made:
         began_s = time.monotonic()
         start = await patiently(lambda: _unless(halt, lambda: self._start(refresh, began_s)))
+        self._check_lost(refresh.request.run_id, start)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._training.train, refresh, start, halt)
 
     async def _start(self, refresh: Refresh, began_s: float) -> Start:
         request, run_id, store = refresh.request, refresh.request.run_id, self._store
         previous, cut_ms = await store.latest(run_id), await store.now_ms()
+        real = await store.clips(run_id, Origin.REAL, request.max_real)
+        rollouts = await store.clips(run_id, Origin.ROLLOUT, request.max_rollouts)
+        anchor_real, anchor_rollouts = [await store.anchor(run_id, origin) for origin in Origin]
         return Start(
             began_s=began_s,
             previous=previous,
@@ -143,13 +147,19 @@ class Refresher:
             cut_ms=cut_ms,
             scored_real=await store.num_scored(run_id, Origin.REAL, cut_ms),
             scored_rollouts=await store.num_scored(run_id, Origin.ROLLOUT, cut_ms),
-            missing_real=await store.missing(run_id, Origin.REAL),
+            missing_real=await store.missing(run_id, Origin.REAL),  # also those that were just found to be lost
             missing_rollouts=await store.missing(run_id, Origin.ROLLOUT),
-            real=await store.clips(run_id, Origin.REAL, request.max_real),
-            rollouts=await store.clips(run_id, Origin.ROLLOUT, request.max_rollouts),
-            anchor_real=await store.anchor(run_id, Origin.REAL),
-            anchor_rollouts=await store.anchor(run_id, Origin.ROLLOUT),
+            real=real,
+            rollouts=rollouts,
+            anchor_real=anchor_real,
+            anchor_rollouts=anchor_rollouts,
         )
+
+    def _check_lost(self, run_id: str, start: Start) -> None:
+        """Raises UnknownRun or TooFewClips if clips were lost after the refresh was admitted, and too few are left."""
+        real, rollouts, missing = len(start.real), len(start.rollouts), [*start.missing_real, *start.missing_rollouts]
+        if min(real, rollouts) < self._settings.refresh_min_clips:
+            raise too_few(run_id, self._settings, real, rollouts, len(missing))
 
 
 def told_clips(response: RefreshResponse) -> str:

@@ -78,9 +78,9 @@ def test_the_table_and_the_list_of_keys_name_the_same_keys() -> None:
 
 
 async def test_every_key_in_redis_is_in_the_table_and_lives_as_it_says(
-    open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis
+    open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, tmp_path: Path
 ) -> None:
-    queue = await open_queue(make_settings(lease_s=1000, max_attempts=1, refresh_min_clips=2))
+    queue = await open_queue(make_settings(lease_s=1000, max_attempts=1, refresh_min_clips=2, feature_dir=tmp_path))
     await announce(queue, OLD, NEW)
     seen = set[str]()
 

@@ -3,11 +3,7 @@
 
 relieve()
 local run, origin, name, life_s = unpack(ARGV)
-local missing, kept = key('missing', origin, run), reservoir(origin, run)
+local kept = reservoir(origin, run)
 note_scored(kept, name)
 redis.call('EXPIRE', kept.scored, life_s)
-if redis.call('ZADD', missing, 'NX', now, string.sub(name, 17)) == 0 then return 0 end
-redis.call('ZREMRANGEBYRANK', missing, 0, -1025)
-redis.call('EXPIRE', missing, life_s)
-redis.call('HINCRBY', key('counts'), 'not_kept', 1)
-return 1
+return note_missing(origin, run, string.sub(name, 17), life_s) and 1 or 0

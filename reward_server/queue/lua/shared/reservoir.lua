@@ -6,14 +6,19 @@
 -- second ones; among these the first clips of all groups before the second ones; among these by a hash of the group.
 -- The last in this order is removed first. A member is the part's digit, 16 hex digits that order the clips of a
 -- group, and the job.
+--
+-- The value of a part is its bytes, or a short reference to where they are (features.py). Only a reference has an entry
+-- in `sizes`, so that it counts as what it stands for.
 
 local RANKS, RANK = 64, 2 ^ 44  -- ranks of clips within their group, and the size of one in a score
 local PART = RANKS * RANK
 local MOST_SCORED = 131072  -- clips that are counted as scored at most
 
+local removed = {}  -- the references that this script has removed: whoever called it deletes what they stand for
+
 local function reservoir(origin, run)
   local kept = {}
-  for _, kind in ipairs({'clips', 'more', 'newer', 'older', 'bytes', 'scored'}) do
+  for _, kind in ipairs({'clips', 'more', 'sizes', 'newer', 'older', 'bytes', 'scored'}) do
     kept[kind] = key('kept-' .. kind, origin, run)
   end
   return kept
@@ -72,11 +77,29 @@ local function make_room(zset, group, name)
   return rank or RANKS - 1
 end
 
--- Where a part's bytes are: a hash and its field.
+-- Where a part's value is: a hash and its field.
 local function place_of(kept, member)
   local part, job = string.sub(member, 1, 1), string.sub(member, 18)
   if part == '0' then return kept.clips, job end
   return kept.more, part .. job
+end
+
+local function size_field(member) return string.sub(member, 1, 1) .. string.sub(member, 18) end
+
+-- The bytes of a part, and whether its value is a reference to them.
+local function size_of(kept, member)
+  local size = redis.call('HGET', kept.sizes, size_field(member))
+  if size then return tonumber(size), true end
+  return redis.call('HSTRLEN', place_of(kept, member)), false
+end
+
+-- Stores a part. `size` is '' if the value is not a reference. Returns the part's bytes.
+local function put(kept, member, size, value)
+  local hash, field = place_of(kept, member)
+  redis.call('HSET', hash, field, value)
+  if size == '' then return #value end
+  redis.call('HSET', kept.sizes, size_field(member), size)
+  return tonumber(size)
 end
 
 local function bytes_of(kept)
@@ -86,7 +109,12 @@ end
 
 local function remove(kept, age, member)
   local hash, field = place_of(kept, member)
-  redis.call('HINCRBY', kept.bytes, age, 0 - redis.call('HSTRLEN', hash, field))
+  local size, is_reference = size_of(kept, member)
+  if is_reference then
+    table.insert(removed, redis.call('HGET', hash, field))
+    redis.call('HDEL', kept.sizes, size_field(member))
+  end
+  redis.call('HINCRBY', kept.bytes, age, 0 - size)
   redis.call('HDEL', hash, field)
   redis.call('ZREM', kept[age], member)
 end
@@ -123,6 +151,16 @@ local function note_scored(kept, name)
   redis.call('ZREMRANGEBYRANK', kept.scored, 0, -1 - MOST_SCORED)
 end
 
+-- Notes a job that was scored, but whose clip no refresh can train on. False if it was noted before.
+local function note_missing(origin, run, job, life_s)
+  local missing = key('missing', origin, run)
+  if redis.call('ZADD', missing, 'NX', now, job) == 0 then return false end
+  redis.call('ZREMRANGEBYRANK', missing, 0, -1025)
+  redis.call('EXPIRE', missing, life_s)
+  redis.call('HINCRBY', key('counts'), 'not_kept', 1)
+  return true
+end
+
 local function touch_motion(kept, life_s)
   for _, kind in pairs(kept) do redis.call('EXPIRE', kind, life_s) end
 end
@@ -130,7 +168,7 @@ end
 -- The same after a clip has come in with so many parts. Not for every clip: a run sends many a second. A key that is new
 -- has no life yet; the hash of first parts and `bytes` are never newer than `newer`.
 local function keep_alive(kept, life_s, parts)
-  if redis.call('TTL', kept.newer) < life_s * 0.99
+  if redis.call('TTL', kept.newer) < life_s * 0.99 or redis.call('TTL', kept.sizes) == -1
     or (parts > 1 and redis.call('TTL', kept.more) < life_s * 0.99) then touch_motion(kept, life_s) end
 end
 
@@ -141,7 +179,7 @@ local function age(kept, cut_ms)
       local member = part .. name
       local value = redis.call('ZSCORE', kept.newer, member)
       if not value then break end
-      local size = redis.call('HSTRLEN', place_of(kept, member))
+      local size = size_of(kept, member)
       redis.call('ZREM', kept.newer, member)
       redis.call('ZADD', kept.older, value, member)
       redis.call('HINCRBY', kept.bytes, 'newer', 0 - size)

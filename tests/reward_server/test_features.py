@@ -1,0 +1,349 @@
+"""Tests motion features that are files of a shared folder: what is written, read, deleted, and told if it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from protos.client import AsyncRewardClient, RequestRefused
+from protos.types import Origin
+from reward_server.errors import NotReady, Overloaded, RefreshFailed
+from reward_server.pipeline import Pipeline
+from reward_server.queue import feature_sweep
+from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
+from reward_server.queue.features import REFERENCE, InFolder
+from reward_server.serving.serve import run_server, run_workers
+from reward_server.settings import Settings
+from reward_server.worker import kept_clips
+from tests.conftest import MakeSettings, OpenQueue
+from tests.reward_server.test_kept_clips import Packing, clips, warnings
+from tests.reward_server.test_refresh import KEYS, QUICK, served
+from tests.reward_server.test_reservoir import CLIPS, NUM_GROUPS, keep, publish
+from tests.reward_server.test_worker import outcomes_of, working
+from tests.run_clips import fill
+
+Filed = Callable[..., Settings]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the embedded profile's files are."""
+    return tmp_path / "features" / "embedded"
+
+
+@pytest.fixture
+def filed(make_settings: MakeSettings, folder: Path) -> Filed:
+    """Makes settings that keep motion in files."""
+    return lambda **fields: make_settings(feature_dir=folder.parent, **fields)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != ".clock")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in files_of(folder)}
+
+
+def delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
+def referred(values: Sequence[bytes]) -> set[str]:
+    """The names of the files that these values refer to. Every one of them refers to a file."""
+    return {found[1].decode() for value in values if (found := REFERENCE.fullmatch(value)) or pytest.fail(repr(value))}
+
+
+async def kept_values(redis: Redis, run_id: str, origin: str = "rollout") -> list[bytes]:
+    return [value for kind in ("clips", "more") for value in await redis.hvals(KEYS.kept(kind, origin, run_id))]
+
+
+def name_of(value: bytes) -> str:
+    [name] = referred([value])
+    return name
+
+
+# --- what is kept, and what makes room --------------------------------------------------------------
+
+
+async def test_files_hold_the_same_sample_and_redis_only_refers_to_it(
+    open_queue: OpenQueue, make_settings: MakeSettings, filed: Filed, folder: Path, redis: Redis
+) -> None:
+    """What the reservoir removes is deleted, so the folder keeps to feature_max_bytes, which bounded Redis."""
+    for room in (8 * 5, 8 * NUM_GROUPS * 2, 8 * len(CLIPS) + 4 * 9 + 2, 14 * len(CLIPS)):
+        found, run_id = [], f"run-{room}"
+        for settings in (make_settings(feature_max_bytes=room), filed(feature_max_bytes=room)):
+            await redis.flushall()
+            store = (await open_queue(settings)).worker.store
+            await keep(store, CLIPS, run_id=run_id)
+            await keep(store, CLIPS[:7], run_id=run_id)  # redelivered
+            found.append(await store.clips(run_id, Origin.ROLLOUT))
+        assert found[0] == found[1] and found[0]
+        assert referred(await kept_values(redis, run_id)) == names(folder)
+        sizes = await redis.hvals(KEYS.kept("sizes", "rollout", run_id))
+        held = await redis.hgetall(KEYS.kept("bytes", "rollout", run_id))
+        assert (
+            sum(map(int, sizes)) == int(held[b"newer"]) == sum(len(p) for clip in found[1] for p in clip.parts) <= room
+        )
+        delete(files_of(folder))
+
+
+async def test_clips_of_earlier_buffers_give_room_by_the_bytes_of_their_files(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+) -> None:
+    queue = await open_queue(filed(feature_max_bytes=8 * 20))
+    store = queue.worker.store
+    for seed in range(2):
+        await store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
+    await keep(store, CLIPS, run_id="run-1")
+    await publish(queue, await store.now_ms())
+    held = await redis.hgetall(KEYS.kept("bytes", "rollout", "run-1"))
+    assert (int(held[b"newer"]), int(held[b"older"])) == (0, 160)
+    await keep(store, CLIPS, run_id="run-1", prefix="later-")
+    assert [clip.older for clip in await store.clips("run-1", Origin.ROLLOUT)] == [False] * 15 + [True] * 5
+    assert len(names(folder)) == 20 + 2
+
+
+async def test_the_anchor_set_keeps_its_files_and_the_rest_of_its_clips_goes(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+) -> None:
+    store = (await open_queue(filed())).worker.store
+    await keep(store, CLIPS[:6])
+    before = await store.clips("r", Origin.ROLLOUT)
+    await store.freeze_anchor("r", [clip.name for clip in before[:2]])
+    assert sorted(await store.anchor("r", Origin.ROLLOUT)) == sorted(clip.parts[0] for clip in before[:2])
+    anchored = referred(await redis.hvals(KEYS.anchor("rollout", "r")))
+    assert names(folder) == anchored | referred(await kept_values(redis, "r")) and len(names(folder)) == 2 + 4 * 3
+    await store.freeze_anchor("r", [clip.name for clip in before[2:]])  # a run that has a set keeps it
+    assert len(names(folder)) == 2 + 4 * 3
+
+
+async def test_every_key_of_a_run_expires_also_if_only_later_clips_are_files(
+    open_queue: OpenQueue, make_settings: MakeSettings, filed: Filed, redis: Redis
+) -> None:
+    for settings, clip in ((make_settings(), CLIPS[0]), (filed(), CLIPS[1])):
+        await keep((await open_queue(settings)).worker.store, [clip])
+    held = {key: await redis.ttl(key) for key in await redis.keys("*kept*")}
+    assert KEYS.kept("sizes", "rollout", "r").encode() in held and all(0 < ttl <= 86400 for ttl in held.values())
+
+
+async def test_a_full_redis_leaves_no_file(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = (await open_queue(filed())).worker.store
+    put = InFolder.put
+
+    async def and_fill_redis(self: InFolder, *args: object) -> list[bytes]:
+        await redis.config_set("maxmemory", 1)
+        return await put(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InFolder, "put", and_fill_redis)
+    try:
+        with pytest.raises(Overloaded):
+            await keep(store, CLIPS[:1])
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert names(folder) == set()
+
+
+# --- files that are gone ------------------------------------------------------------------------------
+
+
+async def test_a_refresh_names_the_clips_whose_files_are_gone_or_damaged(
+    open_queue: OpenQueue, filed: Filed, folder: Path, small_pipeline: Pipeline, redis: Redis
+) -> None:
+    store = (await open_queue(filed())).worker.store
+    await fill(store, "run-1", num=5)
+    gone, damaged = [await redis.hget(KEYS.clips("rollout", "run-1"), f"rollout-{seed}") for seed in (1, 3)]
+    more = await redis.hget(KEYS.kept("more", "real", "run-1"), "1real-2")
+    assert gone and damaged and more
+    for value in (gone, more):
+        (folder / name_of(value)).unlink()
+    path = folder / name_of(damaged)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    async with served(filed(), small_pipeline) as doors:
+        first = await doors.service.refresh(replace(QUICK, steps=1))
+        second = await doors.service.refresh(replace(QUICK, steps=1))
+        text = await doors.service.metrics_text()
+    assert (first.num_real, first.num_rollouts, first.scored_real, first.scored_rollouts) == (4, 3, 5, 5)
+    assert (first.missing_real, sorted(first.missing_rollouts)) == (("real-2",), ["rollout-1", "rollout-3"])
+    assert (second.missing_real, second.missing_rollouts) == ((), ())  # each is named once
+    assert "motion_reward_clips_not_kept_total 3.0" in text
+    kept = [value for origin in Origin for value in await kept_values(redis, "run-1", origin.value)]
+    assert names(folder) == referred(kept)  # the other files of the lost clips went too
+
+
+async def test_too_few_clips_after_a_loss_are_refused_with_the_reason(
+    open_queue: OpenQueue, filed: Filed, folder: Path, small_pipeline: Pipeline
+) -> None:
+    """The trainer has the buffer measured again after these errors."""
+    await fill((await open_queue(filed())).worker.store, "run-1", num=4)
+    delete(files_of(folder))
+    async with served(filed(), small_pipeline) as doors, AsyncRewardClient(doors.grpc_url) as client:
+        for _ in range(2):  # found lost by a worker, then known at admission
+            with pytest.raises(RequestRefused, match=r"unknown_run: .* for 8 more that were scored .* files are gone"):
+                await client.refresh(QUICK)
+
+
+async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(
+    open_queue: OpenQueue, filed: Filed, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = (await open_queue(filed())).worker.store
+    narrow = (await open_queue(filed(feature_max_bytes=8 * 4))).worker.store
+    await keep(store, [(group, 0) for group in range(4)])
+    get = InFolder.get
+
+    async def after_a_removal(self: InFolder, values: Sequence[bytes]) -> list[bytes | None]:
+        monkeypatch.undo()
+        await keep(narrow, [(0, 1)])
+        return await get(self, values)
+
+    monkeypatch.setattr(InFolder, "get", after_a_removal)
+    assert sum(len(clip.parts) for clip in await store.clips("r", Origin.ROLLOUT)) == 4
+    assert await store.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
+
+
+async def test_lost_files_of_the_anchor_set_are_told_and_a_set_of_one_origin_is_none(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+) -> None:
+    store = (await open_queue(filed())).worker.store
+    await fill(store, "run-1", num=2)
+    held = {origin: await store.clips("run-1", origin) for origin in Origin}
+    await store.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
+    for number, expected in ((1, (1, 2)), (2, (0, 0))):  # one real clip is lost, then the other
+        lost = held[Origin.REAL][number - 1].name
+        value = await redis.hget(KEYS.anchor("real", "run-1"), lost)
+        assert value
+        (folder / name_of(value)).unlink()
+        left = [await store.anchor("run-1", origin) for origin in Origin]
+        assert tuple(map(len, left)) == expected
+        assert len(await store.missing("run-1", Origin.REAL)) == number
+    await fill(store, "run-1", num=3)
+    await store.freeze_anchor("run-1", [clip.name for clip in await store.clips("run-1", Origin.REAL)])
+    assert len(await store.anchor("run-1", Origin.REAL)) == 3
+
+
+# --- folders that are refused, and workers with different ones ------------------------------------------
+
+
+@pytest.mark.parametrize("start", [lambda s: run_server(s, 1), lambda s: run_workers(s, 1, end_with_parent=False)])
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(
+    make_settings: MakeSettings, tmp_path: Path, start: Callable[[Settings], None]
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "features"
+    with pytest.raises(NotReady, match=rf"{place}/embedded \(Not a directory\).*MOTION_REWARD_FEATURE_DIR"):
+        start(make_settings(feature_dir=place))
+
+
+async def test_a_clip_whose_file_cannot_be_written_gets_its_reward_and_is_told(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_clips, "FULL_PAUSES_S", (0.0, 0.01))
+    folder.parent.write_bytes(b"not a folder")
+    queue = await open_queue(filed())
+    job_ids = await queue.door.admit(clips(2))
+    async with working(filed(), Packing()):
+        outcomes = await outcomes_of(queue.door, job_ids)
+    assert [warnings(outcome) for outcome in outcomes] == [["not_kept"]] * 2 and outcomes[0].reward
+    assert "feature_dir; make room there" in outcomes[0].reward.provenance.warnings[0].message
+    assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
+
+
+async def test_a_worker_with_a_folder_reads_what_others_kept_in_redis_and_the_others_say_what_they_need(
+    open_queue: OpenQueue, make_settings: MakeSettings, filed: Filed, folder: Path
+) -> None:
+    with_folder, without = [(await open_queue(settings)).worker.store for settings in (filed(), make_settings())]
+    await keep(without, CLIPS[:2])
+    await keep(with_folder, CLIPS[2:4])
+    assert [len(clip.parts) for clip in await with_folder.clips("r", Origin.ROLLOUT)] == [3] * 4
+    with pytest.raises(RefreshFailed, match=r"MOTION_REWARD_FEATURE_DIR to the same folder for all workers"):
+        await without.clips("r", Origin.ROLLOUT)
+    assert len(names(folder)) == 6 and await without.missing("r", Origin.ROLLOUT) == ()
+
+
+async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
+    open_queue: OpenQueue, filed: Filed, folder: Path
+) -> None:
+    """They may be there again later, so their clips are not lost."""
+    store = (await open_queue(filed())).worker.store
+    await keep(store, CLIPS[:1])
+    for path in files_of(folder):
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(RefreshFailed, match=r"cannot be read \(Is a directory\)"):
+        await store.clips("r", Origin.ROLLOUT)
+    assert await store.missing("r", Origin.ROLLOUT) == ()
+
+
+# --- the sweep ------------------------------------------------------------------------------------------
+
+
+def age(paths: Sequence[Path], age_s: float) -> None:
+    for path in paths:
+        then = path.stat().st_mtime - age_s
+        os.utime(path, (then, then))
+
+
+async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+) -> None:
+    queue = await open_queue(filed())
+    store = queue.worker.store
+    for run_id in ("expired", "live"):
+        await keep(store, CLIPS[:3], run_id=run_id)
+    await store.freeze_anchor("live", [(await store.clips("live", Origin.ROLLOUT))[0].name])
+    live = referred([*await kept_values(redis, "live"), *await redis.hvals(KEYS.anchor("rollout", "live"))])
+    assert len(live) == 1 + 2 * 3
+    for key in await redis.keys("*:expired"):
+        await redis.delete(key)
+    cut_short = folder / f".{'0' * 32}.77.partial"
+    cut_short.write_bytes(b'{"run_id": "li')
+    age(files_of(folder), 86400 + 60)
+    foreign = folder / "notes.txt"
+    foreign.write_bytes(b"")
+    age([foreign], 10**6)
+    written = set(await InFolder(folder).put("live", "rollout", "0" * 16 + "job", (b"its reference comes later",)))
+
+    files = FeatureFiles(queue.worker._link, KEYS, folder, life_s=86400)
+    await files.tidy()
+    assert names(folder) == live | referred(list(written)) | {"notes.txt"}
+    await redis.flushall()
+    age([folder / name for name in live], 86400 * 3 / 4)
+    await files.tidy()  # another queue may need them, and would have touched them by the end of their life
+    assert live < names(folder)
+    age([folder / name for name in live], 86400)
+    await files.tidy()
+    assert names(folder) == referred(list(written)) | {"notes.txt"}
+
+
+async def test_a_worker_sweeps_its_folder_from_its_start(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keep((await open_queue(filed())).worker.store, CLIPS[:1])
+    files = files_of(folder)
+    unknown = [path.rename(folder / path.name[::-1]) for path in files[:2]]  # Redis does not know these names
+    age([unknown[0], files[2]], LEAST_S + 60)
+    age([unknown[1]], LEAST_S * 3 / 4)
+    swept = asyncio.Event()
+    settle = FeatureFiles._settle
+
+    def and_tell(self: FeatureFiles, *args: object) -> int:
+        try:
+            return settle(self, *args)  # type: ignore[arg-type]
+        finally:
+            loop.call_soon_threadsafe(swept.set)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(feature_sweep.FeatureFiles, "_settle", and_tell)
+    await open_queue(filed(feature_ttl_s=5))  # a file gets an hour at least
+    async with asyncio.timeout(20):
+        await swept.wait()
+    assert names(folder) == {unknown[1].name, files[2].name}

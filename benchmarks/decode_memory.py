@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
+from benchmarks.memory import peak_mib
 from protos.submissions import submission
 from protos.types import Limits
 from reward_server.decoding.children import DecodePool
@@ -61,12 +61,6 @@ def measured(path: Path, settings: Settings, seconds: float) -> float:
     pool.close()
     print(f"{path.name[:31]:32}{len(clip.payload):12}{taken:8.2f}{peak:10.0f}  {outcome}")
     return peak
-
-
-def peak_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1024 if found else 0.0
 
 
 if __name__ == "__main__":

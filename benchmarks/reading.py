@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.memory import peak_mib
 from protos.reader import open_source
 from reward_server.decoding.sampling import Sampling, profile_size, resize_frame, schedule
 from reward_server.decoding.time_warnings import positions_of
@@ -105,7 +107,7 @@ def reading(path: Path, mode: str) -> dict[str, float]:
     cv2.setNumThreads(1)
     started = time.process_time()
     {"views": read_views, "windows": read_windows, "whole": read_whole}[mode](path)
-    return {"seconds": round(time.process_time() - started, 2), "peak_mib": peak_mib()}
+    return {"seconds": round(time.process_time() - started, 2), "peak_mib": round(peak_mib(os.getpid()))}
 
 
 def read_views(path: Path) -> None:
@@ -142,11 +144,6 @@ def frames_of(source: Any, wanted: list[int]) -> None:
     size = profile_size(source.height_px, source.width_px, Sampling())
     for _ in source.frames(wanted, lambda picture: resize_frame(picture.rgb(), *size)):
         pass
-
-
-def peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 0)
 
 
 def write(path: Path, codec: str, seconds: int) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
-from benchmarks.reading import MIB, peak_mib, read_views
+from benchmarks.memory import peak_mib
+from benchmarks.reading import MIB, read_views
 from protos.codec import RANGES
 from protos.types import Limits, Media, Submission
 from reward_server.data.shots import Shot
@@ -84,9 +86,9 @@ def extra_mib(path: Path, user: str) -> float:
     cv2.setNumThreads(1)
     read = USERS[user](path)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is in use now
-    before = peak_mib()
+    before = peak_mib(os.getpid())
     read()
-    return peak_mib() - before
+    return peak_mib(os.getpid()) - before
 
 
 def _server(path: Path) -> Callable[[], object]:

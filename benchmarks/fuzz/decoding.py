@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from benchmarks.fuzz.mutate import Seed, files, mutated
+from benchmarks.memory import peak_mib
 from protos.types import Limits, Submission
 from reward_server.decoding.children import GRACE_S, DecodePool
 from reward_server.decoding.sampling import Sampling
@@ -54,7 +53,7 @@ def fuzz_decoding(num: int, seed: int, *, max_decode_s: float = 10.0) -> Decoded
             began_s = time.monotonic()
             code = _code(pool, clip, limits, max_decode_s)
             decoded.add(code, clip.payload, time.monotonic() - began_s, max_decode_s)
-            decoded.peak_mib = max(decoded.peak_mib, *(_peak_mib(pid) for pid in pool.pids()), 0.0)
+            decoded.peak_mib = max(decoded.peak_mib, *(peak_mib(pid) for pid in pool.pids()), 0.0)
     finally:
         pool.close()
     return decoded
@@ -73,12 +72,3 @@ def _code(pool: DecodePool, clip: Submission, limits: Limits, max_decode_s: floa
     except Exception as error:
         return f"error: {error}"[:200]
     return "ok"
-
-
-def _peak_mib(pid: int) -> float:
-    """The most resident memory that a process has had."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:  # it has just ended
-        found = None
-    return int(found[1]) / 1024 if found else 0.0

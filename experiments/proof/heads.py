@@ -1,7 +1,7 @@
 """Pretrains discriminators by the recipes of the third plan, and measures what each rewards on held-out scenes.
 
-The recipes differ in their positives, in whether real clips pass through the autoencoder as rollouts do, and in the
-noise on their inputs. G groups, each with a real clip and its P rollouts.
+The recipes differ in their positives, in whether real clips pass through the autoencoder as rollouts do, and in what
+keeps the logits small. G groups, each with a real clip and its P rollouts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
 NOISE = 0.1  # of the recipes with instance noise, in standard deviations of each channel
+SMOOTHING = 0.1  # of the labels
+PENALTY = 0.01  # weight of the mean squared logit
 TIMEOUT_S = 900.0
 
 
@@ -35,6 +37,14 @@ class Recipe:
     mix: SceneMix = field(default_factory=SceneMix)  # of the positives
     pixels: bool = False  # real clips as drawn, not after a pass through the autoencoder
     noise: float = 0.0
+    smoothing: float = 0.0
+    penalty: float = 0.0
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Its options of `motion-reward pretrain`."""
+        named = {"instance-noise": self.noise, "label-smoothing": self.smoothing, "logit-penalty": self.penalty}
+        return {f"--{name}": f"{value:g}" for name, value in named.items()}
 
 
 def recipes(part: str, size: ProofSize) -> dict[str, Recipe]:
@@ -46,6 +56,8 @@ def recipes(part: str, size: ProofSize) -> dict[str, Recipe]:
         "noise": Recipe(noise=NOISE),
         "pixels": Recipe(pixels=True),
         "pixels-noise": Recipe(pixels=True, noise=NOISE),
+        "smoothing": Recipe(smoothing=SMOOTHING),
+        "penalty": Recipe(penalty=PENALTY),
     }
 
 
@@ -61,7 +73,8 @@ def pretrained(folder: Path, name: str, recipe: Recipe, policy: Policy, size: Pr
         groups = [[clip, *rollouts] for clip, (_, *rollouts) in zip(clips, groups, strict=True)]
     pretraining_clips(groups, work)
     places = {"--real": work / "real", "--generated": work / "generated", "--work": work, "--out": discriminators}
-    run_pretraining(places, "--steps", str(of.steps), "--seed", str(seed), "--instance-noise", f"{recipe.noise:g}")
+    options = {"--steps": str(of.steps), "--seed": str(seed), **recipe.options}
+    run_pretraining(places, *(part for option in options.items() for part in option))
     return discriminators
 
 

@@ -20,6 +20,7 @@ from experiments.proof.verdicts import RESAMPLES, Floats, Interval, percentile_i
 from protos.client import RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import REWARDS, Clip, Context, Media, Origin, Submission
+from reward_server.stats import auc
 from trainer.errors import MissingRewards
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
@@ -101,13 +102,6 @@ def _favoured(rewards: Floats, values: Floats) -> Interval:
 
 def _favoured_alone(rewards: Floats, values: Floats, given: Floats) -> Interval:
     return _bootstrap(lambda rows: partial_correlation(rewards[rows], values[rows], given[rows]), len(rewards))
-
-
-def auc(real: Floats, rollouts: Floats) -> float:
-    """AUC of real clips against rollouts, both [num]. A tie counts half."""
-    ranks = rankdata(np.concatenate([real, rollouts]))
-    wins = ranks[: len(real)].sum() - len(real) * (len(real) + 1) / 2
-    return float(wins / (len(real) * len(rollouts)))
 
 
 def advantage_correlation(rewards: Floats, values: Floats) -> float:

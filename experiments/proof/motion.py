@@ -18,7 +18,6 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from experiments.proof.arms import MEASURES, Arm, measured
-from experiments.proof.learned import auc
 from experiments.proof.plots import plot_motion
 from experiments.proof.report import plain, table_of, time_over_sft, verdict_lines, write_clips
 from experiments.proof.scenes import SceneMix, draw_scenes
@@ -35,6 +34,7 @@ from experiments.proof.verdicts import (
     percentile_interval,
 )
 from protos.types import Clip
+from reward_server.stats import auc
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 from trainer.video import write_clip

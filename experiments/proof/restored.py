@@ -16,12 +16,13 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from experiments.proof.heads import read_heads
-from experiments.proof.learned import ScoredGroups, auc, partial_correlation
+from experiments.proof.learned import ScoredGroups, partial_correlation
 from experiments.proof.motion import samples_of
 from experiments.proof.plots import plot_gains, plot_histograms
 from experiments.proof.report import plain, time_over_sft, verdict_lines, write_clips
 from experiments.proof.restoring import PartName
 from experiments.proof.verdicts import LOOK_MARGIN, Floats, Interval, Verdict, percentile_interval
+from reward_server.stats import auc
 from trainer.errors import ConfigError
 
 RESAMPLES = 1000

@@ -23,7 +23,6 @@ from experiments.proof.learned import (
     SPEED_ALONE,
     ScoredGroups,
     advantage_correlation,
-    auc,
     direction,
     partial_correlation,
     score_groups,
@@ -46,12 +45,6 @@ def one_thread() -> None:
 def stack(redis_server: PrivateRedis) -> Iterator[RewardStack]:
     with RewardStack(redis_server.url) as running:
         yield running
-
-
-def test_auc_counts_won_pairs_and_a_tie_as_half() -> None:
-    assert auc(np.array([3.0, 2.0]), np.array([1.0, 0.0])) == 1
-    assert auc(np.array([0.0, 0.0]), np.array([1.0, 1.0])) == 0
-    assert auc(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
 
 
 def test_the_correlation_is_within_groups() -> None:

@@ -1,9 +1,9 @@
 """Deletes files of kept motion that nothing in Redis refers to: of expired runs, and of writes that were cut short.
 
 A file that Redis refers to is touched now and then, and any other is deleted once it has not been touched for
-feature_ttl_s, and for LEAST_S at least. So a worker has time to store the reference to a file that it has just written,
-and the workers of another queue that shares the folder can say that they need theirs. Times are those of the folder's
-clock, because machines need not agree.
+feature_ttl_s, and for LEAST_S at least. So a worker has time to store the reference to a file that it has just written.
+Only the folder of this Redis is swept (feature_folder.py). Times are those of the folder's clock, because machines need
+not agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import structlog
 
-from reward_server.queue.features import REFERENCE, Part, folder_of
+from reward_server.queue.feature_folder import FeatureFolder, cannot_keep, folder_of
+from reward_server.queue.features import REFERENCE, Part
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.sweep import Sweep
@@ -27,7 +28,7 @@ from reward_server.settings import Settings
 LEAST_S = 3600.0
 STEP = 256  # files that are looked up in Redis together
 LONGEST_LINE = 8192
-OURS = re.compile(r"\.?([0-9a-f]{32})(\.\d+\.partial)?")  # a file of features.py, or one that was not finished
+OURS = re.compile(r"[0-9a-f]{32}")  # a file of features.py
 
 log = structlog.get_logger(__name__)
 
@@ -45,32 +46,34 @@ def feature_sweep(link: RedisLink, keys: Keys, settings: Settings) -> Sweep | No
     """The sweep of a worker's folder, if it has one."""
     if not (folder := folder_of(settings)):
         return None
-    files = FeatureFiles(link, keys, folder, life_s=max(LEAST_S, settings.feature_ttl_s))
+    files = FeatureFiles(link, keys, FeatureFolder(link, keys, folder), life_s=max(LEAST_S, settings.feature_ttl_s))
     return Sweep("files of motion features", files.tidy, files.life_s / 4)
 
 
 class FeatureFiles:
     """The files of kept motion in a folder, which live `life_s` after they were last touched."""
 
-    def __init__(self, link: RedisLink, keys: Keys, folder: Path, *, life_s: float) -> None:
+    def __init__(self, link: RedisLink, keys: Keys, folder: FeatureFolder, *, life_s: float) -> None:
         self._link, self._keys, self._folder, self.life_s = link, keys, folder, life_s
 
     async def tidy(self) -> None:
-        """Touch files that Redis refers to, and delete old ones to which it does not. Raises NotReady and OSError."""
-        old, num_deleted = await asyncio.to_thread(lambda: list(self._old())), 0
+        """Touch files that Redis refers to, and delete old ones to which it does not. Raises NotReady."""
+        try:
+            folder = await self._folder.path()
+            old, num_deleted = await asyncio.to_thread(lambda: list(self._old(folder))), 0
+        except OSError as error:
+            raise cannot_keep(self._folder.home, error) from error
         for start in range(0, len(old), STEP):
             step = old[start : start + STEP]
             num_deleted += await asyncio.to_thread(self._settle, step, await self._named(step))
         if num_deleted:
-            log.info("deleted files of motion that no run refers to", files=num_deleted, folder=str(self._folder))
+            log.info("deleted files of motion that no run refers to", files=num_deleted, folder=str(folder))
 
-    def _old(self) -> Iterator[OldFile]:
-        if not self._folder.is_dir():
-            return  # nothing has been kept yet
-        clock = self._folder / ".clock"
-        clock.touch()
+    def _old(self, folder: Path) -> Iterator[OldFile]:
+        clock = folder / ".clock"
+        clock.touch(mode=0o600)
         now_s = clock.stat().st_mtime
-        for entry in os.scandir(self._folder):
+        for entry in os.scandir(folder):
             with suppress(FileNotFoundError):  # another worker has just deleted it
                 age_s = now_s - entry.stat().st_mtime
                 if OURS.fullmatch(entry.name) and age_s > self.life_s / 2:

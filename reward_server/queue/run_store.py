@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 
@@ -45,7 +46,11 @@ class RunStore:
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._keys, self._settings = link, keys, settings
-        self._features = features_of(settings)
+        self._features = features_of(link, keys, settings)
+
+    async def check_features(self) -> None:
+        """Raises OSError if motion is kept in files and their folder is not there."""
+        await self._features.check()
 
     async def keep_clip(
         self,
@@ -76,11 +81,10 @@ class RunStore:
         self, asked: tuple[str | int, ...], run_id: str, origin: Origin, name: str, parts: Sequence[bytes]
     ) -> None:
         values = await self._features.put(run_id, origin.value, name, parts)
-        sized = [each for part, value in zip(parts, values, strict=True) for each in (_size(part, value), value)]
         try:
-            removed = await self._link.run(scripts.KEEP_CLIP, *asked, self._settings.version_ttl_s, *sized)
+            removed = await self._link.run(scripts.KEEP_CLIP, *asked, self._settings.version_ttl_s, *chain(*values))
         except Overloaded:
-            await self._features.drop(values)
+            await self._features.drop([value for _, value in values])
             raise
         await self._features.drop(removed)
 
@@ -241,8 +245,3 @@ class RunStore:
         """
         await self._link.put_large(self._keys.discriminators(version), discriminators, life_s=STAGE_S)
         await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)
-
-
-def _size(part: bytes, value: bytes) -> int | str:
-    """What lua/keep_clip.lua is told: the bytes that a reference stands for, nothing of a value that is the bytes."""
-    return "" if value is part else len(part)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from protos.client import AsyncRewardClient, RequestRefused
 from protos.types import Origin
 from reward_server.errors import NotReady, Overloaded, RefreshFailed
 from reward_server.pipeline import Pipeline
-from reward_server.queue import feature_sweep
+from reward_server.queue import feature_sweep, features
+from reward_server.queue.feature_folder import FeatureFolder, check_folder
 from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
-from reward_server.queue.features import REFERENCE, InFolder
+from reward_server.queue.features import REFERENCE, InFolder, Value
+from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.serve import run_server, run_workers
 from reward_server.settings import Settings
 from reward_server.worker import kept_clips
+from reward_server.worker.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
 from tests.reward_server.test_kept_clips import Packing, clips, warnings
 from tests.reward_server.test_refresh import KEYS, QUICK, served
@@ -32,15 +37,19 @@ Filed = Callable[..., Settings]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where the embedded profile's files are."""
-    return tmp_path / "features" / "embedded"
+def filed(make_settings: MakeSettings, tmp_path: Path) -> Filed:
+    """Makes settings that keep motion in files, in a folder that a worker has used."""
+    check_folder(make_settings(feature_dir=tmp_path / "features"))
+    return lambda **fields: make_settings(**{"feature_dir": tmp_path / "features"} | fields)
 
 
 @pytest.fixture
-def filed(make_settings: MakeSettings, folder: Path) -> Filed:
-    """Makes settings that keep motion in files."""
-    return lambda **fields: make_settings(feature_dir=folder.parent, **fields)
+async def folder(tmp_path: Path, filed: Filed, redis: Redis) -> Path:
+    """Where the files of the embedded profile and of this Redis are."""
+    await redis.set(KEYS.feature_folder, "f" * 32)
+    path = tmp_path / "features" / "embedded" / ("f" * 32)
+    path.mkdir()
+    return path
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -80,7 +89,7 @@ async def test_files_hold_the_same_sample_and_redis_only_refers_to_it(
     for room in (8 * 5, 8 * NUM_GROUPS * 2, 8 * len(CLIPS) + 4 * 9 + 2, 14 * len(CLIPS)):
         found, run_id = [], f"run-{room}"
         for settings in (make_settings(feature_max_bytes=room), filed(feature_max_bytes=room)):
-            await redis.flushall()
+            await redis.delete(*await redis.keys("*:kept-*"), "none")
             store = (await open_queue(settings)).worker.store
             await keep(store, CLIPS, run_id=run_id)
             await keep(store, CLIPS[:7], run_id=run_id)  # redelivered
@@ -140,7 +149,7 @@ async def test_a_full_redis_leaves_no_file(
     store = (await open_queue(filed())).worker.store
     put = InFolder.put
 
-    async def and_fill_redis(self: InFolder, *args: object) -> list[bytes]:
+    async def and_fill_redis(self: InFolder, *args: object) -> list[Value]:
         await redis.config_set("maxmemory", 1)
         return await put(self, *args)  # type: ignore[arg-type]
 
@@ -151,6 +160,15 @@ async def test_a_full_redis_leaves_no_file(
     finally:
         await redis.config_set("maxmemory", 0)
     assert names(folder) == set()
+
+
+async def test_nobody_else_may_read_the_files(
+    open_queue: OpenQueue, filed: Filed, redis: Redis, tmp_path: Path
+) -> None:
+    await keep((await open_queue(filed())).worker.store, CLIPS[:1])
+    made = [path for path in (tmp_path / "features").rglob("*") if path.name != ".clock"]
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700, 0o700, 0o600, 0o600, 0o600]
+    assert (tmp_path / "features").stat().st_mode & 0o777 == 0o700
 
 
 # --- files that are gone ------------------------------------------------------------------------------
@@ -247,13 +265,18 @@ async def test_a_clip_whose_file_cannot_be_written_gets_its_reward_and_is_told(
     open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_clips, "FULL_PAUSES_S", (0.0, 0.01))
-    folder.parent.write_bytes(b"not a folder")
     queue = await open_queue(filed())
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features, "_private", no_room)
     job_ids = await queue.door.admit(clips(2))
     async with working(filed(), Packing()):
         outcomes = await outcomes_of(queue.door, job_ids)
     assert [warnings(outcome) for outcome in outcomes] == [["not_kept"]] * 2 and outcomes[0].reward
-    assert "feature_dir; make room there" in outcomes[0].reward.provenance.warnings[0].message
+    told = outcomes[0].reward.provenance.warnings[0].message
+    assert f"to {folder.parent}: No space left on device; free its disk" in told and names(folder) == set()
     assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
 
 
@@ -283,6 +306,68 @@ async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
     assert await store.missing("r", Origin.ROLLOUT) == ()
 
 
+async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
+    open_queue: OpenQueue, filed: Filed, folder: Path, tmp_path: Path
+) -> None:
+    """It took every file for gone: one refresh dropped all clips of the run."""
+    elsewhere = filed(feature_dir=tmp_path / "elsewhere")
+    check_folder(elsewhere)
+    store, lost = [(await open_queue(settings)).worker.store for settings in (filed(), elsewhere)]
+    await keep(store, CLIPS[:3])
+    with pytest.raises(RefreshFailed, match=r"lacks the folder 'f{32}' of this Redis.* the same folder"):
+        await lost.clips("r", Origin.ROLLOUT)
+    assert await lost.missing("r", Origin.ROLLOUT) == () and len(await store.clips("r", Origin.ROLLOUT)) == 3
+    with pytest.raises(NotReady, match=r"elsewhere/embedded \(it lacks the folder 'f{32}' of this Redis"):
+        await run_worker(elsewhere, Packing(), asyncio.Event())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_folder_that_vanishes_loses_no_clip_and_gets_no_new_file(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As when a network file system is no longer mounted: what is left is an empty folder."""
+    store = (await open_queue(filed())).worker.store
+    await keep(store, CLIPS[:3])
+    mounted, read = folder.parents[1], features._read
+    away = mounted.with_name("away")
+
+    def unmount() -> None:
+        mounted.rename(away)
+        mounted.mkdir()
+
+    def after_unmounting(folder: Path, value: bytes) -> bytes | None:
+        if not away.exists():
+            unmount()
+        return read(folder, value)
+
+    monkeypatch.setattr(features, "_read", after_unmounting)
+    if when == "before":
+        unmount()
+    with pytest.raises(RefreshFailed, match="lacks the folder"):
+        await store.clips("r", Origin.ROLLOUT)
+    with pytest.raises(OSError, match="lacks the folder"):
+        await keep(store, CLIPS[3:4])
+    assert not list(mounted.iterdir())
+    mounted.rmdir()
+    away.rename(mounted)
+    monkeypatch.undo()
+    assert len(await store.clips("r", Origin.ROLLOUT)) == 3 and await store.missing("r", Origin.ROLLOUT) == ()
+
+
+async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed, tmp_path: Path) -> None:
+    links = [(await open_queue(filed())).worker._link for _ in range(4)]
+    home = tmp_path / "features" / "embedded"
+    places = await asyncio.gather(*(FeatureFolder(link, KEYS, home).path() for link in links))
+    assert [home / path.name for path in home.iterdir()] == [places[0]] and len(set(places)) == 1
+
+
+@pytest.mark.parametrize("value", ["", "features"])
+def test_a_folder_that_is_no_absolute_path_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MOTION_REWARD_FEATURE_DIR", value)
+    with pytest.raises(ValidationError, match=f"'{value or '.'}' is not an absolute path"):
+        Settings()
+
+
 # --- the sweep ------------------------------------------------------------------------------------------
 
 
@@ -304,24 +389,23 @@ async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
     assert len(live) == 1 + 2 * 3
     for key in await redis.keys("*:expired"):
         await redis.delete(key)
-    cut_short = folder / f".{'0' * 32}.77.partial"
+    cut_short = folder / ("0" * 32)
     cut_short.write_bytes(b'{"run_id": "li')
     age(files_of(folder), 86400 + 60)
     foreign = folder / "notes.txt"
     foreign.write_bytes(b"")
     age([foreign], 10**6)
-    written = set(await InFolder(folder).put("live", "rollout", "0" * 16 + "job", (b"its reference comes later",)))
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    put = await InFolder(place).put("live", "rollout", "0" * 16 + "job", (b"its reference comes later",))
+    written = [value for _, value in put]
 
-    files = FeatureFiles(queue.worker._link, KEYS, folder, life_s=86400)
+    files = FeatureFiles(queue.worker._link, KEYS, place, life_s=86400)
     await files.tidy()
-    assert names(folder) == live | referred(list(written)) | {"notes.txt"}
-    await redis.flushall()
-    age([folder / name for name in live], 86400 * 3 / 4)
-    await files.tidy()  # another queue may need them, and would have touched them by the end of their life
-    assert live < names(folder)
-    age([folder / name for name in live], 86400)
+    assert names(folder) == live | referred(written) | {"notes.txt"}
+    await redis.flushall()  # the folder stays the one of this Redis
+    age([folder / name for name in live], 86400 + 60)
     await files.tidy()
-    assert names(folder) == referred(list(written)) | {"notes.txt"}
+    assert names(folder) == referred(written) | {"notes.txt"}
 
 
 async def test_a_worker_sweeps_its_folder_from_its_start(
@@ -347,3 +431,18 @@ async def test_a_worker_sweeps_its_folder_from_its_start(
     async with asyncio.timeout(20):
         await swept.wait()
     assert names(folder) == {unknown[1].name, files[2].name}
+
+
+async def test_servers_that_share_a_folder_leave_each_others_files_alone(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis_server: PrivateRedis
+) -> None:
+    """One with a shorter feature_ttl_s deleted the files of the other."""
+    await keep((await open_queue(filed())).worker.store, CLIPS[:1])
+    age(files_of(folder), LEAST_S * 3)
+    queue = await open_queue(filed(redis_url=SecretStr(redis_server.url.replace("/0", "/1"))))
+    await keep(queue.worker.store, CLIPS[1:2])
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    other = await place.path()
+    age(files_of(other), LEAST_S * 3)
+    await FeatureFiles(queue.worker._link, KEYS, place, life_s=LEAST_S).tidy()
+    assert len(names(folder)) == len(names(other)) == 3 and other != folder

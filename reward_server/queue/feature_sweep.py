@@ -12,7 +12,7 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,11 @@ class FeatureFiles:
 
     def __init__(self, link: RedisLink, keys: Keys, folder: FeatureFolder, *, life_s: float) -> None:
         self._link, self._keys, self._folder, self.life_s = link, keys, folder, life_s
+        self._failures: list[OSError] = []  # of this round
 
     async def tidy(self) -> None:
         """Touch files that Redis refers to, and delete old ones to which it does not. Raises NotReady."""
+        self._failures.clear()
         try:
             folder = await self._folder.path()
             old, num_deleted = await asyncio.to_thread(lambda: list(self._old(folder))), 0
@@ -68,18 +70,31 @@ class FeatureFiles:
             num_deleted += await asyncio.to_thread(self._settle, step, await self._named(step))
         if num_deleted:
             log.info("deleted files of motion that no run refers to", files=num_deleted, folder=str(folder))
+        if self._failures:
+            told = "cannot sweep some files of motion; run all workers as one user, and give it these files"
+            log.warning(told, files=len(self._failures), one=str(self._failures[0]))
 
     def _old(self, folder: Path) -> Iterator[OldFile]:
         clock = folder / ".clock"
         clock.touch(mode=0o600)
         now_s = clock.stat().st_mtime
         for entry in os.scandir(folder):
-            with suppress(FileNotFoundError):  # another worker has just deleted it
-                age_s = now_s - entry.stat().st_mtime
-                if OURS.fullmatch(entry.name) and age_s > self.life_s / 2:
-                    path = Path(entry.path)
-                    with path.open("rb") as file:
-                        yield OldFile(path=path, age_s=age_s, part=Part.of_line(file.readline(LONGEST_LINE)))
+            if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with self._going_on():
+                    age_s = now_s - entry.stat().st_mtime
+                    if age_s > self.life_s / 2:
+                        path = Path(entry.path)
+                        yield OldFile(path=path, age_s=age_s, part=_part(path))
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """One bad file must not hold up the others."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass  # another worker has just deleted it
+        except OSError as error:
+            self._failures.append(error)
 
     async def _named(self, files: Sequence[OldFile]) -> set[str]:
         """The names of files that Redis refers to, in the places where these would be referred to."""
@@ -96,10 +111,15 @@ class FeatureFiles:
         """Touch or delete each file. Returns how many were deleted."""
         num_deleted = 0
         for file in files:
-            with suppress(FileNotFoundError):
+            with self._going_on():
                 if file.path.name in named:
                     os.utime(file.path)
                 elif file.age_s > self.life_s:
                     file.path.unlink()
                     num_deleted += 1
         return num_deleted
+
+
+def _part(path: Path) -> Part | None:
+    with path.open("rb") as file:
+        return Part.of_line(file.readline(LONGEST_LINE))

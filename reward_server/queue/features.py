@@ -15,7 +15,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from reward_server.queue.redis_link import RedisLink
 from reward_server.settings import Settings
 
 REFERENCE = re.compile(rb"file:([0-9a-f]{32}):([0-9a-f]{64})")  # the name and the digest; no packed motion begins so
+MEMBER = re.compile(r"[0-7][0-9a-f]{16}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,11 @@ class Part:
 
     @classmethod
     def of_line(cls, line: bytes) -> Part | None:
-        """None if the line is not whole."""
-        with suppress(ValueError, TypeError):
-            return cls(**json.loads(line))
+        """None if the line is not whole, or not one of these."""
+        with suppress(ValueError, TypeError, RecursionError):
+            part = cls(**json.loads(line))
+            "".join(astuple(part)).encode()  # raises, unless all are texts that Redis takes
+            return part if MEMBER.match(part.member) else None
         return None
 
 

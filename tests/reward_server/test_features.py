@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
@@ -354,9 +357,9 @@ async def test_a_folder_that_vanishes_loses_no_clip_and_gets_no_new_file(
     assert len(await store.clips("r", Origin.ROLLOUT)) == 3 and await store.missing("r", Origin.ROLLOUT) == ()
 
 
-async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed, tmp_path: Path) -> None:
-    links = [(await open_queue(filed())).worker._link for _ in range(4)]
-    home = tmp_path / "features" / "embedded"
+async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed) -> None:
+    links = [(await open_queue()).worker._link for _ in range(4)]
+    home = filed().feature_dir / "embedded"  # type: ignore[operator]
     places = await asyncio.gather(*(FeatureFolder(link, KEYS, home).path() for link in links))
     assert [home / path.name for path in home.iterdir()] == [places[0]] and len(set(places)) == 1
 
@@ -373,8 +376,8 @@ def test_a_folder_that_is_no_absolute_path_is_refused(monkeypatch: pytest.Monkey
 
 def age(paths: Sequence[Path], age_s: float) -> None:
     for path in paths:
-        then = path.stat().st_mtime - age_s
-        os.utime(path, (then, then))
+        then = path.lstat().st_mtime - age_s
+        os.utime(path, (then, then), follow_symlinks=False)
 
 
 async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
@@ -406,6 +409,46 @@ async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
     age([folder / name for name in live], 86400 + 60)
     await files.tidy()
     assert names(folder) == referred(written) | {"notes.txt"}
+
+
+async def test_no_bad_file_stops_the_sweep(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these ended every sweep before it deleted anything."""
+    queue = await open_queue(filed())
+    await keep(queue.worker.store, CLIPS[:1])
+    live, name = names(folder), itertools.count(10**31)
+    (folder / str(next(name))).mkdir()
+    (folder / str(next(name))).symlink_to(folder / str(10**31 + 1))
+    os.mkfifo(folder / str(next(name)))
+    left = names(folder)
+    part = {"run_id": "r", "origin": "rollout", "member": "0" * 17 + "job"}
+    for bad in (
+        *({**part, key: value} for key in part for value in (1, "\ud800", None)),
+        {**part, "member": ""},
+        [],
+        1,
+    ):
+        (folder / str(next(name))).write_text(json.dumps(bad) + "\n")
+    (folder / str(next(name))).write_bytes(b"[" * 8000)
+    (folder / str(next(name))).write_bytes(b"\xff\n")
+    refused = folder / str(next(name))
+    refused.write_bytes(b"")
+    age(files_of(folder), 86400 + 60)
+    unlink = Path.unlink
+
+    def unless_of_another_user(path: Path, missing_ok: bool = False) -> None:
+        if path == refused:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unless_of_another_user)
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    with structlog.testing.capture_logs() as logs:
+        await FeatureFiles(queue.worker._link, KEYS, place, life_s=86400).tidy()
+    assert names(folder) == left | {refused.name} and live <= left
+    [told] = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert str(refused) in told["one"] and told["files"] == 1 and "run all workers as one user" in told["event"]
 
 
 async def test_a_worker_sweeps_its_folder_from_its_start(

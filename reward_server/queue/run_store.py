@@ -139,30 +139,34 @@ class RunStore:
     async def anchor(self, run_id: str, origin: Origin) -> list[bytes]:
         """The first parts of the clips of the run's anchor set, in the order of their names.
 
-        Those whose files are gone leave the set. If no clip of an origin is left in it, the run has none any more.
+        Those whose files are gone leave the set. If fewer than gate_min_clips are left, the run has none any more.
         """
         held = sorted((await self._link.hash_items(self._keys.anchor(origin.value, run_id))).items())
         found = await self._features.get([value for _, value in held])
         gone = [f"0{name}" for (name, _), data in zip(held, found, strict=True) if data is None]
-        await self._lose(run_id, origin, gone)
-        return [data for data in found if data is not None]
+        _, set_lost = await self._lose(run_id, origin, gone)
+        return [] if set_lost else [data for data in found if data is not None]
 
-    async def _lose(self, run_id: str, origin: Origin, members: Sequence[str]) -> set[str]:
-        """Keep clips no longer of which these parts are gone, and note them as missing. Returns their jobs.
+    async def _lose(self, run_id: str, origin: Origin, members: Sequence[str]) -> tuple[set[str], bool]:
+        """Keep clips no longer of which these parts are gone, and note them as missing.
 
-        A part that was removed from Redis meanwhile is not lost.
+        Returns their jobs, and whether the run has lost its anchor set. A part that was removed from Redis meanwhile
+        is not lost.
         """
         if not members:
-            return set()
-        life_s = self._settings.feature_ttl_s
-        lost, removed = await self._link.run(scripts.LOSE_CLIPS, run_id, origin.value, life_s, *members)
+            return set(), False
+        life_s, anchor_min = self._settings.feature_ttl_s, max(1, self._settings.gate_min_clips)
+        lost, removed, set_lost = await self._link.run(
+            scripts.LOSE_CLIPS, run_id, origin.value, life_s, anchor_min, *members
+        )
         await self._features.drop(removed)
-        jobs = {job.decode() for job in lost}
+        jobs = sorted(job.decode() for job in lost)
         if jobs:
-            log.warning(
-                "clips are not kept any more: their files are gone or damaged", run_id=run_id, jobs=sorted(jobs)
-            )
-        return jobs
+            log.warning("clips are not kept any more: their files are gone or damaged", run_id=run_id, jobs=jobs)
+        if set_lost:
+            told = "a run has no anchor set any more: refreshes are not gated until one holds out enough for a new set"
+            log.warning(told, run_id=run_id, gate_min_clips=anchor_min)
+        return set(jobs), bool(set_lost)
 
     async def _members(self, age: str, run_id: str, origin: Origin) -> tuple[str, ...]:
         """The parts of newer or older clips in the order of the reservoir."""
@@ -182,7 +186,7 @@ class RunStore:
                     gone.append(member)
                 elif len(found[member[1:]]) == int(member[0]):
                     found[member[1:]].append(data)
-        lost = await self._lose(run_id, origin, gone)
+        lost, _ = await self._lose(run_id, origin, gone)
         return {name: () if name[16:] in lost else tuple(parts) for name, parts in found.items()}
 
     async def _bytes(self, run_id: str, origin: Origin, members: Sequence[str]) -> list[tuple[str, bytes | None]]:

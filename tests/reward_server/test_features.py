@@ -231,24 +231,35 @@ async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(
     assert await store.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
 
 
-async def test_lost_files_of_the_anchor_set_are_told_and_a_set_of_one_origin_is_none(
-    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+@pytest.mark.parametrize("origin", Origin)
+async def test_an_anchor_set_of_which_too_few_files_are_left_is_dropped_with_a_warning(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis, origin: Origin
 ) -> None:
-    store = (await open_queue(filed())).worker.store
-    await fill(store, "run-1", num=2)
-    held = {origin: await store.clips("run-1", origin) for origin in Origin}
+    """What was left of it went on as the set, or none was, and nobody was told that the gate was off."""
+    store = (await open_queue(filed(gate_min_clips=2))).worker.store
+    await fill(store, "run-1", num=4)
+    held = {each: await store.clips("run-1", each) for each in Origin}
     await store.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
-    for number, expected in ((1, (1, 2)), (2, (0, 0))):  # one real clip is lost, then the other
-        lost = held[Origin.REAL][number - 1].name
-        value = await redis.hget(KEYS.anchor("real", "run-1"), lost)
-        assert value
-        (folder / name_of(value)).unlink()
-        left = [await store.anchor("run-1", origin) for origin in Origin]
-        assert tuple(map(len, left)) == expected
-        assert len(await store.missing("run-1", Origin.REAL)) == number
-    await fill(store, "run-1", num=3)
-    await store.freeze_anchor("run-1", [clip.name for clip in await store.clips("run-1", Origin.REAL)])
-    assert len(await store.anchor("run-1", Origin.REAL)) == 3
+
+    async def lose(*numbers: int) -> None:
+        for number in numbers:
+            value = await redis.hget(KEYS.anchor(origin.value, "run-1"), held[origin][number].name)
+            assert value
+            (folder / name_of(value)).unlink()
+
+    await lose(0)
+    with structlog.testing.capture_logs() as logs:
+        assert len(await store.anchor("run-1", origin)) == 3
+    assert "anchor set" not in str(logs)
+    await lose(1, 2)
+    with structlog.testing.capture_logs() as logs:
+        assert await store.anchor("run-1", origin) == []
+    assert [log["run_id"] for log in logs if "no anchor set any more" in log["event"]] == ["run-1"]
+    assert [await store.anchor("run-1", each) for each in Origin] == [[], []]
+    assert len(await store.missing("run-1", origin)) == 3
+    await fill(store, "run-1", num=5)
+    await store.freeze_anchor("run-1", [clip.name for each in Origin for clip in await store.clips("run-1", each)])
+    assert [len(await store.anchor("run-1", each)) for each in Origin] == [5, 5]
 
 
 # --- folders that are refused, and workers with different ones ------------------------------------------

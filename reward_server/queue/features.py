@@ -134,7 +134,7 @@ class InFolder:
 
 
 def _write(folder: Path, lines: Sequence[bytes], parts: Sequence[bytes]) -> list[Value]:
-    """Write the files. Redis refers to them only afterwards, so nobody reads half a file."""
+    """Write the files to the disk. Redis refers to them only afterwards, so nobody reads half a file."""
     values: list[Value] = []
     try:
         for line, data in zip(lines, parts, strict=True):
@@ -143,10 +143,22 @@ def _write(folder: Path, lines: Sequence[bytes], parts: Sequence[bytes]) -> list
             values.append(Value(len(data), f"file:{name}:{digest.hexdigest()}".encode()))
             with open(folder / name, "xb", opener=_private) as file:
                 file.writelines((line, data))
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(folder)
     except OSError:
         _unlink(folder, [value for _, value in values])
         raise
     return values
+
+
+def _sync(folder: Path) -> None:
+    """Write the names of new files to the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _private(path: str, flags: int) -> int:

@@ -20,10 +20,11 @@ from protos.client import AsyncRewardClient, RequestRefused
 from protos.types import Origin
 from reward_server.errors import NotReady, Overloaded, RefreshFailed
 from reward_server.pipeline import Pipeline
-from reward_server.queue import feature_sweep, features
+from reward_server.queue import feature_sweep, features, scripts
 from reward_server.queue.feature_folder import FeatureFolder, check_folder
 from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
 from reward_server.queue.features import REFERENCE, InFolder, Value
+from reward_server.queue.redis_link import Argument, RedisLink
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.serve import run_server, run_workers
 from reward_server.settings import Settings
@@ -61,6 +62,10 @@ def files_of(folder: Path) -> list[Path]:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in files_of(folder)}
+
+
+def numbers_and_sizes(paths: Iterable[Path]) -> dict[int, int]:
+    return {path.stat().st_ino: path.stat().st_size for path in paths}
 
 
 def delete(paths: Iterable[Path]) -> None:
@@ -163,6 +168,29 @@ async def test_a_full_redis_leaves_no_file(
     finally:
         await redis.config_set("maxmemory", 0)
     assert names(folder) == set()
+
+
+async def test_redis_refers_to_a_file_once_it_is_on_the_disk(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power Redis referred to files that were empty or not there."""
+    store = (await open_queue(filed())).worker.store
+    synced: dict[int, int] = {}
+    sync, run = os.fsync, RedisLink.run
+
+    def and_note(opened: int) -> None:
+        sync(opened)
+        synced[os.fstat(opened).st_ino] = os.fstat(opened).st_size
+
+    async def after_the_disk(self: RedisLink, script: scripts.Script, *args: Argument) -> object:
+        if script is scripts.KEEP_CLIP:
+            assert numbers_and_sizes([*files_of(folder), folder]) == synced
+        return await run(self, script, *args)
+
+    monkeypatch.setattr(os, "fsync", and_note)
+    monkeypatch.setattr(RedisLink, "run", after_the_disk)
+    await keep(store, CLIPS[:1])
+    assert referred(await kept_values(redis, "r")) == names(folder) and len(synced) == 3 + 1
 
 
 async def test_nobody_else_may_read_the_files(

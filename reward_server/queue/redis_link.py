@@ -216,6 +216,11 @@ class RedisLink:
             held = await self._redis.hgetall(key)
         return {name.decode(): value for name, value in held.items()}
 
+    async def hash_size(self, key: str) -> int:
+        """The number of fields of a hash."""
+        async with _answered():
+            return int(await self._redis.hlen(key))
+
     async def hash_numbers(self, key: str) -> dict[str, int]:
         """All fields of a hash of integers."""
         return {name: int(number) for name, number in (await self.hash_items(key)).items()}

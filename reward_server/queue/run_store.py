@@ -7,7 +7,7 @@ once. Keys and their lifetimes are in keys.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -106,6 +106,10 @@ class RunStore:
         """The time on Redis's clock."""
         return int(await self._link.now_s() * 1000)
 
+    async def num_kept(self, run_id: str, origin: Origin) -> int:
+        """How many of the run's clips a refresh could train on."""
+        return await self._link.hash_size(self._keys.clips(origin.value, run_id))
+
     async def num_scored(self, run_id: str, origin: Origin, until_ms: int) -> int:
         """How many of the run's clips were scored since its latest refresh, until a time on Redis's clock."""
         return await self._link.count_until(self._keys.kept("scored", origin.value, run_id), until_ms)
@@ -113,19 +117,27 @@ class RunStore:
     async def clips(self, run_id: str, origin: Origin, most: int = 0) -> list[KeptClip]:
         """The clips that a refresh of the run trains on, at most `most` (0: no limit), newer ones first.
 
-        Clips of all groups come before second clips of a group. Those whose files are gone are no longer kept.
+        Clips of all groups come before second clips of a group. Those whose files are gone are no longer kept, and
+        others take their places.
         """
-        newer, older = [await self._members(age, run_id, origin) for age in ("newer", "older")]
+        while True:
+            newer, older = [await self._members(age, run_id, origin) for age in ("newer", "older")]
+            drawn = self._drawn(newer, older, most)
+            names = {first[1:] for firsts in drawn for first in firsts}
+            parts = await self._parts(run_id, origin, [member for member in (*newer, *older) if member[1:] in names])
+            if parts is not None:
+                return [
+                    KeptClip(name=first[1:], parts=tuple(parts[first[1:]]), older=at == 1)
+                    for at, firsts in enumerate(drawn)
+                    for first in firsts
+                    if parts.get(first[1:])  # it may just have made room for another one
+                ]
+
+    def _drawn(self, newer: Sequence[str], older: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+        """The first parts of the newer and the older clips that a refresh trains on."""
         firsts = [[member for member in members if member[0] == "0"] for members in (newer, older)]
         share, at_least = self._settings.feature_older_share, self._settings.refresh_min_clips
-        drawn = chosen(*firsts, most=most, share=share, at_least=at_least)
-        parts = await self._parts(run_id, origin, {first[1:] for firsts in drawn for first in firsts}, [*newer, *older])
-        return [
-            KeptClip(name=first[1:], parts=parts[first[1:]], older=at == 1)
-            for at, firsts in enumerate(drawn)
-            for first in firsts
-            if parts[first[1:]]  # it is lost, or may just have made room for another one
-        ]
+        return chosen(*firsts, most=most, share=share, at_least=at_least)
 
     async def touch(self, run_id: str) -> None:
         """Note a sign of life of the run: its motion and its versions are kept as long as after a clip."""
@@ -172,22 +184,22 @@ class RunStore:
         """The parts of newer or older clips in the order of the reservoir."""
         return await self._link.since(self._keys.kept(age, origin.value, run_id), 0)
 
-    async def _parts(
-        self, run_id: str, origin: Origin, names: Set[str], members: Sequence[str]
-    ) -> dict[str, tuple[bytes, ...]]:
-        """The leading parts of each named clip that are still kept, none of a clip of which a file is gone."""
-        wanted = [member for member in members if member[1:] in names]  # by part, so each clip's are in order
-        found: dict[str, list[bytes]] = {name: [] for name in names}
+    async def _parts(self, run_id: str, origin: Origin, members: Sequence[str]) -> dict[str, list[bytes]] | None:
+        """The leading parts of each clip that are still kept, by its name. None if a clip is lost.
+
+        `members` are in order of the parts.
+        """
+        found: dict[str, list[bytes]] = {}
         gone: list[str] = []
-        for start in range(0, len(wanted), READ_PARTS):  # in steps, so that Redis can answer others in between
-            step = wanted[start : start + READ_PARTS]
-            for member, data in await self._bytes(run_id, origin, step):
+        for start in range(0, len(members), READ_PARTS):  # in steps, so that Redis can answer others in between
+            for member, data in await self._bytes(run_id, origin, members[start : start + READ_PARTS]):
+                parts = found.setdefault(member[1:], [])
                 if data is None:
                     gone.append(member)
-                elif len(found[member[1:]]) == int(member[0]):
-                    found[member[1:]].append(data)
+                elif len(parts) == int(member[0]):
+                    parts.append(data)
         lost, _ = await self._lose(run_id, origin, gone)
-        return {name: () if name[16:] in lost else tuple(parts) for name, parts in found.items()}
+        return None if lost else found
 
     async def _bytes(self, run_id: str, origin: Origin, members: Sequence[str]) -> list[tuple[str, bytes | None]]:
         """The bytes of those of these parts that are still kept: None if they are gone."""

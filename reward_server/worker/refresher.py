@@ -128,7 +128,6 @@ class Refresher:
     async def _made(self, refresh: Refresh, halt: threading.Event) -> Made:
         began_s = time.monotonic()
         start = await patiently(lambda: _unless(halt, lambda: self._start(refresh, began_s)))
-        self._check_lost(refresh.request.run_id, start)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._training.train, refresh, start, halt)
 
@@ -138,6 +137,8 @@ class Refresher:
         real = await store.clips(run_id, Origin.REAL, request.max_real)
         rollouts = await store.clips(run_id, Origin.ROLLOUT, request.max_rollouts)
         anchor_real, anchor_rollouts = [await store.anchor(run_id, origin) for origin in Origin]
+        missing_real, missing_rollouts = [await store.missing(run_id, origin) for origin in Origin]
+        await self._check_kept(run_id, len(missing_real) + len(missing_rollouts))
         return Start(
             began_s=began_s,
             previous=previous,
@@ -147,19 +148,19 @@ class Refresher:
             cut_ms=cut_ms,
             scored_real=await store.num_scored(run_id, Origin.REAL, cut_ms),
             scored_rollouts=await store.num_scored(run_id, Origin.ROLLOUT, cut_ms),
-            missing_real=await store.missing(run_id, Origin.REAL),  # also those that were just found to be lost
-            missing_rollouts=await store.missing(run_id, Origin.ROLLOUT),
+            missing_real=missing_real,
+            missing_rollouts=missing_rollouts,
             real=real,
             rollouts=rollouts,
             anchor_real=anchor_real,
             anchor_rollouts=anchor_rollouts,
         )
 
-    def _check_lost(self, run_id: str, start: Start) -> None:
+    async def _check_kept(self, run_id: str, num_missing: int) -> None:
         """Raises UnknownRun or TooFewClips if clips were lost after the refresh was admitted, and too few are left."""
-        real, rollouts, missing = len(start.real), len(start.rollouts), [*start.missing_real, *start.missing_rollouts]
+        real, rollouts = [await self._store.num_kept(run_id, origin) for origin in Origin]
         if min(real, rollouts) < self._settings.refresh_min_clips:
-            raise too_few(run_id, self._settings, real, rollouts, len(missing))
+            raise too_few(run_id, self._settings, real, rollouts, num_missing)
 
 
 def told_clips(response: RefreshResponse) -> str:

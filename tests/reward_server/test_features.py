@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from protos.client import AsyncRewardClient, RequestRefused
 from protos.types import Origin
-from reward_server.errors import NotReady, Overloaded, RefreshFailed
+from reward_server.errors import NotReady, Overloaded, RefreshFailed, TooFewClips
 from reward_server.pipeline import Pipeline
 from reward_server.queue import feature_sweep, features, scripts
 from reward_server.queue.feature_folder import FeatureFolder, check_folder
@@ -175,7 +175,7 @@ async def test_redis_refers_to_a_file_once_it_is_on_the_disk(
 ) -> None:
     """After a loss of power Redis referred to files that were empty or not there."""
     store = (await open_queue(filed())).worker.store
-    synced: dict[int, int] = {}
+    synced: dict[int, int] = {}  # three files and their folder
     sync, run = os.fsync, RedisLink.run
 
     def and_note(opened: int) -> None:
@@ -184,13 +184,13 @@ async def test_redis_refers_to_a_file_once_it_is_on_the_disk(
 
     async def after_the_disk(self: RedisLink, script: scripts.Script, *args: Argument) -> object:
         if script is scripts.KEEP_CLIP:
-            assert numbers_and_sizes([*files_of(folder), folder]) == synced
+            assert numbers_and_sizes(files_of(folder)).items() <= synced.items() and len(synced) == 3 + 1
         return await run(self, script, *args)
 
     monkeypatch.setattr(os, "fsync", and_note)
     monkeypatch.setattr(RedisLink, "run", after_the_disk)
     await keep(store, CLIPS[:1])
-    assert referred(await kept_values(redis, "r")) == names(folder) and len(synced) == 3 + 1
+    assert referred(await kept_values(redis, "r")) == names(folder)
 
 
 async def test_nobody_else_may_read_the_files(
@@ -239,6 +239,30 @@ async def test_too_few_clips_after_a_loss_are_refused_with_the_reason(
         for _ in range(2):  # found lost by a worker, then known at admission
             with pytest.raises(RequestRefused, match=r"unknown_run: .* for 8 more that were scored .* files are gone"):
                 await client.refresh(QUICK)
+
+
+async def test_other_clips_take_the_places_of_lost_ones(
+    open_queue: OpenQueue, filed: Filed, folder: Path, small_pipeline: Pipeline, redis: Redis
+) -> None:
+    """With max_real=2 two lost clips of six left none, and the refresh was refused for too few clips."""
+    store = (await open_queue(filed())).worker.store
+    await fill(store, "run-1", num=6)
+    for clip in await store.clips("run-1", Origin.REAL, 2):
+        value = await redis.hget(KEYS.clips("real", "run-1"), clip.name[16:])
+        assert value
+        (folder / name_of(value)).unlink()
+    async with served(filed(), small_pipeline) as doors:
+        done = await doors.service.refresh(replace(QUICK, steps=1, max_real=2))
+    assert (done.num_real, len(done.missing_real)) == (2, 2)
+
+
+async def test_a_small_limit_is_not_told_as_a_loss(
+    open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
+) -> None:
+    await fill((await open_queue()).worker.store, "run-1", num=3)
+    async with served(make_settings(), small_pipeline) as doors:
+        with pytest.raises(TooFewClips, match="1 real clips of 1 and 3 rollouts of 3 share their length"):
+            await doors.service.refresh(replace(QUICK, steps=1, max_real=1))
 
 
 async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(

@@ -78,7 +78,7 @@ async def test_a_full_redis_is_told_to_the_caller_and_to_the_next_refresh(
     assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
     assert await queue.door.store.missing("run-1", Origin.ROLLOUT) == ()
     assert (await queue.door.counts())["not_kept"] == 4
-    with pytest.raises(UnknownRun, match="for 4 more that were scored there was no room"):
+    with pytest.raises(UnknownRun, match="are kept: for 4 that were scored there was no room"):
         await queue.door.refreshes.admit(QUICK)
     assert 0 < await redis.ttl(KEYS.missing("real", "run-1")) <= 86400
 

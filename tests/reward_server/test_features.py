@@ -20,7 +20,7 @@ from protos.client import AsyncRewardClient, RequestRefused
 from protos.types import Origin
 from reward_server.errors import NotReady, Overloaded, RefreshFailed, TooFewClips
 from reward_server.pipeline import Pipeline
-from reward_server.queue import feature_sweep, features, scripts
+from reward_server.queue import feature_sweep, features, scripts, sweep
 from reward_server.queue.feature_folder import FeatureFolder, check_folder
 from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
 from reward_server.queue.features import REFERENCE, InFolder, Value
@@ -553,3 +553,20 @@ async def test_servers_that_share_a_folder_leave_each_others_files_alone(
     age(files_of(other), LEAST_S * 3)
     await FeatureFiles(queue.worker._link, KEYS, place, life_s=LEAST_S).tidy()
     assert len(names(folder)) == len(names(other)) == 3 and other != folder
+
+
+async def test_a_sweep_that_failed_is_tried_again_before_its_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a lifetime of a day the next try was six hours later."""
+    monkeypatch.setattr(sweep, "RETRY_S", 0.01)
+    again, num_tries = asyncio.Event(), itertools.count(1)
+
+    async def tidy() -> None:
+        if next(num_tries) < 3:
+            raise NotReady("Redis is away")
+        again.set()
+
+    sweeping = sweep.Sweep("test", tidy, tick_s=3600)
+    sweeping.start()
+    async with asyncio.timeout(20):
+        await again.wait()
+    await sweeping.stop()

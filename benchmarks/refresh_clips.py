@@ -74,7 +74,7 @@ async def fill(store: RunStore, plan: Plan, parts: Sequence[bytes], buffer: int)
     for group in range(plan.groups):
         for at in range(1 + plan.rollouts):
             origin, job_id = Origin.ROLLOUT if at else Origin.REAL, f"{buffer}-{group}-{at}"
-            await store.keep_clip("bench", origin, job_id, parts, group_id=f"{buffer}-{group}")
+            await store.motion.keep_clip("bench", origin, job_id, parts, group_id=f"{buffer}-{group}")
 
 
 async def rows_of(store: RunStore, plan: Plan, parts: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -82,13 +82,13 @@ async def rows_of(store: RunStore, plan: Plan, parts: Sequence[bytes]) -> list[d
     until_ms = await store.now_ms()
     rows = []
     for origin in Origin:
-        kept = await store.clips("bench", origin)
+        kept = await store.motion.clips("bench", origin)
         read = [read_clip(clip.parts) for clip in kept]
         newer = [clip.name[16:].split("-") for clip in kept if not clip.older]
         rows.append(
             {
                 "origin": origin.value,
-                "scored": await store.num_scored("bench", origin, until_ms),
+                "scored": await store.motion.num_scored("bench", origin, until_ms),
                 "trained_on": len(newer),
                 "groups": len({group for _, group, _ in newer}),
                 "older": len(kept) - len(newer),

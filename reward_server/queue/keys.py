@@ -44,7 +44,7 @@ Jobs:
     workers            sorted set of live workers. A worker counts as live for lease_s after a heartbeat
     models, loaded     hashes from live workers to their models, and to the names of the versions that they have loaded
 
-Clips and versions of a run, for its refreshes (run_store.py):
+Clips and versions of a run, for its refreshes (run_motion.py, run_store.py):
     kept-clips:<origin>:<run>  hash from job to the first part of its packed motion, at most feature_max_clips and, with
                                kept-more, feature_max_bytes. reservoir.lua says which are kept. All keys of the
                                reservoir live feature_ttl_s after the run's latest clip of that origin, or its latest

@@ -41,7 +41,7 @@ class KeptClips:
         """
         while self._folder and not stop.is_set():
             try:
-                return await self._store.check_features()
+                return await self._store.motion.check()
             except OSError as error:
                 raise cannot_keep(self._folder, error) from error
             except AWAY as error:
@@ -60,7 +60,7 @@ class KeptClips:
             return scored
         log.warning("a clip is not kept for refreshes", job_id=job.id, why=why)
         run_id, clip_key = job.context.run_id, job.context.idempotency_key
-        await patiently(lambda: self._store.miss_clip(run_id, origin, job.id, clip_key=clip_key))
+        await patiently(lambda: self._store.motion.miss_clip(run_id, origin, job.id, clip_key=clip_key))
         return replace(scored, result=_warned(reward, f"no refresh of the run can train on this clip: {why}"))
 
     async def _refusal(self, job: Job, origin: Origin, features: Sequence[bytes]) -> str:
@@ -78,7 +78,7 @@ class KeptClips:
         context = job.context
         names = {"group_id": context.group_id, "clip_key": context.idempotency_key}
         try:
-            kept = await self._store.keep_clip(context.run_id, origin, job.id, features, **names)
+            kept = await self._store.motion.keep_clip(context.run_id, origin, job.id, features, **names)
         except Overloaded:
             return FULL, True
         except OSError as error:

@@ -101,7 +101,7 @@ async def test_files_hold_the_same_sample_and_redis_only_refers_to_it(
             store = (await open_queue(settings)).worker.store
             await keep(store, CLIPS, run_id=run_id)
             await keep(store, CLIPS[:7], run_id=run_id)  # redelivered
-            found.append(await store.clips(run_id, Origin.ROLLOUT))
+            found.append(await store.motion.clips(run_id, Origin.ROLLOUT))
         assert found[0] == found[1] and found[0]
         assert referred(await kept_values(redis, run_id)) == names(folder)
         sizes = await redis.hvals(KEYS.kept("sizes", "rollout", run_id))
@@ -118,13 +118,13 @@ async def test_clips_of_earlier_buffers_give_room_by_the_bytes_of_their_files(
     queue = await open_queue(filed(feature_max_bytes=8 * 20))
     store = queue.worker.store
     for seed in range(2):
-        await store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
+        await store.motion.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
     await keep(store, CLIPS, run_id="run-1")
     await publish(queue, await store.now_ms())
     held = await redis.hgetall(KEYS.kept("bytes", "rollout", "run-1"))
     assert (int(held[b"newer"]), int(held[b"older"])) == (0, 160)
     await keep(store, CLIPS, run_id="run-1", prefix="later-")
-    assert [clip.older for clip in await store.clips("run-1", Origin.ROLLOUT)] == [False] * 15 + [True] * 5
+    assert [clip.older for clip in await store.motion.clips("run-1", Origin.ROLLOUT)] == [False] * 15 + [True] * 5
     assert len(names(folder)) == 20 + 2
 
 
@@ -133,12 +133,12 @@ async def test_the_anchor_set_keeps_its_files_and_the_rest_of_its_clips_goes(
 ) -> None:
     store = (await open_queue(filed())).worker.store
     await keep(store, CLIPS[:6])
-    before = await store.clips("r", Origin.ROLLOUT)
-    await store.freeze_anchor("r", [clip.name for clip in before[:2]])
-    assert sorted(await store.anchor("r", Origin.ROLLOUT)) == sorted(clip.parts[0] for clip in before[:2])
+    before = await store.motion.clips("r", Origin.ROLLOUT)
+    await store.motion.freeze_anchor("r", [clip.name for clip in before[:2]])
+    assert sorted(await store.motion.anchor("r", Origin.ROLLOUT)) == sorted(clip.parts[0] for clip in before[:2])
     anchored = referred(await redis.hvals(KEYS.anchor("rollout", "r")))
     assert names(folder) == anchored | referred(await kept_values(redis, "r")) and len(names(folder)) == 2 + 4 * 3
-    await store.freeze_anchor("r", [clip.name for clip in before[2:]])  # a run that has a set keeps it
+    await store.motion.freeze_anchor("r", [clip.name for clip in before[2:]])  # a run that has a set keeps it
     assert len(names(folder)) == 2 + 4 * 3
 
 
@@ -248,7 +248,7 @@ async def test_other_clips_take_the_places_of_lost_ones(
     """With max_real=2 two lost clips of six left none, and the refresh was refused for too few clips."""
     store = (await open_queue(filed())).worker.store
     await fill(store, "run-1", num=6)
-    for clip in await store.clips("run-1", Origin.REAL, 2):
+    for clip in await store.motion.clips("run-1", Origin.REAL, 2):
         value = await redis.hget(KEYS.clips("real", "run-1"), clip.name[16:])
         assert value
         (folder / name_of(value)).unlink()
@@ -280,8 +280,8 @@ async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(
         return await get(self, values)
 
     monkeypatch.setattr(InFolder, "get", after_a_removal)
-    assert sum(len(clip.parts) for clip in await store.clips("r", Origin.ROLLOUT)) == 4
-    assert await store.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
+    assert sum(len(clip.parts) for clip in await store.motion.clips("r", Origin.ROLLOUT)) == 4
+    assert await store.motion.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
 
 
 @pytest.mark.parametrize("origin", Origin)
@@ -291,8 +291,8 @@ async def test_an_anchor_set_of_which_too_few_files_are_left_is_dropped_with_a_w
     """What was left of it went on as the set, or none was, and nobody was told that the gate was off."""
     store = (await open_queue(filed(gate_min_clips=2))).worker.store
     await fill(store, "run-1", num=4)
-    held = {each: await store.clips("run-1", each) for each in Origin}
-    await store.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
+    held = {each: await store.motion.clips("run-1", each) for each in Origin}
+    await store.motion.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
 
     async def lose(*numbers: int) -> None:
         for number in numbers:
@@ -302,17 +302,19 @@ async def test_an_anchor_set_of_which_too_few_files_are_left_is_dropped_with_a_w
 
     await lose(0)
     with structlog.testing.capture_logs() as logs:
-        assert len(await store.anchor("run-1", origin)) == 3
+        assert len(await store.motion.anchor("run-1", origin)) == 3
     assert "anchor set" not in str(logs)
     await lose(1, 2)
     with structlog.testing.capture_logs() as logs:
-        assert await store.anchor("run-1", origin) == []
+        assert await store.motion.anchor("run-1", origin) == []
     assert [log["run_id"] for log in logs if "no anchor set any more" in log["event"]] == ["run-1"]
-    assert [await store.anchor("run-1", each) for each in Origin] == [[], []]
-    assert len(await store.missing("run-1", origin)) == 3
+    assert [await store.motion.anchor("run-1", each) for each in Origin] == [[], []]
+    assert len(await store.motion.missing("run-1", origin)) == 3
     await fill(store, "run-1", num=5)
-    await store.freeze_anchor("run-1", [clip.name for each in Origin for clip in await store.clips("run-1", each)])
-    assert [len(await store.anchor("run-1", each)) for each in Origin] == [5, 5]
+    await store.motion.freeze_anchor(
+        "run-1", [clip.name for each in Origin for clip in await store.motion.clips("run-1", each)]
+    )
+    assert [len(await store.motion.anchor("run-1", each)) for each in Origin] == [5, 5]
 
 
 # --- folders that are refused, and workers with different ones ------------------------------------------
@@ -344,7 +346,7 @@ async def test_a_clip_whose_file_cannot_be_written_gets_its_reward_and_is_told(
     assert [warnings(outcome) for outcome in outcomes] == [["not_kept"]] * 2 and outcomes[0].reward
     told = outcomes[0].reward.provenance.warnings[0].message
     assert f"to {folder.parent}: No space left on device; free its disk" in told and names(folder) == set()
-    assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
+    assert sorted(await queue.door.store.motion.missing("run-1", Origin.REAL)) == sorted(job_ids)
 
 
 async def test_a_worker_with_a_folder_reads_what_others_kept_in_redis_and_the_others_say_what_they_need(
@@ -353,10 +355,10 @@ async def test_a_worker_with_a_folder_reads_what_others_kept_in_redis_and_the_ot
     with_folder, without = [(await open_queue(settings)).worker.store for settings in (filed(), make_settings())]
     await keep(without, CLIPS[:2])
     await keep(with_folder, CLIPS[2:4])
-    assert [len(clip.parts) for clip in await with_folder.clips("r", Origin.ROLLOUT)] == [3] * 4
+    assert [len(clip.parts) for clip in await with_folder.motion.clips("r", Origin.ROLLOUT)] == [3] * 4
     with pytest.raises(RefreshFailed, match=r"MOTION_REWARD_FEATURE_DIR to the same folder for all workers"):
-        await without.clips("r", Origin.ROLLOUT)
-    assert len(names(folder)) == 6 and await without.missing("r", Origin.ROLLOUT) == ()
+        await without.motion.clips("r", Origin.ROLLOUT)
+    assert len(names(folder)) == 6 and await without.motion.missing("r", Origin.ROLLOUT) == ()
 
 
 async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
@@ -369,8 +371,8 @@ async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
         path.unlink()
         path.mkdir()
     with pytest.raises(RefreshFailed, match=r"cannot be read \(Is a directory\)"):
-        await store.clips("r", Origin.ROLLOUT)
-    assert await store.missing("r", Origin.ROLLOUT) == ()
+        await store.motion.clips("r", Origin.ROLLOUT)
+    assert await store.motion.missing("r", Origin.ROLLOUT) == ()
 
 
 async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
@@ -382,8 +384,10 @@ async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
     store, lost = [(await open_queue(settings)).worker.store for settings in (filed(), elsewhere)]
     await keep(store, CLIPS[:3])
     with pytest.raises(RefreshFailed, match=r"lacks the folder 'f{32}' of this Redis.* the same folder"):
-        await lost.clips("r", Origin.ROLLOUT)
-    assert await lost.missing("r", Origin.ROLLOUT) == () and len(await store.clips("r", Origin.ROLLOUT)) == 3
+        await lost.motion.clips("r", Origin.ROLLOUT)
+    assert (
+        await lost.motion.missing("r", Origin.ROLLOUT) == () and len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
+    )
     with pytest.raises(NotReady, match=r"elsewhere/embedded \(it lacks the folder 'f{32}' of this Redis"):
         await run_worker(elsewhere, Packing(), asyncio.Event())
 
@@ -411,14 +415,17 @@ async def test_a_folder_that_vanishes_loses_no_clip_and_gets_no_new_file(
     if when == "before":
         unmount()
     with pytest.raises(RefreshFailed, match="lacks the folder"):
-        await store.clips("r", Origin.ROLLOUT)
+        await store.motion.clips("r", Origin.ROLLOUT)
     with pytest.raises(OSError, match="lacks the folder"):
         await keep(store, CLIPS[3:4])
     assert not list(mounted.iterdir())
     mounted.rmdir()
     away.rename(mounted)
     monkeypatch.undo()
-    assert len(await store.clips("r", Origin.ROLLOUT)) == 3 and await store.missing("r", Origin.ROLLOUT) == ()
+    assert (
+        len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
+        and await store.motion.missing("r", Origin.ROLLOUT) == ()
+    )
 
 
 async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed) -> None:
@@ -451,7 +458,7 @@ async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
     store = queue.worker.store
     for run_id in ("expired", "live"):
         await keep(store, CLIPS[:3], run_id=run_id)
-    await store.freeze_anchor("live", [(await store.clips("live", Origin.ROLLOUT))[0].name])
+    await store.motion.freeze_anchor("live", [(await store.motion.clips("live", Origin.ROLLOUT))[0].name])
     live = referred([*await kept_values(redis, "live"), *await redis.hvals(KEYS.anchor("rollout", "live"))])
     assert len(live) == 1 + 2 * 3
     for key in await redis.keys("*:expired"):

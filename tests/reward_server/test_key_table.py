@@ -125,7 +125,7 @@ async def dead_letter(queue: Queue, redis: Redis) -> None:
 async def refreshed(queue: Queue) -> None:
     """A refresh that is published, one that is running, and a clip for which there was no room."""
     await fill(queue.worker.store, "run-1", num=2)
-    await queue.worker.store.miss_clip("run-1", Origin.REAL, "missed")
+    await queue.worker.store.motion.miss_clip("run-1", Origin.REAL, "missed")
     refresh = await claimed(queue, QUICK)
     await queue.worker.store.stage("v", b"discriminators", b"training")
     version = Version(name="v", digest="0", number=1, base="pixels-2", preprocessing_digest="none")

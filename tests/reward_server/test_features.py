@@ -385,9 +385,8 @@ async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
     await keep(store, CLIPS[:3])
     with pytest.raises(RefreshFailed, match=r"lacks the folder 'f{32}' of this Redis.* the same folder"):
         await lost.motion.clips("r", Origin.ROLLOUT)
-    assert (
-        await lost.motion.missing("r", Origin.ROLLOUT) == () and len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
-    )
+    assert await lost.motion.missing("r", Origin.ROLLOUT) == ()
+    assert len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
     with pytest.raises(NotReady, match=r"elsewhere/embedded \(it lacks the folder 'f{32}' of this Redis"):
         await run_worker(elsewhere, Packing(), asyncio.Event())
 
@@ -422,10 +421,8 @@ async def test_a_folder_that_vanishes_loses_no_clip_and_gets_no_new_file(
     mounted.rmdir()
     away.rename(mounted)
     monkeypatch.undo()
-    assert (
-        len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
-        and await store.motion.missing("r", Origin.ROLLOUT) == ()
-    )
+    assert len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
+    assert await store.motion.missing("r", Origin.ROLLOUT) == ()
 
 
 async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed) -> None:

@@ -124,7 +124,7 @@ class InFolder:
                 await self._folder.path()  # a folder that has just vanished has lost no clip
         except OSError as error:
             raise RefreshFailed(
-                f"motion features in {error.filename} cannot be read ({error.strerror}); give all workers the same "
+                f"motion features in {self._folder.home} cannot be read ({error.strerror}); give all workers the same "
                 "folder (MOTION_REWARD_FEATURE_DIR), make it readable, then refresh again"
             ) from error
         return found

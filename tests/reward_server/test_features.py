@@ -370,7 +370,7 @@ async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
     for path in files_of(folder):
         path.unlink()
         path.mkdir()
-    with pytest.raises(RefreshFailed, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(RefreshFailed, match=rf"in {folder.parent} cannot be read \(Is a directory\)"):
         await store.motion.clips("r", Origin.ROLLOUT)
     assert await store.motion.missing("r", Origin.ROLLOUT) == ()
 

@@ -32,6 +32,7 @@ from protos.types import DiscriminatorRefresh, Origin, RefreshRequest, RefreshRe
 from reward_server.profiles.packed import CHANNEL_SCALE
 from reward_server.profiles.run_clips import GROUP, read_clip, split
 from reward_server.queue import scripts
+from reward_server.queue.feature_folder import check_folder
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink, connect
 from reward_server.queue.refreshes import RefreshRequests, RefreshWork
@@ -73,7 +74,7 @@ async def fill(store: RunStore, plan: Plan, parts: Sequence[bytes], buffer: int)
     for group in range(plan.groups):
         for at in range(1 + plan.rollouts):
             origin, job_id = Origin.ROLLOUT if at else Origin.REAL, f"{buffer}-{group}-{at}"
-            await store.keep_clip("bench", origin, job_id, parts, group_id=f"{buffer}-{group}")
+            await store.motion.keep_clip("bench", origin, job_id, parts, group_id=f"{buffer}-{group}")
 
 
 async def rows_of(store: RunStore, plan: Plan, parts: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -81,13 +82,13 @@ async def rows_of(store: RunStore, plan: Plan, parts: Sequence[bytes]) -> list[d
     until_ms = await store.now_ms()
     rows = []
     for origin in Origin:
-        kept = await store.clips("bench", origin)
+        kept = await store.motion.clips("bench", origin)
         read = [read_clip(clip.parts) for clip in kept]
         newer = [clip.name[16:].split("-") for clip in kept if not clip.older]
         rows.append(
             {
                 "origin": origin.value,
-                "scored": await store.num_scored("bench", origin, until_ms),
+                "scored": await store.motion.num_scored("bench", origin, until_ms),
                 "trained_on": len(newer),
                 "groups": len({group for _, group, _ in newer}),
                 "older": len(kept) - len(newer),
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(
             profile=args.profile, data_dir=data_dir, feature_max_bytes=args.mib * MIB, feature_dir=feature_dir
         )
+        check_folder(settings)
         with PrivateRedis(settings) as redis:
             result = asyncio.run(measured(plan, settings.model_copy(update={"redis_url": SecretStr(redis.url)})))
     print(f"a clip has {result['clip_mib']} MiB; the newest {result['newest']} of each origin fitted, so rollouts of")

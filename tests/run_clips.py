@@ -43,4 +43,4 @@ async def fill(store: RunStore, run_id: str, num: int = 4) -> None:
         for seed in range(num):
             group_id = f"group-{seed}"
             parts = packed(origin, seed, group_id=group_id)
-            await store.keep_clip(run_id, origin, f"{origin}-{seed}", parts, group_id=group_id)
+            await store.motion.keep_clip(run_id, origin, f"{origin}-{seed}", parts, group_id=group_id)

@@ -1,9 +1,9 @@
 """Deletes files of kept motion that nothing in Redis refers to: of expired runs, and of writes that were cut short.
 
 A file that Redis refers to is touched now and then, and any other is deleted once it has not been touched for
-feature_ttl_s, and for LEAST_S at least. So a worker has time to store the reference to a file that it has just written,
-and the workers of another queue that shares the folder can say that they need theirs. Times are those of the folder's
-clock, because machines need not agree.
+feature_ttl_s, and for LEAST_S at least. So a worker has time to store the reference to a file that it has just written.
+Only the folder of this Redis is swept (feature_folder.py). Times are those of the folder's clock, because machines need
+not agree.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from reward_server.queue.features import REFERENCE, Part, folder_of
+from reward_server.queue.feature_folder import FeatureFolder, cannot_keep, folder_of
+from reward_server.queue.features import REFERENCE, Part
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink
 from reward_server.queue.sweep import Sweep
@@ -27,7 +28,7 @@ from reward_server.settings import Settings
 LEAST_S = 3600.0
 STEP = 256  # files that are looked up in Redis together
 LONGEST_LINE = 8192
-OURS = re.compile(r"\.?([0-9a-f]{32})(\.\d+\.partial)?")  # a file of features.py, or one that was not finished
+OURS = re.compile(r"[0-9a-f]{32}")  # a file of features.py
 
 log = structlog.get_logger(__name__)
 
@@ -45,38 +46,55 @@ def feature_sweep(link: RedisLink, keys: Keys, settings: Settings) -> Sweep | No
     """The sweep of a worker's folder, if it has one."""
     if not (folder := folder_of(settings)):
         return None
-    files = FeatureFiles(link, keys, folder, life_s=max(LEAST_S, settings.feature_ttl_s))
+    files = FeatureFiles(link, keys, FeatureFolder(link, keys, folder), life_s=max(LEAST_S, settings.feature_ttl_s))
     return Sweep("files of motion features", files.tidy, files.life_s / 4)
 
 
 class FeatureFiles:
     """The files of kept motion in a folder, which live `life_s` after they were last touched."""
 
-    def __init__(self, link: RedisLink, keys: Keys, folder: Path, *, life_s: float) -> None:
+    def __init__(self, link: RedisLink, keys: Keys, folder: FeatureFolder, *, life_s: float) -> None:
         self._link, self._keys, self._folder, self.life_s = link, keys, folder, life_s
+        self._failures: list[OSError] = []  # of this round
 
     async def tidy(self) -> None:
-        """Touch files that Redis refers to, and delete old ones to which it does not. Raises NotReady and OSError."""
-        old, num_deleted = await asyncio.to_thread(lambda: list(self._old())), 0
+        """Touch files that Redis refers to, and delete old ones to which it does not. Raises NotReady."""
+        self._failures.clear()
+        try:
+            folder = await self._folder.path()
+            old, num_deleted = await asyncio.to_thread(lambda: list(self._old(folder))), 0
+        except OSError as error:
+            raise cannot_keep(self._folder.home, error) from error
         for start in range(0, len(old), STEP):
             step = old[start : start + STEP]
             num_deleted += await asyncio.to_thread(self._settle, step, await self._named(step))
         if num_deleted:
-            log.info("deleted files of motion that no run refers to", files=num_deleted, folder=str(self._folder))
+            log.info("deleted files of motion that no run refers to", files=num_deleted, folder=str(folder))
+        if self._failures:
+            told = "cannot sweep some files of motion; run all workers as one user, and give it these files"
+            log.warning(told, files=len(self._failures), one=str(self._failures[0]))
 
-    def _old(self) -> Iterator[OldFile]:
-        if not self._folder.is_dir():
-            return  # nothing has been kept yet
-        clock = self._folder / ".clock"
-        clock.touch()
+    def _old(self, folder: Path) -> Iterator[OldFile]:
+        clock = folder / ".clock"
+        clock.touch(mode=0o600)
         now_s = clock.stat().st_mtime
-        for entry in os.scandir(self._folder):
-            with suppress(FileNotFoundError):  # another worker has just deleted it
-                age_s = now_s - entry.stat().st_mtime
-                if OURS.fullmatch(entry.name) and age_s > self.life_s / 2:
-                    path = Path(entry.path)
-                    with path.open("rb") as file:
-                        yield OldFile(path=path, age_s=age_s, part=Part.of_line(file.readline(LONGEST_LINE)))
+        for entry in os.scandir(folder):
+            if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with self._going_on():
+                    age_s = now_s - entry.stat().st_mtime
+                    if age_s > self.life_s / 2:
+                        path = Path(entry.path)
+                        yield OldFile(path=path, age_s=age_s, part=_part(path))
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """One bad file must not hold up the others."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass  # another worker has just deleted it
+        except OSError as error:
+            self._failures.append(error)
 
     async def _named(self, files: Sequence[OldFile]) -> set[str]:
         """The names of files that Redis refers to, in the places where these would be referred to."""
@@ -93,10 +111,15 @@ class FeatureFiles:
         """Touch or delete each file. Returns how many were deleted."""
         num_deleted = 0
         for file in files:
-            with suppress(FileNotFoundError):
+            with self._going_on():
                 if file.path.name in named:
                     os.utime(file.path)
                 elif file.age_s > self.life_s:
                     file.path.unlink()
                     num_deleted += 1
         return num_deleted
+
+
+def _part(path: Path) -> Part | None:
+    with path.open("rb") as file:
+        return Part.of_line(file.readline(LONGEST_LINE))

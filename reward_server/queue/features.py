@@ -1,8 +1,8 @@
 """Says where the bytes of kept motion are: in Redis, or in files of a folder that all workers share.
 
 What Redis holds for a part of a clip is its value: the bytes, or a short reference to a file with its digest. The
-scripts need not know which (lua/shared/reservoir.lua). A worker with the folder reads both. feature_sweep.py deletes
-files that no reference names any more.
+scripts need not know which (lua/shared/reservoir.lua). A worker with the folder reads both. feature_folder.py finds the
+folder, and feature_sweep.py deletes files that no reference names any more.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-import structlog
-
-from reward_server.errors import NotReady, RefreshFailed
-from reward_server.replacing import replacing
+from reward_server.errors import RefreshFailed
+from reward_server.queue.feature_folder import FeatureFolder, folder_of
+from reward_server.queue.keys import Keys
+from reward_server.queue.redis_link import RedisLink
 from reward_server.settings import Settings
 
 REFERENCE = re.compile(rb"file:([0-9a-f]{32}):([0-9a-f]{64})")  # the name and the digest; no packed motion begins so
-
-log = structlog.get_logger(__name__)
+MEMBER = re.compile(r"[0-7][0-9a-f]{16}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,29 @@ class Part:
 
     @classmethod
     def of_line(cls, line: bytes) -> Part | None:
-        """None if the line is not whole."""
-        with suppress(ValueError, TypeError):
-            return cls(**json.loads(line))
+        """None if the line is not whole, or not one of these."""
+        with suppress(ValueError, TypeError, RecursionError):
+            part = cls(**json.loads(line))
+            "".join(astuple(part)).encode()  # raises, unless all are texts that Redis takes
+            return part if MEMBER.match(part.member) else None
         return None
 
 
-class Features(Protocol):
-    """Where the bytes of kept motion are."""
+class Value(NamedTuple):
+    """What lua/keep_clip.lua is told of a part."""
 
-    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[bytes]:
-        """Store the parts of a clip, by its name in the reservoir, and return their values. Raises OSError."""
+    size: int | str  # the bytes that a reference stands for; "" if the value is the bytes
+    value: bytes
+
+
+class Features(Protocol):
+    """Where the bytes of kept motion are. Methods raise NotReady without Redis."""
+
+    async def check(self) -> None:
+        """Raises OSError if they cannot be there."""
+
+    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[Value]:
+        """Store the parts of a clip, by its name in the reservoir. Raises OSError."""
 
     async def get(self, values: Sequence[bytes]) -> list[bytes | None]:
         """The bytes of each value: None if they are gone or damaged. Raises RefreshFailed if they cannot be read."""
@@ -61,38 +73,20 @@ class Features(Protocol):
         """Delete what the values refer to."""
 
 
-def features_of(settings: Settings) -> Features:
+def features_of(link: RedisLink, keys: Keys, settings: Settings) -> Features:
     """Where these settings keep motion."""
     folder = folder_of(settings)
-    return InFolder(folder) if folder else InRedis()
-
-
-def folder_of(settings: Settings) -> Path | None:
-    """The folder for the motion of the served profile, if it is to be kept in files."""
-    return settings.feature_dir / settings.profile if settings.feature_dir else None
-
-
-def check_folder(settings: Settings) -> None:
-    """Raises NotReady if motion is to be kept in a folder in which no file can be written."""
-    if not (folder := folder_of(settings)):
-        return
-    try:
-        path = folder / f"{uuid.uuid4().hex}.check"
-        with replacing(path) as partial:
-            partial.write_bytes(b"motion")
-        path.unlink()
-    except OSError as error:
-        raise NotReady(
-            f"motion features cannot be kept in {folder} ({error.strerror}); make it writable, give another folder "
-            "(MOTION_REWARD_FEATURE_DIR), or unset it to keep them in Redis"
-        ) from error
+    return InFolder(FeatureFolder(link, keys, folder)) if folder else InRedis()
 
 
 class InRedis:
     """The values are the bytes."""
 
-    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[bytes]:
-        return list(parts)
+    async def check(self) -> None:
+        """Redis says itself if it is full."""
+
+    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[Value]:
+        return [Value("", part) for part in parts]
 
     async def get(self, values: Sequence[bytes]) -> list[bytes | None]:
         num = sum(REFERENCE.fullmatch(value) is not None for value in values)
@@ -110,56 +104,83 @@ class InRedis:
 class InFolder:
     """Each part is a file with a name of its own. The values refer to them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: FeatureFolder) -> None:
         self._folder = folder
 
-    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[bytes]:
+    async def check(self) -> None:
+        await self._folder.path()
+
+    async def put(self, run_id: str, origin: str, name: str, parts: Sequence[bytes]) -> list[Value]:
         lines = [Part(run_id=run_id, origin=origin, member=f"{at}{name}").line() for at in range(len(parts))]
-        return await asyncio.to_thread(self._write, lines, parts)
+        return await asyncio.to_thread(_write, await self._folder.path(), lines, parts)
 
     async def get(self, values: Sequence[bytes]) -> list[bytes | None]:
-        return await asyncio.to_thread(lambda: [self._read(value) for value in values])
-
-    async def drop(self, values: Sequence[bytes]) -> None:
-        await asyncio.to_thread(self._unlink, values)
-
-    def _write(self, lines: Sequence[bytes], parts: Sequence[bytes]) -> list[bytes]:
-        values: list[bytes] = []
+        if not any(map(REFERENCE.fullmatch, values)):
+            return list(values)  # workers without the folder kept them
         try:
-            for line, data in zip(lines, parts, strict=True):
-                name, digest = uuid.uuid4().hex, hashlib.sha256(line)
-                digest.update(data)
-                with replacing(self._folder / name) as partial, partial.open("wb") as file:
-                    file.writelines((line, data))
-                values.append(f"file:{name}:{digest.hexdigest()}".encode())
-        except OSError:
-            self._unlink(values)
-            raise
-        return values
-
-    def _read(self, value: bytes) -> bytes | None:
-        reference = REFERENCE.fullmatch(value)
-        if not reference:
-            return value  # a worker without the folder kept it
-        path, digest = self._folder / reference[1].decode(), reference[2].decode()
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            log.warning("a file of kept motion is gone", file=str(path))
-            return None
+            folder = await self._folder.path()
+            found = await asyncio.to_thread(lambda: [_read(folder, value) for value in values])
+            if None in found:
+                await self._folder.path()  # a folder that has just vanished has lost no clip
         except OSError as error:
             raise RefreshFailed(
-                f"motion features in {path} cannot be read ({error.strerror}); make the folder of "
-                "MOTION_REWARD_FEATURE_DIR readable, then refresh again"
+                f"motion features in {self._folder.home} cannot be read ({error.strerror}); give all workers the same "
+                "folder (MOTION_REWARD_FEATURE_DIR), make it readable, then refresh again"
             ) from error
-        if hashlib.sha256(content).hexdigest() != digest:
-            log.warning("a file of kept motion is damaged: it has another digest than its reference", file=str(path))
-            return None
-        return content.partition(b"\n")[2]
+        return found
 
-    def _unlink(self, values: Sequence[bytes]) -> None:
-        """Delete the files. What cannot be deleted now is left to the sweep."""
-        for value in values:
-            if reference := REFERENCE.fullmatch(value):
-                with suppress(OSError):
-                    (self._folder / reference[1].decode()).unlink(missing_ok=True)
+    async def drop(self, values: Sequence[bytes]) -> None:
+        await asyncio.to_thread(_unlink, self._folder.latest, values)
+
+
+def _write(folder: Path, lines: Sequence[bytes], parts: Sequence[bytes]) -> list[Value]:
+    """Write the files to the disk. Redis refers to them only afterwards, so nobody reads half a file."""
+    values: list[Value] = []
+    try:
+        for line, data in zip(lines, parts, strict=True):
+            name, digest = uuid.uuid4().hex, hashlib.sha256(line)
+            digest.update(data)
+            values.append(Value(len(data), f"file:{name}:{digest.hexdigest()}".encode()))
+            with open(folder / name, "xb", opener=_private) as file:
+                file.writelines((line, data))
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(folder)
+    except OSError:
+        _unlink(folder, [value for _, value in values])
+        raise
+    return values
+
+
+def _sync(folder: Path) -> None:
+    """Write the names of new files to the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _read(folder: Path, value: bytes) -> bytes | None:
+    """The bytes of a value. None if its file is gone, or has another digest."""
+    reference = REFERENCE.fullmatch(value)
+    if not reference:
+        return value
+    try:
+        content = (folder / reference[1].decode()).read_bytes()
+    except FileNotFoundError:
+        return None
+    whole = hashlib.sha256(content).hexdigest() == reference[2].decode()
+    return content.partition(b"\n")[2] if whole else None
+
+
+def _unlink(folder: Path, values: Sequence[bytes]) -> None:
+    """Delete the files. What cannot be deleted now is left to the sweep."""
+    for value in values:
+        if reference := REFERENCE.fullmatch(value):
+            with suppress(OSError):
+                (folder / reference[1].decode()).unlink(missing_ok=True)

@@ -44,7 +44,7 @@ Jobs:
     workers            sorted set of live workers. A worker counts as live for lease_s after a heartbeat
     models, loaded     hashes from live workers to their models, and to the names of the versions that they have loaded
 
-Clips and versions of a run, for its refreshes (run_store.py):
+Clips and versions of a run, for its refreshes (run_motion.py, run_store.py):
     kept-clips:<origin>:<run>  hash from job to the first part of its packed motion, at most feature_max_clips and, with
                                kept-more, feature_max_bytes. reservoir.lua says which are kept. All keys of the
                                reservoir live feature_ttl_s after the run's latest clip of that origin, or its latest
@@ -52,6 +52,7 @@ Clips and versions of a run, for its refreshes (run_store.py):
     kept-more:<origin>:<run>   the same for the other parts, by the part's digit and the job
     kept-sizes:<origin>:<run>  hash from the part's digit and the job to the bytes of each part that is kept as a file:
                                the two hashes above then hold only a reference to it (features.py)
+    feature-folder     name of the folder of these files, a random id. Lives for ever, as what it names
     kept-newer:<origin>:<run>  sorted set of the parts of clips since the latest refresh, by what they are worth
     kept-older:<origin>:<run>  the same for earlier clips
     kept-bytes:<origin>:<run>  hash: the bytes of both
@@ -156,6 +157,10 @@ class Keys:
         if member[0] == "0":
             return self.clips(origin, run_id), member[17:]
         return self.kept("more", origin, run_id), member[0] + member[17:]
+
+    @property
+    def feature_folder(self) -> str:
+        return f"{self.prefix}:feature-folder"
 
     def anchor(self, origin: str, run_id: str) -> str:
         return f"{self.prefix}:anchor:{origin}:{run_id}"

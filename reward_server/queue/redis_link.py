@@ -123,6 +123,18 @@ class RedisLink:
             value: bytes | None = await self._redis.get(key)
         return value
 
+    async def text(self, key: str) -> str:
+        """A short value. Empty if there is none."""
+        return (await self.get(key) or b"").decode()
+
+    async def agreed(self, key: str, value: str) -> str:
+        """Store a value that never expires, unless there is one. Returns the one that is there then."""
+        async with _answered(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.setnx(key, value)
+            pipeline.get(key)
+            _, held = await pipeline.execute()
+        return str(held.decode())
+
     async def put_large(self, key: str, value: bytes, *, life_s: int) -> None:
         """Store a value as a list of chunks, in one transaction. A single string is limited to 512 MiB."""
         chunks = [value[start : start + CHUNK_BYTES] for start in range(0, len(value), CHUNK_BYTES)]
@@ -203,6 +215,11 @@ class RedisLink:
         async with _answered():
             held = await self._redis.hgetall(key)
         return {name.decode(): value for name, value in held.items()}
+
+    async def hash_size(self, key: str) -> int:
+        """The number of fields of a hash."""
+        async with _answered():
+            return int(await self._redis.hlen(key))
 
     async def hash_numbers(self, key: str) -> dict[str, int]:
         """All fields of a hash of integers."""

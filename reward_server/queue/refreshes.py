@@ -259,18 +259,22 @@ class SharedNews:
 
 
 def too_few(run_id: str, limits: Settings, real: int, rollouts: int, missing: int) -> RefreshError:
-    """The error for a run of which fewer clips are kept than a refresh needs."""
-    also = f"; for {missing} more that were scored there was no room (warning `not_kept`), or their files are gone"
-    also = also if missing else ""
+    """The error for a run of which fewer clips are kept than a refresh needs. `missing`: scored, but not kept."""
+    unkept = "there was no room (warning `not_kept`), or their files are gone"
     if real + rollouts == 0:
-        return UnknownRun(
-            f"no clips of run '{run_id}' are kept{also}: none were submitted with this run_id and their origin, or "
-            f"they have expired, {limits.feature_ttl_s} s (feature_ttl_s) after the run's last sign of life, or "
-            "Redis lost them; submit clips again (the trainer does with refresh.recompute=true), then refresh"
+        unsent = (
+            f"none were submitted with this run_id and their origin, or they have expired, {limits.feature_ttl_s} s "
+            "(feature_ttl_s) after the run's last sign of life, or Redis lost them"
         )
+        why = f"for {missing} that were scored {unkept}" if missing else unsent
+        return UnknownRun(
+            f"no clips of run '{run_id}' are kept: {why}; submit clips again (the trainer does with "
+            "refresh.recompute=true), then refresh"
+        )
+    others = f"; for {missing} others {unkept}" if missing else ""
     return TooFewClips(
-        f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs "
-        f"{limits.refresh_min_clips} of each (refresh_min_clips){also}; submit more clips with their origin first"
+        f"run '{run_id}' has {real} real clips and {rollouts} rollouts, a refresh needs {limits.refresh_min_clips} of "
+        f"each (refresh_min_clips){others}; submit more clips with their origin first"
     )
 
 

@@ -1,31 +1,22 @@
-"""Stores in Redis what a training run needs for refreshes: the motion of its clips, and discriminator versions.
+"""Stores in Redis what a training run needs for refreshes: its discriminator versions, and the motion of its clips.
 
-The motion is that of a random sample of the clips (lua/shared/reservoir.lua), in Redis or in files (features.py). A
-worker stores it before it settles the job. A caller who has all outcomes of a buffer can therefore ask for a refresh at
-once. Keys and their lifetimes are in keys.py.
+The motion is in run_motion.py. Keys and their lifetimes are in keys.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
-from protos.types import Origin
-from reward_server.errors import Overloaded, RefreshFailed, VersionNotServed
+from reward_server.errors import RefreshFailed, VersionNotServed
 from reward_server.queue import scripts
-from reward_server.queue.features import features_of
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink
-from reward_server.queue.reservoir import Drawn, KeptClip, chosen
+from reward_server.queue.run_motion import RunMotion
 from reward_server.settings import Settings
 
 STAGE_S = 600
 RUN_LABEL = 64  # characters of a run's id in the names of its versions
-READ_PARTS = 16
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,152 +32,19 @@ class Version:
 
 
 class RunStore:
-    """The runs' clips and versions. Both sides of the queue have one. Methods raise NotReady without Redis."""
+    """The runs' versions, and their motion. Both sides of the queue have one. Methods raise NotReady without Redis."""
 
     def __init__(self, link: RedisLink, keys: Keys, settings: Settings) -> None:
         self._link, self._keys, self._settings = link, keys, settings
-        self._features = features_of(settings)
-
-    async def keep_clip(
-        self,
-        run_id: str,
-        origin: Origin,
-        job_id: str,
-        parts: Sequence[bytes],
-        *,
-        group_id: str = "",
-        clip_key: str = "",
-    ) -> bool:
-        """Let a clip take part in the draw of those that a refresh of the run trains on, and keep it if it is drawn.
-
-        `parts` are those of `pack_clip`. `clip_key` names the clip, also if another job scores it. A second call for
-        the same clip changes nothing. False if the first part alone is larger than feature_max_bytes. Raises Overloaded
-        if Redis is full, and OSError if a file cannot be written.
-        """
-        limits, drawn = self._settings, Drawn.of(run_id, job_id, group_id, clip_key)
-        share = f"{limits.feature_older_share:.6f}"
-        bounds = (limits.feature_max_clips, limits.feature_max_bytes, share, limits.feature_ttl_s)
-        asked = (run_id, origin.value, drawn.name, drawn.group, *bounds)
-        wanted = int(await self._link.run(scripts.PLACE_CLIP, *asked, *map(len, parts)))
-        if wanted > 0:  # most clips of a large buffer are not, so they are not sent
-            await self._put(asked, run_id, origin, drawn.name, parts[:wanted])
-        return wanted >= 0
-
-    async def _put(
-        self, asked: tuple[str | int, ...], run_id: str, origin: Origin, name: str, parts: Sequence[bytes]
-    ) -> None:
-        values = await self._features.put(run_id, origin.value, name, parts)
-        sized = [each for part, value in zip(parts, values, strict=True) for each in (_size(part, value), value)]
-        try:
-            removed = await self._link.run(scripts.KEEP_CLIP, *asked, self._settings.version_ttl_s, *sized)
-        except Overloaded:
-            await self._features.drop(values)
-            raise
-        await self._features.drop(removed)
-
-    async def miss_clip(self, run_id: str, origin: Origin, job_id: str, *, clip_key: str = "") -> None:
-        """Note that a clip was scored, but is not kept. This works in a full Redis too."""
-        name = Drawn.of(run_id, job_id, "", clip_key).name
-        await self._link.run(scripts.MISS_CLIP, run_id, origin.value, name, self._settings.feature_ttl_s)
-
-    async def missing(self, run_id: str, origin: Origin) -> tuple[str, ...]:
-        """The jobs noted since the run's latest version was published, oldest first: the last 1024.
-
-        `miss_clip` notes them, and `clips` and `anchor` those whose files are gone.
-        """
-        [latest] = await self._link.list_items(self._keys.versions(run_id), 0, 0) or [b""]
-        [[published_ms]] = await self._link.hash_rows([self._keys.version(latest.decode())], "published_ms")
-        return await self._link.since(self._keys.missing(origin.value, run_id), int(published_ms or 0))
+        self.motion = RunMotion(link, keys, settings)
 
     async def now_ms(self) -> int:
         """The time on Redis's clock."""
         return int(await self._link.now_s() * 1000)
 
-    async def num_scored(self, run_id: str, origin: Origin, until_ms: int) -> int:
-        """How many of the run's clips were scored since its latest refresh, until a time on Redis's clock."""
-        return await self._link.count_until(self._keys.kept("scored", origin.value, run_id), until_ms)
-
-    async def clips(self, run_id: str, origin: Origin, most: int = 0) -> list[KeptClip]:
-        """The clips that a refresh of the run trains on, at most `most` (0: no limit), newer ones first.
-
-        Clips of all groups come before second clips of a group. Those whose files are gone are no longer kept.
-        """
-        newer, older = [await self._members(age, run_id, origin) for age in ("newer", "older")]
-        firsts = [[member for member in members if member[0] == "0"] for members in (newer, older)]
-        share, at_least = self._settings.feature_older_share, self._settings.refresh_min_clips
-        drawn = chosen(*firsts, most=most, share=share, at_least=at_least)
-        parts = await self._parts(run_id, origin, {first[1:] for firsts in drawn for first in firsts}, [*newer, *older])
-        return [
-            KeptClip(name=first[1:], parts=parts[first[1:]], older=at == 1)
-            for at, firsts in enumerate(drawn)
-            for first in firsts
-            if parts[first[1:]]  # it is lost, or may just have made room for another one
-        ]
-
     async def touch(self, run_id: str) -> None:
         """Note a sign of life of the run: its motion and its versions are kept as long as after a clip."""
         await self._link.run(scripts.TOUCH_RUN, run_id, self._settings.feature_ttl_s, self._settings.version_ttl_s)
-
-    async def freeze_anchor(self, run_id: str, names: Sequence[str]) -> None:
-        """Move these clips out of the run's reservoir, to its anchor set. A run that has one keeps it."""
-        removed = await self._link.run(scripts.FREEZE_ANCHOR, run_id, self._settings.version_ttl_s, *names)
-        await self._features.drop(removed)
-
-    async def anchor(self, run_id: str, origin: Origin) -> list[bytes]:
-        """The first parts of the clips of the run's anchor set, in the order of their names.
-
-        Those whose files are gone leave the set. If no clip of an origin is left in it, the run has none any more.
-        """
-        held = sorted((await self._link.hash_items(self._keys.anchor(origin.value, run_id))).items())
-        found = await self._features.get([value for _, value in held])
-        gone = [f"0{name}" for (name, _), data in zip(held, found, strict=True) if data is None]
-        await self._lose(run_id, origin, gone)
-        return [data for data in found if data is not None]
-
-    async def _lose(self, run_id: str, origin: Origin, members: Sequence[str]) -> set[str]:
-        """Keep clips no longer of which these parts are gone, and note them as missing. Returns their jobs.
-
-        A part that was removed from Redis meanwhile is not lost.
-        """
-        if not members:
-            return set()
-        life_s = self._settings.feature_ttl_s
-        lost, removed = await self._link.run(scripts.LOSE_CLIPS, run_id, origin.value, life_s, *members)
-        await self._features.drop(removed)
-        jobs = {job.decode() for job in lost}
-        if jobs:
-            log.warning(
-                "clips are not kept any more: their files are gone or damaged", run_id=run_id, jobs=sorted(jobs)
-            )
-        return jobs
-
-    async def _members(self, age: str, run_id: str, origin: Origin) -> tuple[str, ...]:
-        """The parts of newer or older clips in the order of the reservoir."""
-        return await self._link.since(self._keys.kept(age, origin.value, run_id), 0)
-
-    async def _parts(
-        self, run_id: str, origin: Origin, names: Set[str], members: Sequence[str]
-    ) -> dict[str, tuple[bytes, ...]]:
-        """The leading parts of each named clip that are still kept, none of a clip of which a file is gone."""
-        wanted = [member for member in members if member[1:] in names]  # by part, so each clip's are in order
-        found: dict[str, list[bytes]] = {name: [] for name in names}
-        gone: list[str] = []
-        for start in range(0, len(wanted), READ_PARTS):  # in steps, so that Redis can answer others in between
-            step = wanted[start : start + READ_PARTS]
-            for member, data in await self._bytes(run_id, origin, step):
-                if data is None:
-                    gone.append(member)
-                elif len(found[member[1:]]) == int(member[0]):
-                    found[member[1:]].append(data)
-        lost = await self._lose(run_id, origin, gone)
-        return {name: () if name[16:] in lost else tuple(parts) for name, parts in found.items()}
-
-    async def _bytes(self, run_id: str, origin: Origin, members: Sequence[str]) -> list[tuple[str, bytes | None]]:
-        """The bytes of those of these parts that are still kept: None if they are gone."""
-        values = await self._link.hash_values([self._keys.part(member, origin.value, run_id) for member in members])
-        held = [(member, value) for member, value in zip(members, values, strict=True) if value is not None]
-        found = await self._features.get([value for _, value in held])
-        return [(member, data) for (member, _), data in zip(held, found, strict=True)]
 
     async def latest(self, run_id: str) -> Version | None:
         """The run's latest version. None before its first refresh."""
@@ -241,8 +99,3 @@ class RunStore:
         """
         await self._link.put_large(self._keys.discriminators(version), discriminators, life_s=STAGE_S)
         await self._link.put_large(self._keys.training(version), training, life_s=STAGE_S)
-
-
-def _size(part: bytes, value: bytes) -> int | str:
-    """What lua/keep_clip.lua is told: the bytes that a reference stands for, nothing of a value that is the bytes."""
-    return "" if value is part else len(part)

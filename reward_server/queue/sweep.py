@@ -10,11 +10,13 @@ import structlog
 from reward_server.errors import RewardServerError
 from reward_server.queue.redis_link import end_task
 
+RETRY_S = 60.0
+
 log = structlog.get_logger(__name__)
 
 
 class Sweep:
-    """Calls `tidy` every `tick_s`, from `start` to `stop`. It tries again while Redis does not answer."""
+    """Calls `tidy` every `tick_s`, from `start` to `stop`. After an error it tries again within RETRY_S."""
 
     def __init__(self, name: str, tidy: Callable[[], Awaitable[None]], tick_s: float) -> None:
         self._name, self._tidy, self._tick_s = name, tidy, tick_s
@@ -29,10 +31,12 @@ class Sweep:
 
     async def _run(self) -> None:
         while True:
+            wait_s = min(self._tick_s, RETRY_S)
             try:
                 await self._tidy()
+                wait_s = self._tick_s
             except RewardServerError as error:
-                log.warning(f"cannot sweep {self._name}, trying again", error=str(error), retry_s=self._tick_s)
+                log.warning(f"cannot sweep {self._name}, trying again", error=str(error), retry_s=wait_s)
             except Exception:
                 log.exception(f"the sweep of {self._name} failed; it goes on")
-            await asyncio.sleep(self._tick_s)
+            await asyncio.sleep(wait_s)

@@ -24,7 +24,7 @@ from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.errors import NotReady
 from reward_server.queue.door_queue import DoorQueue
-from reward_server.queue.features import check_folder
+from reward_server.queue.feature_folder import check_folder
 from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scorer
 from reward_server.serving.private_redis import PrivateRedis

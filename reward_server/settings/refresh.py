@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from protos.types import REFRESH_STEP_S, REFRESH_TIMEOUT_S
 from reward_server.settings.group import MIB, Group
@@ -27,8 +27,8 @@ class RefreshSettings(Group):
     )
     feature_dir: Path | None = Field(
         None,
-        description="Folder, shared by all workers, in which motion features are kept as files. Redis then holds only "
-        "references to them. Default: none, they are in Redis.",
+        description="Folder, shared by all workers, in which motion features are kept as files. An absolute path. "
+        "Redis then holds only references to them. Default: none, they are in Redis.",
     )
     feature_older_share: float = Field(
         0.25,
@@ -106,6 +106,14 @@ class RefreshSettings(Group):
         ge=1,
         description="How long a run's versions are kept after its last clip or refresh, in seconds.",
     )
+
+    @field_validator("feature_dir")
+    @classmethod
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        """Workers have different working directories. An empty variable gives '.'."""
+        if value and not value.is_absolute():
+            raise ValueError(f"'{value}' is not an absolute path; give one, or unset it to keep motion in Redis")
+        return value
 
     def refresh_life_s(self, steps: int) -> float:
         """How long a refresh of this many steps may take."""

@@ -1,7 +1,8 @@
 """The refresh gate: a new version that is worse than its parent on the run's anchor set is not published.
 
 A run's anchor set is the clips that its first large enough refresh held out. It stays the same for all later refreshes,
-and no refresh trains on it. A run that has had too few clips for one has no gate.
+and no refresh trains on it. A clip whose file is lost leaves it, and if that leaves fewer than gate_min_clips of an
+origin, the next large enough refresh makes a new set. A run that has none, also in between, has no gate.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ import structlog
 
 from protos.types import ClipWarning, Origin, Reward
 from reward_server.errors import Overloaded
-from reward_server.queue.redis_link import patiently
+from reward_server.queue.feature_folder import cannot_keep, folder_of
+from reward_server.queue.redis_link import AWAY, PAUSE_S, patiently
 from reward_server.queue.run_store import RunStore
 from reward_server.queue.worker_queue import Job
 from reward_server.scorer import Scored
@@ -22,7 +23,6 @@ from reward_server.settings import Settings
 
 FULL_PAUSES_S = (0.0, 0.2, 0.8, 3.0)  # before each try; other jobs that end meanwhile free memory
 FULL = "Redis is at its memory limit; give it more, or send fewer clips at once"
-UNWRITTEN = "no file can be written in the folder of feature_dir; make room there, or make it writable"
 
 log = structlog.get_logger("worker")
 
@@ -32,6 +32,21 @@ class KeptClips:
 
     def __init__(self, store: RunStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
+        self._folder = folder_of(settings)
+
+    async def check_folder(self, stop: asyncio.Event) -> None:
+        """Raises NotReady if motion is to be kept in files, and their folder is not the one of this Redis.
+
+        Waits while Redis is unreachable, until `stop` is set.
+        """
+        while self._folder and not stop.is_set():
+            try:
+                return await self._store.motion.check()
+            except OSError as error:
+                raise cannot_keep(self._folder, error) from error
+            except AWAY as error:
+                log.warning("waiting for Redis, to look for the folder of motion", error=str(error))
+            await asyncio.sleep(PAUSE_S[0])
 
     async def keep(self, job: Job, scored: Scored) -> Scored:
         """Store the clip's motion if a refresh may train on it. Returns the result, with a warning if it is not kept.
@@ -45,7 +60,7 @@ class KeptClips:
             return scored
         log.warning("a clip is not kept for refreshes", job_id=job.id, why=why)
         run_id, clip_key = job.context.run_id, job.context.idempotency_key
-        await patiently(lambda: self._store.miss_clip(run_id, origin, job.id, clip_key=clip_key))
+        await patiently(lambda: self._store.motion.miss_clip(run_id, origin, job.id, clip_key=clip_key))
         return replace(scored, result=_warned(reward, f"no refresh of the run can train on this clip: {why}"))
 
     async def _refusal(self, job: Job, origin: Origin, features: Sequence[bytes]) -> str:
@@ -53,23 +68,27 @@ class KeptClips:
         why = ""
         for pause_s in FULL_PAUSES_S:
             await asyncio.sleep(pause_s)
-            why = await patiently(lambda: self._tried(job, origin, features))
-            if why not in (FULL, UNWRITTEN):
+            why, may_pass = await patiently(lambda: self._tried(job, origin, features))
+            if not may_pass:
                 break
         return why
 
-    async def _tried(self, job: Job, origin: Origin, features: Sequence[bytes]) -> str:
+    async def _tried(self, job: Job, origin: Origin, features: Sequence[bytes]) -> tuple[str, bool]:
+        """The same after one try, and whether another one may store it."""
         context = job.context
         names = {"group_id": context.group_id, "clip_key": context.idempotency_key}
         try:
-            kept = await self._store.keep_clip(context.run_id, origin, job.id, features, **names)
+            kept = await self._store.motion.keep_clip(context.run_id, origin, job.id, features, **names)
         except Overloaded:
-            return FULL
+            return FULL, True
         except OSError as error:
-            log.warning("cannot write motion features", job_id=job.id, error=str(error))
-            return UNWRITTEN
+            return (
+                f"the worker cannot write its motion to {self._folder}: {error.strerror}; free its disk, make it "
+                "writable, or set MOTION_REWARD_FEATURE_DIR"
+            ), True
         limit = self._settings.feature_max_bytes
-        return "" if kept else f"its motion takes {len(features[0])} bytes, the limit is {limit} (feature_max_bytes)"
+        too_large = f"its motion takes {len(features[0])} bytes, the limit is {limit} (feature_max_bytes)"
+        return ("" if kept else too_large), False
 
 
 def _warned(reward: Reward, message: str) -> Reward:

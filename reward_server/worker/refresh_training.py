@@ -51,7 +51,7 @@ class Start:
     cut_ms: int  # on Redis's clock: the clips until then are those that the refresh knows
     scored_real: int  # since the refresh before
     scored_rollouts: int
-    missing_real: tuple[str, ...]  # jobs whose clips were scored, but for which there was no memory
+    missing_real: tuple[str, ...]  # jobs whose clips were scored, but for which there was no room or no file
     missing_rollouts: tuple[str, ...]
     real: Sequence[KeptClip]
     rollouts: Sequence[KeptClip]

@@ -80,8 +80,9 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Then finish held jobs for at most settings.drain_s, and hand back the rest.
 
-        Raises the error of a task that failed unexpectedly.
+        Raises the error of a task that failed unexpectedly, and NotReady if the folder for motion is a wrong one.
         """
+        await self._clips.check_folder(stop)
         log.info("working", worker=self.id, discriminator_version=self._scorer.model.discriminator_version)
         claiming, refreshing = self._spawn(self._claim(stop)), self._spawn(self._refresher.run(stop))
         for loop in (self._share(), self._keep(stop), self._score(), self._hand.move_after(stop)):

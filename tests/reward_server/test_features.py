@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
+from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from protos.client import AsyncRewardClient, RequestRefused
 from protos.types import Origin
-from reward_server.errors import NotReady, Overloaded, RefreshFailed
+from reward_server.errors import NotReady, Overloaded, RefreshFailed, TooFewClips
 from reward_server.pipeline import Pipeline
-from reward_server.queue import feature_sweep
+from reward_server.queue import feature_sweep, features, scripts, sweep
+from reward_server.queue.feature_folder import FeatureFolder, check_folder
 from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
-from reward_server.queue.features import REFERENCE, InFolder
+from reward_server.queue.features import REFERENCE, InFolder, Value
+from reward_server.queue.redis_link import Argument, RedisLink
+from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.serve import run_server, run_workers
 from reward_server.settings import Settings
 from reward_server.worker import kept_clips
+from reward_server.worker.worker import run_worker
 from tests.conftest import MakeSettings, OpenQueue
 from tests.reward_server.test_kept_clips import Packing, clips, warnings
 from tests.reward_server.test_refresh import KEYS, QUICK, served
@@ -32,15 +41,19 @@ Filed = Callable[..., Settings]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where the embedded profile's files are."""
-    return tmp_path / "features" / "embedded"
+def filed(make_settings: MakeSettings, tmp_path: Path) -> Filed:
+    """Makes settings that keep motion in files, in a folder that a worker has used."""
+    check_folder(make_settings(feature_dir=tmp_path / "features"))
+    return lambda **fields: make_settings(**{"feature_dir": tmp_path / "features"} | fields)
 
 
 @pytest.fixture
-def filed(make_settings: MakeSettings, folder: Path) -> Filed:
-    """Makes settings that keep motion in files."""
-    return lambda **fields: make_settings(feature_dir=folder.parent, **fields)
+async def folder(tmp_path: Path, filed: Filed, redis: Redis) -> Path:
+    """Where the files of the embedded profile and of this Redis are."""
+    await redis.set(KEYS.feature_folder, "f" * 32)
+    path = tmp_path / "features" / "embedded" / ("f" * 32)
+    path.mkdir()
+    return path
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -49,6 +62,10 @@ def files_of(folder: Path) -> list[Path]:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in files_of(folder)}
+
+
+def numbers_and_sizes(paths: Iterable[Path]) -> dict[int, int]:
+    return {path.stat().st_ino: path.stat().st_size for path in paths}
 
 
 def delete(paths: Iterable[Path]) -> None:
@@ -80,11 +97,11 @@ async def test_files_hold_the_same_sample_and_redis_only_refers_to_it(
     for room in (8 * 5, 8 * NUM_GROUPS * 2, 8 * len(CLIPS) + 4 * 9 + 2, 14 * len(CLIPS)):
         found, run_id = [], f"run-{room}"
         for settings in (make_settings(feature_max_bytes=room), filed(feature_max_bytes=room)):
-            await redis.flushall()
+            await redis.delete(*await redis.keys("*:kept-*"), "none")
             store = (await open_queue(settings)).worker.store
             await keep(store, CLIPS, run_id=run_id)
             await keep(store, CLIPS[:7], run_id=run_id)  # redelivered
-            found.append(await store.clips(run_id, Origin.ROLLOUT))
+            found.append(await store.motion.clips(run_id, Origin.ROLLOUT))
         assert found[0] == found[1] and found[0]
         assert referred(await kept_values(redis, run_id)) == names(folder)
         sizes = await redis.hvals(KEYS.kept("sizes", "rollout", run_id))
@@ -101,13 +118,13 @@ async def test_clips_of_earlier_buffers_give_room_by_the_bytes_of_their_files(
     queue = await open_queue(filed(feature_max_bytes=8 * 20))
     store = queue.worker.store
     for seed in range(2):
-        await store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
+        await store.motion.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
     await keep(store, CLIPS, run_id="run-1")
     await publish(queue, await store.now_ms())
     held = await redis.hgetall(KEYS.kept("bytes", "rollout", "run-1"))
     assert (int(held[b"newer"]), int(held[b"older"])) == (0, 160)
     await keep(store, CLIPS, run_id="run-1", prefix="later-")
-    assert [clip.older for clip in await store.clips("run-1", Origin.ROLLOUT)] == [False] * 15 + [True] * 5
+    assert [clip.older for clip in await store.motion.clips("run-1", Origin.ROLLOUT)] == [False] * 15 + [True] * 5
     assert len(names(folder)) == 20 + 2
 
 
@@ -116,12 +133,12 @@ async def test_the_anchor_set_keeps_its_files_and_the_rest_of_its_clips_goes(
 ) -> None:
     store = (await open_queue(filed())).worker.store
     await keep(store, CLIPS[:6])
-    before = await store.clips("r", Origin.ROLLOUT)
-    await store.freeze_anchor("r", [clip.name for clip in before[:2]])
-    assert sorted(await store.anchor("r", Origin.ROLLOUT)) == sorted(clip.parts[0] for clip in before[:2])
+    before = await store.motion.clips("r", Origin.ROLLOUT)
+    await store.motion.freeze_anchor("r", [clip.name for clip in before[:2]])
+    assert sorted(await store.motion.anchor("r", Origin.ROLLOUT)) == sorted(clip.parts[0] for clip in before[:2])
     anchored = referred(await redis.hvals(KEYS.anchor("rollout", "r")))
     assert names(folder) == anchored | referred(await kept_values(redis, "r")) and len(names(folder)) == 2 + 4 * 3
-    await store.freeze_anchor("r", [clip.name for clip in before[2:]])  # a run that has a set keeps it
+    await store.motion.freeze_anchor("r", [clip.name for clip in before[2:]])  # a run that has a set keeps it
     assert len(names(folder)) == 2 + 4 * 3
 
 
@@ -140,7 +157,7 @@ async def test_a_full_redis_leaves_no_file(
     store = (await open_queue(filed())).worker.store
     put = InFolder.put
 
-    async def and_fill_redis(self: InFolder, *args: object) -> list[bytes]:
+    async def and_fill_redis(self: InFolder, *args: object) -> list[Value]:
         await redis.config_set("maxmemory", 1)
         return await put(self, *args)  # type: ignore[arg-type]
 
@@ -151,6 +168,38 @@ async def test_a_full_redis_leaves_no_file(
     finally:
         await redis.config_set("maxmemory", 0)
     assert names(folder) == set()
+
+
+async def test_redis_refers_to_a_file_once_it_is_on_the_disk(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power Redis referred to files that were empty or not there."""
+    store = (await open_queue(filed())).worker.store
+    synced: dict[int, int] = {}  # three files and their folder
+    sync, run = os.fsync, RedisLink.run
+
+    def and_note(opened: int) -> None:
+        sync(opened)
+        synced[os.fstat(opened).st_ino] = os.fstat(opened).st_size
+
+    async def after_the_disk(self: RedisLink, script: scripts.Script, *args: Argument) -> object:
+        if script is scripts.KEEP_CLIP:
+            assert numbers_and_sizes(files_of(folder)).items() <= synced.items() and len(synced) == 3 + 1
+        return await run(self, script, *args)
+
+    monkeypatch.setattr(os, "fsync", and_note)
+    monkeypatch.setattr(RedisLink, "run", after_the_disk)
+    await keep(store, CLIPS[:1])
+    assert referred(await kept_values(redis, "r")) == names(folder)
+
+
+async def test_nobody_else_may_read_the_files(
+    open_queue: OpenQueue, filed: Filed, redis: Redis, tmp_path: Path
+) -> None:
+    await keep((await open_queue(filed())).worker.store, CLIPS[:1])
+    made = [path for path in (tmp_path / "features").rglob("*") if path.name != ".clock"]
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700, 0o700, 0o600, 0o600, 0o600]
+    assert (tmp_path / "features").stat().st_mode & 0o777 == 0o700
 
 
 # --- files that are gone ------------------------------------------------------------------------------
@@ -186,10 +235,35 @@ async def test_too_few_clips_after_a_loss_are_refused_with_the_reason(
     """The trainer has the buffer measured again after these errors."""
     await fill((await open_queue(filed())).worker.store, "run-1", num=4)
     delete(files_of(folder))
+    told = r"unknown_run: .* are kept: for 8 that were scored .* their files are gone; submit"
     async with served(filed(), small_pipeline) as doors, AsyncRewardClient(doors.grpc_url) as client:
         for _ in range(2):  # found lost by a worker, then known at admission
-            with pytest.raises(RequestRefused, match=r"unknown_run: .* for 8 more that were scored .* files are gone"):
+            with pytest.raises(RequestRefused, match=told):
                 await client.refresh(QUICK)
+
+
+async def test_other_clips_take_the_places_of_lost_ones(
+    open_queue: OpenQueue, filed: Filed, folder: Path, small_pipeline: Pipeline, redis: Redis
+) -> None:
+    """With max_real=2 two lost clips of six left none, and the refresh was refused for too few clips."""
+    store = (await open_queue(filed())).worker.store
+    await fill(store, "run-1", num=6)
+    for clip in await store.motion.clips("run-1", Origin.REAL, 2):
+        value = await redis.hget(KEYS.clips("real", "run-1"), clip.name[16:])
+        assert value
+        (folder / name_of(value)).unlink()
+    async with served(filed(), small_pipeline) as doors:
+        done = await doors.service.refresh(replace(QUICK, steps=1, max_real=2))
+    assert (done.num_real, len(done.missing_real)) == (2, 2)
+
+
+async def test_a_small_limit_is_not_told_as_a_loss(
+    open_queue: OpenQueue, make_settings: MakeSettings, small_pipeline: Pipeline
+) -> None:
+    await fill((await open_queue()).worker.store, "run-1", num=3)
+    async with served(make_settings(), small_pipeline) as doors:
+        with pytest.raises(TooFewClips, match="1 real clips of 1 and 3 rollouts of 3 share their length"):
+            await doors.service.refresh(replace(QUICK, steps=1, max_real=1))
 
 
 async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(
@@ -206,28 +280,41 @@ async def test_a_part_that_was_removed_while_it_was_read_is_not_lost(
         return await get(self, values)
 
     monkeypatch.setattr(InFolder, "get", after_a_removal)
-    assert sum(len(clip.parts) for clip in await store.clips("r", Origin.ROLLOUT)) == 4
-    assert await store.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
+    assert sum(len(clip.parts) for clip in await store.motion.clips("r", Origin.ROLLOUT)) == 4
+    assert await store.motion.missing("r", Origin.ROLLOUT) == () and await redis.hlen(KEYS.clips("rollout", "r")) == 4
 
 
-async def test_lost_files_of_the_anchor_set_are_told_and_a_set_of_one_origin_is_none(
-    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis
+@pytest.mark.parametrize("origin", Origin)
+async def test_an_anchor_set_of_which_too_few_files_are_left_is_dropped_with_a_warning(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis: Redis, origin: Origin
 ) -> None:
-    store = (await open_queue(filed())).worker.store
-    await fill(store, "run-1", num=2)
-    held = {origin: await store.clips("run-1", origin) for origin in Origin}
-    await store.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
-    for number, expected in ((1, (1, 2)), (2, (0, 0))):  # one real clip is lost, then the other
-        lost = held[Origin.REAL][number - 1].name
-        value = await redis.hget(KEYS.anchor("real", "run-1"), lost)
-        assert value
-        (folder / name_of(value)).unlink()
-        left = [await store.anchor("run-1", origin) for origin in Origin]
-        assert tuple(map(len, left)) == expected
-        assert len(await store.missing("run-1", Origin.REAL)) == number
-    await fill(store, "run-1", num=3)
-    await store.freeze_anchor("run-1", [clip.name for clip in await store.clips("run-1", Origin.REAL)])
-    assert len(await store.anchor("run-1", Origin.REAL)) == 3
+    """What was left of it went on as the set, or none was, and nobody was told that the gate was off."""
+    store = (await open_queue(filed(gate_min_clips=2))).worker.store
+    await fill(store, "run-1", num=4)
+    held = {each: await store.motion.clips("run-1", each) for each in Origin}
+    await store.motion.freeze_anchor("run-1", [clip.name for clips in held.values() for clip in clips])
+
+    async def lose(*numbers: int) -> None:
+        for number in numbers:
+            value = await redis.hget(KEYS.anchor(origin.value, "run-1"), held[origin][number].name)
+            assert value
+            (folder / name_of(value)).unlink()
+
+    await lose(0)
+    with structlog.testing.capture_logs() as logs:
+        assert len(await store.motion.anchor("run-1", origin)) == 3
+    assert "anchor set" not in str(logs)
+    await lose(1, 2)
+    with structlog.testing.capture_logs() as logs:
+        assert await store.motion.anchor("run-1", origin) == []
+    assert [log["run_id"] for log in logs if "no anchor set any more" in log["event"]] == ["run-1"]
+    assert [await store.motion.anchor("run-1", each) for each in Origin] == [[], []]
+    assert len(await store.motion.missing("run-1", origin)) == 3
+    await fill(store, "run-1", num=5)
+    await store.motion.freeze_anchor(
+        "run-1", [clip.name for each in Origin for clip in await store.motion.clips("run-1", each)]
+    )
+    assert [len(await store.motion.anchor("run-1", each)) for each in Origin] == [5, 5]
 
 
 # --- folders that are refused, and workers with different ones ------------------------------------------
@@ -247,14 +334,19 @@ async def test_a_clip_whose_file_cannot_be_written_gets_its_reward_and_is_told(
     open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_clips, "FULL_PAUSES_S", (0.0, 0.01))
-    folder.parent.write_bytes(b"not a folder")
     queue = await open_queue(filed())
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features, "_private", no_room)
     job_ids = await queue.door.admit(clips(2))
     async with working(filed(), Packing()):
         outcomes = await outcomes_of(queue.door, job_ids)
     assert [warnings(outcome) for outcome in outcomes] == [["not_kept"]] * 2 and outcomes[0].reward
-    assert "feature_dir; make room there" in outcomes[0].reward.provenance.warnings[0].message
-    assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
+    told = outcomes[0].reward.provenance.warnings[0].message
+    assert f"to {folder.parent}: No space left on device; free its disk" in told and names(folder) == set()
+    assert sorted(await queue.door.store.motion.missing("run-1", Origin.REAL)) == sorted(job_ids)
 
 
 async def test_a_worker_with_a_folder_reads_what_others_kept_in_redis_and_the_others_say_what_they_need(
@@ -263,10 +355,10 @@ async def test_a_worker_with_a_folder_reads_what_others_kept_in_redis_and_the_ot
     with_folder, without = [(await open_queue(settings)).worker.store for settings in (filed(), make_settings())]
     await keep(without, CLIPS[:2])
     await keep(with_folder, CLIPS[2:4])
-    assert [len(clip.parts) for clip in await with_folder.clips("r", Origin.ROLLOUT)] == [3] * 4
+    assert [len(clip.parts) for clip in await with_folder.motion.clips("r", Origin.ROLLOUT)] == [3] * 4
     with pytest.raises(RefreshFailed, match=r"MOTION_REWARD_FEATURE_DIR to the same folder for all workers"):
-        await without.clips("r", Origin.ROLLOUT)
-    assert len(names(folder)) == 6 and await without.missing("r", Origin.ROLLOUT) == ()
+        await without.motion.clips("r", Origin.ROLLOUT)
+    assert len(names(folder)) == 6 and await without.motion.missing("r", Origin.ROLLOUT) == ()
 
 
 async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
@@ -278,9 +370,73 @@ async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
     for path in files_of(folder):
         path.unlink()
         path.mkdir()
-    with pytest.raises(RefreshFailed, match=r"cannot be read \(Is a directory\)"):
-        await store.clips("r", Origin.ROLLOUT)
-    assert await store.missing("r", Origin.ROLLOUT) == ()
+    with pytest.raises(RefreshFailed, match=rf"in {folder.parent} cannot be read \(Is a directory\)"):
+        await store.motion.clips("r", Origin.ROLLOUT)
+    assert await store.motion.missing("r", Origin.ROLLOUT) == ()
+
+
+async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
+    open_queue: OpenQueue, filed: Filed, folder: Path, tmp_path: Path
+) -> None:
+    """It took every file for gone: one refresh dropped all clips of the run."""
+    elsewhere = filed(feature_dir=tmp_path / "elsewhere")
+    check_folder(elsewhere)
+    store, lost = [(await open_queue(settings)).worker.store for settings in (filed(), elsewhere)]
+    await keep(store, CLIPS[:3])
+    with pytest.raises(RefreshFailed, match=r"lacks the folder 'f{32}' of this Redis.* the same folder"):
+        await lost.motion.clips("r", Origin.ROLLOUT)
+    assert await lost.motion.missing("r", Origin.ROLLOUT) == ()
+    assert len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
+    with pytest.raises(NotReady, match=r"elsewhere/embedded \(it lacks the folder 'f{32}' of this Redis"):
+        await run_worker(elsewhere, Packing(), asyncio.Event())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_folder_that_vanishes_loses_no_clip_and_gets_no_new_file(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As when a network file system is no longer mounted: what is left is an empty folder."""
+    store = (await open_queue(filed())).worker.store
+    await keep(store, CLIPS[:3])
+    mounted, read = folder.parents[1], features._read
+    away = mounted.with_name("away")
+
+    def unmount() -> None:
+        mounted.rename(away)
+        mounted.mkdir()
+
+    def after_unmounting(folder: Path, value: bytes) -> bytes | None:
+        if not away.exists():
+            unmount()
+        return read(folder, value)
+
+    monkeypatch.setattr(features, "_read", after_unmounting)
+    if when == "before":
+        unmount()
+    with pytest.raises(RefreshFailed, match="lacks the folder"):
+        await store.motion.clips("r", Origin.ROLLOUT)
+    with pytest.raises(OSError, match="lacks the folder"):
+        await keep(store, CLIPS[3:4])
+    assert not list(mounted.iterdir())
+    mounted.rmdir()
+    away.rename(mounted)
+    monkeypatch.undo()
+    assert len(await store.motion.clips("r", Origin.ROLLOUT)) == 3
+    assert await store.motion.missing("r", Origin.ROLLOUT) == ()
+
+
+async def test_workers_of_a_new_redis_agree_on_one_folder(open_queue: OpenQueue, filed: Filed) -> None:
+    links = [(await open_queue()).worker._link for _ in range(4)]
+    home = filed().feature_dir / "embedded"  # type: ignore[operator]
+    places = await asyncio.gather(*(FeatureFolder(link, KEYS, home).path() for link in links))
+    assert [home / path.name for path in home.iterdir()] == [places[0]] and len(set(places)) == 1
+
+
+@pytest.mark.parametrize("value", ["", "features"])
+def test_a_folder_that_is_no_absolute_path_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MOTION_REWARD_FEATURE_DIR", value)
+    with pytest.raises(ValidationError, match=f"'{value or '.'}' is not an absolute path"):
+        Settings()
 
 
 # --- the sweep ------------------------------------------------------------------------------------------
@@ -288,8 +444,8 @@ async def test_files_that_cannot_be_read_fail_the_refresh_and_stay(
 
 def age(paths: Sequence[Path], age_s: float) -> None:
     for path in paths:
-        then = path.stat().st_mtime - age_s
-        os.utime(path, (then, then))
+        then = path.lstat().st_mtime - age_s
+        os.utime(path, (then, then), follow_symlinks=False)
 
 
 async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
@@ -299,29 +455,68 @@ async def test_the_sweep_deletes_old_files_to_which_no_run_refers_and_no_others(
     store = queue.worker.store
     for run_id in ("expired", "live"):
         await keep(store, CLIPS[:3], run_id=run_id)
-    await store.freeze_anchor("live", [(await store.clips("live", Origin.ROLLOUT))[0].name])
+    await store.motion.freeze_anchor("live", [(await store.motion.clips("live", Origin.ROLLOUT))[0].name])
     live = referred([*await kept_values(redis, "live"), *await redis.hvals(KEYS.anchor("rollout", "live"))])
     assert len(live) == 1 + 2 * 3
     for key in await redis.keys("*:expired"):
         await redis.delete(key)
-    cut_short = folder / f".{'0' * 32}.77.partial"
+    cut_short = folder / ("0" * 32)
     cut_short.write_bytes(b'{"run_id": "li')
     age(files_of(folder), 86400 + 60)
     foreign = folder / "notes.txt"
     foreign.write_bytes(b"")
     age([foreign], 10**6)
-    written = set(await InFolder(folder).put("live", "rollout", "0" * 16 + "job", (b"its reference comes later",)))
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    put = await InFolder(place).put("live", "rollout", "0" * 16 + "job", (b"its reference comes later",))
+    written = [value for _, value in put]
 
-    files = FeatureFiles(queue.worker._link, KEYS, folder, life_s=86400)
+    files = FeatureFiles(queue.worker._link, KEYS, place, life_s=86400)
     await files.tidy()
-    assert names(folder) == live | referred(list(written)) | {"notes.txt"}
-    await redis.flushall()
-    age([folder / name for name in live], 86400 * 3 / 4)
-    await files.tidy()  # another queue may need them, and would have touched them by the end of their life
-    assert live < names(folder)
-    age([folder / name for name in live], 86400)
+    assert names(folder) == live | referred(written) | {"notes.txt"}
+    await redis.flushall()  # the folder stays the one of this Redis
+    age([folder / name for name in live], 86400 + 60)
     await files.tidy()
-    assert names(folder) == referred(list(written)) | {"notes.txt"}
+    assert names(folder) == referred(written) | {"notes.txt"}
+
+
+async def test_no_bad_file_stops_the_sweep(
+    open_queue: OpenQueue, filed: Filed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these ended every sweep before it deleted anything."""
+    queue = await open_queue(filed())
+    await keep(queue.worker.store, CLIPS[:1])
+    live, name = names(folder), itertools.count(10**31)
+    (folder / str(next(name))).mkdir()
+    (folder / str(next(name))).symlink_to(folder / str(10**31 + 1))
+    os.mkfifo(folder / str(next(name)))
+    left = names(folder)
+    part = {"run_id": "r", "origin": "rollout", "member": "0" * 17 + "job"}
+    for bad in (
+        *({**part, key: value} for key in part for value in (1, "\ud800", None)),
+        {**part, "member": ""},
+        [],
+        1,
+    ):
+        (folder / str(next(name))).write_text(json.dumps(bad) + "\n")
+    (folder / str(next(name))).write_bytes(b"[" * 8000)
+    (folder / str(next(name))).write_bytes(b"\xff\n")
+    refused = folder / str(next(name))
+    refused.write_bytes(b"")
+    age(files_of(folder), 86400 + 60)
+    unlink = Path.unlink
+
+    def unless_of_another_user(path: Path, missing_ok: bool = False) -> None:
+        if path == refused:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unless_of_another_user)
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    with structlog.testing.capture_logs() as logs:
+        await FeatureFiles(queue.worker._link, KEYS, place, life_s=86400).tidy()
+    assert names(folder) == left | {refused.name} and live <= left
+    [told] = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert str(refused) in told["one"] and told["files"] == 1 and "run all workers as one user" in told["event"]
 
 
 async def test_a_worker_sweeps_its_folder_from_its_start(
@@ -347,3 +542,35 @@ async def test_a_worker_sweeps_its_folder_from_its_start(
     async with asyncio.timeout(20):
         await swept.wait()
     assert names(folder) == {unknown[1].name, files[2].name}
+
+
+async def test_servers_that_share_a_folder_leave_each_others_files_alone(
+    open_queue: OpenQueue, filed: Filed, folder: Path, redis_server: PrivateRedis
+) -> None:
+    """One with a shorter feature_ttl_s deleted the files of the other."""
+    await keep((await open_queue(filed())).worker.store, CLIPS[:1])
+    age(files_of(folder), LEAST_S * 3)
+    queue = await open_queue(filed(redis_url=SecretStr(redis_server.url.replace("/0", "/1"))))
+    await keep(queue.worker.store, CLIPS[1:2])
+    place = FeatureFolder(queue.worker._link, KEYS, folder.parent)
+    other = await place.path()
+    age(files_of(other), LEAST_S * 3)
+    await FeatureFiles(queue.worker._link, KEYS, place, life_s=LEAST_S).tidy()
+    assert len(names(folder)) == len(names(other)) == 3 and other != folder
+
+
+async def test_a_sweep_that_failed_is_tried_again_before_its_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a lifetime of a day the next try was six hours later."""
+    monkeypatch.setattr(sweep, "RETRY_S", 0.01)
+    again, num_tries = asyncio.Event(), itertools.count(1)
+
+    async def tidy() -> None:
+        if next(num_tries) < 3:
+            raise NotReady("Redis is away")
+        again.set()
+
+    sweeping = sweep.Sweep("test", tidy, tick_s=3600)
+    sweeping.start()
+    async with asyncio.timeout(20):
+        await again.wait()
+    await sweeping.stop()

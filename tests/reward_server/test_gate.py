@@ -80,7 +80,7 @@ async def test_a_run_keeps_its_anchor_set_and_a_failed_gate_keeps_the_version(
         assert [await redis.hlen(KEYS.clips(origin.value, "run-1")) for origin in Origin] == [14, 14]
 
         for seed in range(20, 24):
-            await store.keep_clip("run-1", Origin.REAL, f"new-{seed}", packed(Origin.REAL, seed))
+            await store.motion.keep_clip("run-1", Origin.REAL, f"new-{seed}", packed(Origin.REAL, seed))
         second = await client.refresh(replace(QUICK, steps=1))
         assert [await redis.hgetall(KEYS.anchor(origin.value, "run-1")) for origin in Origin] == anchored
         assert (second.anchor_real, second.num_real, second.older_real) == (2, 5, 1)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from protos.types import Origin, Outcome, OutcomeKind, Submission
 from reward_server.errors import NotReady, UnknownRun
 from reward_server.pipeline import Pipeline
-from reward_server.queue.run_store import RunStore
+from reward_server.queue.run_motion import RunMotion
 from reward_server.scorer import Scored
 from reward_server.worker import kept_clips
 from tests.conftest import MakeSettings, OpenQueue
@@ -43,15 +43,15 @@ async def test_a_write_that_fails_is_repeated_until_redis_answers(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was tried once. 6 of 976 clips were lost while Redis was away, and only the worker's log told."""
-    queue, keep, failures = await open_queue(), RunStore.keep_clip, 0
+    queue, keep, failures = await open_queue(), RunMotion.keep_clip, 0
 
-    async def failing(store: RunStore, *args: object, **named: object) -> bool:
+    async def failing(motion: RunMotion, *args: object, **named: object) -> bool:
         nonlocal failures
         if (failures := failures + 1) <= 5:
             raise NotReady("Redis is away")
-        return await keep(store, *args, **named)  # type: ignore[arg-type]
+        return await keep(motion, *args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(RunStore, "keep_clip", failing)
+    monkeypatch.setattr(RunMotion, "keep_clip", failing)
     job_ids = await queue.door.admit(clips(3))
     async with working(make_settings(), Packing()):
         outcomes = await outcomes_of(queue.door, job_ids)
@@ -75,10 +75,10 @@ async def test_a_full_redis_is_told_to_the_caller_and_to_the_next_refresh(
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.OK] * 4
     assert [warnings(outcome) for outcome in outcomes] == [["not_kept"]] * 4
     assert "memory limit" in outcomes[0].reward.provenance.warnings[0].message  # type: ignore[union-attr]
-    assert sorted(await queue.door.store.missing("run-1", Origin.REAL)) == sorted(job_ids)
-    assert await queue.door.store.missing("run-1", Origin.ROLLOUT) == ()
+    assert sorted(await queue.door.store.motion.missing("run-1", Origin.REAL)) == sorted(job_ids)
+    assert await queue.door.store.motion.missing("run-1", Origin.ROLLOUT) == ()
     assert (await queue.door.counts())["not_kept"] == 4
-    with pytest.raises(UnknownRun, match="for 4 more that were scored there was no room"):
+    with pytest.raises(UnknownRun, match="are kept: for 4 that were scored there was no room"):
         await queue.door.refreshes.admit(QUICK)
     assert 0 < await redis.ttl(KEYS.missing("real", "run-1")) <= 86400
 
@@ -103,7 +103,7 @@ async def test_memory_that_is_freed_in_time_keeps_the_clip(
     async with working(make_settings(), Packing()):
         [outcome] = await outcomes_of(queue.door, job_ids)
     assert tried.is_set() and warnings(outcome) == []
-    assert await queue.door.store.missing("run-1", Origin.REAL) == ()
+    assert await queue.door.store.motion.missing("run-1", Origin.REAL) == ()
 
 
 async def test_a_clip_over_the_limit_of_its_run_is_told(open_queue: OpenQueue, make_settings: MakeSettings) -> None:
@@ -128,11 +128,11 @@ async def test_a_refresh_names_the_clips_that_it_missed(
 ) -> None:
     store = (await open_queue()).worker.store
     await fill(store, "run-1", num=2)
-    await store.miss_clip("run-1", Origin.ROLLOUT, "lost")
-    await store.miss_clip("run-2", Origin.ROLLOUT, "of another run")
+    await store.motion.miss_clip("run-1", Origin.ROLLOUT, "lost")
+    await store.motion.miss_clip("run-2", Origin.ROLLOUT, "of another run")
     async with served(make_settings(), small_pipeline) as doors:
         first = await doors.service.refresh(replace(QUICK, steps=1))
-        await store.miss_clip("run-1", Origin.REAL, "later")
+        await store.motion.miss_clip("run-1", Origin.REAL, "later")
         second = await doors.service.refresh(replace(QUICK, steps=1))
         text = await doors.service.metrics_text()
     assert (first.missing_real, first.missing_rollouts) == ((), ("lost",))
@@ -145,10 +145,10 @@ async def test_a_clip_that_is_kept_in_the_end_is_not_missed(open_queue: OpenQueu
     queue = await open_queue()
     await queue.worker.announce("w1", PixelScorer().model)
     for _ in range(2):
-        await queue.worker.store.miss_clip("run-1", Origin.REAL, "job")
+        await queue.worker.store.motion.miss_clip("run-1", Origin.REAL, "job")
     assert (await queue.door.counts())["not_kept"] == 1
-    await queue.worker.store.keep_clip("run-1", Origin.REAL, "job", (b"motion",))
-    assert await queue.door.store.missing("run-1", Origin.REAL) == ()
+    await queue.worker.store.motion.keep_clip("run-1", Origin.REAL, "job", (b"motion",))
+    assert await queue.door.store.motion.missing("run-1", Origin.REAL) == ()
     await fill(queue.worker.store, "run-1", num=2)
     await publish(queue, "v")
-    assert await queue.door.store.missing("run-1", Origin.REAL) == ()
+    assert await queue.door.store.motion.missing("run-1", Origin.REAL) == ()

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from protos.types import Origin, OutcomeKind
 from reward_server.queue import keys
+from reward_server.queue.feature_folder import check_folder
 from reward_server.queue.run_store import Version
 from tests.conftest import MakeSettings, OpenQueue, Queue
 from tests.reward_server.test_bindings import KEYS
@@ -21,8 +22,8 @@ from tests.run_clips import fill
 
 TABLE = Path(__file__).parents[2] / "docs" / "operations.md"
 ROW = re.compile(r"^\| `([a-z-]+(?::<[a-z]+>)*)` \| [^|]+ \| (never|always|after the end) \|", re.MULTILINE)
-AT_REST = {"queue", "lanes", "base", "depth", "counts", "workers", "models", "loaded"}  # never expire, and stay
-
+# These never expire, and stay.
+AT_REST = {"queue", "lanes", "base", "depth", "counts", "workers", "models", "loaded", "feature-folder"}
 
 # This test makes no such keys: test_reservoir, test_gate, test_restore and test_tracing do.
 ELSEWHERE = {
@@ -80,7 +81,9 @@ def test_the_table_and_the_list_of_keys_name_the_same_keys() -> None:
 async def test_every_key_in_redis_is_in_the_table_and_lives_as_it_says(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, tmp_path: Path
 ) -> None:
-    queue = await open_queue(make_settings(lease_s=1000, max_attempts=1, refresh_min_clips=2, feature_dir=tmp_path))
+    settings = make_settings(lease_s=1000, max_attempts=1, refresh_min_clips=2, feature_dir=tmp_path)
+    check_folder(settings)
+    queue = await open_queue(settings)
     await announce(queue, OLD, NEW)
     seen = set[str]()
 
@@ -122,7 +125,7 @@ async def dead_letter(queue: Queue, redis: Redis) -> None:
 async def refreshed(queue: Queue) -> None:
     """A refresh that is published, one that is running, and a clip for which there was no room."""
     await fill(queue.worker.store, "run-1", num=2)
-    await queue.worker.store.miss_clip("run-1", Origin.REAL, "missed")
+    await queue.worker.store.motion.miss_clip("run-1", Origin.REAL, "missed")
     refresh = await claimed(queue, QUICK)
     await queue.worker.store.stage("v", b"discriminators", b"training")
     version = Version(name="v", digest="0", number=1, base="pixels-2", preprocessing_digest="none")

@@ -151,7 +151,7 @@ async def test_a_runs_outcomes_are_its_owners(tenants: Tenants, redis: Redis) ->
 
 @pytest.mark.parametrize("door", [0, 1], ids=["http", "grpc"])
 async def test_a_refresh_of_another_keys_run_finds_no_run(tenants: Tenants, worker: WorkerQueue, door: int) -> None:
-    await worker.store.keep_clip(tenants.full_run, Origin.REAL, "job", (b"motion",))
+    await worker.store.motion.keep_clip(tenants.full_run, Origin.REAL, "job", (b"motion",))
     request, codes = RefreshRequest(run_id="run", steps=1), {}
     for name, key in (("one", tenants.one), ("two", tenants.two)):
         async with client(tenants, key, tenants.doors.urls[door]) as caller:
@@ -190,7 +190,7 @@ async def published(worker: WorkerQueue, open_queue: OpenQueue, run_id: str) -> 
     """Publish a version of the run, as a worker does after a refresh."""
     for origin in Origin:
         for number in range(2):
-            await worker.store.keep_clip(run_id, origin, f"{origin}-{number}", (b"motion",))
+            await worker.store.motion.keep_clip(run_id, origin, f"{origin}-{number}", (b"motion",))
     await (await open_queue()).door.refreshes.admit(RefreshRequest(run_id=run_id, steps=1))
     refresh = await worker.refreshes.claim()
     assert refresh is not None

@@ -152,7 +152,7 @@ async def test_hundreds_of_refresh_waiters_take_one_connection(open_queue: OpenQ
     queue = await open_queue()
     for origin in Origin:
         for number in range(2):
-            await queue.worker.store.keep_clip("run", origin, f"{origin}-{number}", (b"motion",))
+            await queue.worker.store.motion.keep_clip("run", origin, f"{origin}-{number}", (b"motion",))
     refresh_id = await queue.door.refreshes.admit(RefreshRequest(run_id="run", steps=1, deadline_s=60.0))
     waiters = [asyncio.create_task(queue.door.refreshes.response(refresh_id)) for _ in range(200)]
     try:

@@ -221,7 +221,7 @@ async def test_too_few_clips_say_what_there_is_and_what_is_needed(
     with pytest.raises(UnknownRun, match="no clips of run 'run-1'"):
         await queue.door.refreshes.admit(QUICK)
     for seed in range(3):
-        await queue.worker.store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
+        await queue.worker.store.motion.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
     with pytest.raises(TooFewClips, match="3 real clips and 0 rollouts, a refresh needs 3 of each"):
         await queue.door.refreshes.admit(QUICK)
 

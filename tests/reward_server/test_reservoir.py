@@ -26,7 +26,9 @@ async def keep(store: RunStore, clips: Iterable[tuple[int, int]], run_id: str = 
     for group, at in clips:
         key = f"{prefix}{group}/{at}"
         parts = [key.encode().ljust(size, b".")[:size] for size in (8, 4, 2)]
-        await store.keep_clip(run_id, Origin.ROLLOUT, f"job-{key}", parts, group_id=f"{prefix}{group}", clip_key=key)
+        await store.motion.keep_clip(
+            run_id, Origin.ROLLOUT, f"job-{key}", parts, group_id=f"{prefix}{group}", clip_key=key
+        )
 
 
 def keys_of(clips: Sequence[KeptClip]) -> list[str]:
@@ -48,7 +50,7 @@ async def test_the_kept_clips_are_one_of_every_group_in_any_order(
         order = random.Random(seed).sample(CLIPS, len(CLIPS))
         await keep(store, order)
         await keep(store, order[:7])  # redelivered: other jobs for the same clips
-        found.append(await store.clips("r", Origin.ROLLOUT))
+        found.append(await store.motion.clips("r", Origin.ROLLOUT))
         assert await redis.hlen(KEYS.clips("rollout", "r")) == NUM_GROUPS
     assert groups_of(found[0]) == {str(group): 1 for group in range(NUM_GROUPS)}
     assert keys_of(found[0]) == keys_of(found[1]) == keys_of(found[2])
@@ -61,8 +63,8 @@ async def test_a_group_of_more_clips_than_ranks_is_kept(open_queue: OpenQueue, m
     names = [f"{at:04d}" for at in range(1200)]
     random.Random(0).shuffle(names)
     for name in names:
-        await store.keep_clip("r", Origin.ROLLOUT, f"job-{name}", [b"part"], group_id="one", clip_key=name)
-    assert len(await store.clips("r", Origin.ROLLOUT)) == len(names)
+        await store.motion.keep_clip("r", Origin.ROLLOUT, f"job-{name}", [b"part"], group_id="one", clip_key=name)
+    assert len(await store.motion.clips("r", Origin.ROLLOUT)) == len(names)
 
 
 async def test_less_room_means_fewer_groups_and_more_room_more_parts(
@@ -72,7 +74,7 @@ async def test_less_room_means_fewer_groups_and_more_room_more_parts(
     for room in (8 * 5, 8 * NUM_GROUPS * 2, 8 * len(CLIPS) + 4 * 9 + 2, 14 * len(CLIPS)):
         store = (await open_queue(make_settings(feature_max_bytes=room))).worker.store
         await keep(store, CLIPS, run_id=f"run-{room}")
-        clips = await store.clips(f"run-{room}", Origin.ROLLOUT)
+        clips = await store.motion.clips(f"run-{room}", Origin.ROLLOUT)
         kept[room] = Counter(len(clip.parts) for clip in clips)
         assert sum(len(part) for clip in clips for part in clip.parts) <= room
     assert list(kept.values()) == [{1: 5}, {1: 40}, {1: 51, 2: 9}, {3: 60}]
@@ -83,10 +85,10 @@ async def test_clips_beyond_the_largest_number_are_not_kept(
 ) -> None:
     store = (await open_queue(make_settings(feature_max_clips=NUM_GROUPS + 1))).worker.store
     await keep(store, CLIPS)
-    clips = await store.clips("r", Origin.ROLLOUT)
+    clips = await store.motion.clips("r", Origin.ROLLOUT)
     assert sorted(groups_of(clips).values()) == [1] * (NUM_GROUPS - 1) + [2]
-    assert await store.num_scored("r", Origin.ROLLOUT, await store.now_ms()) == len(CLIPS)
-    assert await store.clips("r", Origin.REAL) == await store.clips("other", Origin.ROLLOUT) == []
+    assert await store.motion.num_scored("r", Origin.ROLLOUT, await store.now_ms()) == len(CLIPS)
+    assert await store.motion.clips("r", Origin.REAL) == await store.motion.clips("other", Origin.ROLLOUT) == []
     assert await redis.hlen(KEYS.kept("more", "rollout", "r")) == 2 * (NUM_GROUPS + 1)
 
 
@@ -103,14 +105,14 @@ async def test_earlier_buffers_keep_a_share_of_the_room_and_of_the_clips(
     queue = await open_queue(make_settings(feature_max_bytes=8 * 20, feature_older_share=0.25, refresh_min_clips=2))
     store = queue.worker.store
     for seed in range(2):
-        await store.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
+        await store.motion.keep_clip("run-1", Origin.REAL, f"real-{seed}", (b"motion",))
     await keep(store, CLIPS, run_id="run-1")
     await publish(queue, await store.now_ms())
-    assert await store.num_scored("run-1", Origin.ROLLOUT, await store.now_ms()) == 0
-    first = await store.clips("run-1", Origin.ROLLOUT)
+    assert await store.motion.num_scored("run-1", Origin.ROLLOUT, await store.now_ms()) == 0
+    first = await store.motion.clips("run-1", Origin.ROLLOUT)
     assert len(first) == 20 and all(clip.older for clip in first)  # nothing new: a refresh goes on with these
     await keep(store, CLIPS, run_id="run-1", prefix="later-")
-    clips = await store.clips("run-1", Origin.ROLLOUT)
+    clips = await store.motion.clips("run-1", Origin.ROLLOUT)
     assert Counter(clip.older for clip in clips) == {False: 15, True: 5}
     assert [clip.name for clip in clips[15:]] == [clip.name for clip in first[:5]]
     assert all(clip.startswith("later-") for clip in keys_of(clips[:15])) and len(groups_of(clips[:15])) == 15
@@ -124,7 +126,7 @@ async def test_a_sign_of_life_keeps_motion_and_versions(open_queue: OpenQueue, r
     queue = await open_queue()
     for origin in Origin:
         for seed in range(2):
-            await queue.worker.store.keep_clip("run-1", origin, f"{origin}-{seed}", (b"motion", b"more"))
+            await queue.worker.store.motion.keep_clip("run-1", origin, f"{origin}-{seed}", (b"motion", b"more"))
     await publish(queue, await queue.worker.store.now_ms())
     keys = [key.decode() for key in await redis.keys()]
     keys = [key for key in keys if "run-1" in key or key.endswith(":v")]

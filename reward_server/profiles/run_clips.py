@@ -2,7 +2,7 @@
 
 The pipeline packs each clip whose context names a run and an origin, in parts: the first is enough to train on, each
 other one doubles the tracks and adds a frame pair. The worker keeps as many of them in Redis as there is room for
-(queue/run_store.py). A refresh reads them back, so it never runs the frozen estimators again.
+(queue/run_motion.py). A refresh reads them back, so it never runs the frozen estimators again.
 """
 
 from __future__ import annotations

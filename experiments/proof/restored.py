@@ -7,7 +7,7 @@ interval, seeds are drawn, streams within them, and first frames within those, f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def write_restored(part: PartName, runs: Sequence[SeedRuns], folder: Path) -> di
     """Write report.txt, histograms.png, gains.png and the first seed's clips to `folder`. Returns the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     found = restored_verdicts(part, runs)
-    arms = [arm for arm in runs[0].samples if all(arm in run.samples for run in runs)]
+    arms = _in_order(arm for arm in runs[0].samples if all(arm in run.samples for run in runs))
     rows = {arm: _figures(runs, arm) for arm in arms}
     lines = [
         *_arm_lines(runs, rows),
@@ -241,6 +241,11 @@ def write_restored(part: PartName, runs: Sequence[SeedRuns], folder: Path) -> di
         "time_over_sft": [time_over_sft(run.records) for run in runs],
         "yes": all(verdict.holds for verdict in found[:3]),
     }
+
+
+def _in_order(arms: Iterable[str]) -> list[str]:
+    """The arms as the report shows them: those of SHOWN first."""
+    return sorted(arms, key=lambda arm: SHOWN.index(arm) if arm in SHOWN else len(SHOWN))
 
 
 def _figures(runs: Sequence[SeedRuns], arm: str) -> dict[str, list[float]]:

@@ -134,8 +134,8 @@ def pretrain(
     """Cache features, train and write the weights to `out`. Returns each discriminator's `HeldOut.mean`.
 
     The file also gets a reference table of the held-out real clips, unless they are too few; the reason is printed.
-    Generated clips are the only negatives. With a `generated_share` below 1, they have this share of the negatives'
-    loss beside faults, each weighed so that its rate and looks say nothing (`generated.py`), and do not decide when to
+    Generated clips, if given, are the only negatives. With a `generated_share` below 1, they have this share of the
+    negatives' loss beside faults, each weighed so that its rate and looks say nothing (`generated.py`), and do not decide when to
     stop. `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in `features`, by
     default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
     when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
@@ -145,11 +145,8 @@ def pretrain(
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)
-    if unknown := set(left_out) - set(TRAINED_FAULTS):
-        raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
+    _check_negatives(left_out, generated, generated_share)
     beside = generated_share < 1
-    if beside and not generated:
-        raise BadRequest(f"a generated share of {generated_share:g} has no generated clips; name their folder")
     clips = _clips(real, generated, fps)
     if generated and not beside:
         cache_config = replace(cache_config, faults=())
@@ -167,13 +164,30 @@ def pretrain(
         for name in DISCRIMINATORS
     ]
     trained = train_discriminators(jobs, views, held_out, processes)
-    weights = {job.name: _best(job.folder) for job in jobs}
-    version = version or _version(profile, weights)
-    instantaneous, long_term = weights["instantaneous"], weights["long_term"]
-    save_discriminators(out, profile=profile, version=version, instantaneous=instantaneous, long_term=long_term)
+    _save_best(out, profile, {job.name: job.folder for job in jobs}, version)
     sources = {view.real.source for view in held_out}
     _add_reference(out, [clip for clip in clips if clip.real and clip.source in sources], source, processes)
     return trained
+
+
+def _check_negatives(left_out: Sequence[str], generated: Path | None, generated_share: float) -> None:
+    """Raises BadRequest for an unknown fault, or a share of generated clips of which there are none."""
+    if unknown := set(left_out) - set(TRAINED_FAULTS):
+        raise BadRequest(f"{sorted(unknown)} are not trained faults; choose from {', '.join(TRAINED_FAULTS)}")
+    if generated_share < 1 and not generated:
+        raise BadRequest(f"a generated share of {generated_share:g} has no generated clips; name their folder")
+
+
+def _save_best(out: Path, profile: Profile, folders: Mapping[DiscriminatorName, Path], version: str | None) -> None:
+    """Write the weights that each discriminator's training has kept, under this version or one of their own."""
+    weights = {name: _best(folder) for name, folder in folders.items()}
+    save_discriminators(
+        out,
+        profile=profile,
+        version=version or _version(profile, weights),
+        instantaneous=weights["instantaneous"],
+        long_term=weights["long_term"],
+    )
 
 
 def _clips(real: Sequence[Path], generated: Path | None, fps: float | None) -> list[SourceClip]:

@@ -137,11 +137,11 @@ def pretrain(
     Generated clips, if given, are the only negatives. With a `generated_share` below 1, they have this share of the
     negatives' loss beside faults, each weighed so that its rate and looks say nothing (`generated.py`), and do not
     decide when to stop. `work` is the run's folder; an interrupted run resumes from it. Motion features are stored in
-    `features`, by default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train or to decide
-    when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read from `models`
-    and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady if frozen
-    networks are missing, BadRequest for an unknown fault, a folder without clips, or a share of generated clips
-    of which there are none.
+    `features`, by default a folder in `work`. Faults in `left_out` are cached like the others, but not used to train
+    or to decide when to stop. `fps` is the rate of image sequences. The profile's frozen networks, if any, are read
+    from `models` and run on `device` as `compute` says. The discriminators train on the same device. Raises NotReady
+    if frozen networks are missing, BadRequest for an unknown fault, a folder without clips, or a share of generated
+    clips of which there are none.
     """
     source = ProfileSource(name=cache_config.profile, models=models, device=device, compute=compute or Compute())
     profile = opened(source)

@@ -89,8 +89,7 @@ class InRedis:
         return [Value("", part) for part in parts]
 
     async def get(self, values: Sequence[bytes]) -> list[bytes | None]:
-        num = sum(REFERENCE.fullmatch(value) is not None for value in values)
-        if num:
+        if any(map(REFERENCE.fullmatch, values)):
             raise RefreshFailed(
                 "other workers keep motion of this run in files, and this worker has no folder for them; set "
                 "MOTION_REWARD_FEATURE_DIR to the same folder for all workers, then refresh again"

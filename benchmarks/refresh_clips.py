@@ -32,7 +32,7 @@ from protos.types import DiscriminatorRefresh, Origin, RefreshRequest, RefreshRe
 from reward_server.profiles.packed import CHANNEL_SCALE
 from reward_server.profiles.run_clips import GROUP, read_clip, split
 from reward_server.queue import scripts
-from reward_server.queue.feature_folder import check_folder
+from reward_server.queue.feature_folder import make_folder
 from reward_server.queue.keys import Keys
 from reward_server.queue.redis_link import RedisLink, connect
 from reward_server.queue.refreshes import RefreshRequests, RefreshWork
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(
             profile=args.profile, data_dir=data_dir, feature_max_bytes=args.mib * MIB, feature_dir=feature_dir
         )
-        check_folder(settings)
+        make_folder(settings)
         with PrivateRedis(settings) as redis:
             result = asyncio.run(measured(plan, settings.model_copy(update={"redis_url": SecretStr(redis.url)})))
     print(f"a clip has {result['clip_mib']} MiB; the newest {result['newest']} of each origin fitted, so rollouts of")

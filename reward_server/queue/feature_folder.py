@@ -30,7 +30,7 @@ class FeatureFolder:
 
     @property
     def latest(self) -> Path:
-        """What `path` has returned last."""
+        """The folder as `path` knew it last. It need not be there."""
         return self.home / self._id
 
     async def path(self) -> Path:
@@ -63,7 +63,7 @@ def folder_of(settings: Settings) -> Path | None:
     return settings.feature_dir / settings.profile if settings.feature_dir else None
 
 
-def check_folder(settings: Settings) -> None:
+def make_folder(settings: Settings) -> None:
     """Make the profile's folder, with mode 0700. Raises NotReady if no file can be written in it."""
     if not (folder := folder_of(settings)):
         return

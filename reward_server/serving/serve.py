@@ -24,7 +24,7 @@ from reward_server.doors.metrics import Metrics
 from reward_server.doors.service import Service
 from reward_server.errors import NotReady
 from reward_server.queue.door_queue import DoorQueue
-from reward_server.queue.feature_folder import check_folder
+from reward_server.queue.feature_folder import make_folder
 from reward_server.queue.redis_link import connect
 from reward_server.scorer import Scorer
 from reward_server.serving.private_redis import PrivateRedis
@@ -50,7 +50,7 @@ def run_server(settings: Settings, num_workers: int) -> None:
     check_exposure(settings)
     certificates_of(settings)  # refused before anything starts
     if num_workers:
-        check_folder(settings)
+        make_folder(settings)
     _allow_files(settings)
     start_tracing(settings, "motion-reward-server")
     asyncio.run(serve(settings, num_workers))
@@ -63,7 +63,7 @@ def run_workers(settings: Settings, num_workers: int, *, end_with_parent: bool) 
     own. NotReady is also raised if motion features cannot be written to their folder.
     """
     logs.configure(settings.log_level)
-    check_folder(settings)
+    make_folder(settings)
     if end_with_parent:
         end_with_stdin()
     start_tracing(settings, "motion-reward-worker")

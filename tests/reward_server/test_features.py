@@ -21,7 +21,7 @@ from protos.types import Origin
 from reward_server.errors import NotReady, Overloaded, RefreshFailed, TooFewClips
 from reward_server.pipeline import Pipeline
 from reward_server.queue import feature_sweep, features, scripts, sweep
-from reward_server.queue.feature_folder import FeatureFolder, check_folder
+from reward_server.queue.feature_folder import FeatureFolder, make_folder
 from reward_server.queue.feature_sweep import LEAST_S, FeatureFiles
 from reward_server.queue.features import REFERENCE, InFolder, Value
 from reward_server.queue.redis_link import Argument, RedisLink
@@ -43,7 +43,7 @@ Filed = Callable[..., Settings]
 @pytest.fixture
 def filed(make_settings: MakeSettings, tmp_path: Path) -> Filed:
     """Makes settings that keep motion in files, in a folder that a worker has used."""
-    check_folder(make_settings(feature_dir=tmp_path / "features"))
+    make_folder(make_settings(feature_dir=tmp_path / "features"))
     return lambda **fields: make_settings(**{"feature_dir": tmp_path / "features"} | fields)
 
 
@@ -380,7 +380,7 @@ async def test_a_worker_with_another_folder_loses_no_clip_and_does_not_start(
 ) -> None:
     """It took every file for gone: one refresh dropped all clips of the run."""
     elsewhere = filed(feature_dir=tmp_path / "elsewhere")
-    check_folder(elsewhere)
+    make_folder(elsewhere)
     store, lost = [(await open_queue(settings)).worker.store for settings in (filed(), elsewhere)]
     await keep(store, CLIPS[:3])
     with pytest.raises(RefreshFailed, match=r"lacks the folder 'f{32}' of this Redis.* the same folder"):

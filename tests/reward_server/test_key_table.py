@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from protos.types import Origin, OutcomeKind
 from reward_server.queue import keys
-from reward_server.queue.feature_folder import check_folder
+from reward_server.queue.feature_folder import make_folder
 from reward_server.queue.run_store import Version
 from tests.conftest import MakeSettings, OpenQueue, Queue
 from tests.reward_server.test_bindings import KEYS
@@ -82,7 +82,7 @@ async def test_every_key_in_redis_is_in_the_table_and_lives_as_it_says(
     open_queue: OpenQueue, make_settings: MakeSettings, redis: Redis, tmp_path: Path
 ) -> None:
     settings = make_settings(lease_s=1000, max_attempts=1, refresh_min_clips=2, feature_dir=tmp_path)
-    check_folder(settings)
+    make_folder(settings)
     queue = await open_queue(settings)
     await announce(queue, OLD, NEW)
     seen = set[str]()

@@ -61,7 +61,9 @@ def long_term(pipeline: Pipeline, clip: Clip, draw: Draw, seed: int) -> float:
     motion = PROFILE.estimators.estimate(clip, draw(seed, PROFILE.num_tracks, *clip.frames.shape[2:]))
     tokens = PROFILE.track_tokens(motion.tracks, motion.visibility, motion.confidence, motion.correlation)
     with torch.inference_mode():
-        return float(pipeline.discriminators.long_term(tokens[None])) + PROFILE.logit_terms(motion)[1]
+        logit = float(pipeline.discriminators.long_term(tokens[None]))
+    pace = pipeline.discriminators.pace_weights[1] * PROFILE.pace_level(motion)
+    return logit + PROFILE.logit_terms(motion)[1] + pace
 
 
 if __name__ == "__main__":

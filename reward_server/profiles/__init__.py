@@ -81,7 +81,10 @@ class Profile(Protocol):
         """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
     def logit_terms(self, motion: Motion) -> tuple[float, float]:
-        """What is added to the instantaneous and to the long-term logit: 0 except in `embedded`."""
+        """What is added to the instantaneous and to the long-term logit, at most 0: 0 except in `embedded`."""
+
+    def pace_level(self, motion: Motion) -> float:
+        """What the discriminators' pace weights are multiplied with: 0 except in `embedded`."""
 
 
 def load_profile(

@@ -1,13 +1,15 @@
 """Saves and loads both discriminators of a profile as one safetensors file.
 
 The file holds the weights. Its metadata holds the profile, the version, the networks' sizes, the digest of the motion
-features that the discriminators were trained on, and the reference table (`reference.py`), if there is one.
+features that the discriminators were trained on, and, if they have them, the weights of their pace terms (`pace.py`)
+and the reference table (`reference.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +30,8 @@ from reward_server.profiles import Profile
 from reward_server.profiles.reference import INHERITED, NO_TABLE, ReferenceTable, digest_of, from_metadata, to_metadata
 from reward_server.replacing import replacing
 
+PACE_WEIGHTS = "pace_weights"  # in the metadata
+NO_PACE = (0.0, 0.0)
 SHIPPED = {"embedded": Path(__file__).parent.parent / "weights" / "embedded.safetensors"}
 
 
@@ -39,7 +43,8 @@ class Discriminators:
     long_term: TrackViT
     version: str
     digest: str  # sha256 of the checkpoint file
-    weights_digest: str = ""  # `reference.digest_of` the weights alone
+    weights_digest: str = ""  # `reference.digest_of` the weights and their pace terms
+    pace_weights: tuple[float, float] = NO_PACE  # of the pace terms of the two logits, per unit of the pace level
     reference: ReferenceTable | None = None
     no_reference: str = NO_TABLE  # why there is no table that may be used
 
@@ -69,7 +74,7 @@ def save_discriminators(
     long_term: dict[str, Tensor],
     precision: torch.dtype = torch.float16,
 ) -> None:
-    """Write both state dicts to `path`, atomically, in `precision`."""
+    """Write both state dicts to `path`, atomically, in `precision`, without pace terms."""
     packed = pack_discriminators(
         profile=profile, version=version, instantaneous=instantaneous, long_term=long_term, dtype=precision
     )
@@ -89,6 +94,7 @@ def pack_discriminators(
     instantaneous: dict[str, Tensor],
     long_term: dict[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    pace_weights: tuple[float, float] = NO_PACE,
     inherited: ReferenceTable | None = None,
     beside: Mapping[str, Tensor] | None = None,
 ) -> bytes:
@@ -105,6 +111,7 @@ def pack_discriminators(
         "preprocessing_digest": profile.preprocessing_digest,
         "instantaneous": json.dumps(asdict(profile.residual_config)),
         "long_term": json.dumps(asdict(profile.track_config)),
+        **({PACE_WEIGHTS: json.dumps(pace_weights)} if pace_weights != NO_PACE else {}),
         **to_metadata(inherited, inherited=True),
     }
     return save({name: value.to(dtype).contiguous() for name, value in tensors.items()} | dict(beside or {}), metadata)
@@ -131,7 +138,8 @@ def read_discriminators(profile: Profile, data: bytes, *, source: str, device: s
         stored, metadata = load(data), _metadata(data)
         _check(metadata, profile, source)
         tensors = {name: tensor.float() for name, tensor in stored.items()}
-        weights_digest = digest_of(stored, metadata["preprocessing_digest"])
+        weights_digest = digest_of(stored, metadata["preprocessing_digest"], metadata.get(PACE_WEIGHTS, ""))
+        pace_weights = _pace_weights(metadata)
         reference, no_reference = from_metadata(metadata, weights_digest, source)
         instantaneous = ResidualViT(ResidualViTConfig(**json.loads(metadata["instantaneous"])))
         long_term = TrackViT(TrackViTConfig(**json.loads(metadata["long_term"])))
@@ -149,6 +157,7 @@ def read_discriminators(profile: Profile, data: bytes, *, source: str, device: s
         version=metadata["version"],
         digest=hashlib.sha256(data).hexdigest(),
         weights_digest=weights_digest,
+        pace_weights=pace_weights,
         reference=reference,
         no_reference=no_reference,
     )
@@ -159,6 +168,14 @@ def _metadata(data: bytes) -> dict[str, str]:
     (size,) = struct.unpack("<Q", data[:8])
     found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
     return found
+
+
+def _pace_weights(metadata: Mapping[str, str]) -> tuple[float, float]:
+    """The weights of the pace terms, none if the file names none. Raises ValueError for anything but two numbers."""
+    instantaneous, long_term = map(float, json.loads(metadata.get(PACE_WEIGHTS, json.dumps(NO_PACE))))
+    if not (math.isfinite(instantaneous) and math.isfinite(long_term)):
+        raise ValueError(f"{PACE_WEIGHTS} must be two finite numbers, not {metadata[PACE_WEIGHTS]}")
+    return instantaneous, long_term
 
 
 def _write(path: Path, data: bytes) -> None:

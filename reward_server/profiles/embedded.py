@@ -24,7 +24,9 @@ from reward_server.motion import DISPLACEMENT_FEATURES, Motion, displacement_fea
 from reward_server.networks.prepacked import Compute
 from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.cues import num_cues, track_cues
-from reward_server.profiles.stillness import pace_term, stillness_term
+from reward_server.profiles.pace import pace_level, pace_px
+from reward_server.profiles.roughness import FITTED, RoughnessWeights, roughness_term
+from reward_server.profiles.stillness import stillness_term
 
 # Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
@@ -40,21 +42,20 @@ class EmbeddedProfile:
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 6  # increase it when a code change alters the discriminators' inputs
+    revision: int = 7  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
-    # The pace term of the instantaneous logit. The weight is about the slope of that logit against the logarithm of the
-    # speed: -0.16 over 109 real clips of a private set, -0.09 over the training clips.
-    pace_weight: float = 0.15
-    pace_middle_px: float = 2.0
-    pace_between_px: tuple[float, float] = (0.3, 8.0)
+    # The pace of most real clips, and the range in which a faster one has a higher pace level.
+    pace_middle_px: float = 1.1
+    pace_between_px: tuple[float, float] = (0.28, 4.4)
     # The stillness term of the long-term logit. The limits are near the 5 % quantiles of real clips, over training
     # clips and others.
     still_speed_px: float = 0.15
     still_own_share: float = 0.4
     still_speed_weight: float = 2.0
     still_own_weight: float = 5.0
+    roughness: RoughnessWeights = FITTED  # of the roughness term of the long-term logit
 
     @cached_property
     def estimators(self) -> ClassicalEstimators:
@@ -111,17 +112,12 @@ class EmbeddedProfile:
         return motion.maps
 
     def logit_terms(self, motion: Motion) -> tuple[float, float]:
-        """The pace term of the instantaneous logit, and the stillness term of the long-term logit (`stillness.py`)."""
-        return self._pace(motion), self._stillness(motion)
+        """Nothing for the instantaneous logit, and the stillness and the roughness term for the long-term one."""
+        return 0.0, self._stillness(motion) + roughness_term(motion.tracks, motion.confidence, self.roughness)
 
-    def _pace(self, motion: Motion) -> float:
-        return pace_term(
-            motion.tracks,
-            motion.confidence,
-            weight=self.pace_weight,
-            middle_px=self.pace_middle_px,
-            between_px=self.pace_between_px,
-        )
+    def pace_level(self, motion: Motion) -> float:
+        """The logarithm of the clip's pace over `pace_middle_px` (`pace.py`)."""
+        return pace_level(pace_px(motion.flow), middle_px=self.pace_middle_px, between_px=self.pace_between_px)
 
     def _stillness(self, motion: Motion) -> float:
         return stillness_term(

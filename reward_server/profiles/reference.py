@@ -142,9 +142,12 @@ def length_band(frames_used: int, window_frames: int, num_windows: int) -> str:
     return ONE_WINDOW if num_windows == 1 else SEVERAL_WINDOWS
 
 
-def digest_of(tensors: Mapping[str, Tensor], preprocessing_digest: str) -> str:
-    """sha256 of the weights and of the motion features that they need. The rest of a file's metadata is not in it."""
-    digest = hashlib.sha256(preprocessing_digest.encode())
+def digest_of(tensors: Mapping[str, Tensor], preprocessing_digest: str, pace_weights: str = "") -> str:
+    """sha256 of the weights, of the motion features that they need, and of their pace terms' weights, as in the file.
+
+    The rest of a file's metadata is not in it.
+    """
+    digest = hashlib.sha256(f"{preprocessing_digest}{pace_weights}".encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

@@ -173,6 +173,10 @@ class ShiftProfile:
         """Zeros: the paper's logits are left as they are."""
         return 0.0, 0.0
 
+    def pace_level(self, motion: Motion) -> float:
+        """Zero, for the same reason."""
+        return 0.0
+
     @property
     def discriminator_compute(self) -> Compute:
         """As for the frozen networks, but in its own precision: most of bf16's error comes from the discriminators."""

@@ -1,9 +1,4 @@
-"""Computes what `embedded` adds to its two logits: a pace term and a stillness term.
-
-**Pace.** The instantaneous logit falls with the amount of motion, also where nothing is wrong: a residual grows with
-the motion that leaves it. The pace term gives this back, so that less motion alone is not more reward.
-
-**Stillness**, of the long-term logit: 0 for a clip that moves, negative for one that does not.
+"""Computes `embedded`'s stillness term: 0 for a clip that moves, negative for one that does not.
 
 The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows two plain
 numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. And how much moves on its own,
@@ -15,12 +10,10 @@ Legend: T frames, N tracks.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-POOL = 256  # the terms are computed from this many first tracks
+POOL = 256  # the term is computed from this many first tracks
 LAG = 4  # frames, over which steps are taken
 FAST = 0.9  # quantile over tracks
 LEAST_CONFIDENCE = 0.3
@@ -31,18 +24,6 @@ SLOWEST_PX = 0.25  # px per frame; own motion is relative to the clip's speed, o
 FINEST = 0.05  # of the clip's speed; own motion below this counts as about this
 STILL_PX = 0.02  # px per frame; a slower clip counts as this
 SIDE_PX = 192.0  # side of a square of the profile's area
-
-
-def pace_term(
-    tracks_TN2: Tensor, confidence_TN: Tensor, *, weight: float, middle_px: float, between_px: tuple[float, float]
-) -> float:
-    """The pace term in logits: `weight` per unit of the logarithm of the clip's speed, 0 at `middle_px` per frame.
-
-    Speeds beyond `between_px` count as its ends, so that the term is bounded.
-    """
-    speed = float(track_speed(tracks_TN2[:, :POOL], confidence_TN[:, :POOL]))
-    slowest, fastest = between_px
-    return weight * math.log(min(max(speed, slowest), fastest) / middle_px)
 
 
 def stillness_term(

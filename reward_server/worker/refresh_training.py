@@ -26,7 +26,7 @@ from reward_server.worker.gate import check_gate
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reward_server.profiles.reference import ReferenceTable
+    from reward_server.profiles.discriminators import Discriminators
     from reward_server.training.adversarial import Candidate, Weights
     from reward_server.training.buffers import Buffers
 
@@ -105,7 +105,7 @@ class RefreshTraining:
         )
         check_candidate(candidate)
         check_gate(candidate.report, self._settings)
-        return self._packed(refresh, start, candidate, average.reference)
+        return self._packed(refresh, start, candidate, average)
 
     def _buffers(self, start: Start) -> Buffers:
         from reward_server.profiles.run_clips import read_clip  # noqa: PLC0415 - torch
@@ -125,11 +125,11 @@ class RefreshTraining:
         real, rollouts = ([read_clip([data]) for data in clips] for clips in (start.anchor_real, start.anchor_rollouts))
         return Buffers(real=real, rollouts=rollouts) if real and rollouts else None
 
-    def _packed(self, refresh: Refresh, start: Start, candidate: Candidate, inherited: ReferenceTable | None) -> Made:
+    def _packed(self, refresh: Refresh, start: Start, candidate: Candidate, parent: Discriminators) -> Made:
         base = self._scorer.model.discriminator_version
         name = version_name(base, refresh.request.run_id, start.number, candidate.name)
-        discriminators = self._file(name, candidate.average, inherited)
-        training = self._file(name, candidate.training, inherited, candidate.optimizer)
+        discriminators = self._file(name, candidate.average, parent)
+        training = self._file(name, candidate.training, parent, candidate.optimizer)
         version = Version(
             name=name,
             digest=self._scorer.discriminators_of(discriminators).digest,
@@ -154,13 +154,13 @@ class RefreshTraining:
         self,
         version: str,
         weights: Weights,
-        inherited: ReferenceTable | None,
+        parent: Discriminators,
         optimizer: Mapping[str, Tensor] | None = None,
     ) -> bytes:
         """The weights as a file, in single precision, because half precision would round small steps away.
 
-        `inherited` is the reference table of the discriminators that they were trained from. `optimizer` is the state
-        of their optimizers.
+        They keep the pace terms and the reference table of `parent`, from which they were trained. `optimizer` is the
+        state of their optimizers.
         """
         from reward_server.profiles.discriminators import pack_discriminators  # noqa: PLC0415 - torch
 
@@ -169,7 +169,8 @@ class RefreshTraining:
             version=version,
             instantaneous=weights["instantaneous"],
             long_term=weights["long_term"],
-            inherited=inherited,
+            pace_weights=parent.pace_weights,
+            inherited=parent.reference,
             beside=optimizer,
         )
 

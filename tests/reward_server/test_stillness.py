@@ -1,4 +1,4 @@
-"""Tests the two terms of the logits: pace, and stillness, which finds held and gliding pictures under noise too."""
+"""Tests the stillness term: it finds held and gliding pictures under noise too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protos.types import Clip
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.profiles.stillness import own_motion, pace_term, stillness_term, track_speed
+from reward_server.profiles.stillness import own_motion, stillness_term, track_speed
 from tests.media import texture
 
 PROFILE = EmbeddedProfile()
@@ -77,14 +77,3 @@ def test_a_held_picture_is_still_under_noise(sigma: float) -> None:
     clip = Clip(frames=texture(16, 144, 256).transpose(0, 3, 1, 2).copy(), fps=12.0)
     still = PROFILE.motion(held(clip, sigma), query_seed=0, num_tracks=256)
     assert PROFILE.logit_terms(still)[1] < -2
-
-
-def test_the_pace_term_grows_with_the_speed_up_to_its_limits() -> None:
-    def pace(step: float) -> float:
-        tracks = walking(points(16), step=step)
-        return pace_term(tracks, torch.ones(16, 64), weight=0.15, middle_px=2.0, between_px=(0.3, 8.0))
-
-    assert pace(2.0) == pytest.approx(0, abs=1e-6)
-    assert pace(4.0) == pytest.approx(0.15 * np.log(2))
-    assert pace(0.0) == pace(0.2) == pytest.approx(0.15 * np.log(0.15))
-    assert pace(20.0) == pace(8.5) == pytest.approx(0.15 * np.log(4))

@@ -196,7 +196,7 @@ def test_a_table_is_made_of_real_clips_and_their_faulty_twins(
     assert load_discriminators(PROFILE, out).reference == table
     shots = [Shot(path=path) for path in real_clips.glob("?.mp4")]
     ranks = [found.combined_percentile for found in scored(out, *(maker.clip_of(shot, 0) for shot in shots))]
-    assert sorted(ranks) == pytest.approx(np.linspace(0, 100, 10), abs=11)  # equal rewards share a rank
+    assert sorted(ranks) == pytest.approx(np.linspace(0, 100, 10), abs=12)  # nearly equal rewards share a rank
     assert any("a clip with mild jitter: median of 10" in line for line in maker.summary(table))
 
 

@@ -122,11 +122,11 @@ def rate(outcome: Outcome) -> float:
     return round(outcome.reward.provenance.fps_used, 2)
 
 
-def read(path: Path) -> tuple[Frames, float]:
-    """The file's first frames, small, [T,H,W,3] with even sides, and its rate."""
+def read(path: Path, side_px: int = MAX_SIDE_PX) -> tuple[Frames, float]:
+    """The file's first frames, shrunk, [T,H,W,3] with even sides, and its rate."""
     with open_source(path) as source:
         wanted = range(min(source.times_s.size, int(MOST_SECONDS * source.fps)))
-        frames = [frame for _, frame in source.frames(list(wanted), lambda one: shrunk(one, MAX_SIDE_PX))]
+        frames = [frame for _, frame in source.frames(list(wanted), lambda one: shrunk(one, side_px))]
         height, width = frames[0].shape[0] // 2 * 2, frames[0].shape[1] // 2 * 2
         return np.stack([frame[:height, :width] for frame in frames]), source.fps
 

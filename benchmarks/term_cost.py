@@ -14,6 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,7 +77,8 @@ def medians(watch: Watch) -> dict[str, float]:
 def score(pipeline: Pipeline, path: Path, watch: Watch) -> None:
     """Score the first window of a clip, part by part."""
     profile, model, found = pipeline.profile, pipeline.model, pipeline.discriminators
-    decoded = watch("decoding", lambda: decode(submission(path), profile.sampling, model.limits, 60.0))
+    one_window = replace(profile.sampling, max_windows=1)
+    decoded = watch("decoding", lambda: decode(submission(path), one_window, model.limits, 60.0))
     clip = decoded.windows[0].clip
     motion = watch("motion", lambda: profile.motion(clip, query_seed=0, num_tracks=profile.num_tracks))
     raw = watch("discriminators", lambda: logits(pipeline, motion))

@@ -29,8 +29,8 @@ class TrackExplanation:
     share       the long-term logit of the window minus the logit without this track: above 0 if the track raised it
 
     The share is a leave-out at the step where the discriminator pools over all tracks, and exact for that step. What
-    other tracks took over from this one before that step (by attention, and by comparing neighbours) stays. So does the
-    stillness term. The shares of all tracks do not add up to the logit.
+    other tracks took over from this one before that step (by attention, and by comparing neighbours) stays. So do the
+    terms of `embedded`. The shares of all tracks do not add up to the logit.
     """
 
     x_px: tuple[float, ...]

@@ -172,10 +172,11 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 def _pace_weights(metadata: Mapping[str, str]) -> tuple[float, float]:
     """The weights of the pace terms, none if the file names none. Raises ValueError for anything but two numbers."""
-    instantaneous, long_term = map(float, json.loads(metadata.get(PACE_WEIGHTS, json.dumps(NO_PACE))))
-    if not (math.isfinite(instantaneous) and math.isfinite(long_term)):
-        raise ValueError(f"{PACE_WEIGHTS} must be two finite numbers, not {metadata[PACE_WEIGHTS]}")
-    return instantaneous, long_term
+    found = json.loads(metadata.get(PACE_WEIGHTS, json.dumps(NO_PACE)))
+    match found:
+        case [float(instantaneous), float(long_term)] if math.isfinite(instantaneous) and math.isfinite(long_term):
+            return instantaneous, long_term
+    raise ValueError(f"{PACE_WEIGHTS} must be two finite numbers such as [0.1, 0.4], not {metadata[PACE_WEIGHTS][:80]}")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -46,7 +46,7 @@ class EmbeddedProfile:
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
-    # The pace of most real clips, and the range in which a faster one has a higher pace level.
+    # About the middle pace of real clips, and the range in which a faster one has a higher pace level.
     pace_middle_px: float = 1.1
     pace_between_px: tuple[float, float] = (0.28, 4.4)
     # The stillness term of the long-term logit. The limits are near the 5 % quantiles of real clips, over training

@@ -3,7 +3,7 @@
 The logits of the shipped discriminators fall with the amount of motion, also where nothing is wrong: fast motion leaves
 a larger residual, and its tracks are less sure. So less motion alone would be more reward. Pace terms give this back:
 the level, times a weight per logit that is kept with the discriminators whose slope it undoes. The level is bounded,
-and blind to what shakes to and fro.
+and hardly sees what shakes from frame to frame.
 
 Legend: P frame pairs.
 """

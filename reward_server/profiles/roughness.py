@@ -62,7 +62,7 @@ def roughness_statistics(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
     """The statistics [Q] of a clip with at least FEWEST_FRAMES frames, in the order of STATISTICS.
 
     jerkiness   mean change of a track's acceleration over its mean acceleration; median over tracks
-    turning     cosine between successive steps of a track, of the tenth that turns most
+    turning     cosine between successive steps of a track; 10 % quantile over tracks and steps
     """
     tracks = tracks_TN2[:, _surest(confidence_TN[:, :POOL])]
     steps = tracks.diff(dim=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from reward_server.profiles.discriminators import (
     new_discriminators,
     pack_discriminators,
     read_discriminators,
+    save_reference,
 )
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.profiles.pace import pace_level, pace_px
 from reward_server.settings import Settings
 from tests.media import texture
+from tests.reference import TABLE
 
 PROFILE = EmbeddedProfile()
 
@@ -89,12 +92,17 @@ def test_the_weights_are_kept_in_the_file_and_in_its_digest(paced: bytes) -> Non
     assert found.weights_digest != plain.weights_digest
 
 
+def test_a_reference_table_leaves_them_as_they_are(paced: bytes, tmp_path: Path) -> None:
+    save_reference(tmp_path / "with.safetensors", paced, TABLE)
+    assert load_discriminators(PROFILE, tmp_path / "with.safetensors").pace_weights == (0.5, -1.0)
+
+
 def test_the_shipped_discriminators_have_pace_terms_and_pretrained_ones_have_none(discriminators_file) -> None:
     assert all(weight > 0 for weight in load_discriminators(PROFILE).pace_weights)
     assert load_discriminators(PROFILE, discriminators_file).pace_weights == NO_PACE
 
 
-@pytest.mark.parametrize("value", ["[NaN, 0.1]", "[0.1]", "[null, 1]", "{}"])
+@pytest.mark.parametrize("value", ["[NaN, 0.1]", "[0.1]", "[null, 1]", "{}", "12.5", "[1, 2, 3]", "null"])
 def test_weights_that_are_no_two_numbers_are_refused(paced: bytes, value: str) -> None:
     kept, other = b'"[0.5, -1.0]"', json.dumps(value.ljust(11)).encode()
     assert len(kept) == len(other) and kept in paced
@@ -107,5 +115,5 @@ def test_a_reward_has_the_terms_of_its_discriminators(paced: bytes) -> None:
     clip = Clip(frames=texture(16, 144, 256).transpose(0, 3, 1, 2).copy(), fps=12.0)
     motion = PROFILE.motion(clip, query_seed=0, num_tracks=16)
     with_pace, plain = (read_discriminators(PROFILE, data, source="x") for data in (paced, without_pace(paced)))
-    apart = pipeline._terms(with_pace, motion) - pipeline._terms(plain, motion)
+    apart = pipeline._logits(with_pace, [motion]) - pipeline._logits(plain, [motion])
     assert np.allclose(apart, PROFILE.pace_level(motion) * np.array([0.5, -1.0])) and abs(apart).min() > 0.1

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from protos.client import AsyncRewardClient, RequestRefused
+from protos.client import AsyncRewardClient, RequestRefused, RewardClient
 from protos.codec import clip_to_tensor
 from protos.types import (
     Clip,
@@ -45,6 +45,7 @@ from reward_server.queue.keys import Keys
 from reward_server.queue.refreshes import Refresh
 from reward_server.queue.run_store import Version
 from reward_server.settings import Settings
+from reward_server.weights_file import header_of
 from tests.conftest import MakeSettings, OpenQueue, Queue
 from tests.reference import TABLE
 from tests.reward_server.test_worker import PATIENCE_S, until_async
@@ -126,11 +127,12 @@ async def test_a_new_version_scores_only_the_refreshed_run(
         assert (await client.model("run-2")).discriminator_version == "untrained"
 
 
-async def test_a_new_version_is_read_by_the_table_of_its_parent_and_says_so(
-    make_settings: MakeSettings, small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+async def test_a_new_version_has_the_table_and_the_pace_terms_of_its_parent(
+    make_settings: MakeSettings, small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     table = replace(TABLE, discriminator_version="untrained")
-    monkeypatch.setattr(small_pipeline, "discriminators", replace(small_pipeline.discriminators, reference=table))
+    parent = replace(small_pipeline.discriminators, reference=table, pace_weights=(0.5, -1.0))
+    monkeypatch.setattr(small_pipeline, "discriminators", parent)
     async with served(make_settings(), small_pipeline) as doors, AsyncRewardClient(doors.grpc_url) as client:
         await rewards(doors, *(submission(i, origin=origin) for i in range(2) for origin in Origin))
         response = await client.refresh(QUICK)
@@ -139,6 +141,10 @@ async def test_a_new_version_is_read_by_the_table_of_its_parent_and_says_so(
         assert version(outcome.reward) == response.discriminator_version
         assert outcome.reward.standing.discriminator_version == "untrained"
         assert outcome.reward.standing.combined_percentile is not None and outcome.reward.standing.num_clips == 40
+        with RewardClient(doors.grpc_url) as files:
+            await asyncio.to_thread(files.fetch_version, "run-1", version(outcome.reward), tmp_path / "new", 30.0)
+        kept = [header_of(file.read_bytes()) for file in (tmp_path / "new").glob("*.safetensors")]
+        assert [header.metadata["pace_weights"] for header in kept if header] == ["[0.5, -1.0]"] * 2
         async with AsyncRewardClient(doors.http_url) as http:
             (told,) = await http.score([submission(0, group_id="new")])
         assert told.reward and told.reward.standing == outcome.reward.standing

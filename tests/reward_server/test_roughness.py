@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,9 @@ def test_no_way_of_moving_less_is_paid(sigma: float) -> None:
 
 
 def test_the_term_is_bounded_and_needs_four_frames() -> None:
-    assert term(shaken(courses(), 30.0)) >= WEIGHTS.scale * WEIGHTS.lowest
+    bounded = replace(WEIGHTS, lowest=-0.5)
+    assert roughness_term(shaken(courses(), 30.0), SURE, bounded) == -0.5 * WEIGHTS.scale
+    assert term(shaken(courses(), 30.0)) < -0.5 * WEIGHTS.scale
     assert term(courses(num_frames=3)) == 0
     assert np.isfinite(term(courses(num_frames=4)))
 

@@ -62,8 +62,7 @@ def long_term(pipeline: Pipeline, clip: Clip, draw: Draw, seed: int) -> float:
     tokens = PROFILE.track_tokens(motion.tracks, motion.visibility, motion.confidence, motion.correlation)
     with torch.inference_mode():
         logit = float(pipeline.discriminators.long_term(tokens[None]))
-    pace = pipeline.discriminators.pace_weights[1] * PROFILE.pace_level(motion)
-    return logit + PROFILE.logit_terms(motion)[1] + pace
+    return logit + PROFILE.logit_terms(motion, pipeline.discriminators.pace_weights)[1]
 
 
 if __name__ == "__main__":

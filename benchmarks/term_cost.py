@@ -2,9 +2,9 @@
 
     python -m benchmarks.term_cost FILE... [--rounds 5]
 
-Everything else of a score (decoding, motion, discriminators) is what scoring cost before they came. One window of each
-clip is measured, in turns, with one thread. The figures are medians over rounds, and the ratio is of the sums over
-clips. The last line of the output is JSON.
+They are compared with scoring without any of them: decoding, motion, discriminators. One window of each clip is
+measured, in turns, with one thread, after a round that does not count. The figures are medians over rounds, and the
+ratio is of the sums over clips. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     pipeline = Pipeline.load(Settings(decode_isolation=False))
     watches = {path: Watch() for path in args.files}
+    for path in args.files:
+        score(pipeline, path, Watch())
     for _ in range(args.rounds):
         for path, watch in watches.items():
             score(pipeline, path, watch)
@@ -82,14 +84,15 @@ def score(pipeline: Pipeline, path: Path, watch: Watch) -> None:
     clip = decoded.windows[0].clip
     motion = watch("motion", lambda: profile.motion(clip, query_seed=0, num_tracks=profile.num_tracks))
     raw = watch("discriminators", lambda: logits(pipeline, motion))
-    watch("terms", lambda: (profile.logit_terms(motion), profile.pace_level(motion)))
+    watch("terms", lambda: profile.logit_terms(motion, found.pace_weights))
     watch("dynamics", lambda: mean_dynamics([motion]))
     if (reference := found.reference) is not None:
         watch("standing", lambda: reference.standing(raw, raw.long_term, ONE_WINDOW, model))
 
 
 def logits(pipeline: Pipeline, motion: Motion) -> Logits:
-    tokens = pipeline.profile.track_tokens(motion.tracks, motion.visibility, motion.confidence, motion.correlation)
+    visibility, confidence = motion.state.unbind(-1)
+    tokens = pipeline.profile.track_tokens(motion.tracks, visibility, confidence, motion.correlation)
     maps = pipeline.profile.residual_maps(motion)
     instantaneous, long_term = pipeline.discriminators.logits(maps[None], tokens[None])[0].tolist()
     return Logits(instantaneous=instantaneous, long_term=long_term)

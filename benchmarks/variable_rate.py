@@ -63,12 +63,17 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     pipeline = Pipeline.load(Settings())
-    files = sorted(path for path in args.real.iterdir() if path.is_file())
-    spread = np.unique(np.linspace(0, len(files) - 1, args.clips).round().astype(int))
-    rows = [one for at in spread for one in rows_of(pipeline, files[at], args.share, args.seeds)]
+    files = spread_files(args.real, args.clips)
+    rows = [one for path in files for one in rows_of(pipeline, path, args.share, args.seeds)]
     print(table(rows))
     found = {"benchmark": "variable_rate", "share": args.share, **summary(rows), "rows": list(map(asdict, rows))}
     print(json.dumps(found))
+
+
+def spread_files(folder: Path, most: int) -> list[Path]:
+    """At most `most` of the files, evenly spread over their names."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [files[at] for at in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
 
 
 def rows_of(pipeline: Pipeline, path: Path, share: float, seeds: int) -> list[Row]:

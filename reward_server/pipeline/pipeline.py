@@ -232,16 +232,8 @@ class Pipeline:
         tokens = torch.stack([self._tokens(motion) for motion in motions])
         device = self._settings.device
         logits = discriminators.logits(maps.to(device), tokens.to(device)).double().cpu()
-        return logits + torch.stack([self._terms(discriminators, motion) for motion in motions])
-
-    def _terms(self, discriminators: Discriminators, motion: Motion) -> Tensor:
-        """What is added to the two logits of a motion [2]."""
-        pace = self.profile.pace_level(motion)
-        terms = [
-            term + weight * pace
-            for term, weight in zip(self.profile.logit_terms(motion), discriminators.pace_weights, strict=True)
-        ]
-        return torch.tensor(terms, dtype=torch.float64)
+        terms = [self.profile.logit_terms(motion, discriminators.pace_weights) for motion in motions]
+        return logits + torch.tensor(terms, dtype=torch.float64)
 
     def _tokens(self, motion: Motion) -> Tensor:
         visibility, confidence = motion.state.unbind(-1)

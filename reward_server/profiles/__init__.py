@@ -80,11 +80,11 @@ class Profile(Protocol):
     def residual_maps(self, motion: Motion) -> Tensor:
         """Input of the instantaneous discriminator [P,2,H,W]: residual in gray levels, flow confidence 0..1."""
 
-    def logit_terms(self, motion: Motion) -> tuple[float, float]:
-        """What is added to the instantaneous and to the long-term logit, at most 0: 0 except in `embedded`."""
+    def logit_terms(self, motion: Motion, pace_weights: tuple[float, float]) -> tuple[float, float]:
+        """What is added to the instantaneous and to the long-term logit: 0 except in `embedded`.
 
-    def pace_level(self, motion: Motion) -> float:
-        """What the discriminators' pace weights are multiplied with: 0 except in `embedded`."""
+        `pace_weights` are those of the discriminators.
+        """
 
 
 def load_profile(

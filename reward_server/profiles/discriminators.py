@@ -111,7 +111,7 @@ def pack_discriminators(
         "preprocessing_digest": profile.preprocessing_digest,
         "instantaneous": json.dumps(asdict(profile.residual_config)),
         "long_term": json.dumps(asdict(profile.track_config)),
-        **({PACE_WEIGHTS: json.dumps(pace_weights)} if pace_weights != NO_PACE else {}),
+        **({PACE_WEIGHTS: json.dumps([float(weight) for weight in pace_weights])} if pace_weights != NO_PACE else {}),
         **to_metadata(inherited, inherited=True),
     }
     return save({name: value.to(dtype).contiguous() for name, value in tensors.items()} | dict(beside or {}), metadata)
@@ -172,8 +172,9 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 def _pace_weights(metadata: Mapping[str, str]) -> tuple[float, float]:
     """The weights of the pace terms, none if the file names none. Raises ValueError for anything but two numbers."""
-    found = json.loads(metadata.get(PACE_WEIGHTS, json.dumps(NO_PACE)))
-    match found:
+    if PACE_WEIGHTS not in metadata:
+        return NO_PACE
+    match json.loads(metadata[PACE_WEIGHTS]):
         case [float(instantaneous), float(long_term)] if math.isfinite(instantaneous) and math.isfinite(long_term):
             return instantaneous, long_term
     raise ValueError(f"{PACE_WEIGHTS} must be two finite numbers such as [0.1, 0.4], not {metadata[PACE_WEIGHTS][:80]}")

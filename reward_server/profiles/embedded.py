@@ -111,13 +111,12 @@ class EmbeddedProfile:
         """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
-    def logit_terms(self, motion: Motion) -> tuple[float, float]:
-        """Nothing for the instantaneous logit, and the stillness and the roughness term for the long-term one."""
-        return 0.0, self._stillness(motion) + roughness_term(motion.tracks, motion.confidence, self.roughness)
-
-    def pace_level(self, motion: Motion) -> float:
-        """The logarithm of the clip's pace over `pace_middle_px` (`pace.py`)."""
-        return pace_level(pace_px(motion.flow), middle_px=self.pace_middle_px, between_px=self.pace_between_px)
+    def logit_terms(self, motion: Motion, pace_weights: tuple[float, float]) -> tuple[float, float]:
+        """A pace term for both logits, and the stillness and the roughness term for the long-term one."""
+        pace = pace_level(pace_px(motion.flow), middle_px=self.pace_middle_px, between_px=self.pace_between_px)
+        instantaneous, long_term = (weight * pace for weight in pace_weights)
+        rough = roughness_term(motion.tracks, motion.confidence, self.roughness)
+        return instantaneous, self._stillness(motion) + rough + long_term
 
     def _stillness(self, motion: Motion) -> float:
         return stillness_term(

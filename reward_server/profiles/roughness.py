@@ -48,11 +48,11 @@ def roughness_term(tracks_TN2: Tensor, confidence_TN: Tensor, weights: Roughness
     """The term in logits, from `scale` times `lowest` to 0; 0 for a clip of fewer than FEWEST_FRAMES frames."""
     if len(tracks_TN2) < FEWEST_FRAMES:
         return 0.0
-    standard = standardised(roughness_statistics(tracks_TN2, confidence_TN), weights)
+    standard = _standardised(roughness_statistics(tracks_TN2, confidence_TN), weights)
     return weights.scale * float((standard @ torch.tensor(weights.weight) + weights.offset).clamp(weights.lowest, 0.0))
 
 
-def standardised(statistics_Q: Tensor, weights: RoughnessWeights) -> Tensor:
+def _standardised(statistics_Q: Tensor, weights: RoughnessWeights) -> Tensor:
     """Statistics [..,Q] in spreads from their middles, up to FURTHEST."""
     away = (statistics_Q - torch.tensor(weights.middle)) / torch.tensor(weights.spread)
     return away.clamp(-FURTHEST, FURTHEST)
@@ -74,7 +74,7 @@ def roughness_statistics(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
 
 
 def _surest(confidence_TN: Tensor) -> Tensor:
-    """Indices of the tracks that are sure of their positions, and of at least FEWEST_TRACKS."""
+    """Indices of the tracks that are sure of their positions, and of at least FEWEST_TRACKS if there are so many."""
     mean = confidence_TN.mean(dim=0)
-    num = max(int((mean > SURE).sum()), min(FEWEST_TRACKS, len(mean)))
-    return mean.argsort(descending=True, stable=True)[:num].sort().values
+    num = max(int((mean > SURE).sum()), FEWEST_TRACKS)
+    return mean.argsort(descending=True, stable=True)[:num]

@@ -169,13 +169,9 @@ class ShiftProfile:
         """Maps [P,2,H,W]: brightness-constancy residual in gray levels, flow confidence 0..1."""
         return motion.maps
 
-    def logit_terms(self, motion: Motion) -> tuple[float, float]:
+    def logit_terms(self, motion: Motion, pace_weights: tuple[float, float]) -> tuple[float, float]:
         """Zeros: the paper's logits are left as they are."""
         return 0.0, 0.0
-
-    def pace_level(self, motion: Motion) -> float:
-        """Zero, for the same reason."""
-        return 0.0
 
     @property
     def discriminator_compute(self) -> Compute:

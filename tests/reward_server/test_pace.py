@@ -97,7 +97,7 @@ def test_a_reference_table_leaves_them_as_they_are(paced: bytes, tmp_path: Path)
     assert load_discriminators(PROFILE, tmp_path / "with.safetensors").pace_weights == (0.5, -1.0)
 
 
-def test_the_shipped_discriminators_have_pace_terms_and_pretrained_ones_have_none(discriminators_file) -> None:
+def test_the_shipped_discriminators_have_pace_terms_and_saved_ones_have_none(discriminators_file) -> None:
     assert all(weight > 0 for weight in load_discriminators(PROFILE).pace_weights)
     assert load_discriminators(PROFILE, discriminators_file).pace_weights == NO_PACE
 
@@ -106,7 +106,7 @@ def test_the_shipped_discriminators_have_pace_terms_and_pretrained_ones_have_non
 def test_weights_that_are_no_two_numbers_are_refused(paced: bytes, value: str) -> None:
     kept, other = b'"[0.5, -1.0]"', json.dumps(value.ljust(11)).encode()
     assert len(kept) == len(other) and kept in paced
-    with pytest.raises(NotReady, match="x does not hold discriminators"):
+    with pytest.raises(NotReady, match="pace_weights must be two finite numbers"):
         read_discriminators(PROFILE, paced.replace(kept, other), source="x")
 
 
@@ -115,5 +115,6 @@ def test_a_reward_has_the_terms_of_its_discriminators(paced: bytes) -> None:
     clip = Clip(frames=texture(16, 144, 256).transpose(0, 3, 1, 2).copy(), fps=12.0)
     motion = PROFILE.motion(clip, query_seed=0, num_tracks=16)
     with_pace, plain = (read_discriminators(PROFILE, data, source="x") for data in (paced, without_pace(paced)))
+    level = pace_level(pace_px(motion.flow), middle_px=PROFILE.pace_middle_px, between_px=PROFILE.pace_between_px)
     apart = pipeline._logits(with_pace, [motion]) - pipeline._logits(plain, [motion])
-    assert np.allclose(apart, PROFILE.pace_level(motion) * np.array([0.5, -1.0])) and abs(apart).min() > 0.1
+    assert np.allclose(apart, level * np.array([0.5, -1.0])) and abs(apart).min() > 0.1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protos.types import Clip
+from reward_server.profiles.discriminators import NO_PACE
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.profiles.stillness import own_motion, stillness_term, track_speed
 from tests.media import texture
@@ -76,4 +77,4 @@ def held(clip: Clip, sigma: float) -> Clip:
 def test_a_held_picture_is_still_under_noise(sigma: float) -> None:
     clip = Clip(frames=texture(16, 144, 256).transpose(0, 3, 1, 2).copy(), fps=12.0)
     still = PROFILE.motion(held(clip, sigma), query_seed=0, num_tracks=256)
-    assert PROFILE.logit_terms(still)[1] < -2
+    assert PROFILE.logit_terms(still, NO_PACE)[1] < -2

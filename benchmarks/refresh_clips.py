@@ -1,6 +1,6 @@
 """Measures on how many of the scored clips a refresh trains, at the sizes of a real profile's motion, without networks.
 
-    python -m benchmarks.refresh_clips [--profile shift] [--groups 640] [--rollouts 8] [--buffers 2] [--mib 256]
+    python -m benchmarks.refresh_clips [--profile shift] [--groups 640] [--rollouts 8] [--buffers 2] [--mib 2048]
                                        [--files]
 
 It stores packed motion of the profile's sizes, of which every value is 0, in the run store of a private Redis, buffer
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--groups", type=int, default=640, help="real clips of a buffer")
     parser.add_argument("--rollouts", type=int, default=8, help="of each real clip")
     parser.add_argument("--buffers", type=int, default=2)
-    parser.add_argument("--mib", type=int, default=256, help="room for each origin")
+    parser.add_argument("--mib", type=int, default=2048, help="room for each origin")
     parser.add_argument("--files", action="store_true", help="keep the motion in files")
     args = parser.parse_args(argv)
     plan = Plan(profile=args.profile, groups=args.groups, rollouts=args.rollouts, buffers=args.buffers)

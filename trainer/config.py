@@ -153,7 +153,9 @@ class RefreshConfig:
     lr: float = RefreshRequest.learning_rate
     ema: float = RefreshRequest.ema  # decay of the averaged weights that score
     clips_per_step: int = RefreshRequest.clips_per_step  # of each origin
-    max_passes: float = RefreshRequest.max_passes  # fewer steps, so that no clip is used more often; 0: no limit
+    # Fewer steps, so that no clip is used more often on average; 0: no limit. 80 is how often the presets' steps would
+    # use each clip if the server kept all of a buffer's first frames: 10 passes x 8 clips a step.
+    max_passes: float = 80.0
     keep_optimizer: bool = RefreshRequest.keep_optimizer  # carry the optimizer's state from refresh to refresh
     max_real: int = RefreshRequest.max_real  # train on this many real clips of those on the server; 0: all
     max_rollouts: int = RefreshRequest.max_rollouts

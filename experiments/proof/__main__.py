@@ -26,7 +26,8 @@ from experiments.proof.discriminators import Negatives, named, reward_server
 from experiments.proof.learned import direction, groups_of, score_groups
 from experiments.proof.motion import SETS, fine_tuning_data, motion_arms, write_motion_report
 from experiments.proof.report import write_report
-from experiments.proof.restored import read_runs, write_restored
+from experiments.proof.restored import read_runs
+from experiments.proof.restored_report import write_restored
 from experiments.proof.restoring import PARTS, PartName, run_part
 from experiments.proof.running import arm_records, chosen_arms, prepare
 from experiments.proof.scenes import draw_scenes

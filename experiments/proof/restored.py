@@ -1,4 +1,4 @@
-"""Judges the third plan: the verdicts of plan3.md over data seeds, a report, two plots and clips.
+"""Judges the third plan: its figures over data seeds, their intervals, and the verdicts of plan3.md.
 
 D data seeds, S streams, N held-out first frames, R rollouts of each; G groups of one real clip and P rollouts. For an
 interval, seeds are drawn, streams within them, and first frames within those, for all arms together.
@@ -7,7 +7,7 @@ interval, seeds are drawn, streams within them, and first frames within those, f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,12 @@ from scipy.stats import wasserstein_distance
 from experiments.proof.heads import read_heads
 from experiments.proof.learned import ScoredGroups, partial_correlation
 from experiments.proof.motion import samples_of
-from experiments.proof.plots import plot_gains, plot_histograms
-from experiments.proof.report import plain, time_over_sft, verdict_lines, write_clips
 from experiments.proof.restoring import PartName
 from experiments.proof.verdicts import LOOK_MARGIN, Floats, Interval, Verdict, percentile_interval
-from reward_server.stats import auc
 from trainer.errors import ConfigError
 
 RESAMPLES = 1000
 SHIFT = "shift-refreshed"
-SHOWN = ("base", "sft", "replay", "known", SHIFT, "shift-fixed")
-BINS = np.linspace(0, 2, 11)  # of the histogram, px per frame
 PLAIN, NOISE, PIXELS = "plain", "noise", "pixels"
 
 
@@ -115,10 +110,10 @@ def distance(of: Mapping[str, Floats], data_px: Floats) -> float:
     return float(wasserstein_distance(of["speed_px"].ravel(), data_px))
 
 
-def restored_share(samples: Mapping[str, Mapping[str, Floats]], data_px: Floats, arm: str) -> float:
-    """What the arm adds to sft's speed, as a share of what sft lacks to the speeds to reach."""
-    sft = float(samples["sft"]["speed_px"].mean())
-    return (float(samples[arm]["speed_px"].mean()) - sft) / (float(data_px.mean()) - sft)
+def share_of(arm: str, whole: str) -> Statistic:
+    """What the arm adds to sft's speed, as a share of what sft lacks to `whole`: another arm, or `data`."""
+    gain, lack = mean_minus(arm, "sft", "speed_px"), mean_minus(whole, "sft", "speed_px")
+    return lambda samples, data_px: gain(samples, data_px) / lack(samples, data_px)
 
 
 def follows_speed(scored: ScoredGroups, rows: Any = slice(None)) -> float:
@@ -211,93 +206,3 @@ def _recipe_verdicts(runs: Sequence[SeedRuns], ran: set[str]) -> list[Verdict]:
     found.append(_verdict(runs, ran, "noise restores", "fixed-noise", "shift-fixed", above=True))
     found.append(_verdict(runs, ran, "pixels lose", "shift-fixed", "fixed-pixels", above=True))
     return found
-
-
-# --- the report ---------------------------------------------------------------------------------
-
-
-def write_restored(part: PartName, runs: Sequence[SeedRuns], folder: Path) -> dict[str, Any]:
-    """Write report.txt, histograms.png, gains.png and the first seed's clips to `folder`. Returns the summary."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = restored_verdicts(part, runs)
-    arms = _in_order(arm for arm in runs[0].samples if all(arm in run.samples for run in runs))
-    rows = {arm: _figures(runs, arm) for arm in arms}
-    lines = [
-        *_arm_lines(runs, rows),
-        "",
-        *_histogram_lines(runs, arms),
-        "",
-        *verdict_lines(found),
-        "",
-        *_recipe_lines(runs),
-    ]
-    (folder / "report.txt").write_text("\n".join(lines) + "\n")
-    plot_histograms([run.samples for run in runs], [run.data_px for run in runs], arms, BINS, folder / "histograms.png")
-    plot_gains(rows, [run.seed for run in runs], folder / "gains.png")
-    write_clips([arm for arm in SHOWN if arm in arms], folder, runs[0].folder / "arms")
-    return {
-        "arms": rows,
-        "verdicts": {verdict.name: plain(verdict) for verdict in found},
-        "time_over_sft": [time_over_sft(run.records) for run in runs],
-        "yes": all(verdict.holds for verdict in found[:3]),
-    }
-
-
-def _in_order(arms: Iterable[str]) -> list[str]:
-    """The arms as the report shows them: those of SHOWN first."""
-    return sorted(arms, key=lambda arm: SHOWN.index(arm) if arm in SHOWN else len(SHOWN))
-
-
-def _figures(runs: Sequence[SeedRuns], arm: str) -> dict[str, list[float]]:
-    """An arm's figures, one value for each seed."""
-    found = {
-        "speed_px": by_seed(runs, lambda samples, data_px: float(samples[arm]["speed_px"].mean())),
-        "distance_px": by_seed(runs, lambda samples, data_px: distance(samples[arm], data_px)),
-        "look_error": by_seed(runs, lambda samples, data_px: float(samples[arm]["look_error"].mean())),
-    }
-    if all("sft" in run.samples for run in runs):
-        found["restored"] = by_seed(runs, lambda samples, data_px: restored_share(samples, data_px, arm))
-    return {name: [round(value, 4) for value in values] for name, values in found.items()}
-
-
-def _arm_lines(runs: Sequence[SeedRuns], rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    columns = list(next(iter(rows.values())))
-    speeds = ", ".join(f"{run.data_px.mean():.3f}" for run in runs)
-    lines = [
-        f"of seeds {', '.join(str(run.seed) for run in runs)}; speeds to reach: {speeds} px per frame",
-        "arm".ljust(17) + "".join(f"{name:24}" for name in columns),
-    ]
-    for arm, values in rows.items():
-        cells = (", ".join(f"{value:.3f}" for value in values[name]) for name in columns)
-        lines.append(f"{arm:17}" + "".join(f"{cell:24}" for cell in cells))
-    return lines
-
-
-def _histogram_lines(runs: Sequence[SeedRuns], arms: Sequence[str]) -> list[str]:
-    """Percent of the rollouts in each bin of speed. What is faster than the last bin counts in it."""
-    lines = ["speed, % in bins from".ljust(24) + "".join(f"{low:6.1f}" for low in BINS[:-1])]
-    speeds = {"data": np.concatenate([run.data_px for run in runs])}
-    speeds |= {arm: np.concatenate([run.samples[arm]["speed_px"].ravel() for run in runs]) for arm in arms}
-    for name, values in speeds.items():
-        counts, _ = np.histogram(values.clip(BINS[0], BINS[-1]), BINS)
-        lines.append(f"{name:24}" + "".join(f"{100 * count / len(values):6.0f}" for count in counts))
-    return lines
-
-
-def _recipe_lines(runs: Sequence[SeedRuns]) -> list[str]:
-    lines = [
-        "recipe, reward".ljust(28) + "AUC, gap, spread in a group, correlation with speed at like look; a seed each"
-    ]
-    for name in runs[0].heads:
-        for reward in runs[0].heads[name].rewards:
-            cells = "   ".join(_recipe_cell(run.heads[name], reward) for run in runs if name in run.heads)
-            lines.append(f"{name + ', ' + reward:28}{cells}")
-    return lines
-
-
-def _recipe_cell(scored: ScoredGroups, reward: str) -> str:
-    rewards, of = scored.rewards[reward], scored.measures
-    gap = float((rewards[:, 0] - rewards[:, 1:].mean(axis=1)).mean())
-    spread = float(np.sqrt(rewards[:, 1:].var(axis=1, ddof=1).mean()))
-    follows = partial_correlation(rewards, of["speed_px"], of["look_error"])
-    return f"{auc(rewards[:, 0], rewards[:, 1:].ravel()):.2f} {gap:+.2f} {spread:.2f} {follows:+.2f}"

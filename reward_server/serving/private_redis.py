@@ -110,6 +110,11 @@ class PrivateRedis:
         self._log: IO[bytes] | None = None  # Redis's output, in a file without a name that vanishes with this process
 
     @property
+    def folder(self) -> Path:
+        """Where it keeps the queue. An absolute path."""
+        return self._folder.path
+
+    @property
     def url(self) -> str:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 

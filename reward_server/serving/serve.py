@@ -102,7 +102,7 @@ async def serve(settings: Settings, num_workers: int) -> None:
         stack.enter_context(stop.on_signals())
         stack.callback(stop.check)
         is_private = settings.redis_url is None
-        settings = await _with_redis(settings, stack, stop)
+        settings = await with_redis(settings, stack, stop)
         queue = DoorQueue(connect(settings), settings)
         await queue.open()
         stack.push_async_callback(queue.close)
@@ -151,10 +151,11 @@ async def _close(http: HttpDoor, grpc: GrpcDoor, grace_s: float) -> None:
     await asyncio.gather(http.stop(grace_s), grpc.stop(grace_s))
 
 
-async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> Settings:
+async def with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> Settings:
     """The settings with the URL of a Redis: the given one, or a private one that runs until `stack` ends.
 
-    If a private Redis dies and cannot be started again, the server stops too.
+    The motion of training runs is in files beside a private Redis. If that Redis dies and cannot be started again, the
+    server stops too.
     """
     if settings.redis_url is not None:
         return settings
@@ -164,7 +165,8 @@ async def _with_redis(settings: Settings, stack: AsyncExitStack, stop: Stop) -> 
     keeping.add_done_callback(stop.if_failed)
     stack.callback(redis.stop)
     stack.callback(keeping.cancel)
-    return settings.model_copy(update={"redis_url": SecretStr(redis.url)})
+    feature_dir = settings.feature_dir or redis.folder / "features"
+    return settings.model_copy(update={"redis_url": SecretStr(redis.url), "feature_dir": feature_dir})
 
 
 async def _workers_ready(service: Service, workers: WorkerProcesses, stop: Stop) -> bool:

@@ -20,15 +20,16 @@ class RefreshSettings(Group):
         "sample over all groups. 0 turns refreshes off.",
     )
     feature_max_bytes: int = Field(
-        256 * MIB,
+        2048 * MIB,
         ge=1,
-        description="Maximum number of bytes of motion features kept per run and origin. Without room for all, clips "
-        "keep fewer tracks and pairs first.",
+        description="Maximum number of bytes of motion features kept per run and origin: room for all first frames of "
+        "a buffer with shift and shift-wan. Without room for all, clips keep fewer tracks and pairs first.",
     )
     feature_dir: Path | None = Field(
         None,
         description="Folder, shared by all workers, in which motion features are kept as files. An absolute path. "
-        "Redis then holds only references to them. Default: none, they are in Redis.",
+        "Redis then holds only references to them. Default: the folder 'features' in that of a private Redis; none "
+        "with a Redis of your own, which then holds them.",
     )
     feature_older_share: float = Field(
         0.25,

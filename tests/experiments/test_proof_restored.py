@@ -16,7 +16,7 @@ from experiments.proof import restored
 from experiments.proof.heads import recipes
 from experiments.proof.learned import FAVOURS, ScoredGroups
 from experiments.proof.reference import ReferenceRewards
-from experiments.proof.restored import SHIFT, SeedRuns, mean_minus, over_seeds, restored_verdicts
+from experiments.proof.restored import SHIFT, SeedRuns, mean_minus, over_seeds, restored_verdicts, share_of
 from experiments.proof.restoring import PARTS, PartName, restoring_arms
 from experiments.proof.scenes import SceneMix, draw_scenes
 from experiments.proof.size import THIRD, ProofSize
@@ -132,6 +132,14 @@ def test_arms_are_drawn_together() -> None:
     run = replace(planted(0, SPEEDS), samples=of)
     found = over_seeds([run], mean_minus(SHIFT, "sft", "speed_px"))
     assert (found.low, found.mean, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize(("whole", "share"), [("base", 0.25), ("data", 0.1 / (DATA_PX - 0.4))])
+def test_a_share_is_of_what_supervised_fine_tuning_lacks(whole: str, share: float) -> None:
+    speeds = {"base": 0.8, "sft": 0.4, SHIFT: 0.5}
+    samples = {arm: {"speed_px": np.full((4, 12, 2), speed)} for arm, speed in speeds.items()}
+    assert share_of(SHIFT, whole)(samples, np.full(8, DATA_PX)) == pytest.approx(share)
+    assert share_of("sft", whole)(samples, np.full(8, DATA_PX)) == 0
 
 
 @pytest.mark.long

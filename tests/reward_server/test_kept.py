@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from protos.client import RewardClient, submission
 from protos.types import Media, OutcomeKind
@@ -21,6 +22,9 @@ from reward_server.errors import NotReady
 from reward_server.serving.local import READY, ready_line, started
 from reward_server.serving.private_redis import PrivateRedis
 from reward_server.serving.queue_folder import QueueFolder
+from reward_server.serving.serve import with_redis
+from reward_server.serving.signals import Stop
+from reward_server.serving.worker_processes import worker_environment
 from reward_server.settings import Settings, default_queue_dir
 from tests import media
 
@@ -130,6 +134,17 @@ def test_only_the_user_can_read_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "queue"
     with PrivateRedis(Settings(queue_dir=folder)):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+async def test_motion_is_in_files_beside_a_private_redis_unless_told_otherwise(tmp_path: Path) -> None:
+    for given, expected in ((None, tmp_path / "queue" / "features"), (tmp_path / "other", tmp_path / "other")):
+        async with AsyncExitStack() as stack:
+            settings = await with_redis(Settings(data_dir=tmp_path, feature_dir=given), stack, Stop())
+            assert settings.feature_dir == expected
+            assert worker_environment(settings)["MOTION_REWARD_FEATURE_DIR"] == str(expected)
+    own = Settings(redis_url=SecretStr("redis://127.0.0.1:1"))
+    async with AsyncExitStack() as stack:
+        assert (await with_redis(own, stack, Stop())).feature_dir is None
 
 
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:

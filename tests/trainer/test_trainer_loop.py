@@ -512,6 +512,18 @@ def test_recomputed_clips_are_submitted_under_another_key(svd: Path, clips: Path
     assert len(rewards.groups) == 8
 
 
+def test_a_clip_is_decoded_once_for_all_its_rewards(svd: Path, clips: Path, tmp_path: Path) -> None:
+    """The noise is measured on the same decoded clips. Only samples and a refresh's recomputing decode again."""
+    options = ("signal.noise_share=1", "loop.buffer_clips=2", "loop.num_buffers=2", *QUIET)
+    rewards, decoded = InstantRewards(), []
+    with open_run(tiny_config(tmp_path, svd, clips, *options), rewards=rewards) as run:
+        decode = run.policy.decode
+        run.policy.decode = lambda latents: decoded.extend(latents) or decode(latents)  # type: ignore[method-assign]
+        train(run)
+    assert len(rewards.groups) == 8  # four groups, scored twice each
+    assert len(decoded) == 4 * (1 + run.config.loop.num_rollouts)
+
+
 def test_an_extended_run_equals_one_planned_at_full_length(svd: Path, clips: Path, tmp_path: Path) -> None:
     options = ("loop.passes=1", "refresh.enabled=true", *QUIET)
     whole, cut = (tiny_config(tmp_path / name, svd, clips, "loop.num_buffers=3", *options) for name in ("whole", "cut"))

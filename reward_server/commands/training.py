@@ -49,7 +49,12 @@ StopAuc = Annotated[
     ),
 ]
 InstanceNoise = Annotated[
-    float, typer.Option(min=0, help="Noise on real and other clips alike, in deviations of each input channel.")
+    float | None,
+    typer.Option(
+        min=0,
+        help="Noise on real and other clips alike, in deviations of each input channel. Default: 0.1 against generated "
+        "clips alone, 0 against faults.",
+    ),
 ]
 LabelSmoothing = Annotated[
     float, typer.Option(min=0, max=0.5, help="How far the targets of the loss are from 1 and 0.")
@@ -70,7 +75,7 @@ def pretrain(
     seed: TrainingSeed = 0,
     leave_out: LeftOut = None,
     stop_auc: StopAuc = None,
-    instance_noise: InstanceNoise = 0.0,
+    instance_noise: InstanceNoise = None,
     label_smoothing: LabelSmoothing = 0.0,
     logit_penalty: LogitPenalty = 0.0,
 ) -> None:
@@ -79,9 +84,8 @@ def pretrain(
     from reward_server.pipeline import compute_of  # noqa: PLC0415
     from reward_server.training import pretrain as pretraining  # noqa: PLC0415
 
-    if stop_auc is None:
-        stop_auc = pretraining.STOP_AUC if generated and generated_share == 1 else 0.0
-    restraint = pretraining.Restraint(
+    restraint = pretraining.Restraint.of(
+        generated_alone=generated is not None and generated_share == 1,
         stop_auc=stop_auc,
         instance_noise=instance_noise,
         label_smoothing=label_smoothing,

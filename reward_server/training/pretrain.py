@@ -46,7 +46,9 @@ from reward_server.training.samples import TRAINED_FAULTS, CacheConfig, clip_sam
 log = logging.getLogger(__name__)
 
 AMOUNT_WEIGHT = 0.3  # of `losses.amount_slope`, for `embedded`
-STOP_AUC = 0.98  # against generated clips
+# Against generated clips alone. experiments/proof/RECIPE.md has the experiment behind the noise.
+STOP_AUC = 0.98
+INSTANCE_NOISE = 0.1
 STOP_EVERY = 100  # steps between evaluations if training may stop at an AUC
 
 
@@ -90,6 +92,24 @@ class Restraint:
     instance_noise: float = 0.0
     label_smoothing: float = 0.0
     logit_penalty: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        generated_alone: bool,
+        stop_auc: float | None = None,
+        instance_noise: float | None = None,
+        label_smoothing: float = 0.0,
+        logit_penalty: float = 0.0,
+    ) -> Restraint:
+        """The values that are not None. The others are on against generated clips alone, and off against faults."""
+        return cls(
+            stop_auc=stop_auc if stop_auc is not None else STOP_AUC * generated_alone,
+            instance_noise=instance_noise if instance_noise is not None else INSTANCE_NOISE * generated_alone,
+            label_smoothing=label_smoothing,
+            logit_penalty=logit_penalty,
+        )
 
     def on(self, config: TrainingConfig) -> TrainingConfig:
         """`config` with this restraint."""

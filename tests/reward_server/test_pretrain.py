@@ -324,6 +324,13 @@ def test_only_training_against_generated_clips_stops_at_an_auc() -> None:
     assert stops.patience * stops.evaluate_every == config.patience * config.evaluate_every
 
 
+def test_stop_and_noise_are_on_against_generated_clips_alone_unless_given() -> None:
+    assert Restraint.of(generated_alone=False) == Restraint()
+    assert Restraint.of(generated_alone=True) == Restraint(stop_auc=0.98, instance_noise=0.1)
+    assert Restraint.of(generated_alone=True, stop_auc=0.0, instance_noise=0.0) == Restraint()
+    assert Restraint.of(generated_alone=False, instance_noise=0.2) == Restraint(instance_noise=0.2)
+
+
 def test_a_run_on_other_clips_is_not_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     views = views_of(cache.samples({"all"}))
     DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path).train(views[:2], views[3:])

@@ -1454,11 +1454,29 @@ class Anchor(_message.Message):
     DRIFT_FIELD_NUMBER: _builtins.int
     SATURATION_BEFORE_FIELD_NUMBER: _builtins.int
     SATURATION_AFTER_FIELD_NUMBER: _builtins.int
+    COPIES_BEFORE_FIELD_NUMBER: _builtins.int
+    COPIES_AFTER_FIELD_NUMBER: _builtins.int
+    AMOUNT_REAL_BEFORE_FIELD_NUMBER: _builtins.int
+    AMOUNT_REAL_AFTER_FIELD_NUMBER: _builtins.int
+    AMOUNT_ROLLOUTS_BEFORE_FIELD_NUMBER: _builtins.int
+    AMOUNT_ROLLOUTS_AFTER_FIELD_NUMBER: _builtins.int
     drift: _builtins.float
     """mean change of a logit between the two, as a share of the reward's range"""
     saturation_before: _builtins.float
     """share of logits outside of the reward's bounds, 0..1"""
     saturation_after: _builtins.float
+    copies_before: _builtins.float
+    """The share of copies of the set's real clips, a held frame and a glide over it, that get a lower logit than their
+    clip, 0..1. Absent with fewer than 8 copies.
+    """
+    copies_after: _builtins.float
+    amount_real_before: _builtins.float
+    """The rank correlation of the logit with the amount of motion, among the set's real clips and among its rollouts,
+    -1..1. Absent where the amounts of fewer than 16 are known.
+    """
+    amount_real_after: _builtins.float
+    amount_rollouts_before: _builtins.float
+    amount_rollouts_after: _builtins.float
     @_builtins.property
     def before(self) -> Global___Separation:
         """of the previous version"""
@@ -1475,12 +1493,41 @@ class Anchor(_message.Message):
         drift: _builtins.float = ...,
         saturation_before: _builtins.float = ...,
         saturation_after: _builtins.float = ...,
+        copies_before: _builtins.float | None = ...,
+        copies_after: _builtins.float | None = ...,
+        amount_real_before: _builtins.float | None = ...,
+        amount_real_after: _builtins.float | None = ...,
+        amount_rollouts_before: _builtins.float | None = ...,
+        amount_rollouts_after: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_real_after", b"_amount_real_after", "_amount_real_before", b"_amount_real_before", "_amount_rollouts_after", b"_amount_rollouts_after", "_amount_rollouts_before", b"_amount_rollouts_before", "_copies_after", b"_copies_after", "_copies_before", b"_copies_before", "after", b"after", "amount_real_after", b"amount_real_after", "amount_real_before", b"amount_real_before", "amount_rollouts_after", b"amount_rollouts_after", "amount_rollouts_before", b"amount_rollouts_before", "before", b"before", "copies_after", b"copies_after", "copies_before", b"copies_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "drift", b"drift", "saturation_after", b"saturation_after", "saturation_before", b"saturation_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_real_after", b"_amount_real_after", "_amount_real_before", b"_amount_real_before", "_amount_rollouts_after", b"_amount_rollouts_after", "_amount_rollouts_before", b"_amount_rollouts_before", "_copies_after", b"_copies_after", "_copies_before", b"_copies_before", "after", b"after", "amount_real_after", b"amount_real_after", "amount_real_before", b"amount_real_before", "amount_rollouts_after", b"amount_rollouts_after", "amount_rollouts_before", b"amount_rollouts_before", "before", b"before", "copies_after", b"copies_after", "copies_before", b"copies_before", "drift", b"drift", "saturation_after", b"saturation_after", "saturation_before", b"saturation_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__amount_real_after: _TypeAlias = _typing.Literal["amount_real_after"]  # noqa: Y015
+    _WhichOneofArgType__amount_real_after: _TypeAlias = _typing.Literal["_amount_real_after", b"_amount_real_after"]  # noqa: Y015
+    _WhichOneofReturnType__amount_real_before: _TypeAlias = _typing.Literal["amount_real_before"]  # noqa: Y015
+    _WhichOneofArgType__amount_real_before: _TypeAlias = _typing.Literal["_amount_real_before", b"_amount_real_before"]  # noqa: Y015
+    _WhichOneofReturnType__amount_rollouts_after: _TypeAlias = _typing.Literal["amount_rollouts_after"]  # noqa: Y015
+    _WhichOneofArgType__amount_rollouts_after: _TypeAlias = _typing.Literal["_amount_rollouts_after", b"_amount_rollouts_after"]  # noqa: Y015
+    _WhichOneofReturnType__amount_rollouts_before: _TypeAlias = _typing.Literal["amount_rollouts_before"]  # noqa: Y015
+    _WhichOneofArgType__amount_rollouts_before: _TypeAlias = _typing.Literal["_amount_rollouts_before", b"_amount_rollouts_before"]  # noqa: Y015
+    _WhichOneofReturnType__copies_after: _TypeAlias = _typing.Literal["copies_after"]  # noqa: Y015
+    _WhichOneofArgType__copies_after: _TypeAlias = _typing.Literal["_copies_after", b"_copies_after"]  # noqa: Y015
+    _WhichOneofReturnType__copies_before: _TypeAlias = _typing.Literal["copies_before"]  # noqa: Y015
+    _WhichOneofArgType__copies_before: _TypeAlias = _typing.Literal["_copies_before", b"_copies_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_real_after) -> _WhichOneofReturnType__amount_real_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_real_before) -> _WhichOneofReturnType__amount_real_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_rollouts_after) -> _WhichOneofReturnType__amount_rollouts_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_rollouts_before) -> _WhichOneofReturnType__amount_rollouts_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__copies_after) -> _WhichOneofReturnType__copies_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__copies_before) -> _WhichOneofReturnType__copies_before | None: ...
 
 Global___Anchor: _TypeAlias = Anchor  # noqa: Y015
 

@@ -155,7 +155,7 @@ def plot_gains(rows: Mapping[str, Mapping[str, Sequence[float]]], seeds: Sequenc
         panel.set_xlabel(title)
         panel.grid(alpha=0.3)
     axes[0].invert_yaxis()
-    axes[0].legend()
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the marks, not over them
     _save(figure, path)
 
 

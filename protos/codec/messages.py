@@ -31,6 +31,10 @@ from protos.types import (
     VersionHeader,
 )
 
+OF_ANCHOR = tuple(
+    f"{figure}_{when}" for figure in ("copies", "amount_real", "amount_rollouts") for when in ("before", "after")
+)
+
 
 def context_to_message(context: Context) -> pb.Context:
     fields = {name: value for name, value in fields_of(context).items() if value is not None and name != "origin"}
@@ -187,7 +191,9 @@ def _discriminator_from_message(message: pb.DiscriminatorRefresh) -> Discriminat
 
 def _anchor_from_message(message: pb.Anchor) -> Anchor:
     before, after = value_of(Separation, message.before), value_of(Separation, message.after)
-    return value_of(Anchor, message, before=before, after=after)
+    has = {name for name in OF_ANCHOR if message.HasField(name)}  # type: ignore[arg-type]
+    optional = {name: getattr(message, name) if name in has else None for name in OF_ANCHOR}
+    return value_of(Anchor, message, before=before, after=after, **optional)
 
 
 def version_to_message(header: VersionHeader) -> pb.VersionHeader:

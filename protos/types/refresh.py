@@ -78,6 +78,12 @@ class Anchor:
     drift: float
     saturation_before: float
     saturation_after: float
+    copies_before: float | None = None
+    copies_after: float | None = None
+    amount_real_before: float | None = None
+    amount_real_after: float | None = None
+    amount_rollouts_before: float | None = None
+    amount_rollouts_after: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

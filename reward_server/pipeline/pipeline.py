@@ -8,6 +8,7 @@ size round differently.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import defaultdict
@@ -36,6 +37,7 @@ from reward_server.explain.explanation import explanation
 from reward_server.explain.pool import PoolWatch
 from reward_server.motion import Motion
 from reward_server.networks.prepacked import passes
+from reward_server.pipeline.copies import copies, is_copied
 from reward_server.pipeline.model import compute_of, described
 from reward_server.pipeline.prepared import PreparedClip, batches_by_cost, query_seed
 from reward_server.pipeline.rewards import reward_of, window_percentiles
@@ -46,7 +48,7 @@ from reward_server.profiles.discriminators import (
     load_discriminators,
     read_discriminators,
 )
-from reward_server.profiles.run_clips import pack_clip
+from reward_server.profiles.run_clips import About, pack_clip
 from reward_server.scorer import Scored
 from reward_server.settings import Settings
 
@@ -150,7 +152,7 @@ class Pipeline:
                 for item, result, span in zip(prepared, results, spans, strict=True)
             ]
         return [
-            Scored(result=result, features=self._features(item, motions[span]))
+            Scored(result=result, features=self._features(item, result, motions[span]))
             for item, result, span in zip(prepared, results, spans, strict=True)
         ]
 
@@ -187,22 +189,39 @@ class Pipeline:
 
         return list(self._pool.map(one, clips) if self.profile.parallel_clips else map(one, clips))
 
-    def _features(self, item: PreparedClip, motions: Sequence[Motion]) -> tuple[bytes, ...]:
+    def _features(
+        self, item: PreparedClip, result: Reward | RewardServerError, motions: Sequence[Motion]
+    ) -> tuple[bytes, ...]:
         """Parts of packed motion that a refresh of the clip's run may train on; none without a run or an origin.
 
         One window is packed; which one depends on the query seed, so the clips of a group give the same window.
         """
         context, settings = item.context, self._settings
-        if not (context.run_id and context.origin and settings.feature_max_clips):
+        if not (context.run_id and context.origin and settings.feature_max_clips and isinstance(result, Reward)):
             return ()
+        at = item.query_seed % len(motions)
         return pack_clip(
-            motions[item.query_seed % len(motions)],
+            motions[at],
             num_pairs=settings.feature_pairs,
             num_tracks=settings.feature_tracks,
             min_tracks=settings.feature_min_tracks,
             group_id=context.group_id,
             seed=item.query_seed,
+            about=About(
+                amount=result.dynamics.total_motion if result.dynamics else math.nan,
+                terms=self._terms(item, motions[at]),
+            ),
+            copies=self._copies(item, at) if settings.gate_min_clips and is_copied(context) else (),
         )
+
+    def _copies(self, item: PreparedClip, at: int) -> list[tuple[Motion, About]]:
+        """The motion of the copies of a clip's window, with which the gate attacks the discriminators."""
+        made = copies(item.decoded.windows[at].clip, item.query_seed)
+        motions = self._motions([(copy, item.query_seed) for copy in made])
+        return [(motion, About(terms=self._terms(item, motion))) for motion in motions]
+
+    def _terms(self, item: PreparedClip, motion: Motion) -> tuple[float, float]:
+        return self.profile.logit_terms(motion, item.discriminators.pace_weights)
 
     def _explained(
         self,

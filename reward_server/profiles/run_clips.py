@@ -2,11 +2,14 @@
 
 The pipeline packs each clip whose context names a run and an origin, in parts: the first is enough to train on, each
 other one doubles the tracks and adds a frame pair. The worker keeps as many of them in Redis as there is room for
-(queue/run_motion.py). A refresh reads them back, so it never runs the frozen estimators again.
+(queue/run_motion.py). A refresh reads them back, so it never runs the frozen estimators again. The first part also
+holds what the gate needs: how much the clip moves, the terms of its logits, and the motion of its copies, if it has any
+(pipeline/copies.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +22,28 @@ from reward_server.motion import Motion
 from reward_server.profiles import Profile
 from reward_server.profiles.packed import CHANNEL_SCALE, pack, unpack_maps, unpack_tokens
 
-GROUP = "group"
+GROUP, ABOUT, COPY = "group", "about", "copy"  # tensors of the first part; those of copies are copy0.tracks, ...
 MOST_PARTS = 8
 OF_TRACKS = ("tracks", "state", "correlation")  # tensors whose first axis is tracks
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a clip's packed motion no longer tells."""
+
+    amount: float = math.nan  # total motion in frame heights per second; NaN: not known
+    terms: tuple[float, float] = (0.0, 0.0)  # `Profile.logit_terms`, in the order of DISCRIMINATORS
+
+    def tensor(self) -> Tensor:
+        return torch.tensor([self.amount, *self.terms], dtype=torch.float64)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> About:
+        amount, *terms = tensor.tolist()
+        return cls(amount=amount, terms=(terms[0], terms[1]))
+
+
+UNKNOWN = About()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +52,8 @@ class RunClip:
 
     group_id: str
     packed: Mapping[str, Tensor]
+    about: About = UNKNOWN
+    copies: Sequence[RunClip] = ()  # of the clip, which must get a lower logit
     name: str = ""  # in the run's reservoir
     older: bool = False  # it is of an earlier buffer
 
@@ -63,15 +87,21 @@ def pack_clip(
     min_tracks: int | None = None,
     group_id: str,
     seed: int = 0,
+    about: About = UNKNOWN,
+    copies: Sequence[tuple[Motion, About]] = (),
 ) -> tuple[bytes, ...]:
     """Pack a clip's motion into parts for `read_clip`. `num_pairs` and `num_tracks` are those of `packed.pack`.
 
     Only a NetworkMotion's tracks are divided: the first part has `min_tracks` of them, all without it. `seed` says
-    which pair is in the first part.
+    which pair is in the first part. Of `copies` as much is kept as of the clip's first part.
     """
     packed = pack(motion, num_pairs=num_pairs, num_tracks=num_tracks)
     group = torch.tensor(list(group_id.encode()), dtype=torch.uint8)  # a tensor, because `load` drops metadata
-    return tuple(save(part) for part in split(packed | {GROUP: group}, min_tracks=min_tracks, seed=seed))
+    packed |= {GROUP: group, ABOUT: about.tensor()}
+    for at, (copied, of_copy) in enumerate(copies):
+        small = pack(copied, num_pairs=1, num_tracks=min_tracks) | {ABOUT: of_copy.tensor()}
+        packed |= {f"{COPY}{at}.{name}": tensor for name, tensor in small.items()}
+    return tuple(save(part) for part in split(packed, min_tracks=min_tracks, seed=seed))
 
 
 def split(packed: Mapping[str, Tensor], *, min_tracks: int | None, seed: int) -> list[dict[str, Tensor]]:
@@ -95,8 +125,19 @@ def read_clip(parts: Sequence[bytes], *, name: str = "", older: bool = False) ->
     """Join the parts that `pack_clip` made, or the first few of them."""
     first, *more = map(load, parts)
     group_id = bytes(first.pop(GROUP).tolist()).decode()
+    copies = _copies_in(first, group_id)
+    about = first.pop(ABOUT, UNKNOWN.tensor())  # an older worker did not know it
     packed = {name: torch.cat([first[name], *(part[name] for part in more if name in part)]) for name in first}
-    return RunClip(group_id=group_id, packed=packed, name=name, older=older)
+    return RunClip(group_id=group_id, packed=packed, about=About.of(about), copies=copies, name=name, older=older)
+
+
+def _copies_in(first: dict[str, Tensor], group_id: str) -> list[RunClip]:
+    """Take the copies out of a clip's first part."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(name for name in first if name.startswith(COPY)):
+        number, _, tensor = name.partition(".")
+        found.setdefault(number, {})[tensor] = first.pop(name)
+    return [RunClip(group_id=group_id, about=About.of(packed.pop(ABOUT)), packed=packed) for packed in found.values()]
 
 
 def _doubling(start: int, end: int) -> list[int]:

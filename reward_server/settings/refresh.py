@@ -91,6 +91,19 @@ class RefreshSettings(Group):
         description="A refresh is refused if a larger share of logits on the anchor set is outside of the reward's "
         "bounds, and more than of its parent's.",
     )
+    gate_max_copies_drop: float = Field(
+        0.25,
+        ge=0,
+        description="A refresh is refused if the share of copies of the anchor set's real clips, a held frame and a "
+        "glide over it, that get a lower logit than their clip falls by more than this.",
+    )
+    gate_max_amount: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="A refresh is refused if the rank correlation of the logit with the amount of motion, among real "
+        "clips or among rollouts of the anchor set, is further from 0 than this, and than its parent's.",
+    )
     versions_kept: int = Field(
         4, ge=1, description="Discriminator versions kept per run; a client can pin any of these."
     )

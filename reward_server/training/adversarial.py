@@ -23,12 +23,10 @@ from torch.nn import functional as F
 
 from protos.types import (
     DISCRIMINATORS,
-    Anchor,
     Bounds,
     DiscriminatorName,
     DiscriminatorRefresh,
     RefreshRequest,
-    Separation,
 )
 from reward_server.discriminators.residual_vit import ResidualViT
 from reward_server.discriminators.track_vit import TrackViT
@@ -37,9 +35,9 @@ from reward_server.networks.prepacked import passes
 from reward_server.profiles import Profile
 from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.run_clips import RunClip
-from reward_server.stats import auc
 from reward_server.training.buffers import Buffers, batch_of
 from reward_server.training.discriminator_trainer import fast_forward, update_average
+from reward_server.training.judged import Judged, Logits, anchored, attacked
 from reward_server.training.optimizer_state import restore, saved
 
 Weights: TypeAlias = dict[DiscriminatorName, dict[str, Tensor]]  # a state dict per discriminator
@@ -99,7 +97,7 @@ def refresh_discriminators(
     `bounds` are those of rewards, by which saturation and drift are measured. Raises RefreshRejected if a loss or a
     held-out logit is not finite, and TooFewClips if holding out clips leaves no shape with clips of both origins.
     """
-    train, held_out = buffers.split(request.seed)
+    train, held_out = buffers.split(request.seed, copied_first=anchor is None)
     if anchor is None and 0 < freeze_at <= held_out.smaller:
         anchor = held_out
     discriminators = [
@@ -125,7 +123,7 @@ def refresh_discriminators(
                 losses=tuple(discriminator.losses),
                 before=old.held_out.separation,
                 after=new.held_out.separation,
-                anchor=_anchored(old.anchor, new.anchor, bounds),
+                anchor=anchored(old, new, bounds),
             )
             for discriminator, old, new in zip(discriminators, before, after, strict=True)
         },
@@ -146,45 +144,6 @@ def num_steps(request: RefreshRequest, clips: Buffers) -> int:
         if some
     )
     return max(1, min(request.steps, math.floor(most)))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Logits:
-    """A discriminator's logits of real clips and of rollouts."""
-
-    real: np.ndarray
-    rollouts: np.ndarray
-
-    @property
-    def separation(self) -> Separation:
-        gap = float(self.real.mean() - self.rollouts.mean())
-        return Separation(auc=auc(self.real, self.rollouts), logit_gap=gap)
-
-    @property
-    def all(self) -> np.ndarray:
-        return np.concatenate([self.real, self.rollouts])
-
-    def saturation(self, bounds: Bounds) -> float:
-        """The share of logits outside of the bounds."""
-        return float(((self.all < bounds.min) | (self.all > bounds.max)).mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Judged:
-    held_out: _Logits
-    anchor: _Logits | None
-
-
-def _anchored(old: _Logits | None, new: _Logits | None, bounds: Bounds) -> Anchor | None:
-    if old is None or new is None:
-        return None
-    return Anchor(
-        before=old.separation,
-        after=new.separation,
-        drift=float(np.abs(new.all - old.all).mean() / (bounds.max - bounds.min)),
-        saturation_before=old.saturation(bounds),
-        saturation_after=new.saturation(bounds),
-    )
 
 
 class _Discriminator:
@@ -243,11 +202,15 @@ class _Discriminator:
             total += float(loss.detach())
         return total
 
-    def judged(self, held_out: Buffers, anchor: Buffers | None) -> _Judged:
-        """The average's logits of held-out clips and of the anchor set."""
-        return _Judged(held_out=self.logits(held_out), anchor=None if anchor is None else self.logits(anchor))
+    def judged(self, held_out: Buffers, anchor: Buffers | None) -> Judged:
+        """The average on held-out clips and on the anchor set."""
+        if anchor is None:
+            return Judged(held_out=self.logits(held_out), anchor=None, attacked=None)
+        logits, term = self.logits(anchor), DISCRIMINATORS.index(self.name)
+        found = attacked(self._logit, anchor, logits, self._size, term)
+        return Judged(held_out=self.logits(held_out), anchor=logits, attacked=found)
 
-    def logits(self, clips: Buffers) -> _Logits:
+    def logits(self, clips: Buffers) -> Logits:
         """Logits of the average, from as many kept pairs or tracks of each clip. Raises RefreshRejected."""
         num = self._num([*clips.real, *clips.rollouts], TRACKS_JUDGED, PAIRS_JUDGED)
         real, rollouts = (np.array([self._logit(clip, num) for clip in some]) for some in (clips.real, clips.rollouts))
@@ -256,7 +219,7 @@ class _Discriminator:
                 f"on held-out clips, logits of the {self.name} discriminator are not finite; lower the learning rate "
                 f"({self._request.learning_rate:g})"
             )
-        return _Logits(real=real, rollouts=rollouts)
+        return Logits(real=real, rollouts=rollouts)
 
     @torch.inference_mode()
     def _logit(self, clip: RunClip, num: int) -> float:
@@ -264,17 +227,18 @@ class _Discriminator:
 
     def _drawn(self, clip: RunClip, num: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of a clip's tracks or pairs."""
-        size = clip.num_pairs if self.name == "instantaneous" else clip.num_tracks
-        return self._inputs(clip, int(rng.integers(size - num + 1)), num)
+        return self._inputs(clip, int(rng.integers(self._size(clip) - num + 1)), num)
+
+    def _size(self, clip: RunClip) -> int:
+        """The number of the clip's pairs or tracks."""
+        return clip.num_pairs if self.name == "instantaneous" else clip.num_tracks
 
     def _inputs(self, clip: RunClip, start: int, num: int) -> Tensor:
         return clip.maps(start, num) if self.name == "instantaneous" else clip.tokens(self._profile, start, num)
 
     def _num(self, clips: Sequence[RunClip], tracks: int, pairs: int) -> int:
         """How many tracks or pairs to take of each clip: what all of them have, so that it tells nothing of a clip."""
-        if self.name == "instantaneous":
-            return min(pairs, *(clip.num_pairs for clip in clips))
-        return min(tracks, *(clip.num_tracks for clip in clips))
+        return min(pairs if self.name == "instantaneous" else tracks, *map(self._size, clips))
 
 
 def _copy(discriminator: ResidualViT | TrackViT, device: str) -> ResidualViT | TrackViT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,28 +45,34 @@ class Buffers:
         """The number of clips of the origin that has fewer."""
         return min(len(self.real), len(self.rollouts))
 
-    def split(self, seed: int) -> tuple[Buffers, Buffers]:
+    def split(self, seed: int, *, copied_first: bool = False) -> tuple[Buffers, Buffers]:
         """Split into clips to train on and held-out clips.
 
         Whole groups are held out, because the clips of a group resemble each other. If that would leave no training
-        clips of an origin, single clips are held out instead.
+        clips of an origin, single clips are held out instead. With `copied_first`, groups whose real clip has copies
+        are held out before others.
         """
         both = [*self.real, *self.rollouts]
         names = [clip.group_id or f"\0{position}" for position, clip in enumerate(both)]
         for units in (names, [f"\0{position}" for position in range(len(both))]):
-            held = self._held_out(units, seed)
+            copied = {unit for unit, clip in zip(units, both, strict=True) if copied_first and clip.copies}
+            held = self._held_out(units, seed, copied)
             real, rollouts = held[: len(self.real)], held[len(self.real) :]
             if not (all(real) or all(rollouts)):
                 break
         trained = Buffers(real=_where(self.real, real, False), rollouts=_where(self.rollouts, rollouts, False))
         return trained, Buffers(real=_where(self.real, real, True), rollouts=_where(self.rollouts, rollouts, True))
 
-    def _held_out(self, units: Sequence[str], seed: int) -> list[bool]:
-        """Hold out units in a random order until each origin has its share of held-out clips."""
+    def _held_out(self, units: Sequence[str], seed: int, first: Collection[str]) -> list[bool]:
+        """Hold out units in a random order, `first` first, until each origin has its share of held-out clips."""
         origins = [0] * len(self.real) + [1] * len(self.rollouts)
         missing = [_share(len(self.real)), _share(len(self.rollouts))]
         held: set[str] = set()
-        for unit in sorted(set(units), key=lambda unit: hashlib.sha256(f"{seed}\0{unit}".encode()).digest()):
+
+        def place(unit: str) -> tuple[bool, bytes]:
+            return unit not in first, hashlib.sha256(f"{seed}\0{unit}".encode()).digest()
+
+        for unit in sorted(set(units), key=place):
             brings = [origin for origin, name in zip(origins, units, strict=True) if name == unit]
             if any(missing[origin] > 0 for origin in brings):
                 held.add(unit)

@@ -39,6 +39,24 @@ def failures(anchor: Anchor, settings: Settings) -> Iterator[str]:
     saturation, limit = anchor.saturation_after, settings.gate_max_saturation
     if saturation > max(limit, anchor.saturation_before):
         yield f"{saturation:.0%} of the logits are outside of the bounds, over {limit:.0%} (gate_max_saturation)"
+    yield from _attack_failures(anchor, settings)
+
+
+def _attack_failures(anchor: Anchor, settings: Settings) -> Iterator[str]:
+    if anchor.copies_before is not None and anchor.copies_after is not None:
+        fall, limit = anchor.copies_before - anchor.copies_after, settings.gate_max_copies_drop
+        if fall > limit:
+            yield (
+                f"the share of held and gliding copies below their real clip fell by {fall:.0%}, over {limit:.0%} "
+                "(gate_max_copies_drop)"
+            )
+    for origin, before, after in (
+        ("real clips", anchor.amount_real_before, anchor.amount_real_after),
+        ("rollouts", anchor.amount_rollouts_before, anchor.amount_rollouts_after),
+    ):
+        limit = settings.gate_max_amount
+        if before is not None and after is not None and abs(after) > max(limit, abs(before)):
+            yield f"among {origin}, logits follow the amount of motion ({after:+.2f}), over {limit:g} (gate_max_amount)"
 
 
 def told(anchor: Anchor) -> str:
@@ -47,4 +65,18 @@ def told(anchor: Anchor) -> str:
     return (
         f"AUC {before.auc:.3f} -> {after.auc:.3f}, gap {before.logit_gap:.3g} -> {after.logit_gap:.3g}, drift "
         f"{anchor.drift:.3f}, saturation {anchor.saturation_before:.2f} -> {anchor.saturation_after:.2f}"
+        f"{_told_attack(anchor)}"
+    )
+
+
+def _told_attack(anchor: Anchor) -> str:
+    found = (
+        ("copies below", anchor.copies_before, anchor.copies_after),
+        ("amount, real", anchor.amount_real_before, anchor.amount_real_after),
+        ("amount, rollouts", anchor.amount_rollouts_before, anchor.amount_rollouts_after),
+    )
+    return "".join(
+        f", {name} {before:.2f} -> {after:.2f}"
+        for name, before, after in found
+        if before is not None and after is not None
     )

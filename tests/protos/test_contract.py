@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from protos import codec, json_codec
 from protos import reward_pb2 as pb
 from protos.client import RequestRefused
+from protos.codec.messages import OF_ANCHOR
 from protos.error_codes import ErrorCode
 from protos.explanation import Explanation, PairMaps, TrackExplanation, WindowExplanation, WindowPercentiles
 from protos.types import (
@@ -225,7 +226,13 @@ refresh_requests = st.builds(
 )
 separations = st.builds(Separation, auc=share, logit_gap=number)
 anchors = st.builds(
-    Anchor, before=separations, after=separations, drift=number, saturation_before=share, saturation_after=share
+    Anchor,
+    before=separations,
+    after=separations,
+    drift=number,
+    saturation_before=share,
+    saturation_after=share,
+    **dict.fromkeys(OF_ANCHOR, st.none() | share),
 )
 discriminator_refreshes = st.builds(
     DiscriminatorRefresh,

@@ -3,8 +3,9 @@
     python -m benchmarks.nuisances --real FOLDER [--clips 8]
 
 Each clip is written without loss, then once for each nuisance: another container or codec, other sizes, mirrored,
-letterboxed, with noise. All are scored by the pipeline of this process, with the same draw of query points; "another
-draw" changes that alone. A mild fault is that of `benchmarks.variable_rate`, which measures lost frames.
+letterboxed, with noise, denoised in time, stabilised. All are scored by the pipeline of this process, with the same
+draw of query points; "another draw" changes that alone. A mild fault is that of `benchmarks.variable_rate`, which
+measures lost frames.
 
 The target is a mean change of at most 0.2 mild faults. The last line of the output is JSON.
 """
@@ -25,7 +26,8 @@ from rich.table import Table
 from benchmarks.variable_rate import TARGET, Frames, combined, encoded, mild_fault, read, spread_files
 from protos.reader.source import resized
 from protos.submissions import submission
-from protos.types import Context, Outcome
+from protos.types import Clip, Context, Outcome
+from reward_server.capture.smoothing import DENOISER, STABILISER, Smoothing
 from reward_server.decoding import encode
 from reward_server.evaluation.looks import letterboxed, noisy
 from reward_server.pipeline import Pipeline
@@ -87,6 +89,16 @@ def as_frames(change: Callable[[Frames], NDArray[np.generic]]) -> Nuisance:
     return write
 
 
+def smoothed(name: str) -> Nuisance:
+    """The frames through a temporal denoiser or a stabiliser."""
+
+    def change(frames: Frames) -> Frames:
+        clip = Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=1.0)
+        return Smoothing(filter=name).apply(clip).frames.transpose(0, 2, 3, 1)
+
+    return as_frames(change)
+
+
 def scaled(share: float) -> Nuisance:
     def change(frames: Frames) -> Frames:
         height, width = (round(share * side / 2) * 2 for side in frames.shape[1:3])
@@ -109,6 +121,8 @@ NUISANCES: Mapping[str, Nuisance] = {
     f"noise of {NOISE:g} levels": as_frames(
         lambda frames: noisy(frames.astype(np.float32), NOISE, np.random.default_rng(0))
     ),
+    "denoised in time": smoothed(DENOISER),
+    "stabilised": smoothed(STABILISER),
 }
 
 

@@ -1,7 +1,8 @@
 """Makes the clips whose features pretraining caches: random views of a source clip, and their faulty twins.
 
-A view and each of its twins pass through a capture chain of their own (`reward_server/capture`), so they differ only in
-their motion. The faults are balanced in how much they move (`negatives.py`).
+Some views are smoothed in time first, with all of their twins. Then a view and each of its twins pass through a capture
+chain of their own (`reward_server/capture`), so they differ only in their motion. The faults are balanced in how much
+they move (`negatives.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from protos.reader import Source
 from protos.types import Clip, ClipWarning
 from reward_server.capture.chain import Capture
+from reward_server.capture.smoothing import Smoothing
 from reward_server.data.shots import SourceClip
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, difference, with_fault
 from reward_server.faults.still_clips import STILL, fastest_motion
@@ -68,7 +70,7 @@ def clip_samples(
         good=_moves if clip.real else lambda view: True,
     )
     for number, base, rng in source_views(opened_file, clip.first, clip.last, plan, warn):
-        yield from _view_samples(clip, f"{clip.part}-{number:03d}", base, config, rng)
+        yield from _view_samples(clip, f"{clip.part}-{number:03d}", Smoothing.draw(rng).apply(base), config, rng)
 
 
 def _view_samples(

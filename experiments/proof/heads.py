@@ -21,6 +21,7 @@ from experiments.proof.size import ProofSize
 from experiments.proof.verdicts import Floats
 from protos.client import RewardClient
 from protos.types import Clip
+from reward_server.profiles.discriminators import SHIPPED
 from trainer.policies.protocol import Policy
 from trainer.seeds import derived_seed
 
@@ -39,6 +40,7 @@ class Recipe:
     noise: float = 0.0
     smoothing: float = 0.0
     penalty: float = 0.0
+    shipped: bool = False  # not pretrained here: those of the package, trained against faults of real clips
 
     @property
     def options(self) -> dict[str, str]:
@@ -58,11 +60,14 @@ def recipes(part: str, size: ProofSize) -> dict[str, Recipe]:
         "pixels-noise": Recipe(pixels=True, noise=NOISE),
         "smoothing": Recipe(smoothing=SMOOTHING),
         "penalty": Recipe(penalty=PENALTY),
+        "shipped": Recipe(shipped=True),
     }
 
 
 def pretrained(folder: Path, name: str, recipe: Recipe, policy: Policy, size: ProofSize, *, seed: int) -> Path:
     """Pretrain once and return the checkpoint. Raises CalledProcessError if the pretraining fails."""
+    if recipe.shipped:
+        return SHIPPED["embedded"]
     discriminators = folder / f"{name}.safetensors"
     if discriminators.exists():
         return discriminators

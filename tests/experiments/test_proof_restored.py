@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from experiments.proof import __main__ as command
 from experiments.proof import restored
-from experiments.proof.heads import recipes
+from experiments.proof.heads import pretrained, recipes
 from experiments.proof.learned import FAVOURS, ScoredGroups
 from experiments.proof.reference import ReferenceRewards
 from experiments.proof.restored import SHIFT, SeedRuns, mean_minus, over_seeds, restored_verdicts, share_of
@@ -58,6 +59,12 @@ def test_arms_that_train_on_rollouts_have_the_same_dose(part: PartName) -> None:
     assert {arm.objective["lambda_aw"] for arm in trained} == {0.0}
     assert {arm.heads for arm in trained if arm.heads} <= recipes(part, THIRD).keys()
     assert {arm.name for arm in trained if arm.referenced} == ({SHIFT, "shift-fixed"} if part == "static" else set())
+
+
+def test_the_shipped_discriminators_are_measured_without_a_pretraining(tmp_path: Path) -> None:
+    nothing: Any = None
+    found = pretrained(tmp_path, "shipped", recipes("damped", THIRD)["shipped"], nothing, THIRD, seed=0)
+    assert found.name == "embedded.safetensors" and found.is_file() and not list(tmp_path.iterdir())
 
 
 def test_reference_rewards_give_the_discriminators_other_positives() -> None:

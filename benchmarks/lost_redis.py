@@ -108,7 +108,10 @@ def wait_for_buffer(number: int, run: subprocess.Popen[str], folder: Path) -> No
     until_s = time.monotonic() + MOST_S
     while not any((path / "versions").is_dir() for path in folder.glob(f"run/checkpoints/step-{16 * number:08d}")):
         if run.poll() is not None or time.monotonic() > until_s:
-            raise RuntimeError(f"the trainer made no checkpoint after buffer {number}; see the log above")
+            told = (folder / "trainer.log").read_text()[-4000:]
+            raise RuntimeError(
+                f"no checkpoint after buffer {number} within {MOST_S:g} s; the trainer's log ends: {told}"
+            )
         time.sleep(0.1)
 
 
@@ -129,6 +132,8 @@ def train(folder: Path, buffers: int) -> tuple[int, str, float]:
         parts.enter_context(server(ports, folder))
         code = run.wait(MOST_S)
         taken_s = time.monotonic() - began_s
+        if code:
+            print(log.read_text()[-4000:])
         with RewardClient(f"grpc://127.0.0.1:{ports.grpc}") as client:
             print("latest version:", client.model("lost").discriminator_version)
     return code, log.read_text(), taken_s
@@ -136,8 +141,10 @@ def train(folder: Path, buffers: int) -> tuple[int, str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--buffers", type=int, default=4)
+    parser.add_argument("--buffers", type=int, default=4, help="at least 3, so that one follows the second loss")
     args = parser.parse_args(argv)
+    if args.buffers < 3:
+        parser.error(f"--buffers is {args.buffers}; give at least 3")
     with tempfile.TemporaryDirectory(prefix="motion-reward-lost-") as name:
         folder = Path(name)
         subprocess.run([sys.executable, "-m", "experiments.toy", "clips", "--out", str(folder / "clips")], check=True)

@@ -27,7 +27,7 @@ from benchmarks.variable_rate import TARGET, Frames, combined, encoded, mild_fau
 from protos.reader.source import resized
 from protos.submissions import submission
 from protos.types import Clip, Context, Outcome
-from reward_server.capture.smoothing import DENOISER, STABILISER, Smoothing
+from reward_server.capture.smoothing import smoothed
 from reward_server.decoding import encode
 from reward_server.evaluation.looks import letterboxed, noisy
 from reward_server.pipeline import Pipeline
@@ -89,12 +89,12 @@ def as_frames(change: Callable[[Frames], NDArray[np.generic]]) -> Nuisance:
     return write
 
 
-def smoothed(name: str) -> Nuisance:
-    """The frames through a temporal denoiser or a stabiliser."""
+def as_smoothed(name: str) -> Nuisance:
+    """The frames through the denoiser or the stabiliser of pretraining."""
 
     def change(frames: Frames) -> Frames:
         clip = Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=1.0)
-        return Smoothing(filter=name).apply(clip).frames.transpose(0, 2, 3, 1)
+        return smoothed(clip, name).frames.transpose(0, 2, 3, 1)
 
     return as_frames(change)
 
@@ -121,8 +121,8 @@ NUISANCES: Mapping[str, Nuisance] = {
     f"noise of {NOISE:g} levels": as_frames(
         lambda frames: noisy(frames.astype(np.float32), NOISE, np.random.default_rng(0))
     ),
-    "denoised in time": smoothed(DENOISER),
-    "stabilised": smoothed(STABILISER),
+    "denoised in time": as_smoothed("denoised"),
+    "stabilised": as_smoothed("stabilised"),
 }
 
 

@@ -4,9 +4,10 @@
                                        [--files]
 
 It stores packed motion of the profile's sizes, of which every value is 0, in the run store of a private Redis, buffer
-by buffer, as workers do. With `--files` the motion is in files (feature_dir). `newest` is what the same room held
-before: the newest clips, with all of their tracks. `redis_mib` is what the run's kept clips take in Redis. The last
-line of the output is one JSON document.
+by buffer, as workers do. The real clip of one group in eight has the copies of the gate (pipeline/copies.py). With
+`--files` the motion is in files (feature_dir). `newest` is what the same room held before: the newest clips, with all
+of their tracks. `redis_mib` is what the run's kept clips take in Redis. The last line of the output is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from redis import Redis
 from safetensors.torch import save
 
 from protos.types import DiscriminatorRefresh, Origin, RefreshRequest, RefreshResponse, Separation
+from reward_server.pipeline.copies import KINDS, ONE_IN
 from reward_server.profiles.packed import CHANNEL_SCALE
-from reward_server.profiles.run_clips import GROUP, read_clip, split
+from reward_server.profiles.run_clips import ABOUT, COPY, GROUP, UNKNOWN, read_clip, split
 from reward_server.queue import scripts
 from reward_server.queue.feature_folder import make_folder
 from reward_server.queue.keys import Keys
@@ -54,30 +56,39 @@ class Plan:
     buffers: int
 
 
-def parts_of(profile: str, settings: Settings) -> tuple[bytes, ...]:
-    """The parts of a clip's packed motion, of zeros."""
+def packed_zeros(profile: str, num_tracks: int, num_pairs: int) -> dict[str, torch.Tensor]:
+    """A clip's packed motion, of zeros."""
     frames, height, width = SHAPES[profile]
-    num, pairs = settings.feature_tracks, settings.feature_pairs
-    packed = {
-        "tracks": torch.zeros(num, frames, 2),
-        "state": torch.zeros(num, frames, 2, dtype=torch.float16),
-        "correlation": torch.zeros(num, frames, CHANNELS, dtype=torch.int8),
+    return {
+        "tracks": torch.zeros(num_tracks, frames, 2),
+        "state": torch.zeros(num_tracks, frames, 2, dtype=torch.float16),
+        "correlation": torch.zeros(num_tracks, frames, CHANNELS, dtype=torch.int8),
         CHANNEL_SCALE: torch.zeros(CHANNELS),
-        "maps": torch.zeros(pairs, 2, height, width, dtype=torch.uint8),
-        GROUP: torch.zeros(8, dtype=torch.uint8),
+        "maps": torch.zeros(num_pairs, 2, height, width, dtype=torch.uint8),
+        ABOUT: UNKNOWN.tensor(),
     }
+
+
+def parts_of(profile: str, settings: Settings, *, copies: int = 0) -> tuple[bytes, ...]:
+    """The parts of a clip with so many copies."""
+    packed = packed_zeros(profile, settings.feature_tracks, settings.feature_pairs)
+    packed |= {GROUP: torch.zeros(8, dtype=torch.uint8)}
+    for at in range(copies):
+        copy = packed_zeros(profile, settings.feature_min_tracks, 1)
+        packed |= {f"{COPY}{at}.{name}": tensor for name, tensor in copy.items()}
     return tuple(save(part) for part in split(packed, min_tracks=settings.feature_min_tracks, seed=0))
 
 
-async def fill(store: RunStore, plan: Plan, parts: Sequence[bytes], buffer: int) -> None:
-    """Score a buffer: the real clip and the rollouts of each group."""
+async def fill(store: RunStore, plan: Plan, parts: Sequence[bytes], copied: Sequence[bytes], buffer: int) -> None:
+    """Score a buffer: the real clip and the rollouts of each group. `copied` are the parts of a clip with copies."""
     for group in range(plan.groups):
         for at in range(1 + plan.rollouts):
             origin, job_id = Origin.ROLLOUT if at else Origin.REAL, f"{buffer}-{group}-{at}"
-            await store.motion.keep_clip("bench", origin, job_id, parts, group_id=f"{buffer}-{group}")
+            given = parts if at or group % ONE_IN else copied
+            await store.motion.keep_clip("bench", origin, job_id, given, group_id=f"{buffer}-{group}")
 
 
-async def rows_of(store: RunStore, plan: Plan, parts: Sequence[bytes]) -> list[dict[str, Any]]:
+async def rows_of(store: RunStore) -> list[dict[str, Any]]:
     """What a refresh would train on now."""
     until_ms = await store.now_ms()
     rows = []
@@ -105,15 +116,16 @@ async def measured(plan: Plan, settings: Settings) -> dict[str, Any]:
     link: Any = Counting(connect(settings))
     keys = Keys(profile=settings.profile)
     store, parts = RunStore(link, keys, settings), parts_of(plan.profile, settings)
+    copied = parts_of(plan.profile, settings, copies=len(KINDS))
     started, buffers, in_redis = time.perf_counter(), [], []
     for buffer in range(plan.buffers):
-        await fill(store, plan, parts, buffer)
+        await fill(store, plan, parts, copied, buffer)
         in_redis.append(redis_mib(settings))
-        buffers.append(await rows_of(store, plan, parts))
+        buffers.append(await rows_of(store))
         await refreshed(RefreshRequests(link, keys, settings), RefreshWork(link, keys, settings), store)
     size = sum(map(len, parts))
     scored = plan.buffers * plan.groups * (1 + plan.rollouts)
-    newest = min(settings.feature_max_bytes // size, plan.groups * plan.rollouts)
+    newest = min(settings.feature_room // size, plan.groups * plan.rollouts)
     await link.close()
     return {
         "clip_mib": round(size / MIB, 2),

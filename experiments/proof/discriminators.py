@@ -52,7 +52,7 @@ def pretrained_discriminators(
     places = {"--real": work / "real", "--work": work, "--out": discriminators}
     if num_rollouts:
         places["--generated"] = work / "generated"
-        about += ["--stop-auc", "0"]  # the published runs had no such rule
+        about += ["--stop-auc", "0", "--instance-noise", "0"]  # the published runs had neither
     run_pretraining(places, *about)
     return discriminators
 

@@ -9,7 +9,7 @@ from protos.types.reward import Bounds, Logits
 # The server's defaults, which a client also assumes if the server does not report its own.
 SCORE_TIMEOUT_S = 120.0
 REFRESH_TIMEOUT_S = 3600.0
-REFRESH_STEP_S = 30.0  # twice what a step of shift takes on two CPU cores (docs/benchmarks.md)
+REFRESH_STEP_S = 2.0  # enough for embedded, and for the networks on a GPU (docs/training.md)
 
 
 @dataclass(frozen=True, kw_only=True)

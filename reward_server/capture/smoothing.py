@@ -1,59 +1,67 @@
 """Smooths a clip in time, as cameras, phones and video editors do: a temporal denoiser, or a stabiliser.
 
 Today's generators are smoother than a hand-held camera. So smoothness must not tell real from faulty: pretraining
-smooths a share of its views before it makes their faulty twins, real and faulty ones alike. The filters are FFmpeg's.
+smooths a share of its views before it makes their faulty twins, real and faulty ones alike. The denoiser is FFmpeg's.
+The stabiliser evens out the camera's path and leaves a steady pan as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from itertools import pairwise
 
 import av
+import cv2
 import numpy as np
 from av.filter import Graph
+from numpy.polynomial.polynomial import polyfit, polyval
 from numpy.typing import NDArray
 
 from protos.types import Clip
 
-DENOISER, STABILISER = "atadenoise", "deshake"
-CHANCES = {DENOISER: 0.25, STABILISER: 0.15}
-WINDOW = 5  # frames that the denoiser averages where they are alike
-REACH_PX = 16  # the largest shift of a frame that the stabiliser undoes
-OPTIONS = {DENOISER: f"s={WINDOW}", STABILISER: f"rx={REACH_PX}:ry={REACH_PX}:edge=mirror"}
+SHARES = {"denoised": 0.25, "stabilised": 0.15}
+DENOISER, WINDOW = "atadenoise", 5  # averages this many frames where they are alike
+EVENED_FRAMES = 4.0  # standard deviation of the Gaussian that evens out the path
+ZOOM = 1.06  # hides most of the borders that the stabiliser moves into the picture
+POINTS, LEAST_POINTS = 200, 12
+
+Frames = NDArray[np.uint8]  # [T,H,W,3]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Smoothing:
-    """A filter, one of CHANCES, or none ("")."""
-
-    filter: str = ""
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Self:
-        """Draw a filter that this build of FFmpeg has, or none."""
-        place = float(rng.random())
-        for name, chance in CHANCES.items():
-            if place < chance:
-                return cls(filter=name if name in av.filter.filters_available else "")
-            place -= chance
-        return cls()
-
-    def apply(self, clip: Clip) -> Clip:
-        """The clip with as many frames of the same size and rate."""
-        if not self.filter:
-            return clip
-        frames = np.stack(list(_filtered(clip.frames.transpose(0, 2, 3, 1), self.filter, OPTIONS[self.filter])))
-        if len(frames) != len(clip.frames):
-            raise RuntimeError(f"{self.filter} returned {len(frames)} of {len(clip.frames)} frames; use another FFmpeg")
-        return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=clip.fps)
+def drawn(rng: np.random.Generator) -> str:
+    """The name of a way to smooth a view, by SHARES, or "" for none."""
+    place = float(rng.random())
+    for name, share in SHARES.items():
+        if place < share:
+            return name
+        place -= share
+    return ""
 
 
-def _filtered(frames: NDArray[np.uint8], name: str, options: str) -> Iterator[NDArray[np.uint8]]:
-    """Frames [T,H,W,3] through one of FFmpeg's filters."""
-    graph, tick = Graph(), Fraction(1, 25)  # the filters do not read times
+def smoothed(clip: Clip, name: str) -> Clip:
+    """The clip with as many frames of the same size and rate. Raises RuntimeError if this FFmpeg has no denoiser."""
+    if not name:
+        return clip
+    frames = np.ascontiguousarray(clip.frames.transpose(0, 2, 3, 1))
+    changed = {"denoised": _denoised, "stabilised": _stabilised}[name](frames)
+    return Clip(frames=np.ascontiguousarray(changed.transpose(0, 3, 1, 2)), fps=clip.fps)
+
+
+def _denoised(frames: Frames) -> Frames:
+    if DENOISER not in av.filter.filters_available:
+        raise RuntimeError(f"this FFmpeg has no filter {DENOISER}; install the package av from PyPI")
+    found = list(_filtered(frames, DENOISER, f"s={WINDOW}"))
+    if len(found) != len(frames):
+        raise RuntimeError(
+            f"{DENOISER} returned {len(found)} of {len(frames)} frames; install the package av from PyPI"
+        )
+    return np.stack(found)
+
+
+def _filtered(frames: Frames, name: str, options: str) -> Iterator[Frames]:
+    """The frames through one of FFmpeg's filters."""
+    graph, tick = Graph(), Fraction(1, 25)  # the filter does not read times
     _, height, width, _ = frames.shape
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("yuv444p"), time_base=tick)
     between, sink = graph.add(name, options), graph.add("buffersink")
@@ -61,15 +69,45 @@ def _filtered(frames: NDArray[np.uint8], name: str, options: str) -> Iterator[ND
     between.link_to(sink)
     graph.configure()
     for number, image in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(format="yuv444p")
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv444p")
         frame.pts, frame.time_base = number, tick
         graph.push(frame)
     graph.push(None)
-    for _ in frames:
-        yield np.asarray(_pulled(graph).to_ndarray(format="rgb24"), np.uint8)
+    while True:
+        try:
+            pulled = graph.pull()
+        except (av.EOFError, av.BlockingIOError):
+            return
+        assert isinstance(pulled, av.VideoFrame), "the graph filters pictures alone"
+        yield np.asarray(pulled.to_ndarray(format="rgb24"), np.uint8)
 
 
-def _pulled(graph: Graph) -> av.VideoFrame:
-    frame = graph.pull()
-    assert isinstance(frame, av.VideoFrame), "the graph filters pictures alone"
-    return frame
+def _stabilised(frames: Frames) -> Frames:
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    path = np.cumsum([np.zeros(3), *(_step(*pair) for pair in pairwise(gray))], axis=0)
+    time = np.arange(len(path))
+    steady = polyval(time, polyfit(time, path, 1)).T  # a steady pan and a steady turn are no shake
+    shake = path - steady
+    moves = cv2.GaussianBlur(shake, (1, 0), 0.1, sigmaY=EVENED_FRAMES, borderType=cv2.BORDER_REPLICATE) - shake
+    return np.stack([_moved(frame, *move) for frame, move in zip(frames, moves, strict=True)])
+
+
+def _step(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The camera's shift in px and turn in radians from one frame to the next; 0 where too few points tell."""
+    points = cv2.goodFeaturesToTrack(first, POINTS, 0.01, 8)
+    if points is None or len(points) < LEAST_POINTS:
+        return np.zeros(3)
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(first, second, points, None)  # type: ignore[call-overload]
+    kept = found.ravel() == 1
+    if kept.sum() < LEAST_POINTS:
+        return np.zeros(3)
+    fit, _ = cv2.estimateAffinePartial2D(points[kept], moved[kept])
+    return np.zeros(3) if fit is None else np.array([fit[0, 2], fit[1, 2], np.arctan2(fit[1, 0], fit[0, 0])])
+
+
+def _moved(frame: Frames, x_px: float, y_px: float, turn: float) -> Frames:
+    height, width = frame.shape[:2]
+    place = cv2.getRotationMatrix2D((width / 2, height / 2), -float(np.degrees(turn)), ZOOM)
+    place[:, 2] += np.array([ZOOM * x_px, ZOOM * y_px])
+    shown = cv2.warpAffine(frame, place, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(shown, np.uint8)

@@ -8,6 +8,7 @@ size round differently.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -51,6 +52,8 @@ from reward_server.profiles.discriminators import (
 from reward_server.profiles.run_clips import About, pack_clip
 from reward_server.scorer import Scored
 from reward_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -211,14 +214,24 @@ class Pipeline:
                 amount=result.dynamics.total_motion if result.dynamics else math.nan,
                 terms=self._terms(item, motions[at]),
             ),
-            copies=self._copies(item, at) if settings.gate_min_clips and is_copied(context) else (),
+            copies=self._copies(item, at) if is_copied(context) else (),
         )
 
     def _copies(self, item: PreparedClip, at: int) -> list[tuple[Motion, About]]:
-        """The motion of the copies of a clip's window, with which the gate attacks the discriminators."""
-        made = copies(item.decoded.windows[at].clip, item.query_seed)
-        motions = self._motions([(copy, item.query_seed) for copy in made])
-        return [(motion, About(terms=self._terms(item, motion))) for motion in motions]
+        """The motion of the copies of a clip's window, with which the gate attacks the discriminators.
+
+        There are none without a gate, nor with networks on a CPU, where a clip takes minutes. The clip has its reward
+        already, so nothing that fails here may cost it.
+        """
+        if not self._settings.gate_min_clips or (self._settings.device == "cpu" and not self.profile.parallel_clips):
+            return []
+        try:
+            made = copies(item.decoded.windows[at].clip, item.query_seed)
+            motions = self._motions([(copy, item.query_seed) for copy in made])
+            return [(motion, About(terms=self._terms(item, motion))) for motion in motions]
+        except Exception:
+            log.warning("a clip is kept without copies for the gate", exc_info=True)
+            return []
 
     def _terms(self, item: PreparedClip, motion: Motion) -> tuple[float, float]:
         return self.profile.logit_terms(motion, item.discriminators.pace_weights)

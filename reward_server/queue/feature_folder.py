@@ -79,6 +79,6 @@ def make_folder(settings: Settings) -> None:
 def cannot_keep(folder: Path, error: OSError) -> NotReady:
     """The error for a folder that a worker cannot use."""
     return NotReady(
-        f"motion features cannot be kept in {folder} ({error.strerror}); make it writable, give all workers the same "
-        "folder (MOTION_REWARD_FEATURE_DIR), or unset it to keep them in Redis"
+        f"motion features cannot be kept in {folder} ({error.strerror}); make it writable, free its disk, or give "
+        "another folder, the same for all workers (MOTION_REWARD_FEATURE_DIR)"
     )

@@ -54,7 +54,7 @@ class RunMotion:
         """
         limits, drawn = self._settings, Drawn.of(run_id, job_id, group_id, clip_key)
         share = f"{limits.feature_older_share:.6f}"
-        bounds = (limits.feature_max_clips, limits.feature_max_bytes, share, limits.feature_ttl_s)
+        bounds = (limits.feature_max_clips, limits.feature_room, share, limits.feature_ttl_s)
         asked = (run_id, origin.value, drawn.name, drawn.group, *bounds)
         wanted = int(await self._link.run(scripts.PLACE_CLIP, *asked, *map(len, parts)))
         if wanted > 0:  # most clips of a large buffer are not, so they are not sent

@@ -19,11 +19,12 @@ class RefreshSettings(Group):
         description="Maximum number of clips per run and origin whose motion features are kept for a refresh: a random "
         "sample over all groups. 0 turns refreshes off.",
     )
-    feature_max_bytes: int = Field(
-        2048 * MIB,
+    feature_max_bytes: int | None = Field(
+        None,
         ge=1,
-        description="Maximum number of bytes of motion features kept per run and origin: room for all first frames of "
-        "a buffer with shift and shift-wan. Without room for all, clips keep fewer tracks and pairs first.",
+        description="Maximum number of bytes of motion features kept per run and origin. Default: 2 GiB in files, room "
+        "for all first frames of a buffer with shift and shift-wan, and 256 MiB in Redis. Without room for all, clips "
+        "keep fewer tracks and pairs first.",
     )
     feature_dir: Path | None = Field(
         None,
@@ -97,12 +98,12 @@ class RefreshSettings(Group):
         description="A refresh is refused if the share of copies of the anchor set's real clips, a held frame and a "
         "glide over it, that get a lower logit than their clip falls by more than this.",
     )
-    gate_max_amount: float = Field(
-        0.6,
-        ge=0,
+    gate_min_amount: float = Field(
+        -0.6,
+        ge=-1,
         le=1,
         description="A refresh is refused if the rank correlation of the logit with the amount of motion, among real "
-        "clips or among rollouts of the anchor set, is further from 0 than this, and than its parent's.",
+        "clips or among rollouts of the anchor set, is below this and fell by more than 0.2: less motion would pay.",
     )
     versions_kept: int = Field(
         4, ge=1, description="Discriminator versions kept per run; a client can pin any of these."
@@ -126,8 +127,13 @@ class RefreshSettings(Group):
     def _is_absolute(cls, value: Path | None) -> Path | None:
         """Workers have different working directories. An empty variable gives '.'."""
         if value and not value.is_absolute():
-            raise ValueError(f"'{value}' is not an absolute path; give one, or unset it to keep motion in Redis")
+            raise ValueError(f"'{value}' is not an absolute path; give one, or unset it")
         return value
+
+    @property
+    def feature_room(self) -> int:
+        """`feature_max_bytes`, or its default for where motion is kept."""
+        return self.feature_max_bytes or (2048 if self.feature_dir else 256) * MIB
 
     def refresh_life_s(self, steps: int) -> float:
         """How long a refresh of this many steps may take."""

@@ -18,7 +18,7 @@ import numpy as np
 from protos.reader import Source
 from protos.types import Clip, ClipWarning
 from reward_server.capture.chain import Capture
-from reward_server.capture.smoothing import Smoothing
+from reward_server.capture.smoothing import drawn, smoothed
 from reward_server.data.shots import SourceClip
 from reward_server.faults import HELD_OUT, LEAST_DIFFERENCE, NAMES, difference, with_fault
 from reward_server.faults.still_clips import STILL, fastest_motion
@@ -46,6 +46,7 @@ class CacheConfig:
     num_tracks: int = 256
     num_pairs: int = 8
     faults: tuple[str, ...] = TRAINED_FAULTS
+    smooth: bool = True  # a share of the views, in time
     seed: int = 0
 
 
@@ -70,7 +71,9 @@ def clip_samples(
         good=_moves if clip.real else lambda view: True,
     )
     for number, base, rng in source_views(opened_file, clip.first, clip.last, plan, warn):
-        yield from _view_samples(clip, f"{clip.part}-{number:03d}", Smoothing.draw(rng).apply(base), config, rng)
+        view = smoothed(base, drawn(rng) if config.smooth else "")
+        kept = view if plan.good(view) else base  # a shaken still scene may not move any more
+        yield from _view_samples(clip, f"{clip.part}-{number:03d}", kept, config, rng)
 
 
 def _view_samples(

@@ -13,6 +13,8 @@ from protos.types import Anchor, DiscriminatorName, DiscriminatorRefresh
 from reward_server.errors import GateFailed
 from reward_server.settings import Settings
 
+AMOUNT_FALL = 0.2  # of a rank correlation; less is within what the draw of 16 to 64 clips changes
+
 
 def check_gate(report: Mapping[DiscriminatorName, DiscriminatorRefresh], settings: Settings) -> None:
     """Raises GateFailed, with the figures of both discriminators, if one of them passes a limit."""
@@ -54,9 +56,12 @@ def _attack_failures(anchor: Anchor, settings: Settings) -> Iterator[str]:
         ("real clips", anchor.amount_real_before, anchor.amount_real_after),
         ("rollouts", anchor.amount_rollouts_before, anchor.amount_rollouts_after),
     ):
-        limit = settings.gate_max_amount
-        if before is not None and after is not None and abs(after) > max(limit, abs(before)):
-            yield f"among {origin}, logits follow the amount of motion ({after:+.2f}), over {limit:g} (gate_max_amount)"
+        limit = settings.gate_min_amount
+        if before is not None and after is not None and after < limit and before - after > AMOUNT_FALL:
+            yield (
+                f"among {origin}, less motion pays: the correlation of the logit with the amount of motion fell from "
+                f"{before:+.2f} to {after:+.2f}, below {limit:g} (gate_min_amount)"
+            )
 
 
 def told(anchor: Anchor) -> str:

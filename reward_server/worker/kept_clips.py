@@ -86,7 +86,7 @@ class KeptClips:
                 f"the worker cannot write its motion to {self._folder}: {error.strerror}; free its disk, make it "
                 "writable, or set MOTION_REWARD_FEATURE_DIR"
             ), True
-        limit = self._settings.feature_max_bytes
+        limit = self._settings.feature_room
         too_large = f"its motion takes {len(features[0])} bytes, the limit is {limit} (feature_max_bytes)"
         return ("" if kept else too_large), False
 

@@ -32,14 +32,15 @@ BAD = {
     "gate_max_drift": replace(GOOD, drift=0.6),
     "gate_max_saturation": replace(GOOD, saturation_after=0.6),
     "gate_max_copies_drop": replace(GOOD, copies_before=0.9, copies_after=0.6),
-    "gate_max_amount": replace(GOOD, amount_rollouts_before=-0.2, amount_rollouts_after=-0.7),
+    "gate_min_amount": replace(GOOD, amount_rollouts_before=-0.2, amount_rollouts_after=-0.7),
 }
 SMALL = {
     "a small gap that turns": replace(
         GOOD, before=Separation(auc=0.5, logit_gap=0.2), after=Separation(auc=0.49, logit_gap=-0.1)
     ),
     "copies that fell a little": replace(GOOD, copies_before=0.9, copies_after=0.7),
-    "a parent that followed the amount as much": replace(GOOD, amount_real_before=-0.8, amount_real_after=0.8),
+    "rewards that come to follow motion": replace(GOOD, amount_rollouts_before=-0.8, amount_rollouts_after=0.9),
+    "a parent that paid less motion nearly as much": replace(GOOD, amount_real_before=-0.6, amount_real_after=-0.75),
     "a parent that is as saturated": replace(GOOD, saturation_before=0.9, saturation_after=0.9),
     "no separation at all": replace(
         GOOD, before=Separation(auc=0.3, logit_gap=-3), after=Separation(auc=0.3, logit_gap=-3)
@@ -67,7 +68,7 @@ def test_each_limit_refuses_what_passes_it_and_tells_the_figures(setting: str) -
         gate_max_drift=99,
         gate_max_saturation=1,
         gate_max_copies_drop=1,
-        gate_max_amount=1,
+        gate_min_amount=-1,
     )
     check_gate(report(BAD[setting]), wide)  # type: ignore[arg-type]
 

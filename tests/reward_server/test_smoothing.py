@@ -1,66 +1,105 @@
-"""Tests the filters that smooth a clip in time: a denoiser that keeps motion, and a stabiliser."""
+"""Tests what smooths a clip in time: a denoiser that keeps motion, and a stabiliser that keeps a steady pan."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from protos.types import Clip
-from reward_server.capture.smoothing import CHANCES, DENOISER, STABILISER, Smoothing
+from reward_server.capture import smoothing
+from reward_server.capture.smoothing import SHARES, drawn, smoothed
 from tests.media import texture
 
-NUM = 12
+NUM = 16
 
 
 def clip_of(frames: np.ndarray) -> Clip:
     return Clip(frames=np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), fps=8.0)
 
 
-def needs(name: str) -> None:
-    if name not in av.filter.filters_available:
-        pytest.skip(f"this FFmpeg has no {name}")
-
-
 def changes(clip: Clip) -> float:
     return float(np.abs(np.diff(clip.frames.astype(float), axis=0)).mean())
 
 
+def camera(places: Sequence[tuple[float, float]]) -> Clip:
+    """A wide still scene through a window at these places, x and y in px."""
+    coarse = np.random.default_rng(3).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    wide = cv2.resize(coarse, (500, 400), interpolation=cv2.INTER_CUBIC)
+    shots = [cv2.warpAffine(wide, np.array([[1.0, 0.0, -x], [0.0, 1.0, -y]]), (272, 208)) for x, y in places]
+    return clip_of(np.stack(shots))
+
+
+def path_of(clip: Clip) -> np.ndarray:
+    """How far the middle of each frame is found in the next one, x and y in px [T-1,2], to a quarter of a pixel."""
+    fine = [cv2.resize(frame[1], None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) for frame in clip.frames]
+    height, width = fine[0].shape
+    top, left = height // 3, width // 3
+    found = []
+    for first, second in pairwise(fine):
+        match = cv2.matchTemplate(second, first[top:-top, left:-left], cv2.TM_CCOEFF_NORMED)
+        y, x = np.unravel_index(match.argmax(), match.shape)
+        found.append(((x - left) / 4, (y - top) / 4))
+    return np.array(found)
+
+
 def test_the_denoiser_takes_noise_from_a_still_scene() -> None:
-    needs(DENOISER)
     still = np.repeat(texture(1, 96, 128), NUM, axis=0).astype(float)
-    noisy = clip_of(
-        (still + np.random.default_rng(0).normal(0, 1.5, still.shape)).round().clip(0, 255).astype(np.uint8)
-    )
-    clean = Smoothing(filter=DENOISER).apply(noisy)
+    noise = np.random.default_rng(0).normal(0, 1.5, still.shape)
+    noisy = clip_of((still + noise).round().clip(0, 255).astype(np.uint8))
+    clean = smoothed(noisy, "denoised")
     assert clean.frames.shape == noisy.frames.shape and clean.fps == noisy.fps
     assert changes(clean) < 0.7 * changes(noisy)
 
 
 def test_the_denoiser_keeps_what_moves() -> None:
-    needs(DENOISER)
     moving = clip_of(texture(NUM, 96, 128, step=4))
-    assert changes(Smoothing(filter=DENOISER).apply(moving)) > 0.9 * changes(moving)
+    assert changes(smoothed(moving, "denoised")) > 0.9 * changes(moving)
 
 
-def test_the_stabiliser_takes_the_shake_from_a_shaken_scene() -> None:
-    needs(STABILISER)
-    wide = texture(1, 224, 288)[0]
+@pytest.mark.parametrize("lost", [1, -1])
+def test_a_denoiser_that_returns_another_number_of_frames_is_refused(
+    monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    monkeypatch.setattr(smoothing, "_filtered", lambda frames, *_: iter([*frames, frames[0]][: len(frames) - lost]))
+    with pytest.raises(RuntimeError, match=rf"returned {NUM - lost} of {NUM} frames"):
+        smoothed(clip_of(texture(NUM)), "denoised")
+
+
+def test_an_ffmpeg_without_the_denoiser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av.filter, "filters_available", set())
+    with pytest.raises(RuntimeError, match="no filter atadenoise"):
+        smoothed(clip_of(texture(NUM)), "denoised")
+
+
+def test_the_stabiliser_takes_the_shake_from_a_pan_and_keeps_the_pan() -> None:
     rng = np.random.default_rng(1)
-    places = [(int(y), int(x)) for y, x in rng.integers(0, 9, (NUM, 2))]
-    shaken = clip_of(np.stack([wide[y : y + 208, x : x + 272] for y, x in places]))
-    steady = Smoothing(filter=STABILISER).apply(shaken)
-    middle = (slice(None), slice(None), slice(24, -24), slice(24, -24))
-    assert np.abs(np.diff(steady.frames[middle].astype(float), axis=0)).mean() < 0.7 * changes(shaken)
+    pan = [(20 + 3 * t, 40) for t in range(NUM)]
+    shaken = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(pan, rng.normal(0, 2, (NUM, 2)), strict=True)]
+    before, after = path_of(camera(shaken)), path_of(smoothed(camera(shaken), "stabilised"))
+    assert np.diff(after, axis=0).std() < 0.35 * np.diff(before, axis=0).std()
+    assert after.mean(axis=0) == pytest.approx(smoothing.ZOOM * before.mean(axis=0), abs=0.5)
 
 
-def test_filters_are_drawn_as_often_as_stated_and_none_changes_nothing() -> None:
+def test_the_stabiliser_leaves_a_steady_pan_steady() -> None:
+    steady = smoothed(camera([(20 + 4 * t, 40) for t in range(NUM)]), "stabilised")
+    assert np.abs(path_of(steady) - [-4 * smoothing.ZOOM, 0]).max() <= 0.5
+
+
+def test_a_scene_without_points_is_only_enlarged() -> None:
+    flat = clip_of(np.full((NUM, 64, 96, 3), 90, np.uint8))
+    assert np.array_equal(smoothed(flat, "stabilised").frames, flat.frames)
+
+
+def test_ways_are_drawn_as_often_as_stated_and_none_changes_nothing() -> None:
     rng = np.random.default_rng(0)
-    drawn = Counter(Smoothing.draw(rng).filter for _ in range(4000))
-    for name, chance in CHANCES.items():
-        needs(name)
-        assert drawn[name] / 4000 == pytest.approx(chance, abs=0.03)
+    found = Counter(drawn(rng) for _ in range(4000))
+    for name, share in SHARES.items():
+        assert found[name] / 4000 == pytest.approx(share, abs=0.03)
     clip = clip_of(texture(NUM))
-    assert Smoothing().apply(clip) is clip
+    assert smoothed(clip, "") is clip

@@ -13,7 +13,7 @@ from protos.types import Anchor, DiscriminatorName, DiscriminatorRefresh
 from reward_server.errors import GateFailed
 from reward_server.settings import Settings
 
-AMOUNT_FALL = 0.2  # of a rank correlation; less is within what the draw of 16 to 64 clips changes
+AMOUNT_FALL = 0.2  # of a rank correlation; of 16 to 64 clips, less says nothing
 
 
 def check_gate(report: Mapping[DiscriminatorName, DiscriminatorRefresh], settings: Settings) -> None:

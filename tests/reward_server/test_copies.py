@@ -81,6 +81,22 @@ def test_without_a_gate_no_copies_are_measured(small_pipeline: Pipeline, monkeyp
     assert features(small_pipeline, drawn(True))[0].copies == []
 
 
+def test_copies_that_cannot_be_measured_cost_no_reward(
+    small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> list[Clip]:
+        raise MemoryError
+
+    monkeypatch.setattr("reward_server.pipeline.pipeline.copies", failing)
+    clip, reward = features(small_pipeline, drawn(True))
+    assert clip.copies == [] and reward.combined and "kept without copies" in caplog.text
+
+
+def test_networks_on_a_cpu_measure_no_copies(small_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(small_pipeline.profile), "parallel_clips", False)
+    assert features(small_pipeline, drawn(True))[0].copies == []
+
+
 def test_packed_copies_are_read_back_from_the_first_part() -> None:
     about = About(amount=0.25, terms=(-1.0, 2.0))
     copied = [(motion(Origin.ROLLOUT, seed), About(terms=(seed, 0.0))) for seed in range(2)]

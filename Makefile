@@ -90,7 +90,7 @@ proof-rewards: $(VENV)/.dev ## Measure whether learned rewards prefer real motio
 proof-motion: $(VENV)/.dev ## Test the paper's claim on a toy model: does SHIFT restore lost motion?
 	$(BIN)/python -m experiments.proof motion --out $(PROOF) $(if $(filter file,$(origin SEED)),,--seed $(SEED))
 
-proof-restore: $(VENV)/.dev ## Run the third plan: does SHIFT bring back the motion of a damped toy? 90 minutes per SEED.
+proof-restore: $(VENV)/.dev ## Run the third plan: does SHIFT bring back the motion of a damped toy? About 90 minutes per SEED.
 	$(BIN)/python -m experiments.proof restore --out $(PROOF) --seed $(if $(filter file,$(origin SEED)),200,$(SEED))
 
 # Needs no virtual environment, only Python and Docker with Compose.

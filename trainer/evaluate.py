@@ -33,7 +33,7 @@ from trainer.errors import CheckpointError, RewardsSilent
 from trainer.measures.comparison import KINDS, motion_distances, summarise
 from trainer.measures.dynamics import DynamicDegree, dynamic_degree
 from trainer.measures.tracks import TrackMotion, track_motion
-from trainer.policies.protocol import Policy
+from trainer.policies.protocol import Example, Policy
 from trainer.report.evaluation import write_evaluation
 from trainer.run import form_of, open_accelerator, open_policy, warn_of_pixels
 from trainer.seeds import derived_seed
@@ -101,8 +101,7 @@ def write_rollouts(
         name = f"{number:05d}{suffix}"
         (example,) = policy.encode([real.clip], [real.caption])
         if real_to:
-            decoded = config.rewards.real_as == "decoded"
-            write_clip(real_to / name, policy.decode([example.latents])[0] if decoded else real.clip)
+            write_clip(real_to / name, _compared(config, policy, real, example))
         seeds = _seeds(config, number)
         for at, (seed, clip) in enumerate(zip(seeds, policy.decode(policy.sample(example, seeds)), strict=True)):
             path = Path(f"{at:02d}", name)
@@ -164,6 +163,11 @@ def _first_frames(config: Config, policy: Policy, split: Split) -> Iterator[tupl
         yield number, clips.at(number)
 
 
+def _compared(config: Config, policy: Policy, real: RealClip, example: Example) -> Clip:
+    """The real clip as it is compared with rollouts: after a pass through the VAE, unless `rewards.real_as=pixels`."""
+    return policy.decode([example.latents])[0] if config.rewards.real_as == "decoded" else real.clip
+
+
 def _seeds(config: Config, number: int) -> list[int]:
     return [derived_seed(config.seed, "evaluate", number, at) for at in range(config.evaluate.per_clip)]
 
@@ -187,10 +191,11 @@ def _samples(config: Config, policy: Policy, checkpoint: Path, client: RewardCli
         bases = policy.decode(policy.sample(example, _seeds(config, number)))
         load_trainable(policy.module, checkpoint)
         tuned = policy.decode(policy.sample(example, _seeds(config, number)))
-        shown = side_by_side([real.clip, bases[0], tuned[0]])
+        compared = _compared(config, policy, real, example)
+        shown = side_by_side([compared, bases[0], tuned[0]])
         for suffix in SHOWN:
             write_clip(to / f"{number:05d}-real-base-checkpoint{suffix}", shown)
-        for kind, clips in zip(KINDS, ([real.clip], bases, tuned), strict=True):
+        for kind, clips in zip(KINDS, ([compared], bases, tuned), strict=True):
             for at, clip in enumerate(clips):
                 group = f"evaluate-{evaluation}-{number}"
                 (job_id,) = client.submit([_submission(config, clip, kind, group)])

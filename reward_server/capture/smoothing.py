@@ -25,6 +25,7 @@ DENOISER, WINDOW = "atadenoise", 5  # averages this many frames where they are a
 EVENED_FRAMES = 4.0  # standard deviation of the Gaussian that evens out the path
 ZOOM = 1.06  # hides most of the borders that the stabiliser moves into the picture
 POINTS, LEAST_POINTS = 200, 12
+LEAST_AGREED, LEAST_SPREAD = 0.5, 0.15  # shares of the points, and of the picture's sides (standard deviation)
 
 Frames = NDArray[np.uint8]  # [T,H,W,3]
 
@@ -83,26 +84,35 @@ def _filtered(frames: Frames, name: str, options: str) -> Iterator[Frames]:
 
 
 def _stabilised(frames: Frames) -> Frames:
+    """The frames on an even path. As they are, if it is not sure how the camera moved, or if it shook too far."""
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    path = np.cumsum([np.zeros(3), *(_step(*pair) for pair in pairwise(gray))], axis=0)
+    steps = [_step(*pair) for pair in pairwise(gray)]
+    path = np.cumsum([np.zeros(3), *(step for step in steps if step is not None)], axis=0)
+    if len(path) < len(frames):
+        return frames
     time = np.arange(len(path))
-    steady = polyval(time, polyfit(time, path, 1)).T  # a steady pan and a steady turn are no shake
-    shake = path - steady
+    shake = path - polyval(time, polyfit(time, path, 1)).T  # a steady pan and a steady turn are no shake
     moves = cv2.GaussianBlur(shake, (1, 0), 0.1, sigmaY=EVENED_FRAMES, borderType=cv2.BORDER_REPLICATE) - shake
+    if np.abs(moves[:, :2]).max() > (ZOOM - 1) / 2 * min(gray[0].shape):
+        return frames
     return np.stack([_moved(frame, *move) for frame, move in zip(frames, moves, strict=True)])
 
 
-def _step(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The camera's shift in px and turn in radians from one frame to the next; 0 where too few points tell."""
+def _step(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+    """How the camera shifts the middle of the picture, x and y in px, and turns it, in radians. None: not sure."""
     points = cv2.goodFeaturesToTrack(first, POINTS, 0.01, 8)
     if points is None or len(points) < LEAST_POINTS:
-        return np.zeros(3)
+        return None
     moved, found, _ = cv2.calcOpticalFlowPyrLK(first, second, points, None)  # type: ignore[call-overload]
     kept = found.ravel() == 1
-    if kept.sum() < LEAST_POINTS:
-        return np.zeros(3)
-    fit, _ = cv2.estimateAffinePartial2D(points[kept], moved[kept])
-    return np.zeros(3) if fit is None else np.array([fit[0, 2], fit[1, 2], np.arctan2(fit[1, 0], fit[0, 0])])
+    fit, agree = cv2.estimateAffinePartial2D(points[kept], moved[kept]) if kept.sum() >= LEAST_POINTS else (None, None)
+    if fit is None or agree.mean() < LEAST_AGREED:
+        return None
+    size = np.array(first.shape[::-1])
+    if (points[kept][agree.ravel() == 1, 0].std(axis=0) < LEAST_SPREAD * size).any():
+        return None  # one thing moves, and not the camera
+    shift = fit[:, :2] @ (size / 2) + fit[:, 2] - size / 2
+    return np.array([*shift, np.arctan2(fit[1, 0], fit[0, 0])])
 
 
 def _moved(frame: Frames, x_px: float, y_px: float, turn: float) -> Frames:

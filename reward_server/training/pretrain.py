@@ -27,6 +27,7 @@ from torch import Tensor
 from protos.reader import Source, open_source, with_true_times
 from protos.reader.told import log_warnings
 from protos.types import DISCRIMINATORS, ClipWarning, DiscriminatorName
+from reward_server.capture.smoothing import SHARES
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
 from reward_server.errors import BadRequest, InvalidClip
@@ -299,7 +300,8 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
 
 
 def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
-    return hashlib.sha256(f"{profile.preprocessing_digest} {config} {compute.precision}".encode()).hexdigest()[:16]
+    made = f"{profile.preprocessing_digest} {config} {SHARES} {compute.precision}"
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 
 def _version(profile: Profile, weights: dict[DiscriminatorName, dict[str, torch.Tensor]]) -> str:

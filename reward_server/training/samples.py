@@ -46,7 +46,6 @@ class CacheConfig:
     num_tracks: int = 256
     num_pairs: int = 8
     faults: tuple[str, ...] = TRAINED_FAULTS
-    smooth: bool = True  # a share of the views, in time
     seed: int = 0
 
 
@@ -71,7 +70,7 @@ def clip_samples(
         good=_moves if clip.real else lambda view: True,
     )
     for number, base, rng in source_views(opened_file, clip.first, clip.last, plan, warn):
-        view = smoothed(base, drawn(rng) if config.smooth else "")
+        view = smoothed(base, drawn(rng))
         kept = view if plan.good(view) else base  # a shaken still scene may not move any more
         yield from _view_samples(clip, f"{clip.part}-{number:03d}", kept, config, rng)
 

@@ -24,7 +24,7 @@ def check_gate(report: Mapping[DiscriminatorName, DiscriminatorRefresh], setting
         figures = "; ".join(f"{name}: {told(anchor)}" for name, anchor in anchors.items())
         raise GateFailed(
             f"the refresh failed the gate on the run's anchor set, so the version before serves on: "
-            f"{', '.join(reasons)} ({figures}); try a lower learning_rate or fewer steps, or raise the limit"
+            f"{', '.join(reasons)} ({figures}); try a lower learning_rate or fewer steps, or widen the limit"
         )
 
 

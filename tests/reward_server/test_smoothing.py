@@ -27,11 +27,13 @@ def changes(clip: Clip) -> float:
     return float(np.abs(np.diff(clip.frames.astype(float), axis=0)).mean())
 
 
-def camera(places: Sequence[tuple[float, float]]) -> Clip:
-    """A wide still scene through a window at these places, x and y in px."""
+def camera(places: Sequence[tuple[float, float]], turns: Sequence[float] = ()) -> Clip:
+    """A wide still scene through a window at these places, x and y in px, turned about its middle by degrees."""
     coarse = np.random.default_rng(3).integers(0, 255, (40, 50, 3)).astype(np.uint8)
     wide = cv2.resize(coarse, (500, 400), interpolation=cv2.INTER_CUBIC)
     shots = [cv2.warpAffine(wide, np.array([[1.0, 0.0, -x], [0.0, 1.0, -y]]), (272, 208)) for x, y in places]
+    for at, turn in enumerate(turns):
+        shots[at] = cv2.warpAffine(shots[at], cv2.getRotationMatrix2D((136, 104), turn, 1.0), (272, 208))
     return clip_of(np.stack(shots))
 
 
@@ -86,14 +88,36 @@ def test_the_stabiliser_takes_the_shake_from_a_pan_and_keeps_the_pan() -> None:
     assert after.mean(axis=0) == pytest.approx(smoothing.ZOOM * before.mean(axis=0), abs=0.5)
 
 
+def test_the_stabiliser_takes_a_shaken_turn_and_adds_no_shift() -> None:
+    turns = np.random.default_rng(2).normal(0, 1.0, NUM)
+    shaken = camera([(100, 80)] * NUM, turns.tolist())
+    steady = smoothed(shaken, "stabilised")
+    assert changes(steady) < 0.5 * changes(shaken)
+    assert np.abs(path_of(steady)).max() <= 0.5
+
+
+def test_a_single_thing_that_moves_is_no_camera() -> None:
+    falling = np.full((NUM, 208, 272, 3), 90, np.uint8)
+    for at in range(NUM):
+        falling[at, 5 + at * at // 2 :][:40, 120:160] = texture(1, 40, 40)[0]
+    clip = clip_of(falling)
+    assert np.array_equal(smoothed(clip, "stabilised").frames, clip.frames)
+
+
+def test_a_shake_that_is_too_wide_is_left() -> None:
+    wild = camera([(100 + 30 * (at % 2), 80) for at in range(NUM)])
+    assert np.array_equal(smoothed(wild, "stabilised").frames, wild.frames)
+
+
 def test_the_stabiliser_leaves_a_steady_pan_steady() -> None:
     steady = smoothed(camera([(20 + 4 * t, 40) for t in range(NUM)]), "stabilised")
     assert np.abs(path_of(steady) - [-4 * smoothing.ZOOM, 0]).max() <= 0.5
 
 
-def test_a_scene_without_points_is_only_enlarged() -> None:
-    flat = clip_of(np.full((NUM, 64, 96, 3), 90, np.uint8))
-    assert np.array_equal(smoothed(flat, "stabilised").frames, flat.frames)
+def test_a_scene_without_points_is_left() -> None:
+    plain = np.full((NUM, 64, 96, 3), 90, np.uint8)
+    plain[:, :, 60:] = 200  # an edge
+    assert np.array_equal(smoothed(clip_of(plain), "stabilised").frames, clip_of(plain).frames)
 
 
 def test_ways_are_drawn_as_often_as_stated_and_none_changes_nothing() -> None:

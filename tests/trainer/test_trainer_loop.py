@@ -632,6 +632,23 @@ def test_evaluate_compares_a_checkpoint_with_its_base(
         assert found["checkpoint_minus_base"]["mean"] == pytest.approx(found["checkpoint"] - found["base"])
 
 
+def test_evaluate_compares_with_real_clips_that_passed_through_the_vae(
+    svd: Path, clips: Path, stack: RewardStack, tmp_path: Path
+) -> None:
+    from trainer.evaluate import evaluate_checkpoint  # noqa: PLC0415
+
+    options = (f"rewards.server={stack.url}", "objective.weighting=uniform", "evaluate.num_clips=1", *QUIET)
+    short = ("loop.num_buffers=1", "loop.passes=1", "loop.num_rollouts=0", "data.start=first")
+    config = tiny_config(tmp_path / "run", svd, clips, *options, *short)
+    run_training(config)
+    scored = {}
+    for real_as in ("decoded", "pixels"):
+        chosen = replace(config, rewards=replace(config.rewards, real_as=real_as))
+        scored[real_as] = json.loads(evaluate_checkpoint(chosen, tmp_path / real_as, checkpoint=None))
+    assert scored["decoded"]["base"]["combined"]["mean"] == scored["pixels"]["base"]["combined"]["mean"]
+    assert scored["decoded"]["real"]["combined"]["mean"] != scored["pixels"]["real"]["combined"]["mean"]
+
+
 @pytest.mark.parametrize("lossless", [False, True])
 def test_written_rollouts_can_be_read_and_scored(
     svd: Path, clips: Path, stack: RewardStack, tmp_path: Path, lossless: bool

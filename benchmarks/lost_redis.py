@@ -34,6 +34,7 @@ UPLOADED, MEASURED = "it was uploaded again", "is measured again for its refresh
 REFRESHED = "discriminators refreshed to"
 AWAY_S = 3.0  # from a kill to the new start
 MOST_S = 1800.0
+STEPS = 16  # of a buffer: 8 clips, and the 2 passes of the preset
 TOY = (
     "policy.lora=null",
     "loop.buffer_clips=8",
@@ -100,13 +101,13 @@ def lose(*children: subprocess.Popen[str]) -> None:
 
 
 def wait_for_buffer(number: int, run: subprocess.Popen[str], folder: Path) -> None:
-    """Wait until the trainer has a checkpoint with its own version after this buffer's steps. The first such is written
-    after its refresh, later ones also before.
+    """Wait until the trainer has a checkpoint with a version of its own after this buffer's steps.
 
+    The first buffer's is written after its refresh, a later one's also before, with the version of the buffer before.
     Raises RuntimeError if the trainer ends before that.
     """
     until_s = time.monotonic() + MOST_S
-    while not any((path / "versions").is_dir() for path in folder.glob(f"run/checkpoints/step-{16 * number:08d}")):
+    while not (folder / f"run/checkpoints/step-{STEPS * number:08d}/versions").is_dir():
         if run.poll() is not None or time.monotonic() > until_s:
             told = (folder / "trainer.log").read_text()[-4000:]
             raise RuntimeError(

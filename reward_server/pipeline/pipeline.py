@@ -229,7 +229,7 @@ class Pipeline:
             made = copies(item.decoded.windows[at].clip, item.query_seed)
             motions = self._motions([(copy, item.query_seed) for copy in made])
             return [(motion, About(terms=self._terms(item, motion))) for motion in motions]
-        except Exception:
+        except Exception:  # whatever a fault or a network raises on a copy is no error of the clip
             log.warning("a clip is kept without copies for the gate", exc_info=True)
             return []
 

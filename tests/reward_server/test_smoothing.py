@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 
+from protos.reader import open_source
 from protos.types import Clip
 from reward_server.capture import smoothing
 from reward_server.capture.smoothing import SHARES, drawn, smoothed
+from reward_server.data.shots import SourceClip
+from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.training import samples
+from tests import media
 from tests.media import texture
 
 NUM = 16
@@ -127,3 +134,18 @@ def test_ways_are_drawn_as_often_as_stated_and_none_changes_nothing() -> None:
         assert found[name] / 4000 == pytest.approx(share, abs=0.03)
     clip = clip_of(texture(NUM))
     assert smoothed(clip, "") is clip
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_real_view_that_stands_still_once_smoothed_is_kept_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool
+) -> None:
+    """A generated one is taken as it is."""
+    (tmp_path / "clip.mp4").write_bytes(media.video(texture(24, 160, 256, step=4), fps=12.0))
+    monkeypatch.setattr(
+        samples, "smoothed", lambda view, _: replace(view, frames=np.repeat(view.frames[:1], 16, axis=0))
+    )
+    clip = SourceClip(source="clip", path=tmp_path / "clip.mp4", real=real)
+    with open_source(clip.path) as source:
+        found = list(samples.clip_samples(source, clip, EmbeddedProfile(), samples.CacheConfig(frames_per_view=100)))
+    assert found and all((sample.change > samples.MIN_CHANGE) is real for sample, _ in found)

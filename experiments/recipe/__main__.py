@@ -1,4 +1,4 @@
-"""Makes the training data, each step in its own folder: `python -m experiments.recipe clips | generated | scenes`.
+"""Makes the training data: `python -m experiments.recipe clips | repositories | generated | scenes`, each in a folder.
 
 `probe` checks the training clips made from them for shortcuts, and `gate` the trained discriminators.
 """
@@ -17,8 +17,9 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.recipe.generated import generated_clips
-from experiments.recipe.packages import fetch_clips
+from experiments.recipe.packages import fetch_available, fetch_clips
 from experiments.recipe.render import render_all, scene_jobs
+from experiments.recipe.repositories import repository_clips
 from reward_server.errors import RewardServerError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -42,6 +43,19 @@ def clips(out: Out) -> None:
     """Fetch the packages' camera clips and photographs, check them, and write the manifest of shots."""
     with _told():
         entries = fetch_clips(out)
+        typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+
+
+@app.command()
+def repositories(out: Out) -> None:
+    """Fetch the camera clips of public repositories, check them, and write their manifest. It needs git and GitHub.
+
+    Clips that cannot be fetched are named and left out.
+    """
+    with _told():
+        entries, missing = fetch_available(out, repository_clips())
+        for reason in missing:
+            typer.echo(f"left out: {reason}", err=True)
         typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
 
 

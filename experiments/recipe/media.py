@@ -12,15 +12,19 @@ Shots = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package of the Python index, npm or Debian. `version` is empty if the archive has only one."""
+    """A package of the Python index, npm or Debian, or a repository of GitHub.
 
-    client: Literal["pip", "npm", "apt"]
+    `version` is empty if the archive has only one. Of a repository it is the commit.
+    """
+
+    client: Literal["pip", "npm", "apt", "git"]
     name: str
     version: str = ""
     licence: str
 
     def __str__(self) -> str:
-        return f"{self.client} package {self.name} {self.version}".rstrip()
+        kind = "repository" if self.client == "git" else "package"
+        return f"{self.client} {kind} {self.name} {self.version}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Media:
 
     `sha256` is the digest of the content: unzipped if it is gzipped, all frames in order if it is a sequence. `shots`
     are (first, last) frames, with last excluded. A photograph has none. `generator` names the model that made a
-    generated clip.
+    generated clip, `scene` what several files of one scene have in common.
     """
 
     source: str
@@ -39,6 +43,12 @@ class Media:
     sha256: str
     shots: Shots = ()
     generator: str = ""
+    scene: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is trained on or held out as a whole."""
+        return self.generator or self.scene or self.source
 
     @property
     def is_sequence(self) -> bool:

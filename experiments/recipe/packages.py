@@ -1,8 +1,8 @@
 """Fetches the catalogue's packages with their usual clients and writes checked media files with a manifest.
 
-These are the recipe's steps `clips` and `generated`. Camera clips go to `DIR/camera`, photographs, for the textures of
-`scenes`, to `DIR/photos`, and generated clips to `DIR/generated`. Packages are kept in `DIR/packages`, so a second call
-fetches nothing. The clients' own configuration decides where they fetch from.
+These are the recipe's steps `clips`, `repositories` and `generated`. Camera clips go to `DIR/camera`, photographs, for
+the textures of `scenes`, to `DIR/photos`, and generated clips to `DIR/generated`. Packages are kept in `DIR/packages`,
+so a second call fetches nothing. The clients' own configuration decides where they fetch from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -44,10 +44,29 @@ def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> li
 
     Raises PackageUnavailable and WrongDigest.
     """
-    entries: list[Entry] = []
+    return _listed(folder, {item: media_file(item, folder) for item in media})
+
+
+def fetch_available(folder: Path, media: Sequence[Media]) -> tuple[list[Entry], list[str]]:
+    """As `fetch_clips`, but of what can be fetched. Returns the reasons for the others as well.
+
+    Raises WrongDigest, and PackageUnavailable if nothing can be fetched.
+    """
+    paths: dict[Media, Path] = {}
+    missing: dict[str, None] = {}  # each reason once, in order
     for item in media:
-        path = media_file(item, folder)
-        entries.extend(_shot_entry(item, path, shot) for shot in item.shots)
+        try:
+            paths[item] = media_file(item, folder)
+        except PackageUnavailable as error:
+            missing[str(error)] = None
+    if not paths:
+        raise PackageUnavailable(f"none of {len(media)} clips could be fetched; the first: {next(iter(missing))}")
+    return _listed(folder, paths), list(missing)
+
+
+def _listed(folder: Path, paths: Mapping[Media, Path]) -> list[Entry]:
+    """The manifest's entries, written to `folder`."""
+    entries = [_shot_entry(item, path, shot) for item, path in paths.items() for shot in item.shots]
     write_manifest(folder / NAME, entries)
     return entries
 
@@ -68,17 +87,27 @@ def media_file(item: Media, folder: Path) -> Path:
 def unpacked(package: Package, folder: Path) -> Path:
     """The folder of an unpacked package, fetched on the first call. It appears only when complete.
 
-    Raises PackageUnavailable.
+    Of a repository it holds the commit without its files, which are fetched one by one. Raises PackageUnavailable.
     """
     target = folder / package.name
     if not target.is_dir():
         partial = folder / f"{package.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "archive").mkdir(parents=True)
-        _unpack(package, _download(package, partial / "archive"), partial)
+        if package.client == "git":
+            _fetch_commit(package, partial)
+        else:
+            _unpack(package, _download(package, partial / "archive"), partial)
         shutil.rmtree(partial / "archive")
         partial.rename(target)
     return target
+
+
+def _fetch_commit(package: Package, folder: Path) -> None:
+    """Fetch the one commit, without the content of its files: a repository can hold gigabytes."""
+    _call(package, ["git", "init", "--quiet"], folder)
+    _call(package, ["git", "remote", "add", "origin", f"https://github.com/{package.name}"], folder)
+    _call(package, ["git", "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", package.version], folder)
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -120,6 +149,8 @@ def _call(package: Package, command: list[str], folder: Path) -> None:
 
 
 def _members(item: Media, folder: Path) -> list[Path]:
+    if item.package.client == "git" and not (folder / item.member).is_file():
+        _call(item.package, ["git", "checkout", "--quiet", item.package.version, "--", item.member], folder)
     members = sorted(folder.glob(item.member)) if item.is_sequence else [folder / item.member]
     if not members or not members[0].is_file():
         raise PackageUnavailable(
@@ -162,7 +193,7 @@ def _suffix(item: Media) -> str:
 def _shot_entry(item: Media, path: Path, shot: tuple[int, int]) -> Entry:
     first, last = shot
     return Entry(
-        source=item.generator or item.source,
+        source=item.unit,
         path=path,
         first=first,
         last=last,

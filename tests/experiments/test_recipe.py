@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import subprocess
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from experiments.recipe.__main__ import app
 from experiments.recipe.catalogue import CAMERA, PHOTOS
 from experiments.recipe.generated import generated_clips
 from experiments.recipe.media import Media, Package
-from experiments.recipe.packages import PackageUnavailable, WrongDigest, fetch_clips, unpacked
+from experiments.recipe.packages import PackageUnavailable, WrongDigest, fetch_available, fetch_clips, unpacked
 from experiments.recipe.render import PhotographMissing, scene_jobs
+from experiments.recipe.repositories import repository_clips
 from experiments.recipe.textures import SIDE_PX, random_texture
 from experiments.recipe.video import write_video
 from reward_server.data.manifest import NAME, Entry, clips_of, write_manifest
@@ -66,6 +68,18 @@ def test_generated_clips_are_whole_and_of_many_generators(tmp_path: Path) -> Non
     put(tmp_path, "made/a.webp", b"made")
     (entry,) = fetch_clips(tmp_path, [clip])
     assert (entry.source, entry.kind, entry.path) == ("Model 1", "generated", tmp_path / "generated" / "a.webp")
+
+
+def test_clips_of_repositories_are_whole_and_new() -> None:
+    clips = repository_clips()
+    assert len({item.source for item in [*clips, *CAMERA]}) == len(clips) + len(CAMERA)
+    assert len({item.sha256 for item in [*clips, *CAMERA]}) == len(clips) + len(CAMERA)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", item.sha256) and item.package.licence for item in clips)
+    assert all(re.fullmatch(r"[0-9a-f]{40}", item.package.version) for item in clips)
+    assert len({item.unit for item in clips}) >= 25
+    for item in clips:
+        edges = [edge for shot in item.shots for edge in shot]
+        assert edges == sorted(edges), item.source
 
 
 @pytest.mark.parametrize(("table", "most"), [(CAMERA, 0.65), (PHOTOS, 0.35)], ids=["camera", "photos"])
@@ -188,6 +202,69 @@ def test_a_failing_clients_message_is_passed_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(PackageUnavailable, match=r"pip package made-here 1: .* failed with exit status"):
         unpacked(replace(PACKAGE, client="pip"), tmp_path)
+
+
+# Repositories: fetched with git from a repository made here
+
+
+def committed(folder: Path, files: dict[str, bytes]) -> str:
+    """Make a repository of these files in `folder`. Returns its commit."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    git = ["git", "-C", str(folder), "-c", "user.name=made here", "-c", "user.email=made@here.invalid"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "clips"]):
+        subprocess.run([*git, *command], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """A repository that git finds in place of GitHub's."""
+    commit = committed(tmp_path / "upstream", {"clips/a.mp4": b"clip a", "clips/b.mp4": b"clip b", "big.bin": b"large"})
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        f'[url "file://{tmp_path}/upstream"]\n\tinsteadOf = https://github.com/made/here\n'
+        "[uploadpack]\n\tallowFilter = true\n\tallowAnySHA1InWant = true\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    return Package(client="git", name="made/here", version=commit, licence="MIT")
+
+
+def test_a_clip_of_a_repository_is_fetched_without_the_others(tmp_path: Path, repository: Package) -> None:
+    clip = media(b"clip a", "clips/a.mp4", package=repository, scene="room")
+    (listed,) = fetch_clips(tmp_path / "data", [clip])
+    assert (listed.source, listed.licence, listed.path.read_bytes()) == ("room", "MIT", b"clip a")
+    folder = tmp_path / "data" / "packages" / "made" / "here"
+    objects = ["git", "-C", str(folder), "rev-list", "--objects", "--missing=print", repository.version]
+    missing = subprocess.run(objects, check=True, capture_output=True, text=True).stdout.count("?")
+    assert missing == 2
+    (tmp_path / "upstream").rename(tmp_path / "gone")
+    assert fetch_clips(tmp_path / "data", [clip]) == [listed]
+
+
+def test_clips_that_cannot_be_fetched_are_named_and_left_out(tmp_path: Path, repository: Package) -> None:
+    gone = replace(repository, name="made/gone", version="0" * 40)
+    (tmp_path / "nowhere").mkdir()
+    with (tmp_path / "gitconfig").open("a") as config:
+        config.write(f'[url "file://{tmp_path}/nowhere"]\n\tinsteadOf = https://github.com/made/gone\n')
+    wanted = [
+        media(b"clip a", "clips/a.mp4", package=repository, source="a"),
+        media(b"clip c", "clips/c.mp4", package=repository, source="c"),
+        media(b"clip d", "clips/d.mp4", package=gone, source="d"),
+    ]
+    listed, reasons = fetch_available(tmp_path / "data", wanted)
+    assert [entry.source for entry in listed] == ["a"]
+    assert len(reasons) == 2
+    assert "clips/c.mp4" in reasons[0]
+    assert "git repository made/gone" in reasons[1]
+    with pytest.raises(PackageUnavailable, match="none of 1 clips could be fetched; the first: git repository made/g"):
+        fetch_available(tmp_path / "data", wanted[2:])
+
+
+def test_a_clip_that_is_not_the_recipes_is_never_left_out_silently(tmp_path: Path, repository: Package) -> None:
+    with pytest.raises(WrongDigest, match="git repository made/here"):
+        fetch_available(tmp_path, [media(b"another", "clips/a.mp4", package=repository)])
 
 
 # Videos and textures

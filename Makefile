@@ -72,14 +72,15 @@ weights: $(VENV)/.dev ## Train weights from public data, about three hours on tw
 	$(MAKE) gate && cp $(HEADS) reward_server/weights/embedded.safetensors
 
 # The labelled set is your own (docs/formats.md): without LABELLED=DIR, its figures are not measured, so nothing passes.
-gate: $(VENV)/.dev ## Judge the discriminators HEADS by sanity, attack and LABELLED: may they be published?
+gate: $(VENV)/.dev ## Judge the discriminators HEADS by sanity, attack and LABELLED (of it SPLIT): may they be published?
+	rm -f $(DATA)/sanity.json $(DATA)/attack.json $(DATA)/labelled.json
 	-$(BIN)/motion-reward sanity $(DATA)/clips --checkpoint $(HEADS) --json $(DATA)/sanity.json
-	-$(BIN)/motion-reward attack --real $(DATA)/clips --checkpoint $(HEADS) --budget 0 --work $(DATA)/attack \
+	-$(BIN)/motion-reward attack --real $(DATA)/clips --checkpoint $(HEADS) --budget 24 --work $(DATA)/attack \
 		--json $(DATA)/attack.json
-	$(if $(LABELLED),-$(BIN)/motion-reward evaluate --labelled $(LABELLED) --matched --checkpoint $(HEADS) \
-		--work $(DATA)/labelled --json $(DATA)/labelled.json)
-	$(BIN)/python -m experiments.recipe gate --sanity $(DATA)/sanity.json --attack $(DATA)/attack.json \
-		$(if $(LABELLED),--labelled $(DATA)/labelled.json)
+	$(if $(LABELLED),-$(BIN)/motion-reward evaluate --labelled $(LABELLED) $(if $(SPLIT),--split $(SPLIT)) --matched \
+		--checkpoint $(HEADS) --work $(DATA)/labelled --json $(DATA)/labelled.json)
+	$(BIN)/python -m experiments.recipe gate --checkpoint $(HEADS) --sanity $(DATA)/sanity.json \
+		--attack $(DATA)/attack.json $(if $(LABELLED),--labelled $(DATA)/labelled.json)
 
 # The claims are in experiments/proof/plan.md. A run resumes in $(PROOF).
 proof: $(VENV)/.dev ## Train a toy model with SHIFT against a known reward (docs/proof.md): about an hour per SEED.

@@ -21,6 +21,8 @@ from experiments.recipe.packages import fetch_available, fetch_clips
 from experiments.recipe.render import render_all, scene_jobs
 from experiments.recipe.repositories import repository_clips
 from reward_server.errors import RewardServerError
+from reward_server.profiles.discriminators import load_discriminators
+from reward_server.profiles.embedded import EmbeddedProfile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -115,13 +117,22 @@ Report = Annotated[Path | None, typer.Option(help="Its report (--json), of the s
 
 
 @app.command()
-def gate(*, sanity: Report = None, attack: Report = None, labelled: Report = None) -> None:
+def gate(
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="The weights file that the reports must be of.")],
+    sanity: Report = None,
+    attack: Report = None,
+    labelled: Report = None,
+) -> None:
     """Check that new discriminators may be published, from the reports of `motion-reward sanity`, `attack` and
     `evaluate --labelled`. A figure that is not measured does not pass."""
     from experiments.recipe.gate import judged, read_report  # noqa: PLC0415
 
     with _told():
-        rows = judged(read_report(sanity), read_report(attack), read_report(labelled))
+        weights = load_discriminators(EmbeddedProfile(), checkpoint).weights_digest
+        trained_on = frozenset(item.package.name for item in repository_clips())
+        reports = (read_report(path) for path in (sanity, attack, labelled))
+        rows = judged(*reports, weights=weights, trained_on=trained_on)
     table = Table("figure", "value", "limit", "passed", title="May these discriminators be published?")
     for row in rows:
         limit = f"{'at least ' if row.at_least else 'within +-'}{row.limit:g}"

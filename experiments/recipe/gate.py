@@ -3,17 +3,19 @@
 The reports are the JSON files of `motion-reward sanity`, `attack` and `evaluate --labelled`. A figure that a report
 does not hold has not been shown to be good, so it fails like one that misses its limit. Two figures are left out on
 purpose, because stillness raises them: the plain correlation with people's ratings, and all judged pairs together.
+Reports of other weights, and labelled clips of repositories that the recipe trains on, are refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reward_server.errors import BadRequest
+from reward_server.evaluation.attack import BEST
 from reward_server.faults import STRENGTHS
 
 COMBINED = "combined"
@@ -56,16 +58,37 @@ def read_report(path: Path | None) -> Document:
     return document
 
 
-def judged(sanity: Document, attack: Document, labelled: Document) -> list[Judgement]:
-    """Every figure of the gate. Raises BadRequest if the reports are of different discriminators."""
-    _check_same(sanity, attack, labelled)
-    return [*_faults(sanity), *_stillness(attack), *_amounts(labelled), *_people(labelled)]
+def judged(
+    sanity: Document, attack: Document, labelled: Document, *, weights: str = "", trained_on: Set[str] = frozenset()
+) -> list[Judgement]:
+    """Every figure of the gate.
+
+    Raises BadRequest if the reports are of different discriminators, if `weights` is another digest than theirs, or
+    if labelled clips are of a source that was `trained_on`.
+    """
+    _check_same(sanity, attack, labelled, weights=weights)
+    _check_unseen(labelled, trained_on)
+    return [*_faults(sanity), *_stillness(attack), *_search(attack), *_amounts(labelled), *_people(labelled)]
 
 
-def _check_same(*documents: Document) -> None:
-    versions = {document["model"]["discriminator_version"] for document in documents if document}
+def _check_same(*documents: Document, weights: str) -> None:
+    models = [document["model"] for document in documents if document]
+    versions = {model["discriminator_version"] for model in models}
     if len(versions) > 1:
         raise BadRequest(f"the reports are of different discriminators, {sorted(versions)}; make them of one file")
+    if weights and {model["weights_digest"] for model in models} - {weights}:
+        raise BadRequest(
+            f"the reports are of {sorted(versions)}, but not of these weights ({weights[:8]}...); make them again"
+        )
+
+
+def _check_unseen(labelled: Document, trained_on: Set[str]) -> None:
+    seen = {row["source"] for row in labelled.get("rows", ()) if row["source"] in trained_on}
+    if seen:
+        raise BadRequest(
+            f"the labelled set holds clips of {sorted(seen)}, which the recipe trains on; leave them out, or name "
+            "another split"
+        )
 
 
 def _faults(sanity: Document) -> Iterator[Judgement]:
@@ -83,6 +106,12 @@ def _stillness(attack: Document) -> Iterator[Judgement]:
         pairs = sum(share["pairs"] for share in shares)
         right = sum(share["right"] for share in shares)
         yield Judgement(name=name, value=right / pairs if pairs else None, limit=0.9)
+
+
+def _search(attack: Document) -> Iterator[Judgement]:
+    """What the searches gain on average, as a share of the way from a clip to its strong faults."""
+    row = _row(attack.get("gains", ()), search=BEST)
+    yield Judgement(name="gain of the search", value=row["mean"] if row else None, limit=0.25, at_least=False)
 
 
 def _amounts(labelled: Document) -> Iterator[Judgement]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,17 +61,13 @@ def read_labelled(folder: Path, split: str | None = None) -> LabelledSet:
     """Read a labelled set, or the part of it whose `split` is this one.
 
     Raises BadRequest that names the file, the line and the value: for a missing file or column, an unknown label, a
-    source that is not stated, a path that is listed twice, ratings and pairs of clips that the index does not list, and
-    a set without real or without generated clips.
+    path or a source that is not stated, a path that is listed or rated twice, ratings and pairs of clips that the index
+    does not list, a pair of one clip, and a set without real or without generated clips.
     """
     rows = _rows(folder / INDEX, ("path", "label", "generator", "source_repo"))
     every = [_clip(folder, line, row) for line, row in enumerate(rows, 2)]
     known = {clip.path for clip in every}
-    if len(known) < len(every):
-        paths = [clip.path for clip in every]
-        raise BadRequest(
-            f"{folder / INDEX} lists {_named([p for p in paths if paths.count(p) > 1])} twice; list it once"
-        )
+    _check_once(folder / INDEX, [clip.path for clip in every])
     ratings, pairs = _ratings(folder / HUMAN, known), _pairs(folder / PAIRS, known)
     chosen = [clip for clip, row in zip(every, rows, strict=True) if split is None or row.get("split") == split]
     _check_labels(chosen, folder / INDEX, split)
@@ -85,6 +82,8 @@ def read_labelled(folder: Path, split: str | None = None) -> LabelledSet:
 
 def _clip(folder: Path, line: int, row: Row) -> LabelledClip:
     where = f"{folder / INDEX}, line {line}"
+    if not row["path"]:
+        raise BadRequest(f"{where}: path is empty; name the clip's file")
     if row["label"] not in LABELS:
         raise BadRequest(f"{where}: label '{row['label']}' is unknown; write real or generated")
     if not row["source_repo"]:
@@ -108,7 +107,7 @@ def _check_labels(clips: Sequence[LabelledClip], index: Path, split: str | None)
 
 
 def _check_files(clips: Sequence[LabelledClip]) -> None:
-    missing = [str(clip.file) for clip in clips if not clip.file.exists()]
+    missing = [str(clip.file) for clip in clips if not clip.file.is_file()]
     if missing:
         raise BadRequest(
             f"{len(missing)} files of the index are missing: {_named(missing)}; copy them or remove their lines"
@@ -120,6 +119,7 @@ def _ratings(file: Path, known: set[str]) -> dict[str, float]:
         return {}
     rows = _rows(file, ("path", RATING))
     _check_known(file, [row["path"] for row in rows], known)
+    _check_once(file, [row["path"] for row in rows])
     return {row["path"]: _rating(file, line, row[RATING]) for line, row in enumerate(rows, 2)}
 
 
@@ -139,6 +139,8 @@ def _pairs(file: Path, known: set[str]) -> list[JudgedPair]:
     rows = _rows(file, ("better", "worse"))
     _check_known(file, [row[name] for row in rows for name in ("better", "worse")], known)
     for line, row in enumerate(rows, 2):
+        if row["better"] == row["worse"]:
+            raise BadRequest(f"{file}, line {line}: '{row['better']}' is judged against itself; correct the line")
         if row.get("better_moves", "") not in ("", *MOVES):
             raise BadRequest(f"{file}, line {line}: better_moves '{row['better_moves']}' is unknown; write {MOVES}")
     return [JudgedPair(better=row["better"], worse=row["worse"], moves=row.get("better_moves", "")) for row in rows]
@@ -149,15 +151,24 @@ def _check_known(file: Path, paths: Sequence[str], known: set[str]) -> None:
         raise BadRequest(f"{file} names {len(strange)} clips that {INDEX} does not list: {_named(strange)}; list them")
 
 
+def _check_once(file: Path, paths: Sequence[str]) -> None:
+    if twice := [path for path, times in Counter(paths).items() if times > 1]:
+        raise BadRequest(f"{file} lists {_named(twice)} twice; list it once")
+
+
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The lines of a CSV file; absent cells are empty."""
     if not file.is_file():
         raise BadRequest(f"{file} is missing; write it with the columns {', '.join(columns)}")
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened, restval="")
-        if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise BadRequest(f"{file} has no column '{absent[0]}'; add it")
-        return list(reader)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened, restval="")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadRequest(f"{file} is no CSV file in UTF-8: {error}; write it again") from error
+    if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise BadRequest(f"{file} has no column '{absent[0]}'; add it")
+    return rows
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -24,14 +24,15 @@ from reward_server.data.shots import find_shots
 from reward_server.evaluation import plots, report
 from reward_server.evaluation.attacked import (
     COMBINED,
+    FINISHED,
     ROWS,
     STEPS_BESIDE_SEARCH,
     Attacked,
-    Finished,
     attack,
 )
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL
 from reward_server.evaluation.floors import VALUES
+from reward_server.evaluation.kept import KeptResults
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.evaluation.search import SEARCHES, Budget, load_cma
 from reward_server.faults.still_clips import STILL
@@ -98,7 +99,7 @@ def run(
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
         steps = STEPS_BESIDE_SEARCH + len(SEARCHES) * budget.generations
         task = bar.add_task("attacks", total=len(shots) * steps)
-        finished, results = Finished(work), list[Attacked]()
+        finished, results = KeptResults(work and work / FINISHED), list[Attacked]()
         step = partial(bar.advance, task)
         for shot in shots:
             results.append(attack(shot, scorer, settings, finished, budget=budget, seed=seed, step=step))

@@ -10,12 +10,10 @@ Legend: K kinds (REAL, then KINDS), G disguises (PLAIN first), V values in the o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from reward_server.data.shots import Shot, tensor_submission
 from reward_server.errors import RewardServerError
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
 from reward_server.evaluation.floors import CUES, VALUES, plain_cues
+from reward_server.evaluation.kept import KeptResults
 from reward_server.evaluation.scoring import (
     CLIPS_PER_REQUEST,
     RewardSource,
@@ -99,34 +98,11 @@ class Attacked:
         return cls(**{**record, **known})
 
 
-class Finished:
-    """The finished clips of earlier runs, one JSON line each in `folder`. Without a folder nothing is kept."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder and folder / FINISHED
-        self._records: dict[str, Any] = {}
-        if self._path and self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run leaves half a line
-            self._records = {record["key"]: record["result"] for record in whole}
-            if lines and not lines[-1].endswith("\n"):
-                self._path.write_text("".join(lines[:-1]))
-
-    def get(self, key: str) -> Attacked | None:
-        return Attacked.from_json(self._records[key]) if key in self._records else None
-
-    def add(self, key: str, result: Attacked) -> None:
-        if self._path:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "result": result.as_json()}, allow_nan=False) + "\n")
-
-
 def attack(
     shot: Shot,
     scorer: RewardSource,
     settings: Settings,
-    finished: Finished,
+    finished: KeptResults,
     *,
     budget: Budget,
     seed: int = 0,
@@ -143,9 +119,9 @@ def attack(
     key = _key(shot, clip, scorer, budget, seed)
     known = finished.get(key)
     if known is None:
-        known = _attack(shot, clip, scorer, budget=budget, seed=seed, step=step)
+        known = _attack(shot, clip, scorer, budget=budget, seed=seed, step=step).as_json()
         finished.add(key, known)
-    return replace(known, clip=shot.name)
+    return replace(Attacked.from_json(known), clip=shot.name)
 
 
 def _attack(

@@ -23,6 +23,7 @@ from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest
 from reward_server.evaluation import by_motion, pages, plots, report, validity
 from reward_server.evaluation.evaluate import BATCH, CSV_COLUMNS, case_row, judge
+from reward_server.evaluation.kept import KeptResults
 from reward_server.evaluation.matched import Protocol
 from reward_server.evaluation.scoring import RewardSource, open_scorer
 from reward_server.evaluation.validity import EVERY, VALUES, Discrimination, Judged
@@ -33,29 +34,6 @@ from reward_server.settings import Settings
 SCORED = "scored.jsonl"
 PLOTS = {"validity.png": "The AUC and its interval by value", "by_motion.png": "The reward by the amount of motion"}
 Row = Mapping[str, Any]
-
-
-class ScoredFiles:
-    """What is known of the clips of earlier runs: one JSON line {key, row} each in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / SCORED
-        self._rows: dict[str, Row] = {}
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a killed run leaves half a line
-            self._rows = {record["key"]: record["row"] for record in map(json.loads, whole)}
-            if len(whole) < len(lines):
-                self._path.write_text("".join(whole))
-
-    def get(self, key: str) -> Row | None:
-        return self._rows.get(key)
-
-    def add(self, key: str, row: Row) -> None:
-        self._rows[key] = row
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"key": key, "row": row}, allow_nan=False) + "\n")
 
 
 def run(
@@ -79,7 +57,7 @@ def run(
     labelled = read_labelled(folder, split)
     protocol, worst = Protocol() if matched else None, WorstFirst()
     with open_scorer(settings, server) as scorer, report.progress_bar() as bar:
-        found = score(labelled.clips, scorer, settings, ScoredFiles(work), protocol=protocol, seed=seed)
+        found = score(labelled.clips, scorer, settings, KeptResults(work / SCORED), protocol=protocol, seed=seed)
         rows = list(bar.track(found, total=len(labelled.clips), description="clips"))
         if outputs.html is not None:
             _show_lowest(worst, labelled.clips, rows, scorer, settings, protocol=protocol, seed=seed)
@@ -143,7 +121,7 @@ def score(
     clips: Sequence[LabelledClip],
     scorer: RewardSource,
     settings: Settings,
-    scored: ScoredFiles,
+    scored: KeptResults,
     *,
     protocol: Protocol | None = None,
     seed: int = 0,

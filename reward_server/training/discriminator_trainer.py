@@ -199,6 +199,7 @@ class DiscriminatorTrainer:
             self._amounts(real),
             pair_weight=self.config.pair_weight,
             amount_weight=self.config.amount_weight,
+            shared=[view.shared for view in views],
             smoothing=self.config.label_smoothing,
             penalty_weight=self.config.penalty_weight,
             generated=Generated(

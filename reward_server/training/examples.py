@@ -14,10 +14,15 @@ from reward_server.training.feature_cache import GENERATED, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A real clip and its negatives, all of the same shape."""
+    """A real clip and its negatives, all of the same shape.
+
+    `shared` says whether the negatives show the real clip's own scene. If not, the order within the view says nothing
+    about motion.
+    """
 
     real: Sample
     negatives: tuple[Sample, ...]
+    shared: bool = True
 
 
 def views_of(samples: Sequence[Sample]) -> list[View]:
@@ -35,9 +40,9 @@ def views_of(samples: Sequence[Sample]) -> list[View]:
             twins[sample.view, sample.shape].append(sample)
     views = []
     for real in (sample for sample in samples if sample.real):
-        negatives = twins[real.view, real.shape] or same_source[real.source, real.shape] or same_shape[real.shape]
-        if negatives:
-            views.append(View(real=real, negatives=tuple(negatives)))
+        own = twins[real.view, real.shape] or same_source[real.source, real.shape]
+        if negatives := own or same_shape[real.shape]:
+            views.append(View(real=real, negatives=tuple(negatives), shared=bool(own)))
     return views
 
 

@@ -5,6 +5,7 @@ SHIFT is arXiv 2603.17426.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +78,16 @@ def view_loss(
     *,
     pair_weight: float,
     amount_weight: float,
+    shared: Sequence[bool] = (),
     smoothing: float = 0.0,
     penalty_weight: float = 0.0,
     generated: Generated | None = None,
 ) -> Tensor:
     """The loss of R real clips [R], of equally many negatives of each, in order [R x n], and of the clips' amounts [R].
 
-    It is `adversarial_bce`, plus `pair_bce`, `amount_slope` and `logit_penalty` with their weights. Generated clips
-    take their share of the negatives' part of `adversarial_bce`, and have an `amount_slope` of their own. They have no
+    It is `adversarial_bce`, plus `pair_bce`, `amount_slope` and `logit_penalty` with their weights. Real clips have a
+    `pair_bce` if their negatives are `shared`, that is, show their own scene; by default all are. Generated clips take
+    their share of the negatives' part of `adversarial_bce`, and have an `amount_slope` of their own. They have no
     `logit_penalty`.
     """
     owner = torch.arange(len(real_logits), device=real_logits.device)
@@ -93,7 +96,10 @@ def view_loss(
     if generated:
         theirs = adversarial_bce(real_logits, generated.logits, smoothing=smoothing)
         loss = (1 - generated.share) * loss + generated.share * theirs
-    loss = loss + pair_weight * pair_bce(real_logits[owner], fake_logits)
+    of_own = torch.tensor(shared or [True] * len(real_logits), device=real_logits.device)[owner]
+    if of_own.any():
+        pairs = pair_bce(real_logits[owner][of_own], fake_logits[of_own])
+        loss = loss + pair_weight * of_own.float().mean() * pairs
     if amount_weight:
         loss = loss + amount_weight * amount_slope(real_logits, amounts)
         if generated:

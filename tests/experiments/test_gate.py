@@ -13,8 +13,10 @@ from experiments.recipe.__main__ import app
 from experiments.recipe.gate import GLIDES, HELD, Judgement, judged, read_report
 from reward_server.errors import BadRequest
 from reward_server.evaluation.degenerates import KINDS
+from reward_server.profiles.discriminators import SHIPPED, load_discriminators
+from reward_server.profiles.embedded import EmbeddedProfile
 
-MODEL = {"discriminator_version": "embedded-9"}
+MODEL = {"discriminator_version": "embedded-9", "weights_digest": "abc"}
 
 
 def share(right: int, pairs: int = 100) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def sanity(strong: int) -> dict[str, Any]:
     return {"model": MODEL, "figures": rows}
 
 
-def attack(*, held: int, glides: int) -> dict[str, Any]:
+def attack(*, held: int, glides: int, gain: float = 0.25) -> dict[str, Any]:
     kinds = {"real": 0, "static": held, "frozen": held, "stutter": held, "damped": held, "zoom": glides, "pan": glides}
     rows = [
         {"value": value, "kind": kind, "disguise": disguise, "plain": share(right if value == "combined" else 0)}
@@ -38,7 +40,8 @@ def attack(*, held: int, glides: int) -> dict[str, Any]:
         for kind, right in kinds.items()
         for disguise in ("none", "noise 1")
     ]
-    return {"model": MODEL, "figures": rows}
+    gains = [{"search": "look", "mean": 0.9}, {"search": "best", "mean": gain}]
+    return {"model": MODEL, "figures": rows, "gains": gains}
 
 
 def labelled(*, rho: float, given: float | None, alike: int) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def test_a_report_of_another_command_holds_no_figure() -> None:
 def test_good_reports_pass() -> None:
     rows = judged(sanity(96), attack(held=91, glides=90), labelled(rho=-0.3, given=0.4, alike=53))
     assert [row.name for row in rows if not row.passed] == []
-    assert [row.value for row in rows] == [0.96, 0.91, 0.90, -0.3, -0.3, 0.4, 0.53]
+    assert [row.value for row in rows] == [0.96, 0.91, 0.90, 0.25, -0.3, -0.3, 0.4, 0.53]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,7 @@ def test_good_reports_pass() -> None:
         ((sanity(94), attack(held=91, glides=90)), "real above strong faults"),
         ((sanity(96), attack(held=89, glides=90)), "real above held copies"),
         ((sanity(96), attack(held=91, glides=89)), "real above glides"),
+        ((sanity(96), attack(held=91, glides=90, gain=0.26)), "gain of the search"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=-0.31, given=0.4, alike=53)), "amount, generated"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=0.31, given=0.4, alike=53)), "amount, real"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=0, given=None, alike=53)), "people's ratings"),
@@ -86,7 +90,7 @@ def test_each_figure_can_miss(documents: tuple[dict[str, Any], ...], missed: str
 
 def test_what_is_not_measured_does_not_pass() -> None:
     rows = judged({}, {}, {})
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert not any(row.passed for row in rows)
     assert not Judgement(name="x", value=float("nan"), limit=0.3, at_least=False).passed
 
@@ -103,13 +107,30 @@ def test_reports_of_different_discriminators_are_refused(tmp_path: Path) -> None
         read_report(tmp_path / "a.json")
 
 
+def test_reports_of_other_weights_of_that_name_are_refused() -> None:
+    reports = (sanity(96), attack(held=91, glides=90), {})
+    assert judged(*reports, weights="abc")
+    with pytest.raises(BadRequest, match=r"not of these weights \(xyz"):
+        judged(*reports, weights="xyz")
+
+
+def test_labelled_clips_that_were_trained_on_are_refused() -> None:
+    rows = [{"source": "made/here"}, {"source": "made/there"}]
+    document = {**labelled(rho=0, given=0.5, alike=60), "rows": rows}
+    assert judged({}, {}, document, trained_on={"made/elsewhere"})
+    with pytest.raises(BadRequest, match=r"clips of \['made/there'\], which the recipe trains on"):
+        judged({}, {}, document, trained_on={"made/there"})
+
+
 def test_the_command_tells_and_fails(tmp_path: Path) -> None:
-    files = []
+    files = ["--checkpoint", str(SHIPPED["embedded"])]
+    shipped = load_discriminators(EmbeddedProfile()).weights_digest
     for name, document in (
         ("sanity", sanity(96)),
         ("attack", attack(held=91, glides=90)),
         ("labelled", labelled(rho=0.1, given=0.3, alike=53)),
     ):
+        document["model"] = {**MODEL, "weights_digest": shipped}
         (tmp_path / name).write_text(json.dumps(document))
         files += [f"--{name}", str(tmp_path / name)]
     done = CliRunner().invoke(app, ["gate", *files])
@@ -117,5 +138,10 @@ def test_the_command_tells_and_fails(tmp_path: Path) -> None:
     line = json.loads(done.stdout.strip().splitlines()[-1])
     assert [row["figure"] for row in line["gate"] if not row["passed"]] == ["people's ratings, given amount"]
     assert "not to be published" in done.stderr
-    (tmp_path / "labelled").write_text(json.dumps(labelled(rho=0.1, given=0.4, alike=53)))
+    good = {**labelled(rho=0.1, given=0.4, alike=53), "model": {**MODEL, "weights_digest": shipped}}
+    (tmp_path / "labelled").write_text(json.dumps(good))
     assert CliRunner().invoke(app, ["gate", *files]).exit_code == 0
+    (tmp_path / "labelled").write_text(json.dumps({**good, "rows": [{"source": "webrtc/samples"}]}))
+    done = CliRunner().invoke(app, ["gate", *files])
+    assert done.exit_code == 1
+    assert "webrtc/samples" in done.stderr

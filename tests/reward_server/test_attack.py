@@ -22,9 +22,10 @@ from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest, NotReady
 from reward_server.evaluation import attack as command
 from reward_server.evaluation import looks
-from reward_server.evaluation.attacked import FINISHED, ROWS, STRONG, Attacked, Finished, attack
+from reward_server.evaluation.attacked import FINISHED, ROWS, STRONG, Attacked, attack
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
 from reward_server.evaluation.floors import VALUES
+from reward_server.evaluation.kept import KeptResults
 from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.search import LOOK, SEARCHES, Budget, Find, find, load_cma, transformed
 from reward_server.settings import Settings
@@ -191,15 +192,17 @@ def write(path: Path, clip: Clip) -> None:
     path.write_bytes(video(frames, container="matroska", codec="ffv1", pix_fmt="bgr0", fps=12))
 
 
-def attacked(path: Path, plain: PlainScorer, finished: Finished | None = None, budget: Budget = NO_SEARCH) -> Attacked:
-    return attack(Shot(path=path), plain.scorer, SETTINGS, finished or Finished(None), budget=budget)
+def attacked(
+    path: Path, plain: PlainScorer, finished: KeptResults | None = None, budget: Budget = NO_SEARCH
+) -> Attacked:
+    return attack(Shot(path=path), plain.scorer, SETTINGS, finished or KeptResults(None), budget=budget)
 
 
 def test_the_suite_and_both_searches_are_scored_as_one_group(folder):
     plain, steps = PlainScorer(), []
     budget = Budget(evaluations=8, population=4)
     shot = Shot(path=folder / "moving0.mkv")
-    result = attack(shot, plain.scorer, SETTINGS, Finished(None), budget=budget, step=lambda: steps.append(1))
+    result = attack(shot, plain.scorer, SETTINGS, KeptResults(None), budget=budget, step=lambda: steps.append(1))
     assert len(plain.seen) == sum(result.outcomes.values()) == SUITE + 8
     assert len({submission.context for submission in plain.seen}) == 1
     assert len(steps) == command.STEPS_BESIDE_SEARCH + 2
@@ -209,18 +212,22 @@ def test_the_suite_and_both_searches_are_scored_as_one_group(folder):
 
 def test_a_second_run_scores_nothing_again(folder, tmp_path):
     plain, path = PlainScorer(), folder / "moving0.mkv"
-    first = attacked(path, plain, Finished(tmp_path))
+    first = attacked(path, plain, KeptResults(tmp_path / FINISHED))
     scored = len(plain.seen)
-    again = attacked(path, plain, Finished(tmp_path))
+    again = attacked(path, plain, KeptResults(tmp_path / FINISHED))
     assert len(plain.seen) == scored
     assert again.as_json() == first.as_json()
     with (tmp_path / FINISHED).open("a") as file:
         file.write('{"key": "torn')  # a run that was killed while it wrote
-    assert attacked(path, plain, Finished(tmp_path)).as_json() == first.as_json()
+    assert attacked(path, plain, KeptResults(tmp_path / FINISHED)).as_json() == first.as_json()
     assert len((tmp_path / FINISHED).read_text().splitlines()) == 1
-    attacked(path, plain, Finished(tmp_path), Budget(evaluations=8, population=4))  # another budget
+    attacked(path, plain, KeptResults(tmp_path / FINISHED), Budget(evaluations=8, population=4))  # another budget
     assert len(plain.seen) > scored
     assert len((tmp_path / FINISHED).read_text().splitlines()) == 2
+    with (tmp_path / FINISHED).open("a") as file:
+        file.write("not a result\n")
+    with pytest.raises(BadRequest, match=r"clips.jsonl, line 3 is no result of an earlier run"):
+        KeptResults(tmp_path / FINISHED)
 
 
 def test_a_gain_is_measured_in_distances_to_the_strong_faults():

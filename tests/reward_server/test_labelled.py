@@ -60,6 +60,9 @@ def folder(tmp_path: Path) -> Path:
         (INDEX, [entry("even0.mp4", "real", source="")], "source_repo is empty"),
         (INDEX, [entry("jumpy0.mp4", "generated")], "generator is empty"),
         (INDEX, [entry("even0.mp4", "real")] * 2, "lists even0.mp4 twice"),
+        (INDEX, [entry("", "real")], "line 2: path is empty"),
+        (HUMAN, [{"path": "even0.mp4", RATING: 3}, {"path": "even0.mp4", RATING: 4}], "lists even0.mp4 twice"),
+        (PAIRS, [{"better": "even0.mp4", "worse": "even0.mp4"}], "'even0.mp4' is judged against itself"),
         (INDEX, [entry("even0.mp4", "real")], "names 3 clips that index.csv does not list: even1.mp4, jumpy0.mp4"),
         (INDEX, [{"path": "even0.mp4"}], "no column 'label'"),
         (HUMAN, [{"path": "gone.mp4", RATING: 3}], "human.csv names 1 clips that index.csv does not list: gone.mp4"),
@@ -71,6 +74,20 @@ def folder(tmp_path: Path) -> Path:
 def test_a_wrong_labelled_set_is_refused_by_name(folder, name, rows, told):
     write(folder, name, rows)
     with pytest.raises(BadRequest, match=told):
+        read_labelled(folder)
+
+
+@pytest.mark.parametrize("data", [b"path,label\n\xff\xfe,real\n", b'path,label\n"' + b"x" * 200_000 + b'"\n'])
+def test_a_table_that_is_no_csv_is_refused_by_name(folder, data):
+    (folder / INDEX).write_bytes(data)
+    with pytest.raises(BadRequest, match=r"index.csv is no CSV file in UTF-8"):
+        read_labelled(folder)
+
+
+def test_a_folder_is_no_clip(folder):
+    (folder / "even0.mp4").unlink()
+    (folder / "even0.mp4").mkdir()
+    with pytest.raises(BadRequest, match=r"files of the index are missing: .*even0.mp4"):
         read_labelled(folder)
 
 

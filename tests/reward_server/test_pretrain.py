@@ -34,7 +34,7 @@ from reward_server.training.discriminator_trainer import (
 )
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
-from reward_server.training.losses import adversarial_bce, amount_slope, logit_penalty, view_loss, with_noise
+from reward_server.training.losses import adversarial_bce, amount_slope, logit_penalty, pair_bce, view_loss, with_noise
 from reward_server.training.pretrain import Restraint, pretrain
 from reward_server.training.samples import CacheConfig
 from reward_server.training.views import Take, draw_view
@@ -147,6 +147,21 @@ def test_the_amount_slope_sees_only_motion_above_the_least() -> None:
     assert float(amount_slope(rising, torch.tensor([0.01, 0.02, 0.03, 0.04]))) == 0
 
 
+def test_only_negatives_of_a_clips_own_scene_are_ordered_against_it() -> None:
+    real, fake, amounts = torch.tensor([1.0, 2.0]), torch.tensor([0.0, -1.0, 5.0, 6.0]), torch.tensor([0.1, 0.4])
+
+    def pairs(*shared: bool) -> float:
+        with_order, without = (
+            float(view_loss(real, fake, amounts, pair_weight=weight, amount_weight=0, shared=shared))
+            for weight in (2.0, 0.0)
+        )
+        return with_order - without
+
+    assert pairs() == pytest.approx(pairs(True, True)) == pytest.approx(2 * float(pair_bce(real[[0, 0, 1, 1]], fake)))
+    assert pairs(True, False) == pytest.approx(float(pair_bce(real[[0, 0]], fake[:2])))
+    assert pairs(False, False) == 0
+
+
 def test_average_moves_by_one_minus_decay() -> None:
     average, module = nn.Linear(1, 1), nn.Linear(1, 1)
     nn.init.constant_(average.weight, 1.0)
@@ -162,7 +177,9 @@ def test_views_pair_a_clip_with_its_own_or_generated_negatives() -> None:
     views = views_of([sample("r"), lone, twin, own, other])
     joined = {view.real.key: [n.key for n in view.negatives] for view in views}
     assert joined == {"r": ["t"], "r2": ["o"]}
-    assert views_of([sample("r"), other])[0].negatives == (other,)
+    (alone,) = views_of([sample("r"), other])
+    assert alone.negatives == (other,)
+    assert [view.shared for view in (*views, alone)] == [True, True, False]
     assert views_of([sample("r"), sample("t", fault="static", num=8)]) == []
 
 

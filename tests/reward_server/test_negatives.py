@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from protos.reader import open_source
 from protos.types import Clip
+from reward_server.capture.chain import Capture
+from reward_server.data.shots import SourceClip
 from reward_server.faults import HELD_OUT, NAMES
 from reward_server.faults.still_clips import HOLDING, STILL, fastest_motion, is_still
+from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.training import samples
 from reward_server.training.negatives import ALIKE, LESS, MORE, draw_faults
 from reward_server.training.samples import TRAINED_FAULTS
-from tests.media import texture
+from tests.media import texture, video
 
 
 def test_every_trained_fault_is_in_one_group_and_no_held_out_fault_is_trained() -> None:
@@ -48,3 +55,23 @@ def test_motion_is_measured_in_frame_heights_per_second() -> None:
     still = Clip(frames=held.clip(0, 255).round().astype(np.uint8), fps=12.0)
     assert fastest_motion(still) < STILL
     assert is_still(still)
+
+
+def test_a_view_and_each_of_its_twins_pass_through_a_chain_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes(video(texture(24, 160, 256, step=4), fps=12.0))
+    drawn: list[Capture] = []
+    draw = Capture.draw
+
+    def kept(rng: np.random.Generator) -> Capture:
+        drawn.append(draw(rng))
+        return drawn[-1]
+
+    monkeypatch.setattr(samples.Capture, "draw", kept)
+    clip = SourceClip(source="clip", path=tmp_path / "clip.mp4", real=True)
+    with open_source(clip.path) as source:
+        found = list(samples.clip_samples(source, clip, EmbeddedProfile(), samples.CacheConfig(frames_per_view=100)))
+    assert [sample.real for sample, _ in found].count(True) == 1
+    assert len(drawn) == len(found) > 3
+    assert len({capture.seed for capture in drawn}) == len(drawn)

@@ -26,7 +26,8 @@ from reward_server.evaluation.sanity import climb
 from reward_server.evaluation.scoring import open_scorer
 from reward_server.faults import STRENGTHS
 from reward_server.settings import Settings
-from reward_server.training.pretrain import configs, pretrain
+from reward_server.training.pretrain import pretrain
+from reward_server.training.pretrain_config import configs
 from reward_server.training.samples import TRAINED_FAULTS
 
 

@@ -82,17 +82,18 @@ def pretrain(
     """Train the discriminators on real clips against generated ones, or against the same clips with motion faults."""
     settings = settings_of(profile=profile)
     from reward_server.pipeline import compute_of  # noqa: PLC0415
-    from reward_server.training import pretrain as pretraining  # noqa: PLC0415
+    from reward_server.training.pretrain import pretrain as run  # noqa: PLC0415
+    from reward_server.training.pretrain_config import Restraint, configs  # noqa: PLC0415
 
-    restraint = pretraining.Restraint.of(
+    restraint = Restraint.of(
         generated_alone=generated is not None and generated_share == 1,
         stop_auc=stop_auc,
         instance_noise=instance_noise,
         label_smoothing=label_smoothing,
         logit_penalty=logit_penalty,
     )
-    cache_config, training = pretraining.configs(settings.profile, steps=steps, seed=seed)
-    figures = pretraining.pretrain(
+    cache_config, training = configs(settings.profile, steps=steps, seed=seed)
+    figures = run(
         real=real,
         generated=generated,
         generated_share=generated_share,

@@ -39,7 +39,7 @@ def test_exact_copies_are_found_without_the_chain() -> None:
 
 @pytest.mark.parametrize("statistic", ["equal", "change"])
 def test_the_chain_hides_exact_copies(statistic: str) -> None:
-    """Of a wall that shows no motion, whether its pixels repeat tells held pictures from real ones, but not after it."""
+    """Whether the pixels of a still wall repeat tells held pictures from real ones, but not behind the chain."""
     at = STATISTICS.index(statistic)
 
     def told(clips: list[Probed]) -> float:

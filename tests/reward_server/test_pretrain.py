@@ -35,7 +35,8 @@ from reward_server.training.discriminator_trainer import (
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
 from reward_server.training.losses import adversarial_bce, amount_slope, logit_penalty, pair_bce, view_loss, with_noise
-from reward_server.training.pretrain import Restraint, pretrain
+from reward_server.training.pretrain import pretrain
+from reward_server.training.pretrain_config import Restraint
 from reward_server.training.samples import CacheConfig
 from reward_server.training.views import Take, draw_view
 from tests.media import texture, video

@@ -14,7 +14,8 @@ from reward_server.models.pull import pull
 from reward_server.pipeline import Pipeline
 from reward_server.settings import Settings
 from reward_server.training.discriminator_trainer import TrainingConfig
-from reward_server.training.pretrain import CacheConfig, pretrain
+from reward_server.training.pretrain import pretrain
+from reward_server.training.samples import CacheConfig
 from tests.frozen import published_files
 from tests.media import texture, video
 from tests.reward_server.test_models import run

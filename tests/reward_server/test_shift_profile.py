@@ -36,7 +36,7 @@ from reward_server.profiles.run_clips import pack_clip, read_clip
 from reward_server.profiles.shift import Networks, ShiftProfile, load_shift
 from reward_server.settings import Settings
 from reward_server.training.feature_cache import FeatureCache, Sample, pack, unpack_maps, unpack_tokens
-from reward_server.training.pretrain import configs
+from reward_server.training.pretrain_config import configs
 from reward_server.training.reference_discriminators import import_discriminators
 from tests.frozen import random_sea_raft, small_profile
 from tests.media import texture

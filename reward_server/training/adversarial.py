@@ -37,7 +37,7 @@ from reward_server.profiles.discriminators import Discriminators
 from reward_server.profiles.run_clips import RunClip
 from reward_server.training.buffers import Buffers, batch_of
 from reward_server.training.discriminator_trainer import fast_forward, update_average
-from reward_server.training.judged import Judged, Logits, anchored, attacked
+from reward_server.training.judged import Anchored, Judged, Logits, anchored, attacked
 from reward_server.training.optimizer_state import restore, saved
 
 Weights: TypeAlias = dict[DiscriminatorName, dict[str, Tensor]]  # a state dict per discriminator
@@ -205,10 +205,10 @@ class _Discriminator:
     def judged(self, held_out: Buffers, anchor: Buffers | None) -> Judged:
         """The average on held-out clips and on the anchor set."""
         if anchor is None:
-            return Judged(held_out=self.logits(held_out), anchor=None, attacked=None)
+            return Judged(held_out=self.logits(held_out), anchor=None)
         logits, term = self.logits(anchor), DISCRIMINATORS.index(self.name)
         found = attacked(self._logit, anchor, logits, self._size, term)
-        return Judged(held_out=self.logits(held_out), anchor=logits, attacked=found)
+        return Judged(held_out=self.logits(held_out), anchor=Anchored(logits=logits, attacked=found))
 
     def logits(self, clips: Buffers) -> Logits:
         """Logits of the average, from as many kept pairs or tracks of each clip. Raises RefreshRejected."""

@@ -56,13 +56,20 @@ class Attacked:
     amount_rollouts: float | None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anchored:
+    """A discriminator on the run's anchor set."""
+
+    logits: Logits
+    attacked: Attacked
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A discriminator on held-out clips and, if the run has one, on its anchor set."""
 
     held_out: Logits
-    anchor: Logits | None
-    attacked: Attacked | None
+    anchor: Anchored | None
 
 
 def attacked(logit: Logit, clips: Buffers, logits: Logits, size: Callable[[RunClip], int], term: int) -> Attacked:
@@ -97,18 +104,19 @@ def _follows_amount(clips: Sequence[RunClip], logits: Floats, term: int) -> floa
 
 def anchored(old: Judged, new: Judged, bounds: Bounds) -> Anchor | None:
     """The figures of a refresh on the anchor set, if there is one."""
-    if old.anchor is None or new.anchor is None or old.attacked is None or new.attacked is None:
+    if old.anchor is None or new.anchor is None:
         return None
+    before, after = old.anchor.logits, new.anchor.logits
     under_attack = {
-        f"{field.name}_{when}": getattr(one, field.name)
-        for when, one in (("before", old.attacked), ("after", new.attacked))
+        f"{field.name}_{when}": getattr(one.attacked, field.name)
+        for when, one in (("before", old.anchor), ("after", new.anchor))
         for field in fields(Attacked)
     }
     return Anchor(
-        before=old.anchor.separation,
-        after=new.anchor.separation,
-        drift=float(np.abs(new.anchor.all - old.anchor.all).mean() / (bounds.max - bounds.min)),
-        saturation_before=old.anchor.saturation(bounds),
-        saturation_after=new.anchor.saturation(bounds),
+        before=before.separation,
+        after=after.separation,
+        drift=float(np.abs(after.all - before.all).mean() / (bounds.max - bounds.min)),
+        saturation_before=before.saturation(bounds),
+        saturation_after=after.saturation(bounds),
         **under_attack,
     )

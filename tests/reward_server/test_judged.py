@@ -11,7 +11,16 @@ import pytest
 from protos.types import Bounds, Origin
 from reward_server.profiles.run_clips import About, RunClip, read_clip
 from reward_server.training.buffers import Buffers
-from reward_server.training.judged import LEAST_AMOUNTS, LEAST_PAIRS, Attacked, Judged, Logits, anchored, attacked
+from reward_server.training.judged import (
+    LEAST_AMOUNTS,
+    LEAST_PAIRS,
+    Anchored,
+    Attacked,
+    Judged,
+    Logits,
+    anchored,
+    attacked,
+)
 from tests.run_clips import packed
 
 BOUNDS = Bounds(min=-5.0, max=5.0)
@@ -64,10 +73,8 @@ def test_amounts_that_are_few_unknown_or_equal_tell_nothing() -> None:
 
 def test_the_figures_of_both_versions_are_in_the_report() -> None:
     logits = Logits(real=np.array([1.0, 2.0]), rollouts=np.array([0.0, -6.0]))
-    old, new = (
-        Judged(held_out=logits, anchor=logits, attacked=Attacked(copies=share, amount_real=None, amount_rollouts=share))
-        for share in (0.25, 0.75)
-    )
+    attacks = (Attacked(copies=share, amount_real=None, amount_rollouts=share) for share in (0.25, 0.75))
+    old, new = (Judged(held_out=logits, anchor=Anchored(logits=logits, attacked=one)) for one in attacks)
     found = anchored(old, new, BOUNDS)
     assert found is not None
     assert (found.copies_before, found.copies_after, found.amount_real_before) == (0.25, 0.75, None)

@@ -61,6 +61,7 @@ STRETCH = 4
 PLOTS = {
     "ladder.png": "The reward by strength of each fault: mean, and 10th to 90th percentile",
     "shares.png": "Share of pairs with the real clip above, by fault and strength",
+    "by_motion.png": "The reward by the amount of motion, of real clips and of each fault",
 }
 
 
@@ -111,12 +112,13 @@ def run(
     about["by_motion"] = by_motion.as_json(moved)
     document = {**about, "outcomes": counts, "figures": [row.as_json() for row in figures]}
     told = f"{still} clips hardly move: they have no faults that only hold the picture"
-    console.print(*[ladder_table(figures, name) for name in VALUES], told, f"outcomes: {counts}", sep="\n")
+    of_real = by_motion.tables([clip for clip in moved if clip.group == REAL])
+    tables = [*[ladder_table(figures, name) for name in VALUES], *of_real]
+    console.print(*tables, told, f"outcomes: {counts}", sep="\n")
     report.write_json(outputs.json, {**document, "rungs": [rung_row(rung) for rung in rungs]})
     report.write_csv(outputs.csv, CSV_COLUMNS, [rung_row(rung) for rung in rungs])
     drawn = pages.drawn(lambda folder: _draw(folder, rungs, figures, moved), PLOTS, outputs)
     if outputs.html is not None:
-        tables = [ladder_table(figures, name) for name in VALUES]
         write_page(outputs.html, pages.sanity_page(worst, scorer, tables=tables, plots=drawn, lead=[f"{told}."]))
     report.print_last_line(console, document)
     return int(any(rung.fault == REAL and rung.outcome.reward is None for rung in rungs))

@@ -26,7 +26,7 @@ from reward_server.networks.track_transformer import TrackViTConfig
 from reward_server.profiles.cues import num_cues, track_cues
 from reward_server.profiles.pace import pace_level, pace_px
 from reward_server.profiles.roughness import FITTED, RoughnessWeights, roughness_term
-from reward_server.profiles.stillness import stillness_term
+from reward_server.profiles.stillness import StillnessWeights, stillness_term
 
 # Displacements are divided by this times the side of a square of the profile's area, so that sin(2^9 p) resolves
 # a tenth of a pixel and sin(p) a jump across the frame.
@@ -42,20 +42,15 @@ class EmbeddedProfile:
     discriminator_compute: ClassVar[Compute | None] = None  # small discriminators gain nothing from packed weights
 
     name: str = "embedded"
-    revision: int = 7  # increase it when a code change alters the discriminators' inputs
+    revision: int = 8  # increase it when a code change alters the discriminators' inputs
     sampling: Sampling = field(default_factory=Sampling)
     correlation_scales: int = 3
     correlation_window: int = 5
     # About the middle pace of real clips, and the range in which a faster one has a higher pace level.
     pace_middle_px: float = 1.1
     pace_between_px: tuple[float, float] = (0.28, 4.4)
-    # The stillness term of the long-term logit. The limits are near the 5 % quantiles of real clips, over training
-    # clips and others.
-    still_speed_px: float = 0.15
-    still_own_share: float = 0.4
-    still_speed_weight: float = 2.0
-    still_own_weight: float = 5.0
-    roughness: RoughnessWeights = FITTED  # of the roughness term of the long-term logit
+    stillness: StillnessWeights = field(default_factory=StillnessWeights)  # of terms of the long-term logit
+    roughness: RoughnessWeights = FITTED
 
     @cached_property
     def estimators(self) -> ClassicalEstimators:
@@ -116,16 +111,8 @@ class EmbeddedProfile:
         pace = pace_level(pace_px(motion.flow), middle_px=self.pace_middle_px, between_px=self.pace_between_px)
         instantaneous, long_term = (weight * pace for weight in pace_weights)
         rough = roughness_term(motion.tracks, motion.confidence, self.roughness)
-        return instantaneous, self._stillness(motion) + rough + long_term
-
-    def _stillness(self, motion: Motion) -> float:
-        return stillness_term(
-            motion.tracks,
-            motion.confidence,
-            speed_px=self.still_speed_px,
-            own_share=self.still_own_share,
-            weights=(self.still_speed_weight, self.still_own_weight),
-        )
+        still = stillness_term(motion.tracks, motion.confidence, motion.flow, self.stillness)
+        return instantaneous, still + rough + long_term
 
     @property
     def preprocessing_digest(self) -> str:

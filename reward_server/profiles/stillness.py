@@ -1,14 +1,18 @@
 """Computes `embedded`'s stillness term: 0 for a clip that moves, negative for one that does not.
 
-The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows two plain
-numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. And how much moves on its own,
-apart from the camera? In a glide over a still picture nothing does. Above what nearly all real clips show, the term
-stays 0, so that more motion is not more reward.
+The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows three
+plain numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. How much moves on its own,
+apart from the camera? And how steep does the flow get? Where things move past each other, neighbouring pixels part; in
+a glide over a still picture none do, also behind noise. Above what nearly all real clips show, the term stays 0, so
+that more motion is not more reward.
 
-Legend: T frames, N tracks.
+Legend: T frames, N tracks, P frame pairs, H, W frame size in pixels.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,23 +27,39 @@ FAINT = 1e-3
 SLOWEST_PX = 0.25  # px per frame; own motion is relative to the clip's speed, or to this if the clip is slower
 FINEST = 0.05  # of the clip's speed; own motion below this counts as about this
 STILL_PX = 0.02  # px per frame; a slower clip counts as this
+STEEP = 0.001  # the share of pixels that are steeper than a pair's steepness
+FLAT = 0.02  # px per px; a flow that is less steep counts as this
 SIDE_PX = 192.0  # side of a square of the profile's area
 
 
-def stillness_term(
-    tracks_TN2: Tensor, confidence_TN: Tensor, *, speed_px: float, own_share: float, weights: tuple[float, float]
-) -> float:
-    """The term, at most 0, in logits.
+@dataclass(frozen=True, kw_only=True)
+class StillnessWeights:
+    """The term's numbers: below each limit a clip loses its weight, in logits, per unit of the logarithm.
 
-    It falls with the logarithm of the clip's speed below `speed_px`, and with that of its own motion below `own_share`,
-    by `weights` per unit.
+    The limits are near the 5 % quantiles of real clips, that of the steepness near the 10 %.
     """
+
+    speed_px: float = 0.15  # px per frame
+    speed_weight: float = 2.0
+    own_share: float = 0.4  # of the clip's speed
+    own_weight: float = 5.0
+    steepness: float = 0.2  # px per px
+    steepness_weight: float = 1.0
+
+
+def stillness_term(tracks_TN2: Tensor, confidence_TN: Tensor, flow_P2HW: Tensor, weights: StillnessWeights) -> float:
+    """The term, at most 0, in logits. It falls with the logarithm of each of the three numbers below its limit."""
     tracks, confidence = tracks_TN2[:, :POOL], confidence_TN[:, :POOL]
     speed = track_speed(tracks, confidence)
     own = own_motion(tracks, confidence) / speed.clamp_min(SLOWEST_PX)
     level = (own.quantile(FAST, dim=1) + FINEST).log().mean()
-    missing = torch.stack([speed_px / speed.clamp_min(STILL_PX), (own_share + FINEST) / level.exp()])
-    return -float(missing.log().clamp_min(0) @ torch.tensor(weights))
+    missing = (
+        weights.speed_px / speed.clamp_min(STILL_PX),
+        (weights.own_share + FINEST) / level.exp(),
+        weights.steepness / flow_steepness(flow_P2HW).clamp_min(FLAT),
+    )
+    each = torch.tensor([weights.speed_weight, weights.own_weight, weights.steepness_weight])
+    return -float(torch.stack(missing).log().clamp_min(0) @ each)
 
 
 def track_speed(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
@@ -72,3 +92,15 @@ def own_motion(tracks_TN2: Tensor, confidence_TN: Tensor) -> Tensor:
         middle = own.median(dim=1, keepdim=True).values + FAINT
         weight = sure / (1 + (own / middle)[..., None].square())
     return own
+
+
+def flow_steepness(flow_P2HW: Tensor) -> Tensor:
+    """How fast neighbouring pixels part or meet where they do so fastest, in px per px: a scalar.
+
+    It is the size of the flow's divergence that a share STEEP of the pixels exceeds, the median over pairs. A single
+    pixel at which the flow fails does not count.
+    """
+    (across,), (down,) = torch.gradient(flow_P2HW[:, 0], dim=2), torch.gradient(flow_P2HW[:, 1], dim=1)
+    divergence = (across + down).abs().flatten(1)
+    exceeding = math.ceil(STEEP * divergence.shape[1]) + 1
+    return divergence.topk(exceeding, dim=1).values[:, -1].median().float()

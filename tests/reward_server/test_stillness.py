@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from protos.types import Clip
 from reward_server.profiles.discriminators import NO_PACE
 from reward_server.profiles.embedded import EmbeddedProfile
-from reward_server.profiles.stillness import own_motion, stillness_term, track_speed
+from reward_server.profiles.stillness import StillnessWeights, flow_steepness, own_motion, stillness_term, track_speed
 from tests.media import texture
 
 PROFILE = EmbeddedProfile()
@@ -23,9 +25,16 @@ def points(num_frames: int) -> Tensor:
     return grid.expand(num_frames, -1, -1).clone()
 
 
-def term(tracks: Tensor) -> float:
-    sure = torch.ones(tracks.shape[:2])
-    return stillness_term(tracks, sure, speed_px=0.15, own_share=0.4, weights=(2.0, 5.0))
+def passing(pixels_per_frame: float, num_pairs: int = 15) -> Tensor:
+    """Flow [P,2,90,160] of an object that moves to the right before a still background."""
+    flow = torch.zeros(num_pairs, 2, 90, 160)
+    flow[:, 0, 30:60, 50:110] = pixels_per_frame
+    return flow
+
+
+def term(tracks: Tensor, flow: Tensor | None = None) -> float:
+    flow = passing(1.0, max(1, len(tracks) - 1)) if flow is None else flow
+    return stillness_term(tracks, torch.ones(tracks.shape[:2]), flow, StillnessWeights())
 
 
 def walking(tracks: Tensor, step: float = 1.0) -> Tensor:
@@ -61,6 +70,24 @@ def test_the_term_is_zero_for_moving_clips_and_falls_with_stillness() -> None:
     assert term(points(16) + noise) < -3
     assert term(points(16) + pan + noise) < -3
     assert term(points(16)) < term(points(16) + walking(noise, step=0.05))
+
+
+def test_a_flow_is_steep_where_things_move_past_each_other() -> None:
+    assert flow_steepness(passing(2.0)) == pytest.approx(1.0)
+    rows, columns = torch.meshgrid(torch.arange(90.0), torch.arange(160.0), indexing="ij")
+    zoom = 0.005 * torch.stack([columns - 80, rows - 45]).expand(15, -1, -1, -1)
+    assert flow_steepness(zoom + 3.0) == pytest.approx(0.01, abs=1e-4)
+    failed = (zoom + 3.0).clone()
+    failed[:, :, 40, 40:42] = 200.0  # a few pixels in every pair
+    failed[:7, 0] += 100 * torch.randn(90, 160, generator=torch.Generator().manual_seed(0))  # and all of seven pairs
+    assert flow_steepness(failed) < 0.02
+
+
+def test_the_term_falls_with_the_steepness_below_its_limit_only() -> None:
+    moving = walking(points(16))
+    assert term(moving, passing(0.5)) == term(moving, passing(50.0)) == 0
+    assert term(moving, passing(0.2)) == pytest.approx(-math.log(0.2 / 0.1))
+    assert term(moving, passing(0.0)) == pytest.approx(-math.log(0.2 / 0.02))
 
 
 def test_a_short_clip_has_a_term() -> None:

@@ -28,7 +28,7 @@ SLOWEST_PX = 0.25  # px per frame; own motion is relative to the clip's speed, o
 FINEST = 0.05  # of the clip's speed; own motion below this counts as about this
 STILL_PX = 0.02  # px per frame; a slower clip counts as this
 STEEP = 0.001  # the share of pixels that are steeper than a pair's steepness
-FLAT = 0.02  # px per px; a flow that is less steep counts as this
+FLAT = 0.1  # px per px; a flow that is less steep counts as this, so that a still scene loses little by it
 SIDE_PX = 192.0  # side of a square of the profile's area
 
 
@@ -44,7 +44,7 @@ class StillnessWeights:
     own_share: float = 0.4  # of the clip's speed
     own_weight: float = 5.0
     steepness: float = 0.2  # px per px
-    steepness_weight: float = 1.0
+    steepness_weight: float = 2.0
 
 
 def stillness_term(tracks_TN2: Tensor, confidence_TN: Tensor, flow_P2HW: Tensor, weights: StillnessWeights) -> float:

@@ -86,8 +86,8 @@ def test_a_flow_is_steep_where_things_move_past_each_other() -> None:
 def test_the_term_falls_with_the_steepness_below_its_limit_only() -> None:
     moving = walking(points(16))
     assert term(moving, passing(0.5)) == term(moving, passing(50.0)) == 0
-    assert term(moving, passing(0.2)) == pytest.approx(-math.log(0.2 / 0.1))
-    assert term(moving, passing(0.0)) == pytest.approx(-math.log(0.2 / 0.02))
+    assert term(moving, passing(0.3)) == pytest.approx(-2 * math.log(0.2 / 0.15))
+    assert term(moving, passing(0.0)) == pytest.approx(-2 * math.log(2))
 
 
 def test_a_short_clip_has_a_term() -> None:

@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DATA ?= data
 HEADS ?= $(DATA)/embedded.safetensors
 LABELLED ?=
+SPLIT ?=
 PROOF ?= runs/proof
 # Processes that run the test files.
 TEST_JOBS ?= 2
@@ -54,14 +55,14 @@ proto: $(VENV)/.dev ## Generate the Python stubs of protos/reward.proto.
 	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 		--python_out=. --grpc_python_out=. --mypy_out=. protos/reward.proto
 
-# All data come from packages that anyone can download by name. The probe stops a training on data with a shortcut.
-# Without GitHub, the clips of repositories are missing and the others are used.
+# All data are public: packages by name, and repositories of GitHub by commit. Without GitHub, their clips are missing
+# and the others are used. The probe stops a training on data with a shortcut. Without LABELLED nothing is shipped.
 REAL = --real $(DATA)/clips --real $(DATA)/scenes \
 	$$(test -f $(DATA)/repositories/manifest.jsonl && echo --real $(DATA)/repositories)
 
 weights: $(VENV)/.dev ## Train weights from public data, about three hours on two cores; ship them if they pass the gate.
 	$(BIN)/python -m experiments.recipe clips --out $(DATA)/clips
-	-$(BIN)/python -m experiments.recipe repositories --out $(DATA)/repositories
+	$(BIN)/python -m experiments.recipe repositories --out $(DATA)/repositories
 	$(BIN)/python -m experiments.recipe generated --out $(DATA)/generated
 	$(BIN)/python -m experiments.recipe scenes --out $(DATA)/scenes --photos $(DATA)/clips/photos --num 60
 	$(BIN)/python -m experiments.recipe probe $(REAL)
@@ -69,13 +70,14 @@ weights: $(VENV)/.dev ## Train weights from public data, about three hours on tw
 		--generated $(DATA)/generated --generated-share 0.15 \
 		--steps 3600 --work $(DATA)/pretrain --out $(HEADS)
 	$(BIN)/motion-reward reference --real $(DATA)/clips --checkpoint $(HEADS) --out $(HEADS)
-	$(MAKE) gate && cp $(HEADS) reward_server/weights/embedded.safetensors
+	$(MAKE) gate
+	cp $(HEADS) reward_server/weights/embedded.safetensors
 
 # The labelled set is your own (docs/formats.md): without LABELLED=DIR, its figures are not measured, so nothing passes.
 gate: $(VENV)/.dev ## Judge the discriminators HEADS by sanity, attack and LABELLED (of it SPLIT): may they be published?
 	rm -f $(DATA)/sanity.json $(DATA)/attack.json $(DATA)/labelled.json
 	-$(BIN)/motion-reward sanity $(DATA)/clips --checkpoint $(HEADS) --json $(DATA)/sanity.json
-	-$(BIN)/motion-reward attack --real $(DATA)/clips --checkpoint $(HEADS) --budget 24 --work $(DATA)/attack \
+	-$(BIN)/motion-reward attack --real $(DATA)/clips --checkpoint $(HEADS) --budget 48 --work $(DATA)/attack \
 		--json $(DATA)/attack.json
 	$(if $(LABELLED),-$(BIN)/motion-reward evaluate --labelled $(LABELLED) $(if $(SPLIT),--split $(SPLIT)) --matched \
 		--checkpoint $(HEADS) --work $(DATA)/labelled --json $(DATA)/labelled.json)

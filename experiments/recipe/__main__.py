@@ -21,8 +21,6 @@ from experiments.recipe.packages import fetch_available, fetch_clips
 from experiments.recipe.render import render_all, scene_jobs
 from experiments.recipe.repositories import repository_clips
 from reward_server.errors import RewardServerError
-from reward_server.profiles.discriminators import load_discriminators
-from reward_server.profiles.embedded import EmbeddedProfile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -52,7 +50,7 @@ def clips(out: Out) -> None:
 def repositories(out: Out) -> None:
     """Fetch the camera clips of public repositories, check them, and write their manifest. It needs git and GitHub.
 
-    Clips that cannot be fetched are named and left out.
+    What cannot be fetched is named and left out; without any clip there is no manifest.
     """
     with _told():
         entries, missing = fetch_available(out, repository_clips())
@@ -126,16 +124,15 @@ def gate(
 ) -> None:
     """Check that new discriminators may be published, from the reports of `motion-reward sanity`, `attack` and
     `evaluate --labelled`. A figure that is not measured does not pass."""
-    from experiments.recipe.gate import judged, read_report  # noqa: PLC0415
+    from experiments.recipe.gate import BOUNDS, file_digest, judged, read_report  # noqa: PLC0415
 
     with _told():
-        weights = load_discriminators(EmbeddedProfile(), checkpoint).weights_digest
         trained_on = frozenset(item.package.name for item in repository_clips())
         reports = (read_report(path) for path in (sanity, attack, labelled))
-        rows = judged(*reports, weights=weights, trained_on=trained_on)
+        rows = judged(*reports, weights=file_digest(checkpoint), trained_on=trained_on)
     table = Table("figure", "value", "limit", "passed", title="May these discriminators be published?")
     for row in rows:
-        limit = f"{'at least ' if row.at_least else 'within +-'}{row.limit:g}"
+        limit = f"{BOUNDS[row.bound]} {row.limit:g}"
         value = "not measured" if row.value is None else f"{row.value:.3f}"
         table.add_row(row.name, value, limit, "yes" if row.passed else "NO")
     Console().print(table)

@@ -8,11 +8,12 @@ Reports of other weights, and labelled clips of repositories that the recipe tra
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reward_server.errors import BadRequest
 from reward_server.evaluation.attack import BEST
@@ -21,6 +22,10 @@ from reward_server.faults import STRENGTHS
 COMBINED = "combined"
 STRONGEST = str(STRENGTHS[-1])
 HELD, GLIDES = ("static", "frozen", "stutter", "damped"), ("zoom", "pan")
+
+LEAST_EVALUATIONS = 48  # of both searches together, for a clip: two generations each
+Bound = Literal["at_least", "at_most", "size_at_most"]
+BOUNDS: Mapping[Bound, str] = {"at_least": "at least", "at_most": "at most", "size_at_most": "within +-"}
 
 Document = Mapping[str, Any]
 
@@ -32,17 +37,18 @@ class Judgement:
     name: str
     value: float | None
     limit: float
-    at_least: bool = True  # else the value's size may be at most the limit
+    bound: Bound = "at_least"
 
     @property
     def passed(self) -> bool:
         if self.value is None:
             return False
-        return self.value >= self.limit if self.at_least else abs(self.value) <= self.limit
+        if self.bound == "at_least":
+            return self.value >= self.limit
+        return (abs(self.value) if self.bound == "size_at_most" else self.value) <= self.limit
 
     def as_json(self) -> dict[str, object]:
-        bound = "at_least" if self.at_least else "size_at_most"
-        return {"figure": self.name, "value": self.value, bound: self.limit, "passed": self.passed}
+        return {"figure": self.name, "value": self.value, self.bound: self.limit, "passed": self.passed}
 
 
 def read_report(path: Path | None) -> Document:
@@ -56,6 +62,14 @@ def read_report(path: Path | None) -> Document:
     if not isinstance(document, dict) or "model" not in document:
         raise BadRequest(f"{path} is not a report of discriminators: it names no model; write it with --json")
     return document
+
+
+def file_digest(checkpoint: Path) -> str:
+    """The SHA-256 of a weights file, as reports name it. Raises BadRequest if it cannot be read."""
+    try:
+        return hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadRequest(f"{checkpoint} is no weights file: {error}; name one with --checkpoint") from error
 
 
 def judged(
@@ -83,12 +97,18 @@ def _check_same(*documents: Document, weights: str) -> None:
 
 
 def _check_unseen(labelled: Document, trained_on: Set[str]) -> None:
-    seen = {row["source"] for row in labelled.get("rows", ()) if row["source"] in trained_on}
+    known = {_repository(name) for name in trained_on}
+    seen = {row["source"] for row in labelled.get("rows", ()) if _repository(row["source"]) in known}
     if seen:
         raise BadRequest(
             f"the labelled set holds clips of {sorted(seen)}, which the recipe trains on; leave them out, or name "
             "another split"
         )
+
+
+def _repository(name: str) -> str:
+    """A repository's owner and name, however it is written."""
+    return name.casefold().removeprefix("https://").removeprefix("github.com/").strip("/").removesuffix(".git")
 
 
 def _faults(sanity: Document) -> Iterator[Judgement]:
@@ -109,16 +129,22 @@ def _stillness(attack: Document) -> Iterator[Judgement]:
 
 
 def _search(attack: Document) -> Iterator[Judgement]:
-    """What the searches gain on average, as a share of the way from a clip to its strong faults."""
+    """What the searches gain on average, as a share of the way from a clip to its strong faults.
+
+    A search of fewer than LEAST_EVALUATIONS has found nothing and shows nothing.
+    """
     row = _row(attack.get("gains", ()), search=BEST)
-    yield Judgement(name="gain of the search", value=row["mean"] if row else None, limit=0.25, at_least=False)
+    searched = row is not None and attack["budget"]["evaluations"] >= LEAST_EVALUATIONS
+    yield Judgement(
+        name="gain of the search", value=row["mean"] if row and searched else None, limit=0.25, bound="at_most"
+    )
 
 
 def _amounts(labelled: Document) -> Iterator[Judgement]:
     for label in ("real", "generated"):
         row = _row(labelled.get("amount", ()), value=COMBINED, label=label)
         rho = row["rho"] if row else None
-        yield Judgement(name=f"correlation with amount, {label}", value=rho, limit=0.3, at_least=False)
+        yield Judgement(name=f"correlation with amount, {label}", value=rho, limit=0.3, bound="size_at_most")
 
 
 def _people(labelled: Document) -> Iterator[Judgement]:

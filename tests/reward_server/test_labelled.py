@@ -60,6 +60,7 @@ def folder(tmp_path: Path) -> Path:
         (INDEX, [entry("even0.mp4", "real", source="")], "source_repo is empty"),
         (INDEX, [entry("jumpy0.mp4", "generated")], "generator is empty"),
         (INDEX, [entry("even0.mp4", "real")] * 2, "lists even0.mp4 twice"),
+        (INDEX, [entry("even0.mp4", "real"), entry("./even0.mp4", "real")], r"lists even0.mp4, ./even0.mp4 twice"),
         (INDEX, [entry("", "real")], "line 2: path is empty"),
         (HUMAN, [{"path": "even0.mp4", RATING: 3}, {"path": "even0.mp4", RATING: 4}], "lists even0.mp4 twice"),
         (PAIRS, [{"better": "even0.mp4", "worse": "even0.mp4"}], "'even0.mp4' is judged against itself"),
@@ -81,6 +82,12 @@ def test_a_wrong_labelled_set_is_refused_by_name(folder, name, rows, told):
 def test_a_table_that_is_no_csv_is_refused_by_name(folder, data):
     (folder / INDEX).write_bytes(data)
     with pytest.raises(BadRequest, match=r"index.csv is no CSV file in UTF-8"):
+        read_labelled(folder)
+
+
+def test_an_empty_table_has_no_column(folder):
+    (folder / INDEX).write_bytes(b"")
+    with pytest.raises(BadRequest, match=r"index.csv has no column 'path'"):
         read_labelled(folder)
 
 

@@ -112,7 +112,7 @@ NUISANCES: Mapping[str, Nuisance] = {
     "avi, mpeg4": as_codec("avi", "mpeg4", flags="+qscale", global_quality="354"),  # 3 times FFmpeg's FF_QP2LAMBDA
     "h264, crf 23": as_codec("mp4", "libx264", crf="23"),
     "h264, crf 35": as_codec("mp4", "libx264", crf="35"),
-    "h265, crf 28": as_codec("mp4", "libx265", crf="28"),
+    "h265, crf 28": as_codec("mp4", "libx265", crf="28", **{"x265-params": "log-level=none"}),
     "vp9, crf 32": as_codec("webm", "libvpx-vp9", crf="32", b="0", deadline="realtime", **{"cpu-used": "6"}),
     "mjpeg": as_codec("mov", "mjpeg", "yuvj420p", qmin="3", qmax="3"),
     "half the size": scaled(0.5),

@@ -55,12 +55,12 @@ proto: $(VENV)/.dev ## Generate the Python stubs of protos/reward.proto.
 	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 		--python_out=. --grpc_python_out=. --mypy_out=. protos/reward.proto
 
-# All data are public: packages by name, and repositories of GitHub by commit. Without GitHub, their clips are missing
-# and the others are used. The probe stops a training on data with a shortcut. Without LABELLED nothing is shipped.
+# All data are public: packages by name, and repositories of GitHub by commit. Without GitHub, the clips of repositories
+# are left out. The probe stops a training on data with a shortcut. Without LABELLED nothing is shipped.
 REAL = --real $(DATA)/clips --real $(DATA)/scenes \
 	$$(test -f $(DATA)/repositories/manifest.jsonl && echo --real $(DATA)/repositories)
 
-weights: $(VENV)/.dev ## Train weights from public data, about three hours on two cores; ship them if they pass the gate.
+weights: $(VENV)/.dev ## Train weights from public data, some hours on two cores; ship them if they pass the gate.
 	$(BIN)/python -m experiments.recipe clips --out $(DATA)/clips
 	$(BIN)/python -m experiments.recipe repositories --out $(DATA)/repositories
 	$(BIN)/python -m experiments.recipe generated --out $(DATA)/generated
@@ -74,7 +74,7 @@ weights: $(VENV)/.dev ## Train weights from public data, about three hours on tw
 	cp $(HEADS) reward_server/weights/embedded.safetensors
 
 # The labelled set is your own (docs/formats.md): without LABELLED=DIR, its figures are not measured, so nothing passes.
-gate: $(VENV)/.dev ## Judge the discriminators HEADS by sanity, attack and LABELLED (of it SPLIT): may they be published?
+gate: $(VENV)/.dev ## Judge the discriminators HEADS by sanity, attack and the labelled set LABELLED (or its part SPLIT).
 	rm -f $(DATA)/sanity.json $(DATA)/attack.json $(DATA)/labelled.json
 	-$(BIN)/motion-reward sanity $(DATA)/clips --checkpoint $(HEADS) --json $(DATA)/sanity.json
 	-$(BIN)/motion-reward attack --real $(DATA)/clips --checkpoint $(HEADS) --budget 48 --work $(DATA)/attack \

@@ -132,7 +132,7 @@ def gate(
         rows = judged(*reports, weights=file_digest(checkpoint), trained_on=trained_on)
     table = Table("figure", "value", "limit", "passed", title="May these discriminators be published?")
     for row in rows:
-        limit = f"{BOUNDS[row.bound]} {row.limit:g}"
+        limit = f"{BOUNDS[row.bound]}{row.limit:g}"
         value = "not measured" if row.value is None else f"{row.value:.3f}"
         table.add_row(row.name, value, limit, "yes" if row.passed else "NO")
     Console().print(table)

@@ -25,7 +25,7 @@ HELD, GLIDES = ("static", "frozen", "stutter", "damped"), ("zoom", "pan")
 
 LEAST_EVALUATIONS = 48  # of both searches together, for a clip: two generations each
 Bound = Literal["at_least", "at_most", "size_at_most"]
-BOUNDS: Mapping[Bound, str] = {"at_least": "at least", "at_most": "at most", "size_at_most": "within +-"}
+BOUNDS: Mapping[Bound, str] = {"at_least": "at least ", "at_most": "at most ", "size_at_most": "within +-"}
 
 Document = Mapping[str, Any]
 

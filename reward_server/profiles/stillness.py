@@ -1,4 +1,4 @@
-"""Computes `embedded`'s stillness term: 0 for a clip that moves, negative for one that does not.
+"""Computes `embedded`'s stillness term: 0 for a clip in which enough moves, negative for one in which little does.
 
 The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows three
 plain numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. How much moves on its own,

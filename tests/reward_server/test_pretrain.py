@@ -26,6 +26,7 @@ from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.pipeline import Pipeline
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
+from reward_server.training import discriminator_trainer
 from reward_server.training.discriminator_trainer import (
     DiscriminatorTrainer,
     HeldOut,
@@ -38,6 +39,7 @@ from reward_server.training.losses import adversarial_bce, amount_slope, logit_p
 from reward_server.training.pretrain import pretrain
 from reward_server.training.pretrain_config import Restraint
 from reward_server.training.samples import CacheConfig
+from reward_server.training.symmetry import PLAIN
 from reward_server.training.views import Take, draw_view
 from tests.media import texture, video
 
@@ -245,6 +247,23 @@ def test_a_run_with_other_settings_is_not_resumed(cache: FeatureCache, tmp_path:
     other = dataclasses.replace(TINY, learning_rate=1e-4)
     with pytest.raises(BadRequest, match="other clips or settings"):
         DiscriminatorTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
+
+
+def test_held_out_pairs_and_the_loss_are_of_clips_of_one_scene(
+    cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = views_of(cache.samples({"all"}))
+    strange = [dataclasses.replace(view, shared=False) for view in views]
+    trainer = DiscriminatorTrainer("long_term", PROFILE, cache, TINY, tmp_path)
+    alone = trainer.evaluate(strange)
+    assert alone.pairs == alone.auc
+    assert trainer.evaluate([views[0], *strange[1:]]).pairs == trainer.evaluate(views[:1]).pairs
+    seen: list[list[bool]] = []
+    monkeypatch.setattr(
+        discriminator_trainer, "view_loss", lambda *logits, shared, **rest: seen.append(shared) or logits[0].sum()
+    )
+    trainer._loss([views[0], strange[1]], PLAIN, np.random.default_rng(0))
+    assert seen == [[True, False]]
 
 
 def test_a_finished_run_takes_no_further_step(cache: FeatureCache, tmp_path: Path) -> None:

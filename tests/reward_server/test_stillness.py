@@ -73,7 +73,8 @@ def test_the_term_is_zero_for_moving_clips_and_falls_with_stillness() -> None:
 
 
 def test_a_flow_is_steep_where_things_move_past_each_other() -> None:
-    assert flow_steepness(passing(2.0)) == pytest.approx(1.0)
+    assert flow_steepness(passing(2.0)) == flow_steepness(passing(2.0).flip(1)) == pytest.approx(1.0)
+    assert flow_steepness(passing(2.0, num_pairs=1)) == pytest.approx(1.0)
     rows, columns = torch.meshgrid(torch.arange(90.0), torch.arange(160.0), indexing="ij")
     zoom = 0.005 * torch.stack([columns - 80, rows - 45]).expand(15, -1, -1, -1)
     assert flow_steepness(zoom + 3.0) == pytest.approx(0.01, abs=1e-4)

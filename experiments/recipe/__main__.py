@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from experiments.recipe.generated import generated_clips
 from experiments.recipe.packages import fetch_available, fetch_clips
 from experiments.recipe.render import render_all, scene_jobs
 from experiments.recipe.repositories import repository_clips
+from reward_server.data.manifest import Entry
 from reward_server.errors import RewardServerError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -42,8 +43,11 @@ def _told() -> Iterator[None]:
 def clips(out: Out) -> None:
     """Fetch the packages' camera clips and photographs, check them, and write the manifest of shots."""
     with _told():
-        entries = fetch_clips(out)
-        typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+        _tell(fetch_clips(out), out)
+
+
+def _tell(entries: Sequence[Entry], out: Path) -> None:
+    typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
 
 
 @app.command()
@@ -56,7 +60,7 @@ def repositories(out: Out) -> None:
         entries, missing = fetch_available(out, repository_clips())
         for reason in missing:
             typer.echo(f"left out: {reason}", err=True)
-        typer.echo(f"{len(entries)} shots of {len({entry.source for entry in entries})} camera clips in {out}")
+        _tell(entries, out)
 
 
 @app.command()

@@ -119,7 +119,6 @@ def _fetch_commit(package: Package, folder: Path) -> None:
 def _fetch_file(item: Media, path: Path, folder: Path) -> None:
     """Fetch one file of the commit, as it was committed: no filter of the user's git changes it."""
     content = _call(item.package, ["git", "cat-file", "blob", f"{item.package.version}:{item.member}"], folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_bytes(content)
 
@@ -193,9 +192,8 @@ def _lay_out(item: Media, members: Sequence[Path], path: Path) -> None:
     if item.is_sequence:
         write_video(path, _images(contents), SEQUENCE_FPS, "ffv1")
     else:
-        partial = path.with_name(f"partial-{path.name}")
-        partial.write_bytes(contents[0])
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(contents[0])
 
 
 def _content(member: Path) -> bytes:

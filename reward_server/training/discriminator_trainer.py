@@ -79,9 +79,7 @@ class HeldOut:
     """How well a discriminator separates held-out real clips from their negatives."""
 
     auc: float
-    pairs: (
-        float  # share of pairs of a real clip and a negative of its scene that are ordered right; without any, the AUC
-    )
+    pairs: float  # share ordered right of pairs of a real clip and a negative of its scene; without any, `auc`
     loss: float  # `adversarial_bce`; it rises again once logits are larger than the separation warrants
 
     @property

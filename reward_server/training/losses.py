@@ -96,11 +96,11 @@ def view_loss(
     if generated:
         theirs = adversarial_bce(real_logits, generated.logits, smoothing=smoothing)
         loss = (1 - generated.share) * loss + generated.share * theirs
-    own = [place for place, has in enumerate(shared) if has] if shared else range(len(real_logits))
-    if pair_weight and own:
-        chosen = torch.isin(owner, torch.tensor(list(own), device=owner.device))
-        pairs = pair_bce(real_logits[owner[chosen]], fake_logits[chosen])
-        loss = loss + pair_weight * len(own) / len(real_logits) * pairs
+    shared = shared or [True] * len(real_logits)
+    if pair_weight and any(shared):
+        chosen = torch.tensor(shared, device=owner.device)[owner]
+        pairs = pair_bce(real_logits[owner][chosen], fake_logits[chosen])
+        loss = loss + pair_weight * sum(shared) / len(shared) * pairs
     if amount_weight:
         loss = loss + amount_weight * amount_slope(real_logits, amounts)
         if generated:

@@ -24,7 +24,6 @@ from reward_server.data.shots import find_shots
 from reward_server.evaluation import plots, report
 from reward_server.evaluation.attacked import (
     COMBINED,
-    FINISHED,
     ROWS,
     STEPS_BESIDE_SEARCH,
     Attacked,
@@ -39,6 +38,7 @@ from reward_server.faults.still_clips import STILL
 from reward_server.settings import Settings
 from reward_server.stats import Floats, Interval, Share, mean_bootstrap, ordered
 
+FINISHED = "clips.jsonl"  # of the folder `work`
 BEST = "best"  # of both searches
 LARGE_GAIN = 0.25
 ALL = "all"

@@ -45,7 +45,6 @@ from reward_server.stats import Floats
 COMBINED = VALUES.index("combined")
 ROWS = (REAL, *KINDS)
 STRONG = ("shuffled", "jittered", "stutter")  # faults at full strength that, with "static", set the scale of a gain
-FINISHED = "clips.jsonl"
 STEPS_BESIDE_SEARCH = len(ROWS) + 1
 
 

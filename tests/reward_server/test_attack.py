@@ -22,7 +22,7 @@ from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest, NotReady
 from reward_server.evaluation import attack as command
 from reward_server.evaluation import looks
-from reward_server.evaluation.attacked import FINISHED, ROWS, STRONG, Attacked, attack
+from reward_server.evaluation.attacked import ROWS, STRONG, Attacked, attack
 from reward_server.evaluation.degenerates import DISGUISES, KINDS, PLAIN, REAL, broken, disguised
 from reward_server.evaluation.floors import VALUES
 from reward_server.evaluation.kept import KeptResults
@@ -211,23 +211,23 @@ def test_the_suite_and_both_searches_are_scored_as_one_group(folder):
 
 
 def test_a_second_run_scores_nothing_again(folder, tmp_path):
-    plain, path = PlainScorer(), folder / "moving0.mkv"
-    first = attacked(path, plain, KeptResults(tmp_path / FINISHED))
+    plain, path, kept = PlainScorer(), folder / "moving0.mkv", tmp_path / command.FINISHED
+    first = attacked(path, plain, KeptResults(kept))
     scored = len(plain.seen)
-    again = attacked(path, plain, KeptResults(tmp_path / FINISHED))
+    again = attacked(path, plain, KeptResults(kept))
     assert len(plain.seen) == scored
     assert again.as_json() == first.as_json()
-    with (tmp_path / FINISHED).open("a") as file:
+    with kept.open("a") as file:
         file.write('{"key": "torn')  # a run that was killed while it wrote
-    assert attacked(path, plain, KeptResults(tmp_path / FINISHED)).as_json() == first.as_json()
-    assert len((tmp_path / FINISHED).read_text().splitlines()) == 1
-    attacked(path, plain, KeptResults(tmp_path / FINISHED), Budget(evaluations=8, population=4))  # another budget
+    assert attacked(path, plain, KeptResults(kept)).as_json() == first.as_json()
+    assert len(kept.read_text().splitlines()) == 1
+    attacked(path, plain, KeptResults(kept), Budget(evaluations=8, population=4))  # another budget
     assert len(plain.seen) > scored
-    assert len((tmp_path / FINISHED).read_text().splitlines()) == 2
-    with (tmp_path / FINISHED).open("a") as file:
+    assert len(kept.read_text().splitlines()) == 2
+    with kept.open("a") as file:
         file.write("not a result\n")
     with pytest.raises(BadRequest, match=r"clips.jsonl, line 3 is no result of an earlier run"):
-        KeptResults(tmp_path / FINISHED)
+        KeptResults(kept)
 
 
 def test_a_gain_is_measured_in_distances_to_the_strong_faults():

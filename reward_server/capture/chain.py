@@ -13,9 +13,10 @@ import numpy as np
 
 from protos.types import Clip
 from reward_server.capture.codec import Codec
-from reward_server.capture.display import barred, resized_and_back, soft_flicker, softened, tiny_warps
+from reward_server.capture.display import barred, requantised, resized_and_back, soft_flicker, softened, tiny_warps
 from reward_server.capture.sensor import Flicker, Frames, Noise
 
+REVISION = 2  # changes with what a draw may hold, so that stored features of another chain are not taken for this one's
 USED = 0.5  # how often each stage is used; many clips are nearly clean, as many files are
 
 
@@ -29,6 +30,7 @@ class Capture:
     warp_px: float = 0.0
     scale: float = 1.0
     pulse: tuple[float, float] | None = None  # rms in gray levels and wavelength in px of soft flicker
+    blocks: float = 0.0  # mean step in gray levels to which the coefficients of 8x8 blocks are rounded
     bars: tuple[float, bool] | None = None  # share of the frame at each end, and whether they stand upright
     codec: Codec | None = None
     seed: int = field(default=0, repr=False)
@@ -47,6 +49,7 @@ class Capture:
             warp_px=float(rng.uniform(0.01, 0.1)) if used() else 0.0,
             scale=float(rng.uniform(0.6, 1.0)) if used() else 1.0,
             pulse=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(6, 24))) if used() else None,
+            blocks=float(np.exp(rng.uniform(np.log(2), np.log(24)))) if used(0.3) else 0.0,
             bars=(float(rng.uniform(0.03, 0.14)), used(0.3)) if used(0.1) else None,
             codec=Codec.draw(rng) if used(0.7) else None,
             seed=int(rng.integers(2**63)),
@@ -69,4 +72,5 @@ class Capture:
         frames = tiny_warps(frames, self.warp_px, rng) if self.warp_px else frames
         frames = resized_and_back(frames, self.scale) if self.scale < 1 else frames
         frames = frames if self.pulse is None else soft_flicker(frames, *self.pulse, rng)
+        frames = requantised(frames, self.blocks, rng) if self.blocks else frames
         return frames if self.bars is None else barred(frames, *self.bars)

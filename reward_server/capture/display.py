@@ -1,4 +1,4 @@
-"""What processing adds to frames: softness, resizing, soft flicker, tiny warps and black bars.
+"""What processing adds to frames: softness, resizing, soft flicker, blocks rounded anew, tiny warps and black bars.
 
 Frames are float32 [T,H,W,3] in gray levels, 0..255.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from reward_server.capture.sensor import Frames
 
+BLOCK_PX = 8
 SLOPE_PX = 24  # about the wavelength of the tiny warps
 Image = NDArray[np.float32]
 
@@ -34,6 +36,21 @@ def soft_flicker(frames: Frames, levels: float, wavelength_px: float, rng: np.ra
     coarse = rng.standard_normal(shape, dtype=np.float32)
     fields = np.stack([_resized(field, (width, height)) for field in coarse])
     return frames + np.float32(levels) * (fields / max(float(fields.std()), 1e-6))[..., None]
+
+
+def requantised(frames: Frames, step: float, rng: np.random.Generator) -> Frames:
+    """Round the DCT coefficients of every 8x8 block to multiples of a step, as compression frame by frame does.
+
+    The step is drawn anew for every frame, within a factor of 2 of `step` gray levels, so even a held picture changes
+    from frame to frame.
+    """
+    height, width = frames.shape[1:3]
+    steps = step * 2 ** rng.uniform(-1, 1, (len(frames), 1, 1, 1, 1, 1))
+    padded = np.pad(frames, ((0, 0), (0, -height % BLOCK_PX), (0, -width % BLOCK_PX), (0, 0)), mode="edge")
+    blocks = padded.reshape(len(frames), -1, BLOCK_PX, padded.shape[2] // BLOCK_PX, BLOCK_PX, 3)
+    coefficients = fft.dctn(blocks, axes=(2, 4), norm="ortho")
+    rounded = fft.idctn(np.rint(coefficients / steps) * steps, axes=(2, 4), norm="ortho")
+    return np.asarray(rounded.reshape(padded.shape)[:, :height, :width], np.float32)
 
 
 def tiny_warps(frames: Frames, rms_px: float, rng: np.random.Generator) -> Frames:

@@ -26,6 +26,7 @@ from torch import Tensor
 from protos.reader import Source, open_source, with_true_times
 from protos.reader.told import log_warnings
 from protos.types import DISCRIMINATORS, ClipWarning, DiscriminatorName
+from reward_server.capture import chain
 from reward_server.capture.smoothing import SHARES
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
@@ -221,7 +222,7 @@ def _cache_clip(folder: Path, clip: SourceClip, config: CacheConfig, source: Pro
 
 
 def _cache_name(profile: Profile, config: CacheConfig, compute: Compute) -> str:
-    made = f"{profile.preprocessing_digest} {config} {SHARES} {compute.precision}"
+    made = f"{profile.preprocessing_digest} {config} {SHARES} {chain.REVISION} {compute.precision}"
     return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ import pytest
 from protos.types import Clip
 from reward_server.capture.chain import Capture
 from reward_server.capture.codec import CODECS, Codec, available
-from reward_server.capture.display import barred, soft_flicker, tiny_warps
+from reward_server.capture.display import barred, requantised, soft_flicker, tiny_warps
 from reward_server.capture.sensor import Flicker, Noise
 from reward_server.decoding import encode
 from reward_server.faults import with_fault
@@ -65,6 +65,19 @@ def test_soft_flicker_has_its_size_and_bars_are_black() -> None:
     assert (framed[:, :8] == 0).all()
     assert (framed[:, -8:] == 0).all()
     assert (framed[:, 8:-8] == 50).all()
+
+
+def test_requantised_blocks_hold_multiples_of_a_step_that_differs_by_frame() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.uniform(0, 255, (1, 20, 36, 3)).astype(np.float32).repeat(6, axis=0)  # sides of no whole blocks
+    shown = requantised(frames, 8.0, rng)
+    assert shown.shape == frames.shape
+    assert 1 < np.abs(shown - frames).mean() < 8
+    assert np.abs(np.diff(shown, axis=0)).mean((1, 2, 3)).min() > 1
+    flat = requantised(gray(101, num=200), 8.0, rng)  # its only coefficient is the mean, 8 times the level
+    steps = 8 * np.abs(flat[:, 0, 0, 0] - 101)
+    assert steps.max() <= 8.01  # half of the largest step
+    assert np.ptp(flat, axis=(1, 2, 3)).max() < 0.01
 
 
 @pytest.mark.parametrize("name", CODECS)

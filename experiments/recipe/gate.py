@@ -21,7 +21,7 @@ from reward_server.faults import STRENGTHS
 
 COMBINED = "combined"
 STRONGEST = str(STRENGTHS[-1])
-HELD, GLIDES = ("static", "frozen", "stutter", "damped"), ("zoom", "pan")
+HELD, GLIDES = ("static", "frozen", "stutter", "damped"), ("zoom", "pan", "turn", "depth")
 
 LEAST_EVALUATIONS = 48  # of both searches together, for a clip: two generations each
 Bound = Literal["at_least", "at_most", "size_at_most"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protos.types import Clip
 from reward_server.evaluation import looks
@@ -23,7 +24,8 @@ PLAIN = "none"  # the disguise that changes nothing
 FROZEN_SHARE = 0.6  # of the clip, in its middle
 STUTTER = 3  # every third frame is shown three times
 DAMPING = 4.0  # e-folds by which the speed falls over the clip
-GLIDE = 0.06  # by which a zoom enlarges the picture over the clip, and a share of the width that a pan crosses
+GLIDE = 0.06  # what a zoom enlarges the picture by, the share of the width that a pan crosses, radians of a turn
+ENLARGED = 1 + 2 * GLIDE
 LEAST_SCALE = 0.6
 MOST_BLUR_PX = 1.5
 GRAIN_LEVELS, GRAIN_PX = 3.0, 1.5
@@ -68,8 +70,24 @@ def zoom(clip: Clip) -> Clip:
 def pan(clip: Clip) -> Clip:
     """A slow pan over the first frame, enlarged so that its borders stay outside."""
     still = looks.frames_of(static(clip))
-    way = np.linspace(GLIDE / 2, -GLIDE / 2, len(still))
-    return looks.clip_of(looks.camera(still, zoom=1 + 2 * GLIDE, pan_x=way), clip.fps)
+    return looks.clip_of(looks.camera(still, zoom=ENLARGED, pan_x=_way(still)), clip.fps)
+
+
+def turn(clip: Clip) -> Clip:
+    """A slow turn of the first frame, enlarged likewise."""
+    still = looks.frames_of(static(clip))
+    return looks.clip_of(looks.camera(still, zoom=ENLARGED, turn_deg=np.degrees(_way(still))), clip.fps)
+
+
+def depth(clip: Clip) -> Clip:
+    """A slow pan over the enlarged first frame with parallax: what a made-up depth calls near moves faster."""
+    still = looks.frames_of(static(clip))
+    return looks.clip_of(looks.slid(looks.camera(still, zoom=ENLARGED), _way(still), looks.relief(still[0])), clip.fps)
+
+
+def _way(still: Frames) -> NDArray[np.float64]:
+    """How far a glide has come in each frame, -GLIDE/2 to GLIDE/2."""
+    return np.linspace(GLIDE / 2, -GLIDE / 2, len(still))
 
 
 KINDS: dict[str, Kind] = {
@@ -79,6 +97,8 @@ KINDS: dict[str, Kind] = {
     "damped": damped,
     "zoom": zoom,
     "pan": pan,
+    "turn": turn,
+    "depth": depth,
 }
 
 

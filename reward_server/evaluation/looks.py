@@ -158,6 +158,34 @@ def camera(
     return np.stack(shown).astype(np.float32)
 
 
+def slid(frames: Frames, way: Sequence[float] | NDArray[np.float64], relief_HW: NDArray[np.float32]) -> Frames:
+    """Slide every frame sideways by its share of the width in `way`, times the relief at each pixel."""
+    height, width = frames.shape[1:3]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    shown = [
+        cv2.remap(
+            frame,
+            x - np.float32(share * width) * relief_HW,
+            y,
+            cv2.INTER_LANCZOS4,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        for frame, share in zip(frames, way, strict=True)
+    ]
+    return np.stack(shown).astype(np.float32)
+
+
+def relief(frame: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A made-up depth [H,W]: how much faster than the mean each pixel of a sliding picture moves, 0.5 to 1.5.
+
+    What is bright, and what is low in the picture, counts as near.
+    """
+    height, width = frame.shape[:2]
+    bright = cv2.GaussianBlur(frame.mean(-1), (0, 0), min(height, width) / 12)
+    near = bright / 255 + np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    return np.asarray(0.5 + (near - near.min()) / max(float(near.max() - near.min()), 1e-6), np.float32)
+
+
 def wobbled(frames: Frames, reach_px: float, rng: np.random.Generator) -> Frames:
     """Bend every frame smoothly by `reach_px` rms, each in its own way."""
     height, width = frames.shape[1:3]

@@ -36,7 +36,7 @@ def sanity(strong: int) -> dict[str, Any]:
 
 
 def attack(*, held: int, glides: int, gain: float = 0.25, evaluations: int = 48) -> dict[str, Any]:
-    kinds = {"real": 0, "static": held, "frozen": held, "stutter": held, "damped": held, "zoom": glides, "pan": glides}
+    kinds = {"real": 0} | dict.fromkeys(HELD, held) | dict.fromkeys(GLIDES, glides)
     rows = [
         {"value": value, "kind": kind, "disguise": disguise, "plain": share(right if value == "combined" else 0)}
         for value in ("long_term", "combined")

@@ -70,7 +70,7 @@ def test_kinds_break_the_motion_as_they_say():
     assert np.array_equal(shown["zoom"][0], clip.frames[0])
     speeds = [np.abs(np.diff(shown["damped"].astype(int), axis=0)).mean((1, 2, 3))[at] for at in (0, -1)]
     assert speeds[0] > 5 * speeds[1]
-    for glide in ("zoom", "pan"):
+    for glide in ("zoom", "pan", "turn", "depth"):
         assert (np.diff(shown[glide].astype(int), axis=0) != 0).any((1, 2, 3)).all()
 
 

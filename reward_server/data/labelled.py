@@ -1,6 +1,6 @@
 """Reads a labelled set: clips that are known to be real or generated, with people's ratings and judged pairs.
 
-    index.csv   path, label (real or generated), generator (of generated clips), source_repo; split is optional
+    index.csv   path, label (real or generated), generator (of generated clips), source_repo; optional: split, kind
     human.csv   path, temporal_quality_1_to_5: optional ratings by people
     pairs.csv   better, worse: optional pairs of clips; better_moves (more, less or alike) is optional
 
@@ -31,13 +31,17 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledClip:
-    """One clip of the index. `generator` is empty for a real clip."""
+    """One clip of the index. `generator` is empty for a real clip.
+
+    `kind` is what its owner calls the kind of real footage, such as "faces"; empty if not stated.
+    """
 
     path: str
     file: Path
     label: str
     generator: str
     source: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,7 @@ def _clip(folder: Path, line: int, row: Row) -> LabelledClip:
         label=row["label"],
         generator=row["generator"] if row["label"] == "generated" else "",
         source=row["source_repo"],
+        kind=row.get("kind", ""),
     )
 
 

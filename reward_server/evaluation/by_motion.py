@@ -1,8 +1,9 @@
 """Asks whether the reward depends on how much, or in which way, a clip moves.
 
-Two tables. The *curve* is the reward of clips in bands of the amount of motion, for each set of clips. The *kinds* are
-real clips sorted by what moves in them: a reward must not be unfair to slow motion, to faces that hardly move, or to
-still scenes before a moving camera. Amounts are those of `Dynamics`, in frame heights per second.
+The *curve* is the reward of clips in bands of the amount of motion, for each set of clips. The *kinds* are real clips
+sorted by what moves in them: a reward must not be unfair to slow motion, to faces that hardly move, or to still scenes
+before a moving camera. Amounts do not tell a face from anything else that hardly moves, so an index may name kinds of
+its own, which get a table as well. Amounts are those of `Dynamics`, in frame heights per second.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Moved:
     reward: float
     total: float
     objects: float
+    named: str = ""  # the kind that the index of a labelled set names, if any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Real clips of one of KINDS: their median reward, and its percentile among all real clips, 0..100."""
+    """Real clips of one kind: their median reward, and its percentile among all real clips, 0..100."""
 
     kind: str
     num: int
@@ -67,7 +69,13 @@ class Kind:
 def moved_of(rows: Iterable[Mapping[str, Any]], group: str) -> list[Moved]:
     """The clips among the rows of a report that have a reward and dynamics. `group` names the column of the group."""
     return [
-        Moved(group=row[group], reward=row["combined"], total=row["total_motion"], objects=row["object_motion"])
+        Moved(
+            group=row[group],
+            reward=row["combined"],
+            total=row["total_motion"],
+            objects=row["object_motion"],
+            named=row.get("kind", ""),
+        )
         for row in rows
         if row.get("combined") is not None and row.get("total_motion") is not None
     ]
@@ -86,14 +94,20 @@ def kind_of(clip: Moved) -> str:
 
 def kinds(real: Sequence[Moved]) -> list[Kind]:
     """The kinds of real clips, in the order of KINDS."""
-    rewards = np.array([clip.reward for clip in real])
-    found = []
-    for kind in KINDS:
-        mine = np.array([clip.reward for clip in real if kind_of(clip) == kind])
-        median = float(np.median(mine)) if mine.size else None
-        percentile = float(stats.percentileofscore(rewards, median, "mean")) if median is not None else None
-        found.append(Kind(kind=kind, num=mine.size, median=median, percentile=percentile))
-    return found
+    return [_kind(kind, [clip for clip in real if kind_of(clip) == kind], real) for kind in KINDS]
+
+
+def named_kinds(real: Sequence[Moved]) -> list[Kind]:
+    """The kinds that the index names, in the order of their names."""
+    names = sorted({clip.named for clip in real} - {""})
+    return [_kind(name, [clip for clip in real if clip.named == name], real) for name in names]
+
+
+def _kind(kind: str, mine: Sequence[Moved], real: Sequence[Moved]) -> Kind:
+    median = float(np.median([clip.reward for clip in mine])) if mine else None
+    among = [clip.reward for clip in real]
+    percentile = float(stats.percentileofscore(among, median, "mean")) if median is not None else None
+    return Kind(kind=kind, num=len(mine), median=median, percentile=percentile)
 
 
 def curve(clips: Sequence[Moved]) -> list[Band]:
@@ -120,26 +134,36 @@ def _band(group: str, low: float, high: float | None, clips: Sequence[Moved]) ->
 
 def as_json(clips: Sequence[Moved]) -> dict[str, Any]:
     real = [clip for clip in clips if clip.group == "real"]
-    return {"kinds": [asdict(row) for row in kinds(real)], "curve": [asdict(row) for row in curve(clips)]}
+    return {
+        "kinds": [asdict(row) for row in kinds(real)],
+        "named_kinds": [asdict(row) for row in named_kinds(real)],
+        "curve": [asdict(row) for row in curve(clips)],
+    }
 
 
 def tables(clips: Sequence[Moved]) -> list[Table]:
-    """The table of kinds, then that of the curve."""
-    return [_kind_table(kinds([clip for clip in clips if clip.group == "real"])), _curve_table(curve(clips))]
+    """The table of kinds, that of named kinds if there are any, then that of the curve."""
+    real = [clip for clip in clips if clip.group == "real"]
+    named = named_kinds(real)
+    told = [_kind_table("Real clips by the kind that the index names", named)] if named else []
+    return [_amount_kind_table(kinds(real)), *told, _curve_table(curve(clips))]
 
 
-def _kind_table(rows: Sequence[Kind]) -> Table:
-    table = report.figure_table(
-        "Real clips by what moves in them", ("kind",), ("clips", "median reward", "its percentile")
-    )
-    for row in rows:
-        mark = "" if row.fair else f" (under {FAIR_PERCENTILE})"
-        percentile = report.ABSENT if row.percentile is None else f"{row.percentile:.0f}{mark}"
-        table.add_row(row.kind, str(row.num), report.number(row.median), percentile)
+def _amount_kind_table(rows: Sequence[Kind]) -> Table:
+    table = _kind_table("Real clips by what moves in them", rows)
     table.caption = (
         f"frame heights per second: nothing moves < {BANDS[0]:g}, hardly < {BANDS[1]:g}; camera only: object motion "
         f"< {OBJECTS_AT_LEAST:g} of the total; slow < {SLOW_UNDER:g}"
     )
+    return table
+
+
+def _kind_table(title: str, rows: Sequence[Kind]) -> Table:
+    table = report.figure_table(title, ("kind",), ("clips", "median reward", "its percentile"))
+    for row in rows:
+        mark = "" if row.fair else f" (under {FAIR_PERCENTILE})"
+        percentile = report.ABSENT if row.percentile is None else f"{row.percentile:.0f}{mark}"
+        table.add_row(row.kind, str(row.num), report.number(row.median), percentile)
     return table
 
 

@@ -78,7 +78,7 @@ def run(
     }
     console.print(*figures.tables(), *by_motion.tables(moved), *figures.notes(), *unscored, sep="\n", markup=False)
     report.write_json(outputs.json, {**document, "rows": rows})
-    report.write_csv(outputs.csv, (*CSV_COLUMNS, "generator", "source"), rows)
+    report.write_csv(outputs.csv, (*CSV_COLUMNS, "generator", "source", "kind"), rows)
     drawn = pages.drawn(partial(_draw, judged=judged, figures=figures, moved=moved), PLOTS, outputs)
     if outputs.html is not None:
         tables = [*figures.tables(), *by_motion.tables(moved)]
@@ -139,7 +139,8 @@ def score(
             assert row is not None, key
             if case is not None and case.outcome.reward is not None:
                 scored.add(key, row)
-            yield {**row, "clip": clip.path, "generator": clip.generator, "source": clip.source}
+            told = {"clip": clip.path, "generator": clip.generator, "source": clip.source, "kind": clip.kind}
+            yield {**row, **told}
 
 
 def _show_lowest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from reward_server.evaluation.by_motion import (
     kind_of,
     kinds,
     moved_of,
+    named_kinds,
 )
 
 
@@ -52,6 +54,16 @@ def test_a_kind_far_below_the_other_real_clips_is_unfair_unless_nothing_moves() 
     assert found[MOVING].percentile == pytest.approx(60)
     assert found[CAMERA].median is None
     assert found[CAMERA].fair
+
+
+def test_kinds_that_an_index_names_are_told_in_a_table_of_their_own() -> None:
+    clips = [moved(0.5, reward=number) for number in range(8)]
+    assert named_kinds(clips) == []
+    faces = [replace(clip, named="faces") for clip in clips[:3]]
+    (found,) = named_kinds([*faces, *clips[3:]])
+    assert (found.kind, found.num, found.median, found.fair) == ("faces", 3, 1, False)
+    assert found.percentile == pytest.approx(18.75)
+    assert len(by_motion.tables([*faces, *clips[3:]])) == len(by_motion.tables(clips)) + 1
 
 
 def test_the_curve_has_the_quartiles_of_each_band_and_group() -> None:

@@ -42,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
         frames = texture(16, 96, 144, seed=seed)
         (tmp_path / f"even{seed}.mp4").write_bytes(video(frames, fps=12))
         (tmp_path / f"jumpy{seed}.mp4").write_bytes(video(frames[np.random.default_rng(seed).permutation(16)], fps=12))
-    rows = [entry(f"even{n}.mp4", "real", source=f"film{n}") for n in range(2)]
-    rows += [entry(f"jumpy{n}.mp4", "generated", "Jumper") for n in range(2)]
+    rows = [entry(f"even{n}.mp4", "real", source=f"film{n}") | {"kind": ("faces", "")[n]} for n in range(2)]
+    rows += [{"kind": "faces"} | entry(f"jumpy{n}.mp4", "generated", "Jumper") for n in range(2)]
     write(tmp_path, INDEX, rows)
     write(tmp_path, HUMAN, [{"path": row["path"], RATING: n} for row, n in zip(rows, (5, 4, 1, 2), strict=True)])
     write(tmp_path, PAIRS, [{"better": "even0.mp4", "worse": "jumpy0.mp4", "better_moves": "less"}])
@@ -249,6 +249,8 @@ def test_the_command_reports_and_resumes(folder, monkeypatch, tmp_path):
     both = next(row for row in last["human"] if (row["value"], row["label"]) == ("combined", "both"))
     assert both["num"] == 4 and both["plain"] > 0.5
     assert last["pairs"][0] == {"value": "combined", "moves": "all", "right": 1, "pairs": 1, "fraction": 1.0}
+    kinds = [(row["kind"], row["num"], row["percentile"]) for row in last["by_motion"]["named_kinds"]]
+    assert kinds in ([("faces", 1, 25.0)], [("faces", 1, 75.0)]) and "the kind that the index names" in text
     assert "…" not in text.rpartition("\n{")[0]
     with Image.open(tmp_path / "out" / "validity.png") as picture:
         assert min(picture.size) > 300

@@ -51,6 +51,12 @@ def b_frames_in_avi(frames: Frames) -> bytes:
     return media.video(frames, fps=12, container="avi", codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
 
 
+def without_display_times(frames: Frames, form: str) -> bytes:
+    """Frames that move in decoding, in a container whose writer gave every packet its decoding time only."""
+    moved = media.video(frames, fps=12, codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
+    return remuxed([moved], form, [7500 * at for at in range(len(frames))])
+
+
 def bottom_up_avi(frames: Frames) -> bytes:
     """Raw pixels with the last row first, as bitmaps of Windows have them: the height in the header is positive."""
     data = media.video(frames[:, ::-1], fps=12.5, container="avi", codec="rawvideo", pix_fmt="bgra")

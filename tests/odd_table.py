@@ -159,6 +159,9 @@ def hdr(curve: str, number: int) -> Odd:
 
 ODD: dict[str, Odd] = {
     # --- mp4, mov ---
+    "mp4 h264, b-frames with decoding times only": Odd(
+        form=MP4, make=lambda: odd_files.without_display_times(FRAMES, "mp4"), fps=12.0
+    ),
     "mp4 h264": Odd(form=MP4, make=coded),
     "mp4 h264, fragmented": Odd(form=MP4, make=lambda: coded(options=FRAGMENTS)),
     "mp4 h264, open groups": Odd(form=MP4, make=lambda: coded(codec_options=OPEN_GROUP)),

@@ -25,7 +25,7 @@ from protos.reader.payload import Payload
 from protos.reader.plausible import check_plausible
 from protos.reader.quick import animated_kind
 from protos.reader.reel import Picture, Reel
-from protos.reader.scan import Scan, codec_of, lined, moving, tracks_of
+from protos.reader.scan import UNTIMED, Scan, codec_of, lined, moving, tracks_of
 from protos.reader.timeline import PacketTable
 from protos.reader.truncation import avi_duration_s, bytes_are_missing
 
@@ -79,6 +79,7 @@ class _File:
                 unit_s=unit_s,
                 tracks=tracks_of(streams, tables, at),
                 declared_s=self._declared_s(container, stream),
+                untimed=self._form in UNTIMED,
                 **lined(table, kind, unit_s),
             )
         if bytes_are_missing(self._payload, self._form) or indexed > len(table) or scan.ends_early:
@@ -121,6 +122,8 @@ class _File:
         """The same file with its true frame times, found by decoding every frame, and each frame's (height, width)."""
         with self._decoding(scan, None, exact=True) as (decoding, pictures):
             seen = [(time_s, (one.height_px, one.width_px)) for time_s, one in pictures]
+        if decoding.disordered and scan.line.in_decoding_order:  # the writer of the file gave decoding times only
+            return self._counted(replace(scan, untimed=True))
         damaged_at = decoding.damaged_at
         if damaged_at is not None and damaged_at > 1 and not decoding.mended and not scan.cut:
             return self._counted(scan.cut_after(damaged_at - 1))  # the damage can begin in the packet before
@@ -154,7 +157,7 @@ class _File:
         promise = Promise(
             line=scan.line,
             unit_s=scan.unit_s,
-            in_order=self._form == "avi",
+            in_order=scan.untimed,
             halves=scan.halves,
             exact=exact,
             cut=scan.cut,

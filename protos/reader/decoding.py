@@ -33,7 +33,7 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 class Promise:
     """What the container says about a track's frames, and how reliable that is.
 
-    `in_order`: the container stores no presentation times (avi), so the k-th frame has the k-th time.
+    `in_order`: the file stores no presentation times (avi), so the k-th frame has the k-th time.
     `halves`: two packets can be the two fields of one frame, and there is no index (MPEG streams).
     `exact`: the times come from decoding, so they are not checked again.
     `cut`: frames after the last time are not shown, because some before them are missing.
@@ -51,6 +51,7 @@ class Decoding:
     """One pass over a track.
 
     `damaged_at` is the number of the first packet that cannot be decoded, and `mended` says whether any later one can.
+    `disordered` says whether a frame had an earlier time than the one before.
     """
 
     def __init__(self, stream: av.VideoStream, promise: Promise, guard: Guard) -> None:
@@ -62,6 +63,7 @@ class Decoding:
         self._end_s = float(self._times_s[-1]) + self._tolerance_s if promise.cut else math.inf
         self.damaged_at: int | None = None
         self.mended = False
+        self.disordered = False
         self._trusted = True
         self._num_frames, self._last_s = 0, -math.inf
         self._matrix: tuple[tuple[int, int, int], Matrix] | None = None
@@ -87,6 +89,7 @@ class Decoding:
                 self._as_promised(time_s, len(given_s), promised_s)
                 given_s.append(time_s)
                 yield time_s, picture(frame, self._pixel_aspect(), self._display_matrix(frame))
+            self.disordered |= time_s < self._last_s
             del frame  # otherwise it is held while the next one is decoded
         self._check(np.array(given_s), promised_s, whole=whole)
 

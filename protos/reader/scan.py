@@ -37,7 +37,8 @@ class Scan:
 
     `kind` is empty or that of an animated picture, as quick.py says; `quick` counts its frames that browsers show for
     longer. `declared_s` is the duration that the file declares. `cut`: the file ends or is damaged after the last
-    packet of the table.
+    packet of the table. `untimed`: the packets have decoding times only, so frames take these in the order in which
+    they come out of the decoder.
     """
 
     form: str
@@ -50,6 +51,7 @@ class Scan:
     declared_s: float | None
     quick: int
     cut: bool = False
+    untimed: bool = False
 
     @property
     def times_s(self) -> Times:
@@ -85,7 +87,7 @@ class Scan:
                 "the whole file"
             )
         found = lined(self.table.first_packets(num_packets), self.kind, self.unit_s)
-        line = without_last(found["line"]) if self.form in UNTIMED else until_hole(found["line"])
+        line = without_last(found["line"]) if self.untimed else until_hole(found["line"])
         return replace(self, table=found["table"], line=line, quick=found["quick"], cut=True)
 
     def least_frames(self, *, damaged: bool) -> int:
@@ -105,7 +107,7 @@ class Scan:
     def counted(self, times_s: Sequence[float]) -> Scan:
         """The scan with the frame times that decoding gave."""
         ticks = np.rint(np.array(times_s) / self.unit_s).astype(np.int64)
-        if self.form in UNTIMED:  # frames have no times of their own, so the track's times are spread over them
+        if self.untimed:  # frames have no times of their own, so the track's times are spread over them
             ticks = self.line.ticks[np.rint(np.linspace(0, self.line.ticks.size - 1, ticks.size)).astype(int)]
         edges = [int(np.searchsorted(ticks, self.line.ticks[edge])) for edge in self.line.breaks]
         breaks = tuple(sorted({edge for edge in edges if 0 < edge < ticks.size}))

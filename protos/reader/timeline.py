@@ -55,6 +55,11 @@ class Timeline:
     undecodable: int
     repeated: int
 
+    @property
+    def in_decoding_order(self) -> bool:
+        """Whether every packet is shown after the one before: then no frame moves, or the times are decoding times."""
+        return bool((np.diff(self.packet_ticks) > 0).all())
+
     def first_frames(self, num: int) -> Timeline:
         """The same line, ended after `num` frames. All its packets stay."""
         return replace(self, ticks=self.ticks[:num], breaks=tuple(edge for edge in self.breaks if edge < num))

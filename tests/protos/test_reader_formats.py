@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from protos.reader import Source, open_source, with_true_times
 from tests import media, odd_files
@@ -30,6 +31,14 @@ def test_a_stream_without_its_start_begins_at_a_key_frame() -> None:
     distances = np.abs(found[:, None].astype(np.int16) - frames[None]).mean(axis=(2, 3, 4))
     assert first % 12 == 0
     assert distances.argmin(axis=1).tolist() == list(range(first, 36))
+
+
+@pytest.mark.parametrize("form", ["matroska", "mpegts"])
+def test_frames_without_display_times_come_in_the_order_of_the_decoder(form: str) -> None:
+    source, found = read(odd_files.without_display_times(FRAMES, form))
+    distances = np.abs(found[:, None].astype(np.int16) - FRAMES[None]).mean(axis=(2, 3, 4))
+    assert distances.argmin(axis=1).tolist() == list(range(24))
+    assert np.diff(source.times_s) == pytest.approx(1 / 12, abs=0.001)
 
 
 def test_a_tiny_clip_and_a_single_frame_are_read() -> None:

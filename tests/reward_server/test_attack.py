@@ -287,6 +287,29 @@ def test_a_path_without_clips_is_refused(tmp_path):
         command.run([str(tmp_path / "none")], SETTINGS, budget=NO_SEARCH, outputs=Outputs())
 
 
+def test_sliding_moves_what_the_relief_calls_near_farther():
+    frames = looks.frames_of(moving())[:2]
+    height, width = frames.shape[1:3]
+    flat = np.ones((height, width), np.float32)
+    panned = looks.camera(frames, pan_x=[0, 4 / width])
+    inner = np.s_[:, 8:-8, 8:-8]
+    assert np.abs(looks.slid(frames, [0, 4 / width], flat) - panned)[inner].max() < 1
+    near_below = np.where(np.arange(height) < height // 2, 0, 1).astype(np.float32)[:, None] * flat
+    slid = looks.slid(frames, [0, 4 / width], near_below)[inner]
+    assert np.array_equal(slid[:, : height // 2 - 8], frames[inner][:, : height // 2 - 8])
+    assert np.abs(slid[1, height // 2 - 8 :] - panned[inner][1, height // 2 - 8 :]).max() < 1
+
+
+def test_a_relief_is_nearer_where_the_picture_is_bright_or_low():
+    picture = np.zeros((40, 60, 3), np.float32)
+    picture[:, 30:] = 255
+    depth = looks.relief(picture)
+    assert (depth.min(), depth.max()) == (0.5, 1.5)
+    assert (depth[:, 50] > depth[:, 10]).all()
+    assert (np.diff(depth, axis=0) > 0).all()
+    assert np.isfinite(looks.relief(np.zeros((40, 60, 3), np.float32))).all()
+
+
 def test_a_shrunk_and_a_coded_clip_keep_their_frames():
     frames = looks.frames_of(moving())
     assert looks.rescaled(frames, [0.6] * NUM_FRAMES).shape == looks.coded(frames, 12.0, 28).shape == frames.shape

@@ -16,7 +16,7 @@ from reward_server.capture.codec import Codec
 from reward_server.capture.display import barred, requantised, resized_and_back, soft_flicker, softened, tiny_warps
 from reward_server.capture.sensor import Flicker, Frames, Noise
 
-REVISION = 2  # changes with what a draw may hold, so that stored features of another chain are not taken for this one's
+REVISION = 3  # changes with what a draw may hold, so that stored features of another chain are not taken for this one's
 USED = 0.5  # how often each stage is used; many clips are nearly clean, as many files are
 
 
@@ -46,7 +46,7 @@ class Capture:
             flicker=Flicker.draw(rng) if used() else None,
             soft_px=float(rng.uniform(0.3, 1.0)) if used() else 0.0,
             noise=Noise.draw(rng) if used(0.6) else None,
-            warp_px=float(rng.uniform(0.01, 0.1)) if used() else 0.0,
+            warp_px=float(rng.uniform(0.02, 0.1)) if used() else 0.0,
             scale=float(rng.uniform(0.6, 1.0)) if used() else 1.0,
             pulse=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(6, 24))) if used() else None,
             blocks=float(np.exp(rng.uniform(np.log(2), np.log(24)))) if used(0.3) else 0.0,

@@ -53,16 +53,19 @@ def requantised(frames: Frames, step: float, rng: np.random.Generator) -> Frames
     return np.asarray(rounded.reshape(padded.shape)[:, :height, :width], np.float32)
 
 
-def tiny_warps(frames: Frames, rms_px: float, rng: np.random.Generator) -> Frames:
-    """Bend every frame by a smooth displacement of `rms_px`, under a tenth of a pixel, drawn anew for each."""
+def tiny_warps(frames: Frames, reach_px: float, rng: np.random.Generator) -> Frames:
+    """Bend every frame smoothly, each in its own way, by at most `reach_px`: no more than a tenth of a pixel.
+
+    To the first order, because OpenCV's resampling rounds such displacements to 1/32 px.
+    """
     height, width = frames.shape[1:3]
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
     coarse = (max(2, round(height / SLOPE_PX)), max(2, round(width / SLOPE_PX)), 2)
     bent = []
     for frame in frames:
         field = _resized(rng.standard_normal(coarse, dtype=np.float32), (width, height))
-        place = grid + np.float32(rms_px / np.sqrt(2)) * field
-        bent.append(cv2.remap(frame, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))  # type: ignore[call-overload]
+        along_x, along_y = np.moveaxis(reach_px / np.linalg.norm(field, axis=-1).max() * field, -1, 0)[..., None]
+        slope_y, slope_x = np.gradient(frame, axis=(0, 1))
+        bent.append(frame + along_x * slope_x + along_y * slope_y)
     return np.stack(bent).astype(np.float32)
 
 

@@ -3,8 +3,8 @@
 The discriminators learnt exact copies of frames and not stillness, and they prefer glides. This term knows three
 plain numbers instead. How far do the tracks get on? Noise trembles, but it does not get on. How much moves on its own,
 apart from the camera? And how steep does the flow get? Where things come out from behind each other, or bend,
-neighbouring pixels part or meet; in a glide over a still picture none do, also behind noise. Above its limits, which
-about nine of ten real clips reach, the term stays 0, so that more motion is not more reward.
+neighbouring pixels part or meet; in a glide over a still picture none do, also behind noise. Above its limits the term
+stays 0, so that more motion is not more reward. Ten of 21 real clips that the networks never saw are above all limits.
 
 Legend: T frames, N tracks, P frame pairs, H, W frame size in pixels.
 """

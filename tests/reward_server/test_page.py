@@ -24,6 +24,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from reward_server.doors.key_file import KeyFile, Scope
+from reward_server.evaluation.compare import Measured, compared
 from reward_server.faults import NAMES
 from reward_server.serving.local import READY, local_server, ready_line, started
 from reward_server.settings import PREFIX, Settings
@@ -401,6 +402,20 @@ def signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212")
 
 
+@pytest.mark.parametrize("windows", [(2, 2), (2, 9), (3, 4), (6, 6), (30, 40)])
+def test_the_margin_is_that_of_the_command(open_page: Open, server: str, windows: tuple[int, int]) -> None:
+    page = open_page()
+    page.goto(server)
+    for errors in ((0.3, 0.3), (0.2, 0.3), (0.1, 0.7), (0.0, 0.2)):
+        told = page.evaluate("async (args) => (await import('/page/welch.js')).margin(...args)", [errors, windows])
+        ends = (
+            Measured(clip=name, reward=0.0, error=error, freedom=num - 1, percentile=None)
+            for name, error, num in zip("ab", errors, windows, strict=True)
+        )
+        ours = compared(*ends).margin
+        assert 0.99 * ours < told < 1.12 * ours  # t is interpolated between whole degrees of freedom, from above
+
+
 def test_differences_are_those_of_the_answers_and_a_clipped_reward_is_marked(
     open_page: Open, server: str, jobs: list[str]
 ) -> None:
@@ -411,7 +426,8 @@ def test_differences_are_those_of_the_answers_and_a_clipped_reward_is_marked(
         job = route.fetch().json()
         if reward := job["result"] and job["result"]["reward"]:
             reward["clipped"] = job["id"] == jobs[0]
-            reward["standard_error"] = {"combined": 1e-4, "instantaneous": 99.0, "long_term": 1e-4}
+            errors = {"combined": 1e-4, "instantaneous": 99.0, "long_term": 1e-4}
+            reward["standard_error"] = errors | {"num_windows": 2, "num_draws": 1}
             if job["id"] == jobs[1]:  # a second window, which A has not; only its long-term logit differs more
                 first = reward["windows"][0]
                 logits = first["logits"] | {"long_term": first["logits"]["long_term"] - 99}

@@ -11,8 +11,7 @@ import { Player } from "./player.js";
 import { refusal, shown } from "./score.js";
 import { stateOf } from "./table.js";
 import { Timeline } from "./timeline.js";
-
-const ERRORS = 2; // standard errors within which two rewards count as not different
+import { margin } from "./welch.js";
 
 /** Returns {element, update(clip), close}. */
 export function compareView(a, b, clips) {
@@ -83,15 +82,22 @@ function table(title, head, rows, note) {
 function differences(results) {
   const [a, b] = results.map(({ reward }) => reward);
   const rows = REWARDS.map(({ name, title }) => {
-    const errors = [a, b].map((reward) => reward.standard_error?.[name]);
-    const error = errors.every((one) => one !== undefined) ? Math.hypot(...errors) : null;
     const difference = b[name] - a[name];
-    const verdict = error === null ? "" : Math.abs(difference) > ERRORS * error ? (difference > 0 ? "B is higher" : "A is higher") : "not different";
-    const values = [signed(a[name]), signed(b[name]), signed(difference), error === null ? "–" : error.toFixed(2), verdict];
+    const values = [signed(a[name]), signed(b[name]), signed(difference), ...certainty([a, b], name, difference)];
     return h("tr", { "data-reward": name }, h("th", { scope: "row" }, title), ...values.map((value) => h("td", { class: "number" }, value)));
   });
-  const note = `Not different: within ${ERRORS} standard errors. They cover how much the windows differ, so a clip of one window has none. motion-reward compare takes more draws.`;
+  const note = "Not different: Welch's t test at 95 %, over the windows; a clip of one window has no error. motion-reward compare takes more draws.";
   return table("Rewards", ["", "A", "B", "B − A", "error", ""], rows, note);
+}
+
+/** The error of the difference, and which clip is higher. A clip without an error leaves both open. */
+function certainty(both, name, difference) {
+  const known = both.map((reward) => reward.standard_error);
+  if (!known.every(Boolean)) return ["–", ""];
+  const errors = known.map((error) => error[name]);
+  const samples = known.map((error) => (error.num_windows > 1 ? error.num_windows : error.num_draws));
+  const verdict = Math.abs(difference) > margin(errors, samples) ? `${difference > 0 ? "B" : "A"} is higher` : "not different";
+  return [Math.hypot(...errors).toFixed(2), verdict];
 }
 
 /** Windows of the clip that has more, each beside the window of the other that begins nearest. */

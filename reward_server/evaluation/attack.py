@@ -42,6 +42,7 @@ FINISHED = "clips.jsonl"  # of the folder `work`
 BEST = "best"  # of both searches
 LARGE_GAIN = 0.25
 ALL = "all"
+NO_PAIRS = Share(right=0, pairs=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def run(
 def resistance(results: Sequence[Attacked]) -> list[Resisted]:
     """How often the real clip stays above, by value, kind and disguise. Clips without the values do not count.
 
-    For the kind REAL, which is the real clip under a disguise, only `plain` has pairs.
+    For the kind REAL, which is the real clip under a disguise, only `plain` has pairs, and none without a disguise.
     """
     values = _stack(results)
     real = values[:, 0]
@@ -141,8 +142,9 @@ def resistance(results: Sequence[Attacked]) -> list[Resisted]:
     for v, value in enumerate(VALUES):
         for k, kind in enumerate(ROWS):
             for g, disguise in enumerate(DISGUISES):
-                plain = ordered(real[:, 0, v], values[:, k, g, v])
-                same = Share(right=0, pairs=0) if kind == REAL else ordered(real[:, g, v], values[:, k, g, v])
+                own = kind == REAL
+                plain = NO_PAIRS if own and disguise == PLAIN else ordered(real[:, 0, v], values[:, k, g, v])
+                same = NO_PAIRS if own else ordered(real[:, g, v], values[:, k, g, v])
                 rows.append(Resisted(value=value, kind=kind, disguise=disguise, plain=plain, same=same))
     return rows
 
@@ -249,8 +251,7 @@ def suite_table(figures: Sequence[Resisted], title: str, *, same: bool) -> Table
     for disguise in DISGUISES:
         row = [shares[disguise, kind] for kind in kinds]
         both = _together([shares[disguise, kind] for kind in KINDS])
-        first = [report.ABSENT if not same and disguise == PLAIN else report.percent(row[0])]
-        table.add_row(disguise, *first, *map(report.percent, row[1:]), report.percent(both))
+        table.add_row(disguise, *map(report.percent, row), report.percent(both))
     total = [_together([shares[disguise, kind] for disguise in DISGUISES]) for kind in kinds]
     table.add_section()
     table.add_row(ALL, *map(report.percent, total), report.percent(_together(total if same else total[1:])))

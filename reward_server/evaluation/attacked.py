@@ -107,7 +107,10 @@ def attack(
     seed: int = 0,
     step: Callable[[], None] = lambda: None,
 ) -> Attacked:
-    """Attack one clip, unless `finished` has its result. `step` is called after each kind and each generation."""
+    """Attack one clip, unless `finished` has its result, and keep it there if all its copies have a reward.
+
+    `step` is called after each kind and each generation.
+    """
     try:
         sampling = replace(scorer.sampling, max_windows=1)
         clip = scorer.decode(shot.submission(), sampling, settings).windows[0].clip
@@ -118,8 +121,10 @@ def attack(
     key = _key(shot, clip, scorer, budget, seed)
     known = finished.get(key)
     if known is None:
-        known = _attack(shot, clip, scorer, budget=budget, seed=seed, step=step).as_json()
-        finished.add(key, known)
+        result = _attack(shot, clip, scorer, budget=budget, seed=seed, step=step)
+        known = result.as_json()
+        if result.outcomes.keys() <= {"ok"}:  # what timed out or failed is tried again
+            finished.add(key, known)
     return replace(Attacked.from_json(known), clip=shot.name)
 
 

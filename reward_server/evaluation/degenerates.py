@@ -82,7 +82,8 @@ def turn(clip: Clip) -> Clip:
 def depth(clip: Clip) -> Clip:
     """A slow pan over the enlarged first frame with parallax: what a made-up depth calls near moves faster."""
     still = looks.frames_of(static(clip))
-    return looks.clip_of(looks.slid(looks.camera(still, zoom=ENLARGED), _way(still), looks.relief(still[0])), clip.fps)
+    relief = looks.relief(looks.camera(still[:1], zoom=ENLARGED)[0])
+    return looks.clip_of(looks.slid(still, _way(still), relief, zoom=ENLARGED), clip.fps)
 
 
 def _way(still: Frames) -> NDArray[np.float64]:

@@ -158,20 +158,18 @@ def camera(
     return np.stack(shown).astype(np.float32)
 
 
-def slid(frames: Frames, way: Sequence[float] | NDArray[np.float64], relief_HW: NDArray[np.float32]) -> Frames:
-    """Slide every frame sideways by its share of the width in `way`, times the relief at each pixel."""
+def slid(
+    frames: Frames, way: Sequence[float] | NDArray[np.float64], relief_HW: NDArray[np.float32], *, zoom: float = 1.0
+) -> Frames:
+    """Enlarge every frame, and slide it sideways by its share of the width in `way` times the relief at each pixel."""
     height, width = frames.shape[1:3]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    shown = [
-        cv2.remap(
-            frame,
-            x - np.float32(share * width) * relief_HW,
-            y,
-            cv2.INTER_LANCZOS4,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
-        for frame, share in zip(frames, way, strict=True)
-    ]
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    from_y = ((y - middle_y) / zoom + middle_y).astype(np.float32)
+    shown = []
+    for frame, share in zip(frames, way, strict=True):
+        from_x = ((x - share * width * relief_HW - middle_x) / zoom + middle_x).astype(np.float32)
+        shown.append(cv2.remap(frame, from_x, from_y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101))
     return np.stack(shown).astype(np.float32)
 
 

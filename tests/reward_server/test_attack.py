@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from protos.types import Clip, Logits
+from protos.types import Clip, Logits, Outcome, Submission
 from reward_server.data.shots import Shot
-from reward_server.errors import BadRequest, NotReady
+from reward_server.errors import BadRequest, DeadlinePassed, NotReady, error_outcome
 from reward_server.evaluation import attack as command
 from reward_server.evaluation import looks
 from reward_server.evaluation.attacked import ROWS, STRONG, Attacked, attack
@@ -230,6 +230,26 @@ def test_a_second_run_scores_nothing_again(folder, tmp_path):
         KeptResults(kept)
 
 
+def test_a_clip_with_copies_that_failed_is_attacked_again(folder, tmp_path, monkeypatch):
+    plain, kept = PlainScorer(), tmp_path / command.FINISHED
+
+    def failing(submission: Submission) -> Outcome:
+        return error_outcome("", DeadlinePassed("too slow"), submission.context)
+
+    with monkeypatch.context() as broken_server:
+        broken_server.setattr(PlainScorer, "_outcome", lambda self, submission: failing(submission))
+        lost = attacked(folder / "moving0.mkv", plain, KeptResults(kept))
+    assert math.isnan(lost.real) and lost.outcomes == {"deadline_passed": SUITE}
+    again = attacked(folder / "moving0.mkv", plain, KeptResults(kept))
+    assert math.isfinite(again.real) and len(kept.read_text().splitlines()) == 1
+
+
+def test_the_real_clip_is_not_compared_with_itself(folder):
+    rows = command.resistance([attacked(folder / "moving0.mkv", PlainScorer())])
+    (own,) = {row.plain.pairs for row in rows if (row.kind, row.disguise) == (REAL, PLAIN)}
+    assert own == 0
+
+
 def test_a_gain_is_measured_in_distances_to_the_strong_faults():
     values = np.full((len(ROWS), len(DISGUISES), len(VALUES)), 1.0)
     finds = tuple(Find(search=name, reward=reward, values={}, evaluations=1, missing=0) for name, reward in [
@@ -285,6 +305,13 @@ def test_the_command_shows_what_fools_a_reward_and_counts_what_it_leaves_out(fol
 def test_a_path_without_clips_is_refused(tmp_path):
     with pytest.raises(BadRequest, match="check the path"):
         command.run([str(tmp_path / "none")], SETTINGS, budget=NO_SEARCH, outputs=Outputs())
+
+
+@pytest.mark.parametrize("kind", ["pan", "turn", "depth"])
+def test_no_mirrored_border_enters_a_glide(kind):
+    rising = np.broadcast_to(np.linspace(0, 240, 160, dtype=np.float32), (6, 3, 90, 160)).round().astype(np.uint8)
+    shown = broken(Clip(frames=rising.copy(), fps=8.0), kind).frames.astype(int)
+    assert np.diff(shown[:, 0], axis=-1).min() >= -1  # a mirror image falls
 
 
 def test_sliding_moves_what_the_relief_calls_near_farther():

@@ -85,6 +85,21 @@ def mean_bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 2
     return _percentiles(sample[rng.integers(sample.size, size=(resamples, sample.size))].mean(1), level)
 
 
+def share_bootstrap(
+    shares: Sequence[Share], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """Percentile bootstrap interval of the share of all pairs, given each clip's share; resampled by clip.
+
+    Clips without pairs do not count. None with fewer than two others.
+    """
+    counts = np.array([(share.right, share.pairs) for share in shares if share.pairs], np.float64)
+    if len(counts) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    right, pairs = counts[rng.integers(len(counts), size=(resamples, len(counts)))].sum(1).T
+    return _percentiles(right / pairs, level)
+
+
 def roc(real: ArrayLike, generated: ArrayLike) -> tuple[Floats, Floats]:
     """ROC curve: false and true positive rates at every threshold, from (0, 0) to (1, 1). Its area equals `auc`."""
     positive, negative = np.sort(_sample("real", real)), np.sort(_sample("generated", generated))

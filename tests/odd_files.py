@@ -53,8 +53,12 @@ def b_frames_in_avi(frames: Frames) -> bytes:
 
 def without_display_times(frames: Frames, form: str) -> bytes:
     """Frames that move in decoding, in a container whose writer gave every packet its decoding time only."""
-    moved = media.video(frames, fps=12, codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
-    return remuxed([moved], form, [7500 * at for at in range(len(frames))])
+    return remuxed([moved(frames)], form, [7500 * at for at in range(len(frames))])
+
+
+def moved(frames: Frames) -> bytes:
+    """A file whose frames are decoded in another order than they are shown in."""
+    return media.video(frames, fps=12, codec_options={**GOOD, "bf": "3", "b-pyramid": "normal"})
 
 
 def bottom_up_avi(frames: Frames) -> bytes:

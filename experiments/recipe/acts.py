@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 Vector = NDArray[np.float64]
 SHAPES = ("box", "sphere", "capsule", "ellipsoid", "cylinder")
@@ -44,7 +45,7 @@ class Stage:
     place: Vector = field(default_factory=lambda: np.zeros(2))
     bodies: list[str] = field(default_factory=list)
     actuators: list[str] = field(default_factory=list)
-    velocities: dict[str, Vector] = field(default_factory=dict)  # by free joint: [vx, vy, vz, wx, wy, wz]
+    velocities: dict[str, Vector] = field(default_factory=dict)  # by free joint: v, and spin in the axes of the body
     drives: list[Drive] = field(default_factory=list)  # one per actuator, in the same order
     num_names: int = 0
 
@@ -62,10 +63,14 @@ class Stage:
         return f'<geom type="{shape}" size="{_text(size)}" material="{self.material()}" {attributes}/>'
 
     def free_body(self, shape: str, size: Sequence[float], position: Vector, *, velocity: Vector, turned: bool) -> None:
-        """Add a freely moving body. `turned` gives it a random orientation. `velocity` is [6] as in `velocities`."""
+        """Add a freely moving body. `turned` gives it a random orientation.
+
+        `velocity` is [6] as in `velocities`, but in the axes of the scene, also the spin.
+        """
         joint = self.name("free")
         quaternion = self.rng.normal(size=4) if turned else np.array([1.0, 0, 0, 0])
-        self.velocities[joint] = velocity
+        own_spin = Rotation.from_quat(np.roll(quaternion, -1)).inv().apply(velocity[3:])  # MuJoCo's w comes first
+        self.velocities[joint] = np.concatenate([velocity[:3], own_spin])
         self.bodies.append(
             f'<body pos="{_text(position)}" quat="{_text(quaternion)}"><freejoint name="{joint}"/>'
             f"{self.geom(shape, size)}</body>"

@@ -25,7 +25,7 @@ from protos.reader import Source, open_source, with_true_times
 from protos.types import Clip
 from reward_server.data.shots import SourceClip, find_clips
 from reward_server.decoding.refusals import as_invalid_clip
-from reward_server.errors import InvalidClip
+from reward_server.errors import BadRequest, InvalidClip
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.training.jobs import as_helper
 from reward_server.training.samples import CacheConfig, clip_samples
@@ -110,12 +110,15 @@ def _probed(clip: SourceClip, config: CacheConfig) -> list[Probed]:
 def separation(clips: Sequence[Probed], seed: int = 0) -> float:
     """AUC, on sources left out in turn, of a classifier that tells real clips from the others. 0.5 is chance.
 
-    Both sides have the same weight. Raises ValueError with fewer than two sources or only one side.
+    Both sides have the same weight. Raises BadRequest with fewer than two sources or only one side.
     """
     real = np.array([not clip.fault for clip in clips])
     sources = np.array([clip.source for clip in clips])
     if len(set(sources)) < 2 or real.all() or not real.any():
-        raise ValueError(f"need real and faulty clips of 2 sources or more, got {len(set(sources))} sources")
+        raise BadRequest(
+            f"the probe needs real clips and faulty twins of 2 sources or more, and got {len(clips)} clips of "
+            f"{len(set(sources))} sources; name folders with more clips"
+        )
     values = np.array([clip.values for clip in clips])
     weight = np.where(real, 1 / real.mean(), 1 / (1 - real.mean()))
     scores = np.empty(len(clips))

@@ -123,7 +123,7 @@ class _File:
         with self._decoding(scan, None, exact=True) as (decoding, pictures):
             seen = [(time_s, (one.height_px, one.width_px)) for time_s, one in pictures]
         if decoding.disordered and scan.line.in_decoding_order:  # the writer of the file gave decoding times only
-            return self._counted(replace(scan, untimed=True))
+            return self._counted(scan.in_decoder_order())
         damaged_at = decoding.damaged_at
         if damaged_at is not None and damaged_at > 1 and not decoding.mended and not scan.cut:
             return self._counted(scan.cut_after(damaged_at - 1))  # the damage can begin in the packet before

@@ -90,10 +90,14 @@ class Scan:
         line = without_last(found["line"]) if self.untimed else until_hole(found["line"])
         return replace(self, table=found["table"], line=line, quick=found["quick"], cut=True)
 
+    def in_decoder_order(self) -> Scan:
+        """The same track, with its frames at the packets' times in the order in which they come out of the decoder."""
+        return replace(self, untimed=True, line=without_last(self.line) if self.cut else self.line)
+
     def least_frames(self, *, damaged: bool) -> int:
         """The number of frames that must be decodable: all but one frame and 2 %, if some are damaged."""
         num = self.line.ticks.size
-        return max(1, num - 1 - num // 50 if damaged and not self.halves else num // 2 - 1)
+        return max(1, num - 1 - num // 50 if damaged and (self.untimed or not self.halves) else num // 2 - 1)
 
     def where(self, damaged_at: int | None) -> str:
         """Which track is damaged, and from what time on."""

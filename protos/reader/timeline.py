@@ -57,8 +57,8 @@ class Timeline:
 
     @property
     def in_decoding_order(self) -> bool:
-        """Whether every packet is shown after the one before: then no frame moves, or the times are decoding times."""
-        return bool((np.diff(self.packet_ticks) > 0).all())
+        """Whether no packet is shown before an earlier one: then no frame moves, or the times are decoding times."""
+        return bool((np.diff(self.packet_ticks) >= 0).all())
 
     def first_frames(self, num: int) -> Timeline:
         """The same line, ended after `num` frames. All its packets stay."""

@@ -139,8 +139,8 @@ def score(
             assert row is not None, key
             if case is not None and case.outcome.reward is not None:
                 scored.add(key, row)
-            told = {"clip": clip.path, "generator": clip.generator, "source": clip.source, "kind": clip.kind}
-            yield {**row, **told}
+            told = {"set": clip.label, "generator": clip.generator, "source": clip.source, "kind": clip.kind}
+            yield {**row, "clip": clip.path, **told}
 
 
 def _show_lowest(
@@ -168,7 +168,7 @@ def _show_lowest(
 
 
 def _key(clip: LabelledClip, scorer: RewardSource, protocol: Protocol | None, seed: int) -> str:
-    """Changes with whatever changes a row: the file, the weights, the way of scoring, the seed."""
+    """Changes with whatever changes a reward: the file, the weights, the way of scoring, the seed."""
     stat, model = clip.file.stat(), scorer.model
     about = (clip.file.resolve(), stat.st_size, stat.st_mtime_ns, model.weights_digest, model.preprocessing_digest)
     return json.dumps(

@@ -22,7 +22,7 @@ from reward_server.evaluation.scoring import OUTCOME_COLUMNS, outcome_row, rewar
 from reward_server.faults import HELD_OUT, NAMES, STRENGTHS
 from reward_server.faults.still_clips import HOLDING
 from reward_server.report.clips import Draw
-from reward_server.stats import Floats, falling, mean_bootstrap, ordered
+from reward_server.stats import Floats, falling, ordered, share_bootstrap
 
 REAL = "real"
 RETIMED = ("speed_change", "fps_relabelled", "surging")  # faults that could also be plausible clips at another speed
@@ -76,9 +76,10 @@ def _value_array(rungs: Sequence[Rung]) -> Floats:
 
 
 def num_still(rungs: Sequence[Rung]) -> int:
-    """How many ladders have no fault that only holds the picture, because their clip hardly moves."""
+    """How many clips have no fault that only holds the picture, because they hardly move, at least in one window."""
     ladders = [list(ladder) for _, ladder in groupby(rungs, key=_ladder_of)]
-    return sum(len(ladder) > 1 and all(rung.fault not in HOLDING for rung in ladder) for ladder in ladders)
+    still = [one for one in ladders if len(one) > 1 and all(rung.fault not in HOLDING for rung in one)]
+    return len({ladder[0].clip for ladder in still})
 
 
 def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
@@ -99,14 +100,13 @@ def ladder_figures(rungs: Sequence[Rung]) -> list[Figures]:
 def _figures(reward_name: str, name: str, rewards_CDR: Floats, clips: Sequence[str]) -> Figures:
     real, faulty = rewards_CDR[..., :1], rewards_CDR[..., 1:]
     by_clip = [ordered(real[rows], faulty[rows]) for rows in _rows_of(clips)]
-    per_clip = [share.fraction for share in by_clip if share.fraction is not None]
     falls = [fall for rewards_R in rewards_CDR.reshape(-1, len(RUNGS)) if (fall := _fall(rewards_R)) is not None]
     return Figures(
         reward_name=reward_name,
         name=name,
         by_strength=tuple(ordered(real[..., 0], faulty[..., rung]) for rung in range(len(STRENGTHS))),
         total=ordered(real, faulty),
-        interval=mean_bootstrap(per_clip) if per_clip else None,
+        interval=share_bootstrap(by_clip),
         falling=float(np.mean(falls)) if falls else None,
     )
 

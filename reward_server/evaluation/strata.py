@@ -93,7 +93,8 @@ def thirds(values: ArrayLike) -> Groups:
 def balanced(rates: Sequence[float], real: Sequence[bool], seed: int = 0) -> list[int]:
     """Positions of the clips to keep so that the rate says nothing about the side.
 
-    In every group of equal rates the kept real and generated clips have the same ratio; which surplus clips are left
+    In every group of equal rates the kept real and generated clips have the same ratio, to the nearest clip, and groups
+    too small for it are left out; which surplus clips are left
     out is drawn by `seed`. Raises BadRequest if too few clips have a rate in common.
     """
     groups, sides = rate_groups(rates), np.asarray(real, bool)
@@ -103,7 +104,9 @@ def balanced(rates: Sequence[float], real: Sequence[bool], seed: int = 0) -> lis
     rng, kept = np.random.default_rng(seed), list[int]()
     for g, (num_real, num_generated) in shared.items():
         ratio = totals[0] / totals[1]
-        most = (min(num_real, round(num_generated * ratio) or 1), min(num_generated, round(num_real / ratio) or 1))
+        most = (min(num_real, round(num_generated * ratio)), min(num_generated, round(num_real / ratio)))
+        if not min(most):  # one clip would be more than its side's share
+            continue
         for side, number in zip((True, False), most, strict=True):
             here = np.flatnonzero((groups == g) & (sides == side))
             kept += rng.choice(here, number, replace=False).tolist()

@@ -48,7 +48,7 @@ class TrainingConfig:
 
     steps: int = 3600
     views_per_step: int = 6
-    views_at_once: int = 6  # views per pass; fewer need less memory and give the same gradients
+    views_at_once: int = 6  # views per pass; fewer need less memory; same gradients, but for slope and instance noise
     negatives_per_view: int = 3
     tracks_per_step: int = 32
     pairs_per_step: int = 3

@@ -165,7 +165,13 @@ def _num_fitting(views: Sequence[View], crowd: GeneratedClips) -> int:
 def _add_reference(out: Path, held_out: Sequence[SourceClip], source: ProfileSource, threads: int) -> None:
     """Put a reference table of the held-out real clips into the file `out`, or print why it gets none."""
     profile = opened(source)
-    settings = Settings(profile=source.name, device=source.device, threads=threads, decode_isolation=False)
+    settings = Settings(
+        profile=source.name,
+        device=source.device,
+        threads=threads,
+        num_tracks=profile.num_tracks,  # whatever the environment says: a server of the default reads the table
+        decode_isolation=False,
+    )
     pipeline = Pipeline(profile, load_discriminators(profile, out, device=source.device), settings)
     try:
         save_reference(out, out.read_bytes(), reference_table(held_out, pipeline))

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from experiments.recipe.probe import LIMIT, STATISTICS, Probed, separation, still_statistics
 from protos.types import Clip
 from reward_server.capture.chain import Capture
+from reward_server.errors import BadRequest
 from reward_server.faults import with_fault
 from tests.media import texture
 
@@ -61,5 +62,5 @@ def test_chance_is_one_half() -> None:
 
 def test_one_side_or_one_source_is_refused() -> None:
     real = Probed(source="a", fault="", values=(0.0,) * len(STATISTICS))
-    with pytest.raises(ValueError, match="2 sources or more"):
+    with pytest.raises(BadRequest, match="2 sources or more, and got 2 clips of 1 sources"):
         separation([real, real])

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.recipe.acts import Stage
+from experiments.recipe.acts import Stage, roll
 from experiments.recipe.camera import CameraPath, random_path
 from experiments.recipe.gl import RenderingUnavailable, import_mujoco
 from experiments.recipe.render import render_all, scene_jobs
+from experiments.recipe.room import build_room
 from experiments.recipe.scenes import MAX_OVERLAP_M, Scene, film, render_scene, simulate
 from reward_server.data.manifest import clips_of
 
@@ -74,6 +75,24 @@ def test_a_falling_box_follows_half_g_t_squared(mujoco: Any) -> None:
     expected = points[None] + np.stack([np.zeros(10), drop_px], axis=1)[:, None]
     np.testing.assert_allclose(tracks, expected, atol=0.1)  # 1 ms steps fall 0.5 g t dt too far: under 0.06 px
     np.testing.assert_array_equal(visibility, expected[..., 1] < HEIGHT - 0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_balls_roll_without_slipping(mujoco: Any, seed: int) -> None:
+    stage = Stage(rng=np.random.default_rng(seed), num_materials=4)
+    roll(stage)
+    model = build_room(stage, None)
+    data = mujoco.MjData(model)
+    for name, velocity in stage.velocities.items():
+        first = model.joint(name).dofadr[0]
+        data.qvel[first : first + 6] = velocity
+    mujoco.mj_forward(model, data)
+    for name in stage.velocities:
+        body, moved = model.joint(name).bodyid[0], np.zeros(6)
+        mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_BODY, body, moved, 0)  # spin, then velocity
+        radius = model.geom_rbound[model.body(body).geomadr[0]]
+        slip = moved[3:] + np.cross(moved[:3], [0, 0, -radius])
+        assert np.linalg.norm(slip) < 0.01 * np.linalg.norm(moved[3:])  # the orientation is written in few digits
 
 
 def test_a_point_hides_exactly_while_a_pillar_covers_it(mujoco: Any) -> None:

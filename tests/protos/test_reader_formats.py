@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from protos.reader import Source, open_source, with_true_times
+from protos.reader import Source, UnreadableClip, open_source, with_true_times
 from tests import media, odd_files
 from tests.media import Frames
 from tests.odd_files import GOOD
@@ -39,6 +39,34 @@ def test_frames_without_display_times_come_in_the_order_of_the_decoder(form: str
     distances = np.abs(found[:, None].astype(np.int16) - FRAMES[None]).mean(axis=(2, 3, 4))
     assert distances.argmin(axis=1).tolist() == list(range(24))
     assert np.diff(source.times_s) == pytest.approx(1 / 12, abs=0.001)
+
+
+@pytest.mark.parametrize("form", ["matroska", "mpegts"])
+@pytest.mark.parametrize("share", [0.55, 0.7, 0.9])
+def test_of_a_cut_file_without_display_times_no_frame_is_missing_between_others(form: str, share: float) -> None:
+    frames = media.texture(60, step=4)
+    whole = odd_files.without_display_times(frames, form)
+    source, found = read(odd_files.cut(whole, share))
+    distances = np.abs(found[:, None].astype(np.int16) - frames[None]).mean(axis=(2, 3, 4))
+    assert distances.argmin(axis=1).tolist() == list(range(len(found)))
+    assert len(found) > 30 * share  # the first frame is the largest
+    assert [one.code for one in source.warnings] == ["truncated"]
+
+
+def test_two_equal_times_do_not_hide_that_display_times_are_missing() -> None:
+    frames = media.texture(60, step=4)
+    ticks = [7500 * (at if at < 30 else at - 1) for at in range(60)]
+    payload = odd_files.remuxed([odd_files.moved(frames)], "matroska", ticks)
+    _, found = read(payload)
+    assert len(found) >= 58
+
+
+def test_a_damaged_stream_without_display_times_is_refused() -> None:
+    whole = bytearray(odd_files.without_display_times(media.texture(60, step=4), "mpegts"))
+    at = len(whole) // 2
+    whole[at : at + 30] = bytes(30)
+    with pytest.raises(UnreadableClip, match="cut or damaged"):
+        read(bytes(whole))
 
 
 def test_a_tiny_clip_and_a_single_frame_are_read() -> None:

@@ -33,7 +33,7 @@ from reward_server.evaluation.report import Outputs
 from reward_server.evaluation.scoring import failed_outcome
 from reward_server.evaluation.sets import GENERATED, REAL, Case, separations, side_averages, side_dynamics
 from reward_server.settings import Settings
-from reward_server.stats import Interval, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc
+from reward_server.stats import Interval, Share, auc, auc_bootstrap, auc_delong, mean_bootstrap, roc, share_bootstrap
 from tests.media import texture, video
 from tests.plain_scorer import MODEL, PlainScorer
 from tests.running import open_doors, working
@@ -125,6 +125,15 @@ def test_an_interval_needs_two_clips_a_side():
     assert auc_bootstrap([1.0], [0.0, 2.0]) is None
     assert auc_delong([1.0, 2.0], [0.0]) is None
     assert mean_bootstrap([1.0]) is None
+
+
+def test_the_interval_of_a_share_counts_clips_by_their_pairs():
+    shares = [Share(right=16, pairs=16)] * 11 + [Share(right=8, pairs=16)] + [Share(right=0, pairs=1)] * 12
+    found = share_bootstrap(shares)
+    assert found is not None
+    assert found.low < (11 * 16 + 8) / (12 * 17) < found.high
+    assert found == share_bootstrap([*shares, Share(right=0, pairs=0)])
+    assert share_bootstrap([shares[0], Share(right=0, pairs=0)]) is None
 
 
 def test_mean_interval_has_the_width_of_the_standard_error():

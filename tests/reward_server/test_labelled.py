@@ -159,6 +159,13 @@ def test_balancing_leaves_the_same_ratio_at_every_rate():
     assert found == {7.5: [2, 2], 8.0: [2, 2]} and kept == balanced(rates, real)
 
 
+def test_a_rate_at_which_one_clip_is_too_much_is_left_out():
+    rates = [12.0, 12.0, *[8.0] * 108]
+    real = [True, False, *[True] * 99, *[False] * 9]
+    kept = balanced(rates, real)
+    assert {rates[k] for k in kept} == {8.0}
+
+
 def test_rates_that_cannot_be_balanced_are_refused():
     with pytest.raises(BadRequest, match=r"real clips have 7.5 .* generated ones 8.*leave out --matched"):
         balanced([7.5, 7.5, 8.0, 8.0], [True, True, False, False])
@@ -261,6 +268,27 @@ def test_the_command_reports_and_resumes(folder, monkeypatch, tmp_path):
     lines = scores.read_text().splitlines(keepends=True)
     scores.write_text("".join(lines[:3]) + lines[3][:20])  # as if the run had been killed while it wrote
     assert report() == (code, text) and len(plain.seen) == 5
+
+
+def test_a_corrected_label_counts_everywhere_without_scoring_again(folder, monkeypatch, tmp_path):
+    plain = PlainScorer()
+
+    @contextmanager
+    def opened(settings, server):
+        yield plain.scorer
+
+    monkeypatch.setattr(labelled, "open_scorer", opened)
+    outputs = Outputs(json=tmp_path / "a.json")
+    console = Console(file=io.StringIO())
+    labelled.run(folder, Settings(), work=tmp_path / "work", outputs=outputs, console=console)
+    rows = [entry(f"even{n}.mp4", "real", source=f"film{n}") for n in range(2)]
+    rows += [entry("jumpy0.mp4", "real", source="film2"), entry("jumpy1.mp4", "generated", "Jumper")]
+    write(folder, INDEX, rows)
+    labelled.run(folder, Settings(), work=tmp_path / "work", outputs=outputs, console=console)
+    told = json.loads(outputs.json.read_text())
+    assert len(plain.seen) == 4
+    assert [row["set"] for row in told["rows"]] == ["real", "real", "real", "generated"]
+    assert told["auc"][0]["num_real"] == sum(row["num"] for row in told["by_motion"]["curve"] if row["group"] == "real")
 
 
 def test_a_broken_clip_is_named_and_a_label_without_scores_is_refused(folder, monkeypatch, tmp_path):

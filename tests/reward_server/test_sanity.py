@@ -160,6 +160,7 @@ def test_a_clip_that_hardly_moves_gets_no_fault_that_only_holds_it(tmp_path):
     (ladder,) = climb(shots_of(tmp_path, "still"), PlainScorer().scorer, SETTINGS, faults=faults)
     assert {rung.fault for rung in ladder} == {REAL, "jittered"}
     assert num_still(ladder) == 1
+    assert num_still([*ladder, *(replace(rung, start_s=3.0) for rung in ladder)]) == 1
 
 
 def test_each_rung_is_filmed_again_on_its_own(clips):

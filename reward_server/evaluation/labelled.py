@@ -253,6 +253,7 @@ def _generator_table(rows: Sequence[Discrimination]) -> Table:
         ("generator",),
         ("clips", "sources", "all", "equal rate"),
     )
+    table.columns[0].no_wrap = False  # some names are long, and the figures must be read
     mine = [row for row in rows if row.value == REWARDS[0] and row.generator != EVERY]
     for name in dict.fromkeys(row.generator for row in mine):
         of_name = [row for row in mine if row.generator == name]

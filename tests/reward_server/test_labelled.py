@@ -23,6 +23,8 @@ from reward_server.settings import Settings
 from tests.media import texture, video
 from tests.plain_scorer import PlainScorer
 
+JUMPER = "AnimateDiff/ModelScope/VC, with and without Jumper"  # too long for a line beside its figures
+
 
 def write(folder: Path, name: str, rows: list[dict[str, object]]) -> None:
     with (folder / name).open("w", newline="") as file:
@@ -43,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"even{seed}.mp4").write_bytes(video(frames, fps=12))
         (tmp_path / f"jumpy{seed}.mp4").write_bytes(video(frames[np.random.default_rng(seed).permutation(16)], fps=12))
     rows = [entry(f"even{n}.mp4", "real", source=f"film{n}") | {"kind": ("faces", "")[n]} for n in range(2)]
-    rows += [{"kind": "faces"} | entry(f"jumpy{n}.mp4", "generated", "Jumper") for n in range(2)]
+    rows += [{"kind": "faces"} | entry(f"jumpy{n}.mp4", "generated", JUMPER) for n in range(2)]
     write(tmp_path, INDEX, rows)
     write(tmp_path, HUMAN, [{"path": row["path"], RATING: n} for row, n in zip(rows, (5, 4, 1, 2), strict=True)])
     write(tmp_path, PAIRS, [{"better": "even0.mp4", "worse": "jumpy0.mp4", "better_moves": "less"}])
@@ -262,7 +264,7 @@ def test_the_command_reports_and_resumes(folder, monkeypatch, tmp_path):
     with Image.open(tmp_path / "out" / "validity.png") as picture:
         assert min(picture.size) > 300
     with outputs.csv.open() as file:
-        assert [row["generator"] for row in csv.DictReader(file)] == ["", "", "Jumper", "Jumper"]
+        assert [row["generator"] for row in csv.DictReader(file)] == ["", "", JUMPER, JUMPER]
 
     scores = tmp_path / "work" / labelled.SCORED
     lines = scores.read_text().splitlines(keepends=True)
@@ -282,7 +284,7 @@ def test_a_corrected_label_counts_everywhere_without_scoring_again(folder, monke
     console = Console(file=io.StringIO())
     labelled.run(folder, Settings(), work=tmp_path / "work", outputs=outputs, console=console)
     rows = [entry(f"even{n}.mp4", "real", source=f"film{n}") for n in range(2)]
-    rows += [entry("jumpy0.mp4", "real", source="film2"), entry("jumpy1.mp4", "generated", "Jumper")]
+    rows += [entry("jumpy0.mp4", "real", source="film2"), entry("jumpy1.mp4", "generated", JUMPER)]
     write(folder, INDEX, rows)
     labelled.run(folder, Settings(), work=tmp_path / "work", outputs=outputs, console=console)
     told = json.loads(outputs.json.read_text())

@@ -2,7 +2,7 @@
 
 The discriminators learnt this from few scenes, and miss it in others. Two plain statistics of the tracks know it
 everywhere. The term is never above 0: smoothness earns nothing, because a held picture, a glide and a slow clip are
-smooth too. Its numbers were fitted on real clips and their faulty twins after the capture chain (docs/benchmarks.md).
+smooth too. Its numbers were fitted on real clips and their faulty twins after the capture chain (docs/tries.md).
 
 Legend: T frames, N tracks, Q statistics.
 """

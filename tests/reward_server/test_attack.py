@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from protos.types import Clip, Logits, Outcome, Submission
+from protos.types import Clip, Logits
 from reward_server.data.shots import Shot
 from reward_server.errors import BadRequest, DeadlinePassed, NotReady, error_outcome
 from reward_server.evaluation import attack as command
@@ -232,12 +232,9 @@ def test_a_second_run_scores_nothing_again(folder, tmp_path):
 
 def test_a_clip_with_copies_that_failed_is_attacked_again(folder, tmp_path, monkeypatch):
     plain, kept = PlainScorer(), tmp_path / command.FINISHED
-
-    def failing(submission: Submission) -> Outcome:
-        return error_outcome("", DeadlinePassed("too slow"), submission.context)
-
-    with monkeypatch.context() as broken_server:
-        broken_server.setattr(PlainScorer, "_outcome", lambda self, submission: failing(submission))
+    late = DeadlinePassed("too slow")
+    with monkeypatch.context() as busy:
+        busy.setattr(PlainScorer, "_outcome", lambda self, sent: error_outcome("", late, sent.context))
         lost = attacked(folder / "moving0.mkv", plain, KeptResults(kept))
     assert math.isnan(lost.real) and lost.outcomes == {"deadline_passed": SUITE}
     again = attacked(folder / "moving0.mkv", plain, KeptResults(kept))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from reward_server.data.labelled import HUMAN, INDEX, PAIRS, RATING, JudgedPair,
 from reward_server.errors import BadRequest
 from reward_server.evaluation import labelled, validity
 from reward_server.evaluation.report import Outputs
+from reward_server.evaluation.scoring import RewardSource
 from reward_server.evaluation.strata import balanced, paired_auc, rate_groups
 from reward_server.evaluation.validity import Judged, partial_spearman, spearman, within_spearman
 from reward_server.settings import Settings
@@ -232,14 +234,20 @@ def test_the_amount_is_correlated_only_among_clips_that_move():
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_the_command_reports_and_resumes(folder, monkeypatch, tmp_path):
-    plain = PlainScorer()
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> PlainScorer:
+    """The scorer that the command opens."""
+    scorer = PlainScorer()
 
     @contextmanager
-    def opened(settings, server):
-        yield plain.scorer
+    def opened(settings: Settings, server: str | None) -> Iterator[RewardSource]:
+        yield scorer.scorer
 
     monkeypatch.setattr(labelled, "open_scorer", opened)
+    return scorer
+
+
+def test_the_command_reports_and_resumes(folder, plain, tmp_path):
     outputs = Outputs(json=tmp_path / "out" / "a.json", csv=tmp_path / "out" / "a.csv", plots=tmp_path / "out")
 
     def report() -> tuple[int, str]:
@@ -272,14 +280,7 @@ def test_the_command_reports_and_resumes(folder, monkeypatch, tmp_path):
     assert report() == (code, text) and len(plain.seen) == 5
 
 
-def test_a_corrected_label_counts_everywhere_without_scoring_again(folder, monkeypatch, tmp_path):
-    plain = PlainScorer()
-
-    @contextmanager
-    def opened(settings, server):
-        yield plain.scorer
-
-    monkeypatch.setattr(labelled, "open_scorer", opened)
+def test_a_corrected_label_counts_everywhere_without_scoring_again(folder, plain, tmp_path):
     outputs = Outputs(json=tmp_path / "a.json")
     console = Console(file=io.StringIO())
     labelled.run(folder, Settings(), work=tmp_path / "work", outputs=outputs, console=console)
@@ -293,12 +294,7 @@ def test_a_corrected_label_counts_everywhere_without_scoring_again(folder, monke
     assert told["auc"][0]["num_real"] == sum(row["num"] for row in told["by_motion"]["curve"] if row["group"] == "real")
 
 
-def test_a_broken_clip_is_named_and_a_label_without_scores_is_refused(folder, monkeypatch, tmp_path):
-    @contextmanager
-    def opened(settings, server):
-        yield PlainScorer().scorer
-
-    monkeypatch.setattr(labelled, "open_scorer", opened)
+def test_a_broken_clip_is_named_and_a_label_without_scores_is_refused(folder, plain, tmp_path):
     (folder / "jumpy0.mp4").write_text("no video")
     text, outputs = io.StringIO(), Outputs(html=tmp_path / "a.html")
     run = lambda: labelled.run(  # noqa: E731

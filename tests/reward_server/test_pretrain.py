@@ -24,9 +24,11 @@ from reward_server.data.shots import Shot, find_clips
 from reward_server.decoding.sampling import Sampling
 from reward_server.errors import BadRequest, UnreadableClip
 from reward_server.pipeline import Pipeline
+from reward_server.profiles.discriminators import SHIPPED
 from reward_server.profiles.embedded import EmbeddedProfile
 from reward_server.settings import Settings
 from reward_server.training import discriminator_trainer
+from reward_server.training import pretrain as pretraining
 from reward_server.training.discriminator_trainer import (
     DiscriminatorTrainer,
     HeldOut,
@@ -35,6 +37,7 @@ from reward_server.training.discriminator_trainer import (
 )
 from reward_server.training.examples import split_by_source, views_of
 from reward_server.training.feature_cache import FeatureCache, Sample
+from reward_server.training.jobs import ProfileSource
 from reward_server.training.losses import adversarial_bce, amount_slope, logit_penalty, pair_bce, view_loss, with_noise
 from reward_server.training.pretrain import pretrain
 from reward_server.training.pretrain_config import Restraint
@@ -247,6 +250,22 @@ def test_a_run_with_other_settings_is_not_resumed(cache: FeatureCache, tmp_path:
     other = dataclasses.replace(TINY, learning_rate=1e-4)
     with pytest.raises(BadRequest, match="other clips or settings"):
         DiscriminatorTrainer("long_term", PROFILE, cache, other, tmp_path).train(views[:3], views[3:])
+
+
+def test_the_reference_table_has_the_tracks_of_the_profile_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "heads.safetensors", list[int]()
+    out.write_bytes(SHIPPED["embedded"].read_bytes())
+
+    def table(clips: list[object], pipeline: Pipeline) -> bytes:
+        seen.append(pipeline.model.input.num_tracks)
+        raise BadRequest("too few clips")
+
+    monkeypatch.setattr(pretraining, "reference_table", table)
+    monkeypatch.setenv("MOTION_REWARD_NUM_TRACKS", "64")
+    pretraining._add_reference(out, [], ProfileSource(name="embedded"), 1)
+    assert seen == [PROFILE.num_tracks]
 
 
 def test_held_out_pairs_and_the_loss_are_of_clips_of_one_scene(

@@ -94,8 +94,8 @@ def balanced(rates: Sequence[float], real: Sequence[bool], seed: int = 0) -> lis
     """Positions of the clips to keep so that the rate says nothing about the side.
 
     In every group of equal rates the kept real and generated clips have the same ratio, to the nearest clip, and groups
-    too small for it are left out; which surplus clips are left
-    out is drawn by `seed`. Raises BadRequest if too few clips have a rate in common.
+    too small for it are left out; which surplus clips are left out is drawn by `seed`. Raises BadRequest if too few
+    clips have a rate in common.
     """
     groups, sides = rate_groups(rates), np.asarray(real, bool)
     counts = {g: (int((sides & (groups == g)).sum()), int((~sides & (groups == g)).sum())) for g in np.unique(groups)}
